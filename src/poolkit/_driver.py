@@ -1,0 +1,121 @@
+"""The driver protocol: what poolkit asks of a library, and how a driver is found by URL.
+
+A driver is a small object with six methods, each of whose docstrings below is its contract, and
+any of the optional ones below, discovered by presence. It is structural: nothing has to be inherited,
+though inheriting from `Driver` lets a type checker point at what is missing.
+
+All coroutines of one connection run strictly one at a time, each in a task that the pool owns and
+under a time limit of its own. `reset`, `ping` and `close` that outlast their limit are cancelled
+and the connection is terminated.
+
+Optional methods, looked up once when the pool is made:
+
+``revoke(c)``
+    Sync. Called at every release, before anything else: objects made from ``c`` (statements,
+    cursors, transactions, generators) are dead from now on. Without it a connection on which such
+    an object was made is retired.
+``is_clean(c) -> bool``
+    Sync, no I/O. True only if ``c`` is fit for the next user as it is; then release needs no job.
+    Never asked when an operation may still be in flight or objects were made from ``c``.
+``watch(c, dead)``
+    Call ``dead()`` (from any thread) when the library learns by itself that ``c`` has died.
+``classify(exc) -> Verdict``
+    What an error says about this connection, about the others and about connecting.
+``transaction(c, **settings)``
+    An async context manager: begin; commit, or roll back on an exception. After a cancellation it
+    is dropped without being left, so it must be a class: an async generator would be finalised at
+    some later time, and roll back under somebody else.
+``check_options(options)``
+    Sync. Raise `PoolConfigError` for pool options that this driver cannot work with; asked when the
+    pool is made and at every resize.
+``name``
+    An attribute: the pool's name unless it is given one, as ``host:port/database``; no secrets.
+``view``
+    An attribute: base classes for the view class, so that it passes the library's own
+    ``isinstance`` checks where ``__class__`` alone does not.
+"""
+
+from __future__ import annotations
+
+import enum
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Protocol
+
+from typing_extensions import TypeVar
+
+from poolkit._errors import PoolConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+C = TypeVar("C", default=Any)
+
+
+class Verdict(enum.Enum):
+    """What an error means for the connection it came from, for the others, and for connecting."""
+
+    OK = "only the statement failed"
+    SUSPECT = "this connection is terminated"
+    DEAD = "this connection is gone"
+    SERVER_GONE = "this connection is gone and the idle ones are suspect"
+    STALE = "the server's role changed: every connection is renewed"
+    TRANSIENT = "connecting failed; later it may succeed"
+    FATAL = "connecting failed; it will fail again until somebody mends it"
+
+
+class Driver(Protocol[C]):
+    """How poolkit opens, checks, cleans and closes the connections of one library."""
+
+    async def connect(self) -> C:
+        """Return a fresh connection. Must not leak one if cancelled; raises the library's error."""
+        ...
+
+    def is_dead(self, c: C, /) -> bool:
+        """Tell without I/O, and without raising: True is proof of death, False proves nothing."""
+        ...
+
+    async def reset(self, c: C, /) -> str | None:
+        """Make ``c`` fit for its next user.
+
+        Returning says that ``c`` is clean and idle, and that the driver has verified it. A string
+        names what the last user had left behind (``"an open transaction"``); the pool logs it, once
+        per place in the user's code. Raising has the pool terminate ``c``.
+        """
+        ...
+
+    async def ping(self, c: C, /) -> None:
+        """One round trip, or raise."""
+        ...
+
+    async def close(self, c: C, /) -> None:
+        """Close gracefully. May raise; a second call is harmless."""
+        ...
+
+    def terminate(self, c: C, /) -> None:
+        """Close at once: sync, idempotent, never raises, never blocks.
+
+        May be called at any time from the loop's thread, also while another method is pending.
+        """
+        ...
+
+
+def load_driver(url: str, scheme: str) -> Driver[Any]:
+    """Return the driver that serves the URL's scheme, found by entry point (``poolkit.drivers``).
+
+    Raises `PoolConfigError` for a scheme nobody serves, or when its library is not installed.
+    """
+    found = {entry.name: entry for entry in metadata.entry_points(group="poolkit.drivers")}
+    if scheme not in found:
+        known = ", ".join(sorted(found))
+        raise PoolConfigError(
+            f"no driver serves the URL scheme {scheme!r}; the installed drivers serve: {known}"
+        )
+    from_url: Callable[[str], Driver[Any]] = found[scheme].load()
+    return from_url(url)
+
+
+def missing_extra(extra: str, error: ImportError) -> PoolConfigError:
+    """Return the error for a library that is not installed, naming the command that mends it."""
+    return PoolConfigError(
+        f"{error.name or extra} is not installed; run: pip install 'poolkit[{extra}]'"
+    )

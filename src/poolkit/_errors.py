@@ -1,0 +1,79 @@
+"""Everything poolkit raises on purpose.
+
+::
+
+    PoolError
+    ├── PoolUnavailable            no connection to be had: one `except` for all of these
+    │   ├── PoolTimeout            (also a TimeoutError) the deadline of an acquire has passed
+    │   ├── PoolBusy               the queue is full, or overload is being shed
+    │   └── ConnectFailed          the database refused; the driver's error is the __cause__
+    ├── PoolDeadlock               every holder is itself waiting on this pool: a bug, not a shortage
+    ├── PoolClosed                 the pool is not open
+    ├── NotLeased                  double release, wrong pool, use after release
+    ├── WrongLoop                  used from another event loop, or after a fork
+    └── PoolConfigError            (also a ValueError) an option, URL or extra is wrong
+
+A message carries the numbers, the phase, the cause and the remedy, and never a password.
+"""
+
+from __future__ import annotations
+
+
+class PoolError(Exception):
+    """The base of every error that poolkit itself raises."""
+
+    __module__ = "poolkit"
+
+
+class PoolUnavailable(PoolError):
+    """No connection is to be had right now; trying again later may help."""
+
+    __module__ = "poolkit"
+
+
+class PoolTimeout(PoolUnavailable, TimeoutError):
+    """No connection came before the deadline; the message says what the pool was doing."""
+
+    __module__ = "poolkit"
+
+
+class PoolBusy(PoolUnavailable):
+    """Refused at once, because too many are waiting already."""
+
+    __module__ = "poolkit"
+
+
+class ConnectFailed(PoolUnavailable):
+    """The database could not be reached; the driver's own error is the ``__cause__``."""
+
+    __module__ = "poolkit"
+
+
+class PoolDeadlock(PoolError):
+    """Every connection is held by a task that is itself waiting for one."""
+
+    __module__ = "poolkit"
+
+
+class PoolClosed(PoolError):
+    """The pool is not open: not yet, no longer, or its event loop has ended."""
+
+    __module__ = "poolkit"
+
+
+class NotLeased(PoolError):
+    """This handle holds no connection (any more): released before, or not of this pool."""
+
+    __module__ = "poolkit"
+
+
+class WrongLoop(PoolError):
+    """The pool belongs to another event loop, or to the process this one was forked from."""
+
+    __module__ = "poolkit"
+
+
+class PoolConfigError(PoolError, ValueError):
+    """An option, a URL or an installation is wrong; the message names the value and the remedy."""
+
+    __module__ = "poolkit"

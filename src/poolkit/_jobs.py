@@ -1,0 +1,232 @@
+"""The workers: driver calls, each in a task the pool owns and under its own time limit.
+
+A job never raises: whatever happens is an outcome, told to the book. It is not shielded either: no
+caller can cancel it, and the end of the run must be able to. Idle workers are parked, because
+waking one costs a third of what starting a task costs; a job that hangs keeps its worker and no
+other, since there are never more jobs than slots.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from poolkit._driver import Verdict
+from poolkit._lease import describe_place, view_class
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from anyio.abc import TaskGroup
+
+    from poolkit._driver import Driver
+    from poolkit._runtime import Runtime
+    from poolkit._state import Job, PoolState, Slot
+
+logger = logging.getLogger("poolkit")
+
+
+class _Worker:
+    """A parked task, or one at work."""
+
+    __slots__ = ("job", "parking")
+
+    def __init__(self, job: tuple[Job, Slot] | None) -> None:
+        self.job = job
+        self.parking: Any = None
+
+
+class Workers:
+    """The tasks that run the jobs of one life of a pool, from `open` to `aclose`."""
+
+    def __init__(
+        self,
+        book: PoolState,
+        driver: Driver[Any],
+        runtime: Runtime,
+        settle: Callable[[], None],
+        found_dead: Callable[[Slot], None],
+    ) -> None:
+        self._book = book
+        self._driver = driver
+        self._runtime = runtime
+        self._settle = settle
+        self._found_dead = found_dead
+        self._classify: Callable[[BaseException], Verdict] | None = getattr(
+            driver, "classify", None
+        )
+        self._group: TaskGroup | None = None
+        self._parked: list[_Worker] = []
+        self._connects: dict[Slot, anyio.CancelScope] = {}
+        self._told: set[tuple[str, str]] = set()
+
+    def begin(self, group: TaskGroup) -> None:
+        """Work from now on as children of this group."""
+        self._group = group
+        self.work()
+
+    def work(self) -> None:
+        """See to it that every job owed is taken up."""
+        jobs = self._book.jobs
+        while jobs and self._group is not None:
+            job = jobs.popleft()
+            if self._parked:
+                worker = self._parked.pop()
+                worker.job = job
+                self._runtime.unpark(worker.parking)
+            else:
+                self._runtime.spawn(self._group, self._run, _Worker(job))
+
+    def abort_connects(self) -> None:
+        """Cancel the connects under way: nobody wants them any more."""
+        for scope in self._connects.values():
+            scope.cancel()
+
+    async def _run(self, worker: _Worker) -> None:
+        run = {
+            "connect": self._connect,
+            "ping": self._ping,
+            "reset": self._reset,
+            "close": self._close,
+        }
+        while True:
+            if worker.job is None:
+                await self._runtime.park(worker.parking)
+            assert worker.job is not None
+            job, slot = worker.job
+            worker.job = None
+            await run[job](slot)
+            # Parked before the outcome is settled, so that what is owed next needs no new worker.
+            worker.parking = self._runtime.create_parking()
+            self._parked.append(worker)
+            self._settle()
+
+    # -- the four jobs ---------------------------------------------------------------------------
+
+    async def _connect(self, slot: Slot) -> None:
+        options = self._book.options
+        connection: Any = None
+        error: BaseException | None = None
+        scope = anyio.move_on_after(options.connect_timeout)
+        self._connects[slot] = scope
+        try:
+            with scope:
+                try:
+                    connection = await self._driver.connect()
+                    if options.on_connect is not None:
+                        await options.on_connect(connection)
+                except Exception as exc:
+                    error = exc
+            if scope.cancelled_caught:
+                error = TimeoutError(f"connecting took longer than {options.connect_timeout} s")
+            if error is None:
+                self._welcome(slot, connection)
+        except BaseException as exc:
+            error = exc
+            raise
+        finally:
+            del self._connects[slot]
+            if error is not None:
+                if connection is not None:
+                    terminate(self._driver, connection)
+                verdict = self._verdict(error)
+                if scope.cancelled_caught:
+                    verdict = Verdict.TRANSIENT
+                self._book.connect_failed(slot, error, verdict, self._runtime.now())
+
+    def _welcome(self, slot: Slot, connection: Any) -> None:
+        slot.view = view_class(type(connection), getattr(self._driver, "view", ()))
+        watch = getattr(self._driver, "watch", None)
+        if watch is not None:
+            watch(connection, functools.partial(self._found_dead, slot))
+        self._book.connected(slot, connection, self._runtime.now())
+
+    async def _ping(self, slot: Slot) -> None:
+        error = await self._attempt(
+            slot, self._driver.ping(slot.connection), self._book.options.ping_timeout
+        )
+        if error is None:
+            self._book.pinged(slot, self._runtime.now())
+
+    async def _reset(self, slot: Slot) -> None:
+        note: list[str | None] = []
+
+        async def reset() -> None:
+            note.append(await self._driver.reset(slot.connection))
+
+        error = await self._attempt(slot, reset(), self._book.options.reset_timeout)
+        if error is None:
+            if note[0] and not slot.cancelled:
+                self._tell_once(note[0], describe_place(slot.holder))
+            self._book.was_reset(slot, self._runtime.now())
+
+    async def _attempt(
+        self, slot: Slot, call: Awaitable[None], limit: float | None
+    ) -> BaseException | None:
+        """Await a ping or a reset; return what it died of, having told the book."""
+        error: BaseException | None = None
+        with_limit = anyio.move_on_after(limit)
+        try:
+            with with_limit:
+                try:
+                    await call
+                except Exception as exc:
+                    error = exc
+        except BaseException as exc:
+            error = exc
+            raise
+        finally:
+            if with_limit.cancelled_caught:
+                error = TimeoutError(f"no answer within {limit} s")
+            if error is not None:
+                logger.debug("terminating a connection: %r", error)
+                suspect = with_limit.cancelled_caught or (
+                    self._verdict(error) is Verdict.SERVER_GONE
+                )
+                self._book.recycle_failed(slot, self._runtime.now(), suspect_others=suspect)
+        return error
+
+    async def _close(self, slot: Slot) -> None:
+        options = self._book.options
+        connection = slot.connection
+        finished = False
+        try:
+            with anyio.move_on_after(options.close_timeout):
+                if options.on_close is not None:
+                    with contextlib.suppress(Exception):
+                        await options.on_close(connection)
+                await self._driver.close(connection)
+                finished = True
+        except Exception as exc:
+            logger.debug("closing a connection failed: %r", exc)
+        finally:
+            if not finished:
+                terminate(self._driver, connection)
+            self._book.closed(slot, self._runtime.now())
+
+    # -- helpers ---------------------------------------------------------------------------------
+
+    def _verdict(self, error: BaseException) -> Verdict | None:
+        return self._classify(error) if self._classify and isinstance(error, Exception) else None
+
+    def _tell_once(self, note: str, place: str) -> None:
+        if (note, place) not in self._told:
+            self._told.add((note, place))
+            logger.warning(
+                "%s was left behind by the lease acquired at %s; it has been undone "
+                "(said once per place)",
+                note,
+                place,
+            )
+
+
+def terminate(driver: Driver[Any], connection: Any) -> None:
+    """Terminate a connection; a driver that breaks its promise not to raise is reported."""
+    try:
+        driver.terminate(connection)
+    except Exception:
+        logger.exception("%s.terminate raised", type(driver).__name__)

@@ -1,0 +1,428 @@
+"""What `acquire` returns, and the view: a handle on a connection that dies with its lease.
+
+A view is valid while its turn is the slot's turn; release moves the slot's turn on, first of all.
+Everything else is forwarded to the connection, both ways, and noted on the slot: that something was
+done (*touched*), that an operation is under way (*busy*: a child task may run one), that one was
+cancelled, and that an object was made from the connection (*derived*). The release decides by these.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import types
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn
+
+import anyio
+
+from poolkit._driver import C
+from poolkit._errors import NotLeased, PoolConfigError, PoolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Generator
+
+    from poolkit._pool import Pool
+    from poolkit._state import Slot
+
+
+class Lease(Generic[C]):
+    """The right to use a connection: enter it with ``async with``, or await it and release.
+
+    One that is never awaited owns nothing.
+    """
+
+    __slots__ = ("_code", "_lasti", "_pool", "_timeout", "_view")
+
+    def __init__(
+        self, pool: Pool[C], timeout: float | None, code: types.CodeType, lasti: int
+    ) -> None:
+        self._pool = pool
+        self._timeout = timeout
+        self._code = code
+        self._lasti = lasti
+        self._view: Any = None
+
+    def __await__(self) -> Generator[Any, Any, C]:
+        """Acquire; the connection is the caller's until `Pool.release`."""
+        return self._acquire().__await__()
+
+    async def _acquire(self) -> C:
+        pool = self._pool
+        view: C | None = pool._lease_now(self)
+        return await pool._lease_later(self) if view is None else view
+
+    async def __aenter__(self) -> C:
+        """Acquire; the connection is the caller's until the end of the block."""
+        if self._view is not None:
+            raise PoolError("this acquire() is entered already: call acquire() once per block")
+        pool = self._pool
+        view: C | None = pool._lease_now(self)
+        if view is None:
+            view = await pool._lease_later(self)
+        # Held here as well, so that a block without `as` does not drop its connection.
+        self._view = view
+        return view
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        """Give the connection back; nothing is awaited. Released inside already: nothing to do."""
+        view, self._view = self._view, None
+        slot = view._poolkit_slot
+        if view._poolkit_turn == slot.turn:
+            self._pool._give_back(view, slot, self, error)
+
+
+class Released:
+    """What release returns: finished already, and may be awaited."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        """Return at once."""
+        return
+        yield
+
+
+RELEASED: Final = Released()
+
+
+# -- places --------------------------------------------------------------------------------------
+
+
+def describe_place(holder: tuple[Any, types.CodeType, int] | None) -> str:
+    """Return ``file:line in function`` for where a lease was acquired."""
+    return "an unknown place" if holder is None else _place(holder[1], holder[2])
+
+
+def describe_task(holder: tuple[Any, types.CodeType, int]) -> str:
+    """Return the name of the task that acquired a lease."""
+    task = holder[0]() if holder[0] is not None else None
+    if task is None:
+        return "a task that has ended"
+    name: str = task.get_name() if hasattr(task, "get_name") else task.name
+    return name
+
+
+def _place(code: types.CodeType, lasti: int) -> str:
+    # Lines are looked up only when somebody wants to read them: that is what made it cheap to note.
+    lines = [start for start, *_ in code.co_positions()]
+    line = lines[lasti // 2] if lasti // 2 < len(lines) else code.co_firstlineno
+    return f"{code.co_filename}:{line} in {code.co_qualname}"
+
+
+# -- the view ------------------------------------------------------------------------------------
+
+
+class Handle:
+    """A view in the making: its attributes can still be set like any other's."""
+
+    __slots__ = ("__weakref__", "_poolkit_pool", "_poolkit_slot", "_poolkit_turn")
+
+    _poolkit_pool: Pool[Any]
+    _poolkit_slot: Slot
+    #: While leased, the slot's turn; afterwards where it was released: a code and an offset in it.
+    _poolkit_turn: Any
+
+
+def make_view(pool: Pool[Any], slot: Slot) -> Any:
+    """Return a new view of a leased connection."""
+    view: Any = Handle()
+    view._poolkit_pool = pool
+    view._poolkit_slot = slot
+    view._poolkit_turn = slot.turn
+    # A view forwards assignments, so it becomes one last: half the cost of three descriptor calls.
+    view.__class__ = slot.view
+    return view
+
+
+set_turn: Final[Callable[[Any, Any], None]] = Handle._poolkit_turn.__set__  # type: ignore[attr-defined]  # a slot descriptor
+
+
+def leased_slot(view: Any, name: str = "") -> Slot:
+    """Return the slot of a view that is still leased; raise `NotLeased` otherwise."""
+    if not issubclass(type(view), _View):
+        raise NotLeased(
+            f"{type(view).__name__!r} object was not acquired from a pool: pass what acquire() gave"
+        )
+    slot: Slot = view._poolkit_slot
+    if slot.turn != view._poolkit_turn:
+        _refuse(view, name)
+    return slot
+
+
+def _refuse(view: Any, name: str) -> NoReturn:
+    turn = view._poolkit_turn
+    pool = view._poolkit_pool.name
+    what = f".{name}: this" if name else "this"
+    if isinstance(turn, Lease):
+        where = f"released at the end of the block entered at {_place(turn._code, turn._lasti)}"
+    elif isinstance(turn, tuple):
+        where = f"released at {_place(*turn)}"
+    else:
+        where = "taken back when the pool was closed"
+    raise NotLeased(f"{what} connection of pool {pool!r} is no longer leased: it was {where}")
+
+
+class _View(Handle):
+    """What all views share; `view_class` adds the methods of one connection type."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        slot = leased_slot(self, name)
+        slot.touched = True
+        value = getattr(slot.connection, name)
+        if callable(value) or _is_attached(type(value)):
+            slot.derived = True
+        return value
+
+    def __setattr__(self, name: str, value: object) -> None:
+        slot = leased_slot(self, name)
+        slot.touched = True
+        setattr(slot.connection, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        slot = leased_slot(self, name)
+        slot.touched = True
+        delattr(slot.connection, name)
+
+    def __dir__(self) -> list[str]:
+        return dir(leased_slot(self).connection)
+
+    def __repr__(self) -> str:
+        slot = self._poolkit_slot
+        pool = self._poolkit_pool.name
+        if slot.turn != self._poolkit_turn:
+            return f"<released connection of pool {pool!r}>"
+        return f"<{slot.connection!r} leased from pool {pool!r}>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a leased connection cannot be copied or pickled: acquire another one")
+
+    def __copy__(self) -> NoReturn:
+        self.__reduce_ex__(2)
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        self.__reduce_ex__(2)
+
+    def __del__(self) -> None:
+        slot = self._poolkit_slot
+        if slot.turn == self._poolkit_turn:
+            # Collected anywhere, in the middle of any line, in any thread: only leave a note.
+            self._poolkit_pool._dropped(slot, slot.turn)
+
+
+#: Special methods that say what a view is, rather than what its connection does.
+_OWN: Final = frozenset(
+    {"__class__", "__del__", "__eq__", "__hash__", "__init__", "__new__", "__subclasshook__"}
+    | {"__getattr__", "__getattribute__", "__setattr__", "__delattr__", "__dir__", "__dict__"}
+    | {"__init_subclass__", "__class_getitem__", "__repr__", "__sizeof__", "__getstate__"}
+    | {"__setstate__", "__reduce__", "__reduce_ex__", "__copy__", "__deepcopy__", "__slots__"}
+    | {"__doc__", "__module__", "__weakref__", "__annotations__", "__orig_bases__"}
+)
+
+
+@functools.cache
+def view_class(kind: type, bases: tuple[type, ...] = ()) -> type:
+    """Return the view class for one type of connection: made once.
+
+    ``bases`` are empty classes (no slots, no attributes) that make the library's own ``isinstance``
+    checks pass.
+    """
+    members: dict[str, Any] = {
+        "__slots__": (),
+        "__class__": property(lambda _: kind),
+        "__doc__": f"A `{kind.__qualname__}`, until it is given back.",
+    }
+    for name in dir(kind):
+        special = name.startswith("__") and name.endswith("__")
+        if name in _OWN or (special and hasattr(object, name)):
+            continue
+        value = inspect.getattr_static(kind, name)
+        if inspect.isroutine(value) and not isinstance(value, (staticmethod, classmethod)):
+            members[name] = _Method(name, value)
+    return type(f"{kind.__name__}View", (_View, *bases), members)
+
+
+class _Method:
+    """A forwarded method: asking a dead view for it is an error already."""
+
+    __slots__ = ("_call", "_name")
+
+    def __init__(self, name: str, function: Any) -> None:
+        self._name = name
+        self._call = (_async_call if inspect.iscoroutinefunction(function) else _call)(name)
+        self._call.__doc__ = function.__doc__
+
+    def __get__(self, view: Any, owner: type) -> Any:
+        if view is None:
+            return self
+        if view._poolkit_slot.turn != view._poolkit_turn:
+            _refuse(view, self._name)
+        return types.MethodType(self._call, view)
+
+
+def _call(name: str) -> Callable[..., Any]:
+    def call(view: Any, /, *args: Any, **kwargs: Any) -> Any:
+        slot = leased_slot(view, name)
+        slot.touched = True
+        result = getattr(slot.connection, name)(*args, **kwargs)
+        if type(result) is types.CoroutineType:
+            return watched(slot, result)
+        if _is_attached(type(result)):
+            slot.derived = True
+        return result
+
+    return _named(call, name)
+
+
+def _async_call(name: str) -> Callable[..., Any]:
+    async def call(view: Any, /, *args: Any, **kwargs: Any) -> Any:
+        slot = leased_slot(view, name)
+        slot.touched = True
+        return await watched(slot, getattr(slot.connection, name)(*args, **kwargs))
+
+    return _named(call, name)
+
+
+def _named(call: Callable[..., Any], name: str) -> Callable[..., Any]:
+    call.__name__ = call.__qualname__ = name
+    return call
+
+
+async def watched(slot: Slot, operation: Coroutine[Any, Any, Any]) -> Any:
+    """Await an operation on a leased connection, noting on the slot how it goes."""
+    turn = slot.turn
+    slot.busy += 1
+    try:
+        result = await operation
+    except BaseException as error:
+        if slot.turn == turn and not isinstance(error, Exception):
+            slot.cancelled = True
+        raise
+    finally:
+        if slot.turn == turn:
+            slot.busy -= 1
+    if slot.turn == turn and _is_attached(type(result)):
+        slot.derived = True
+    return result
+
+
+@functools.cache
+def _is_attached(kind: type) -> bool:
+    """Tell whether such an object may act on the connection it came from, or is merely data.
+
+    Cursors, statements, transactions and generators have asynchronous methods, or are iterators.
+    """
+    if any(
+        hasattr(kind, name)
+        for name in ("__await__", "__aenter__", "__aiter__", "__anext__", "__next__")
+    ):
+        return True
+    return any(
+        inspect.iscoroutinefunction(inspect.getattr_static(kind, name, None)) for name in dir(kind)
+    )
+
+
+# -- transactions --------------------------------------------------------------------------------
+
+
+class Transaction(Generic[C]):
+    """A transaction of the library's own kind, around a block.
+
+    Commits at the end. After an ordinary exception the ROLLBACK is awaited, under
+    ``reset_timeout``, so that a retry elsewhere does not meet our locks. After a cancellation
+    nothing is awaited: the connection is rolled back by a reset before its next use.
+    """
+
+    __slots__ = ("_lease", "_manager", "_settings", "_slot", "_turn", "_view")
+
+    def __init__(self, lease: Lease[C] | None, view: Any, settings: dict[str, Any]) -> None:
+        self._lease = lease
+        self._view = view
+        self._settings = settings
+
+    async def __aenter__(self) -> C:
+        """Acquire the connection, unless it was given, and begin."""
+        if self._lease is None:
+            await self._begin()
+        else:
+            self._view = await self._lease.__aenter__()
+            try:
+                await self._begin()
+            except BaseException as error:
+                await self._lease.__aexit__(type(error), error, None)
+                raise
+        view: C = self._view
+        return view
+
+    async def _begin(self) -> None:
+        slot = leased_slot(self._view)
+        driver = self._view._poolkit_pool._driver
+        if not hasattr(driver, "transaction"):
+            raise PoolConfigError(
+                f"{type(driver).__name__} has no transactions: begin and commit by statements"
+            )
+        slot.touched = True
+        self._slot, self._turn = slot, slot.turn
+        self._manager = driver.transaction(slot.connection, **self._settings)
+        await watched(slot, self._manager.__aenter__())
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        """Commit or roll back, then give back what was acquired here."""
+        try:
+            if self._slot.turn != self._turn:
+                if error is None:  # released inside the block, hence rolled back: say so
+                    leased_slot(self._view)
+            elif error is None:
+                await watched(self._slot, self._manager.__aexit__(None, None, None))
+            elif isinstance(error, Exception):
+                await self._roll_back(error)
+            else:
+                self._slot.cancelled = True
+        except BaseException as failure:
+            error = error or failure
+            raise
+        finally:
+            if self._lease is not None:
+                await self._lease.__aexit__(None, error, None)
+
+    async def _roll_back(self, error: Exception) -> None:
+        limit = self._view._poolkit_pool._book.options.reset_timeout
+        rolled_back = False
+        try:
+            with anyio.move_on_after(limit):
+                leave = self._manager.__aexit__(type(error), error, error.__traceback__)
+                await watched(self._slot, leave)
+                rolled_back = True
+        except Exception as failure:
+            # The caller's own error is the one to see; the reset rolls back what this did not.
+            rolled_back = failure is error
+        if not rolled_back and self._slot.turn == self._turn:
+            self._slot.cancelled = True
+
+
+def transaction(connection: C, /, **settings: Any) -> Transaction[C]:
+    """Return a transaction on a connection that you hold: ``async with transaction(conn):``.
+
+    ``settings`` are the driver's (isolation, readonly, ...). Raises `NotLeased` when the connection
+    was not acquired from a pool or has been given back.
+    """
+    leased_slot(connection)
+    return Transaction(None, connection, settings)
+
+
+def caller(depth: int) -> tuple[types.CodeType, int]:
+    """Return where the caller's caller is: cheap to note, turned into words only when needed."""
+    frame = sys._getframe(depth)
+    return frame.f_code, frame.f_lasti

@@ -1,0 +1,243 @@
+"""The options of a pool: frozen, validated once, each documented where it is declared.
+
+Seconds are floats, ``None`` means no limit, and an option that is not given has its default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from poolkit._errors import PoolConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+    Hook = Callable[[Any], Awaitable[object]]
+
+
+class PoolOptions(TypedDict, total=False):
+    """The keywords of every ``create_pool``; `Options` says what each one means."""
+
+    min_size: int
+    max_size: int
+    max_overflow: int
+    overflow_linger: float
+    acquire_timeout: float | None
+    max_waiting: int | None
+    connect_timeout: float | None
+    ping_timeout: float | None
+    reset_timeout: float | None
+    close_timeout: float | None
+    max_connecting: int
+    ping_after: float | None
+    max_lifetime: float | None
+    max_idle_time: float | None
+    max_uses: int | None
+    backoff_min: float
+    backoff_max: float
+    fail_fast_after: float | None
+    on_connect: Hook | None
+    on_close: Hook | None
+    on_acquire: Hook | None
+    name: str | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a pool was asked to do."""
+
+    min_size: int = 1
+    """Connections kept open. ``open()`` returns when they are there; 0 opens without a database."""
+
+    max_size: int = 10
+    """Connections kept open for reuse, at least 1."""
+
+    max_overflow: int = 0
+    """Extra connections while all are leased. Capacity is ``max_size + max_overflow``."""
+
+    overflow_linger: float = 0.0
+    """Seconds that a surplus connection stays idle before it is closed, so that a burst does not
+    connect and close on every request."""
+
+    acquire_timeout: float | None = 10.0
+    """Seconds that one acquire may take in all, whatever it has to wait for."""
+
+    max_waiting: int | None = None
+    """The longest queue; whoever comes when it is full gets `PoolBusy` at once."""
+
+    connect_timeout: float | None = 5.0
+    """Seconds for one connect, ``on_connect`` included. Keep it below ``acquire_timeout``, or a
+    timeout cannot name its cause."""
+
+    ping_timeout: float | None = 1.0
+    """Seconds for one ping."""
+
+    reset_timeout: float | None = 2.0
+    """Seconds for one reset, and for the ROLLBACK that ends a failed transaction."""
+
+    close_timeout: float | None = 1.0
+    """Seconds for one graceful close, ``on_close`` included; then the connection is terminated."""
+
+    max_connecting: int = 4
+    """Connects in flight at once."""
+
+    ping_after: float | None = 1.0
+    """An idle connection not heard from for this many seconds is pinged before it is handed out.
+    0: always. None: never."""
+
+    max_lifetime: float | None = 1800.0
+    """Seconds after which a connection is replaced. Replacing begins, with jitter, at 90 %; after
+    100 % a connection is never handed out."""
+
+    max_idle_time: float | None = 600.0
+    """Seconds after which an unused connection above ``min_size`` is closed."""
+
+    max_uses: int | None = None
+    """Leases after which a connection is replaced."""
+
+    backoff_min: float = 0.2
+    """Seconds before the second attempt to connect; doubled after each failure."""
+
+    backoff_max: float = 1.5
+    """The longest pause between two attempts to connect, of which the upper half is jitter."""
+
+    fail_fast_after: float | None = 5.0
+    """Once the database has been unreachable for this many seconds, new acquires fail at once with
+    its error instead of waiting."""
+
+    on_connect: Hook | None = None
+    """Awaited with each new connection before its first use (codecs, session settings)."""
+
+    on_close: Hook | None = None
+    """Awaited with a healthy connection before it is closed. One that is terminated is not asked."""
+
+    on_acquire: Hook | None = None
+    """Awaited in the caller's task with the connection it just got, as if it were the first line of
+    its block, but within the deadline of the acquire."""
+
+    name: str | None = None
+    """Names the pool in errors, logs and metrics."""
+
+    @property
+    def capacity(self) -> int:
+        """The most connections there can be: ``max_size + max_overflow``."""
+        return self.max_size + self.max_overflow
+
+    def __post_init__(self) -> None:
+        """Refuse whatever cannot work, naming the value and the remedy."""
+        for name, low in _COUNTS.items():
+            _check_count(name, getattr(self, name), low)
+        for name in _SECONDS:
+            check_seconds(name, getattr(self, name), optional=name not in _NEVER_NONE)
+        if self.min_size > self.max_size:
+            raise PoolConfigError(
+                f"min_size={self.min_size} is above max_size={self.max_size}: "
+                "raise max_size or lower min_size"
+            )
+        if self.backoff_min > self.backoff_max:
+            raise PoolConfigError(
+                f"backoff_min={self.backoff_min} is above backoff_max={self.backoff_max}"
+            )
+        for name in ("on_connect", "on_close", "on_acquire"):
+            hook = getattr(self, name)
+            if hook is not None and not callable(hook):
+                raise PoolConfigError(
+                    f"{name}={hook!r} is not callable: give an async function of one connection"
+                )
+        if self.name is not None and not isinstance(self.name, str):
+            raise PoolConfigError(f"name={self.name!r} is not a string")
+
+
+_COUNTS = {
+    "min_size": 0,
+    "max_size": 1,
+    "max_overflow": 0,
+    "max_waiting": 0,
+    "max_connecting": 1,
+    "max_uses": 1,
+}
+_NEVER_NONE = frozenset({"overflow_linger", "backoff_min", "backoff_max"})
+_SECONDS = (
+    "overflow_linger",
+    "acquire_timeout",
+    "connect_timeout",
+    "ping_timeout",
+    "reset_timeout",
+    "close_timeout",
+    "ping_after",
+    "max_lifetime",
+    "max_idle_time",
+    "backoff_min",
+    "backoff_max",
+    "fail_fast_after",
+)
+NAMES = frozenset(field.name for field in dataclasses.fields(Options))
+
+
+def make_options(given: Mapping[str, Any]) -> Options:
+    """Return the validated options; an unknown name is refused with the nearest known ones."""
+    for name in given:
+        if name not in NAMES:
+            raise PoolConfigError(unknown_option(name, NAMES))
+    return Options(**given)
+
+
+def unknown_option(name: str, known: Iterable[str]) -> str:
+    """Return the message that refuses an option nobody knows, naming those it may have meant."""
+    if name in ("timeout", "pool_timeout"):
+        near = sorted(option for option in NAMES if option.endswith("_timeout"))
+    else:
+        near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"unknown option {name!r}{hint} Known: {', '.join(sorted(known))}"
+
+
+def parse_options(query: Mapping[str, str]) -> dict[str, Any]:
+    """Return the pool options of a URL's query, as values; those of others are not looked at."""
+    return {name: _parse(name, text) for name, text in query.items() if name in NAMES}
+
+
+def _parse(name: str, text: str) -> Any:
+    if name == "name":
+        return text
+    if text.lower() == "none":
+        return None
+    try:
+        if name in _COUNTS:
+            return int(text)
+        if name in _SECONDS:
+            return float(text)
+    except ValueError:
+        kind = "a whole number" if name in _COUNTS else "a number of seconds"
+        raise PoolConfigError(f"{name}={text!r} in the URL is not {kind}") from None
+    raise PoolConfigError(f"{name} cannot be given in a URL: give it as a keyword")
+
+
+def _check_count(name: str, value: object, low: int) -> None:
+    if value is None and name in ("max_waiting", "max_uses"):
+        return
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise PoolConfigError(f"{name}={value!r} is not a whole number")
+    if name == "max_size" and value == 0:
+        raise PoolConfigError(
+            "max_size=0 (other pools read it as unlimited; poolkit has no unlimited pool): "
+            "give the number of connections your database can spare"
+        )
+    if value < low:
+        raise PoolConfigError(f"{name}={value} is below {low}")
+
+
+def check_seconds(name: str, value: object, *, optional: bool = True) -> None:
+    """Refuse what is not a number of seconds; infinity is spelled None."""
+    if value is None:
+        if optional:
+            return
+        raise PoolConfigError(f"{name}=None: give a number of seconds")
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise PoolConfigError(f"{name}={value!r} is not a number of seconds")
+    if math.isnan(value) or math.isinf(value) or value < 0:
+        remedy = "; for no limit give None" if optional else ""
+        raise PoolConfigError(f"{name}={value!r} is not a number of seconds from 0 up{remedy}")

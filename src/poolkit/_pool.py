@@ -1,0 +1,613 @@
+"""The shell: parks and wakes the callers, and runs what the book decides.
+
+Every public method follows one pattern: tell the book what happened, then `_settle`: terminate what
+is doomed, wake whose wait is over, set the workers to the jobs owed, and set the alarm. Nothing is
+awaited between taking a thing and owning it, and giving back never awaits at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import random
+import warnings
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Generic, Self
+from urllib.parse import parse_qsl, urlencode
+
+import anyio
+
+from poolkit._driver import C, Verdict, load_driver
+from poolkit._errors import (
+    ConnectFailed,
+    NotLeased,
+    PoolBusy,
+    PoolClosed,
+    PoolConfigError,
+    PoolError,
+    PoolTimeout,
+    WrongLoop,
+)
+from poolkit._jobs import Workers, terminate
+from poolkit._lease import (
+    RELEASED,
+    Lease,
+    Released,
+    Transaction,
+    caller,
+    describe_place,
+    describe_task,
+    leased_slot,
+    make_view,
+    set_turn,
+    watched,
+)
+from poolkit._options import NAMES, check_seconds, make_options, parse_options
+from poolkit._runtime import current_runtime
+from poolkit._state import NEVER, PoolState, Slot, Waiter
+from poolkit._stats import LeaseInfo
+from poolkit._upkeep import upkeep
+
+if TYPE_CHECKING:
+    import types
+    from collections.abc import Callable
+
+    from typing_extensions import Unpack
+
+    from poolkit._driver import Driver
+    from poolkit._options import Options, PoolOptions
+    from poolkit._runtime import Runtime
+    from poolkit._stats import PoolStats
+
+logger = logging.getLogger("poolkit")
+
+
+class _NotGiven:
+    """The type of the default of options for which None means something."""
+
+    def __repr__(self) -> str:
+        return "<the pool's acquire_timeout>"
+
+
+NOT_GIVEN: Final = _NotGiven()
+
+
+class _Life:
+    """One life of a pool, from `open` to `aclose`: its event loop, its workers, its root task."""
+
+    def __init__(self, runtime: Runtime, workers: Workers) -> None:
+        self.runtime = runtime
+        self.workers = workers
+        self.scope = anyio.CancelScope()
+        self.ended = False
+
+
+class Pool(Generic[C]):
+    """A pool of connections: ``async with pool``, then ``async with pool.acquire() as conn``.
+
+    Made from a driver and options (`Options` has them all), for example
+    ``Pool(driver, min_size=1, max_size=10)``. Making one does nothing yet; opening it does. All
+    methods must be called on the event loop on which the pool was opened.
+
+    Raises `PoolConfigError` for options that cannot work.
+    """
+
+    def __init__(self, driver: Driver[C], /, **options: Unpack[PoolOptions]) -> None:
+        given = make_options(options)
+        self._driver = driver
+        self._check_options(given)
+        self.name: Final[str] = given.name or getattr(driver, "name", type(driver).__name__)
+        self._book = PoolState(given, random.random)
+        self._life: _Life | None = None
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._watchers: list[Any] = []
+        self._is_dead = driver.is_dead
+        self._revoke: Callable[[C], None] | None = getattr(driver, "revoke", None)
+        self._is_clean: Callable[[C], bool] | None = getattr(driver, "is_clean", None)
+
+    _runtime: Runtime  # set by open(); nothing asks for it before
+
+    # -- open and close --------------------------------------------------------------------------
+
+    async def open(self) -> Self:
+        """Open the pool and wait until ``min_size`` connections are there.
+
+        Opening an open pool does nothing. A closed pool may be opened again, on another loop too.
+
+        Raises:
+            ConnectFailed: the database refused; its error is the ``__cause__``. An error that may
+                pass is waited out for ``acquire_timeout`` first, then it is the cause of a
+                `PoolTimeout`. The pool is closed again.
+            WrongLoop: the pool is open on another event loop.
+
+        """
+        book = self._book
+        if book.is_open:
+            self._runtime.task()  # raises WrongLoop
+            if not book.openers:
+                return self
+        else:
+            if self._life is not None:
+                raise PoolClosed(f"pool {self.name!r} is being closed: await that, then open it")
+            self._begin()
+        runtime = self._runtime
+        now = runtime.now()
+        limit = book.options.acquire_timeout
+        waiter = Waiter(NEVER if limit is None else now + limit, None, runtime.create_parking())
+        book.open(waiter, now)
+        self._settle()
+        try:
+            await runtime.park(waiter.parking)
+            if waiter.outcome != "served":
+                raise self._refusal(waiter, limit)
+        except BaseException:
+            book.give_up(waiter, runtime.now())
+            self._collapse(None)
+            raise
+        return self
+
+    async def __aenter__(self) -> Self:
+        """Open the pool."""
+        return await self.open()
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the pool."""
+        await self.aclose()
+
+    async def aclose(self, *, grace: float | None = 10.0) -> list[LeaseInfo]:
+        """Close the pool: decide first, wait second.
+
+        Idle connections are closed and waiters get `PoolClosed` at once. Leases are waited for,
+        for ``grace`` seconds (``None``: without limit; cancelling means 0), except the caller's
+        own; then they are terminated and their handles are dead. Closing twice is harmless.
+
+        Returns: who had not given back.
+        """
+        check_seconds("grace", grace)
+        life, book = self._life, self._book
+        if life is None:
+            return []
+        own = life.runtime.task()
+        book.close()
+        life.workers.abort_connects()
+        self._settle()
+        held: list[LeaseInfo] = []
+        try:
+            with anyio.move_on_after(grace):
+                while any(_holder_task(slot) is not own for slot in book.leased):
+                    await self._change(life)
+            held = self.leases()
+            book.abandon_leases()
+            self._settle()
+            options = book.options
+            limits = (options.reset_timeout, options.close_timeout, options.ping_timeout)
+            with anyio.move_on_after(None if None in limits else sum(filter(None, limits)) + 0.5):
+                while book.size:
+                    await self._change(life)
+        finally:
+            book.abandon_leases()
+            if self._life is life:
+                self._collapse(None)
+        with anyio.move_on_after(1.0):  # a driver call that ignores its cancellation is left behind
+            while not life.ended:
+                await self._change(life)
+        return held
+
+    def _begin(self) -> None:
+        runtime = current_runtime(self._on_alarm)
+        workers = Workers(self._book, self._driver, runtime, self._settle, self._found_dead)
+        life = _Life(runtime, workers)
+        self._runtime, self._life = runtime, life
+
+        async def root() -> None:
+            cause: BaseException | None = None
+            try:
+                with life.scope:
+                    async with anyio.create_task_group() as group:
+                        runtime.spawn(group, runtime.keep_alarm)
+                        runtime.spawn(group, upkeep, self._upkeep)
+                        workers.begin(group)
+            except Exception as error:
+                logger.exception("pool %r: its root task failed", self.name)
+                cause = error
+            finally:
+                # Nobody is there any more to run jobs: not asked for, but it happens, as when
+                # asyncio.run() ends while the pool is open.
+                life.ended = True
+                if self._life is life:
+                    self._collapse(cause)
+                self._wake_watchers()
+
+        runtime.start_root(root)
+
+    def _collapse(self, cause: BaseException | None) -> None:
+        """Close at once, without waiting for anything."""
+        life, self._life = self._life, None
+        self._book.collapse(cause)
+        self._settle()
+        if life is not None:
+            life.scope.cancel()
+
+    async def _change(self, life: _Life) -> None:
+        """Wait until something has changed."""
+        parking = life.runtime.create_parking()
+        self._watchers.append(parking)
+        await life.runtime.park(parking)
+
+    def _wake_watchers(self) -> None:
+        while self._watchers:
+            self._runtime.unpark(self._watchers.pop())
+
+    # -- acquire ---------------------------------------------------------------------------------
+
+    def acquire(self, *, timeout: float | None | _NotGiven = NOT_GIVEN) -> Lease[C]:
+        """Return the right to a connection: ``async with pool.acquire() as conn``, or await it.
+
+        What is awaited has to be given back with `release`.
+
+        Args:
+            timeout: seconds that waiting may take in all; None: no limit; 0: do not wait. Without
+                it, the pool's ``acquire_timeout``.
+
+        Raises:
+            PoolTimeout: none became free in time; the message says what the pool was doing.
+            PoolBusy: ``max_waiting`` are waiting already.
+            ConnectFailed: the database cannot be reached.
+            PoolClosed: the pool is not open, or was closed meanwhile.
+            WrongLoop: the pool was opened on another event loop, or before a fork.
+
+        """
+        if isinstance(timeout, _NotGiven):
+            timeout = self._book.options.acquire_timeout
+        else:
+            check_seconds("timeout", timeout)
+        return Lease(self, timeout, *caller(2))
+
+    def transaction(
+        self, *, timeout: float | None | _NotGiven = NOT_GIVEN, **settings: Any
+    ) -> Transaction[C]:
+        """Acquire a connection and run a block in a transaction: commit at its end, or roll back.
+
+        ``settings`` are the driver's (isolation, readonly, ...). Raises what `acquire` raises.
+        """
+        if isinstance(timeout, _NotGiven):
+            timeout = self._book.options.acquire_timeout
+        else:
+            check_seconds("timeout", timeout)
+        return Transaction(Lease(self, timeout, *caller(2)), None, settings)
+
+    def _lease_now(self, lease: Lease[C]) -> C | None:
+        """Lease an idle connection, without waiting; None if there is none, or others wait."""
+        if self._inbox:
+            self._drain()
+        book = self._book
+        if not book.is_open:
+            book.outcomes["closed"] += 1
+            raise self._not_open()
+        task = self._runtime.task()
+        if book.options.on_acquire is not None:
+            return None
+        now = self._runtime.now()
+        while True:
+            slot = book.take(now)
+            if slot is None:
+                return None
+            if not self._is_dead(slot.connection):
+                break
+            book.untake(slot, now)
+        slot.holder = (weakref.ref(task), lease._code, lease._lasti)
+        slot.leased_at = now
+        view: C = make_view(self, slot)
+        return view
+
+    async def _lease_later(self, lease: Lease[C]) -> C:
+        """Wait in line for a connection."""
+        runtime, book = self._runtime, self._book
+        now = runtime.now()
+        deadline = NEVER if lease._timeout is None else now + lease._timeout
+        slot = book.take(now) if book.options.on_acquire is not None else None
+        holder = (weakref.ref(runtime.task()), lease._code, lease._lasti)
+        if slot is not None:
+            slot.holder, slot.leased_at = holder, now
+        else:
+            waiter = Waiter(deadline, holder, runtime.create_parking())
+            book.join(waiter, now)
+            self._settle()
+            if waiter.outcome == "waiting":
+                try:
+                    await runtime.park(waiter.parking)
+                except BaseException:
+                    book.give_up(waiter, runtime.now())
+                    self._settle()
+                    raise
+            if waiter.slot is None:
+                raise self._refusal(waiter, lease._timeout)
+            slot = waiter.slot
+        view: C = make_view(self, slot)
+        if book.options.on_acquire is not None:
+            await self._greet(view, slot, deadline, lease)
+        return view
+
+    async def _greet(self, view: C, slot: Slot, deadline: float, lease: Lease[C]) -> None:
+        """Run ``on_acquire`` like the first line of the caller's block, within its deadline."""
+        hook = self._book.options.on_acquire
+        assert hook is not None
+        try:
+            with anyio.CancelScope(deadline=deadline) as scope:
+                await hook(view)
+            if scope.cancelled_caught:
+                raise PoolTimeout(
+                    f"pool {self.name!r}: on_acquire was not done when the {lease._timeout} s of "
+                    "this acquire had passed"
+                )
+        except BaseException as error:
+            self._give_back(view, slot, (lease._code, lease._lasti), error)
+            raise
+
+    # -- release ---------------------------------------------------------------------------------
+
+    def release(self, connection: C, /) -> Released:
+        """Give a connection back: done when this returns; the result may be awaited or not.
+
+        Raises `NotLeased` when it was given back before, or belongs to another pool, and changes
+        nothing then, whoever holds the connection by now.
+        """
+        slot = leased_slot(connection)
+        pool = connection._poolkit_pool  # type: ignore[attr-defined]  # leased_slot saw a view
+        if pool is not self:
+            raise NotLeased(
+                f"this connection belongs to pool {pool.name!r}, not to pool {self.name!r}: "
+                "release it there"
+            )
+        if not self._book.defunct:
+            self._runtime.task()  # raises WrongLoop
+        self._give_back(connection, slot, caller(2), None)
+        return RELEASED
+
+    def _give_back(
+        self,
+        view: Any,
+        slot: Slot,
+        place: Lease[C] | tuple[types.CodeType, int],
+        error: BaseException | None,
+    ) -> None:
+        """End a lease. Never awaits, hence cannot be interrupted."""
+        book, connection = self._book, slot.connection
+        if self._inbox:
+            self._drain()
+        set_turn(view, place)
+        if not (book.defunct or self._runtime.is_here()):
+            # A block that is closed by the garbage collector, in whatever thread.
+            self._dropped(slot, slot.turn)
+            return
+        slot.turn += 1
+        now = self._runtime.now()
+        if error is not None and not isinstance(error, Exception):
+            slot.cancelled = slot.touched
+        if not slot.touched:
+            book.release(slot, now)
+        elif self._ended_badly(slot, error, now):
+            book.release_broken(slot, now)
+        elif self._needs_reset(slot):
+            book.release_dirty(slot, now)
+        else:
+            book.release(slot, now)
+        if book.woken or book.jobs or book.doomed:
+            self._settle()
+
+    def _ended_badly(self, slot: Slot, error: BaseException | None, now: float) -> bool:
+        """Tell whether a used connection must not be used again; renew or suspect the others."""
+        connection = slot.connection
+        if self._revoke is not None:
+            self._revoke(connection)
+        elif slot.derived:
+            return True  # whoever kept the cursor would read the next user's session
+        classify = getattr(self._driver, "classify", None)
+        if isinstance(error, Exception) and classify is not None:
+            verdict = classify(error)
+            if verdict is Verdict.STALE:
+                self._book.renew(now)
+            elif verdict is Verdict.SERVER_GONE:
+                self._book.suspect(now)
+            if verdict in (Verdict.SUSPECT, Verdict.DEAD, Verdict.SERVER_GONE):
+                return True
+        return self._is_dead(connection)
+
+    def _needs_reset(self, slot: Slot) -> bool:
+        if slot.busy or slot.cancelled or slot.derived:
+            return True
+        return self._is_clean is None or not self._is_clean(slot.connection)
+
+    # -- inspect and adjust ----------------------------------------------------------------------
+
+    def stats(self) -> PoolStats:
+        """Return the sizes and counters, as they are now."""
+        return self._book.stats(self._now())
+
+    def leases(self) -> list[LeaseInfo]:
+        """Return who holds what, for how long, and where it was acquired; the longest first."""
+        now = self._now()
+        return [
+            LeaseInfo(
+                task=describe_task(slot.holder),
+                seconds=now - slot.leased_at,
+                place=describe_place(slot.holder),
+            )
+            for slot in self._book.leased
+        ]
+
+    def resize(
+        self,
+        *,
+        min_size: int | None = None,
+        max_size: int | None = None,
+        max_overflow: int | None = None,
+    ) -> None:
+        """Change the sizes: growing is at once, shrinking as connections come back.
+
+        Raises `PoolConfigError`, and changes nothing, for sizes that cannot work.
+        """
+        sizes = {"min_size": min_size, "max_size": max_size, "max_overflow": max_overflow}
+        given = {name: size for name, size in sizes.items() if size is not None}
+        options = dataclasses.replace(self._book.options, **given)
+        self._check_options(options)
+        if self._book.is_open:
+            self._runtime.task()  # raises WrongLoop
+        self._book.resize(options, self._now())
+        self._settle()
+
+    def renew(self) -> None:
+        """Replace every connection older than now: the idle ones at once, others on their return.
+
+        For new credentials, a failover, a changed schema. None of them is handed out again.
+        """
+        if self._book.is_open:
+            self._runtime.task()  # raises WrongLoop
+            self._book.renew(self._runtime.now())
+            self._settle()
+
+    def __repr__(self) -> str:
+        """Return the name and the sizes."""
+        state = "" if self._book.is_open else " closed"
+        return f"<Pool {self.name!r}{state}: {self.stats()}>"
+
+    # -- the shell's own -------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """Do what the book has decided: after every event, in this order."""
+        book = self._book
+        while book.doomed:
+            terminate(self._driver, book.doomed.popleft())
+        while book.woken:
+            self._runtime.unpark(book.woken.popleft().parking)
+        if self._life is not None:
+            self._life.workers.work()
+            self._runtime.set_alarm(book.next_tick())
+        if self._watchers:
+            self._wake_watchers()
+
+    def _on_alarm(self) -> None:
+        self._drain()
+        self._book.tick(self._runtime.now())
+        self._settle()
+
+    def _upkeep(self) -> None:
+        self._drain()
+        now = self._runtime.now()
+        for slot in list(self._book.idle):
+            if self._is_dead(slot.connection):
+                self._book.died(slot, now)
+        self._on_alarm()
+
+    def _dropped(self, slot: Slot, turn: int) -> None:
+        """Note that a handle was collected without a release; callable from anywhere."""
+        self._inbox.append(lambda: self._reclaim(slot, turn))
+        self._runtime.call_soon(self._drain)
+
+    def _found_dead(self, slot: Slot) -> None:
+        """Note that a connection has died; callable from anywhere."""
+        self._inbox.append(lambda: self._book.died(slot, self._runtime.now()))
+        self._runtime.call_soon(self._drain)
+
+    def _drain(self) -> None:
+        """Take in what other threads, callbacks and finalizers have noted."""
+        if self._inbox:
+            while self._inbox:
+                self._inbox.popleft()()
+            self._settle()
+
+    def _reclaim(self, slot: Slot, turn: int) -> None:
+        if slot.turn != turn or slot.state != "leased":
+            return
+        slot.turn += 1
+        place = describe_place(slot.holder)
+        # Terminated, never reused: nobody knows what was going on with it.
+        self._book.release_broken(slot, self._runtime.now())
+        with contextlib.suppress(ResourceWarning):  # as an error it must not stop the shell
+            warnings.warn(
+                f"pool {self.name!r}: a connection was never released; acquired at {place}",
+                ResourceWarning,
+                stacklevel=2,
+            )
+
+    def _now(self) -> float:
+        return self._runtime.now() if hasattr(self, "_runtime") else 0.0
+
+    def _check_options(self, options: Options) -> None:
+        check = getattr(self._driver, "check_options", None)
+        if check is not None:
+            check(options)
+
+    def _not_open(self) -> PoolClosed:
+        return PoolClosed(
+            f"pool {self.name!r} is not open: use `async with pool:` or `await pool.open()` first"
+        )
+
+    def _refusal(self, waiter: Waiter, limit: float | None) -> PoolError:
+        """Put into words why a wait ended without a connection."""
+        pool, stats = f"pool {self.name!r}", self.stats()
+        error: PoolError
+        if waiter.outcome == "timed_out":
+            error = PoolTimeout(f"{pool}: no connection within {limit} s ({stats}){self._why()}")
+            error.__cause__ = self._book.outage and self._book.outage.error
+        elif waiter.outcome == "busy":
+            limit_ = self._book.options.max_waiting
+            error = PoolBusy(
+                f"{pool}: {limit_} are waiting already, which is max_waiting ({stats}){self._why()}"
+            )
+        elif waiter.outcome == "failed":
+            error = ConnectFailed(
+                f"{pool}: connecting failed: {_brief(waiter.cause)} ({stats})"
+            )
+            error.__cause__ = waiter.cause
+        else:
+            error = PoolClosed(f"{pool} was closed while waiting for a connection")
+            error.__cause__ = waiter.cause
+        return error
+
+    def _why(self) -> str:
+        """Say what keeps callers waiting, and what helps."""
+        outage = self._book.outage
+        if outage is not None:
+            return f"; connecting has failed {outage.failures} times: {_brief(outage.error)}"
+        holders = self.leases()
+        if not holders:
+            return "; no connection is leased: connecting takes long, or connections are closing"
+        longest = "; ".join(str(info) for info in holders[:3])
+        return (
+            f". Held longest: {longest}. Hold connections for a shorter time, raise max_size, or "
+            "raise acquire_timeout; a task that holds one while waiting for tasks that acquire "
+            "here may wait for itself"
+        )
+
+
+def _brief(error: BaseException | None) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _holder_task(slot: Slot) -> object:
+    return slot.holder[0]() if slot.holder else None
+
+
+def create_pool(url: str, /, **options: Unpack[PoolOptions]) -> Pool[Any]:
+    """Return a pool for a database URL, with the driver that serves the URL's scheme.
+
+    Pool options may stand in the URL's query as well (``?max_size=5``); a keyword wins. What else
+    stands there is the driver's.
+
+    Raises `PoolConfigError` for an unknown scheme or option, or when the library is missing.
+    """
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        raise PoolConfigError(
+            "not a database URL: it has no '://' (for example sqlite:///app.db, "
+            "postgresql://user@host/database)"
+        )
+    address, _, query = url.partition("?")
+    pairs = parse_qsl(query, keep_blank_values=True)
+    rest = urlencode([(name, value) for name, value in pairs if name not in NAMES])
+    driver = load_driver(f"{address}?{rest}" if rest else address, scheme)
+    return Pool(driver, **{**parse_options(dict(pairs)), **options})

@@ -1,0 +1,258 @@
+"""The only file that knows asyncio from trio.
+
+What a pool needs of its event loop: the time, who is calling, a way to park a task and to wake it,
+one alarm for all deadlines, a task of its own that outlives the caller's, and a door for other
+threads and finalizers. Raw futures and trio's own parking are used because each wait costs a
+quarter of what an `anyio.Event` inside `anyio.fail_after` costs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import math
+import os
+import sys
+import weakref
+from typing import TYPE_CHECKING, Any, Protocol
+
+from poolkit._errors import WrongLoop
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from anyio.abc import TaskGroup
+
+
+class Runtime(Protocol):
+    """One event loop, seen from a pool that was opened on it."""
+
+    def now(self) -> float:
+        """Return the loop's time, so that virtual clocks work."""
+        ...
+
+    def task(self) -> Any:
+        """Return the running task; raise `WrongLoop` when it is not one of this loop's."""
+        ...
+
+    def is_here(self) -> bool:
+        """Tell whether this loop is running the calling code."""
+        ...
+
+    def create_parking(self) -> Any:
+        """Return a place in which one task can be parked once."""
+        ...
+
+    async def park(self, parking: Any) -> None:
+        """Wait until unparked, which may have happened already."""
+        ...
+
+    def unpark(self, parking: Any) -> None:
+        """Wake whoever is or will be parked there."""
+        ...
+
+    def set_alarm(self, when: float) -> None:
+        """Call `ring` at that time, or earlier; a later time never replaces an earlier one."""
+        ...
+
+    async def keep_alarm(self) -> None:
+        """Do what the alarm needs a task for."""
+        ...
+
+    def start_root(self, root: Callable[[], Awaitable[None]]) -> None:
+        """Run the pool's root task until it ends or the loop does."""
+        ...
+
+    def spawn(self, group: TaskGroup, function: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Start a child of the root task, in the context in which the pool was opened."""
+        ...
+
+    def call_soon(self, function: Callable[[], None]) -> None:
+        """Call a function in the loop's thread, soon; from anywhere, also out of a finalizer."""
+        ...
+
+
+def current_runtime(ring: Callable[[], None]) -> Runtime:
+    """Return a runtime for the running event loop; `ring` is what its alarm calls."""
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_task():
+        runtime: _Trio | _Asyncio = _Trio(ring)
+    else:
+        runtime = _Asyncio(ring)
+    _runtimes.add(runtime)
+    return runtime
+
+
+_runtimes: weakref.WeakSet[_Asyncio | _Trio] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    # The sockets and the loop's wake-up pipe are shared with the parent: touch nothing.
+    for runtime in list(_runtimes):
+        runtime.forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+_ELSEWHERE = (
+    "this pool was opened on another event loop: open one pool per loop, inside the loop that "
+    "uses it (with a test client, use `with TestClient(app)`, which keeps one loop)"
+)
+_FORKED = "this pool was opened before a fork: open a pool of its own in each process"
+
+
+class _Asyncio:
+    """asyncio, uvloop included."""
+
+    def __init__(self, ring: Callable[[], None]) -> None:
+        self.forked = False
+        self._ring = ring
+        self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._root: asyncio.Task[None] | None = None
+        self.now = self._loop.time
+        self.create_parking = self._loop.create_future
+
+    def task(self) -> asyncio.Task[Any] | None:
+        # A pool that is used from a thread without a loop, or from another loop, is refused here.
+        if not self.is_here():
+            raise WrongLoop(_FORKED if self.forked else _ELSEWHERE)
+        return asyncio.current_task(self._loop)
+
+    def is_here(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self._loop and not self.forked
+        except RuntimeError:
+            return False
+
+    async def park(self, parking: asyncio.Future[None]) -> None:
+        await parking
+
+    def unpark(self, parking: asyncio.Future[None]) -> None:
+        if not parking.done():
+            parking.set_result(None)
+
+    def set_alarm(self, when: float) -> None:
+        if self._alarm is not None:
+            if self._alarm.when() <= when:
+                return
+            self._alarm.cancel()
+            self._alarm = None
+        if when < math.inf:
+            self._alarm = self._loop.call_at(when, self._alarmed, context=self._context)
+
+    def _alarmed(self) -> None:
+        self._alarm = None
+        self._ring()
+
+    async def keep_alarm(self) -> None:
+        pass
+
+    def start_root(self, root: Callable[[], Awaitable[None]]) -> None:
+        async def main() -> None:
+            try:
+                await root()
+            finally:
+                if self._alarm is not None:
+                    self._alarm.cancel()
+
+        self._root = self._loop.create_task(
+            main(), name="poolkit root", context=self._context.copy()
+        )
+
+    def spawn(self, group: TaskGroup, function: Callable[..., Awaitable[None]], *args: Any) -> None:
+        self._context.copy().run(group.start_soon, function, *args)
+
+    def call_soon(self, function: Callable[[], None]) -> None:
+        if self.forked:
+            return
+        # Without a context of ours the callback would run in that of the calling thread.
+        with contextlib.suppress(RuntimeError):  # the loop is closed: there is nobody to tell
+            self._loop.call_soon_threadsafe(function, context=self._context)
+
+
+class _Parking:
+    """Where one trio task is parked."""
+
+    __slots__ = ("task", "unparked")
+
+    def __init__(self) -> None:
+        self.task: Any = None
+        self.unparked = False
+
+
+class _Trio:
+    """trio."""
+
+    def __init__(self, ring: Callable[[], None]) -> None:
+        import trio
+
+        self.forked = False
+        self._trio = trio
+        self._lowlevel = trio.lowlevel
+        self._token = trio.lowlevel.current_trio_token()
+        self._ring = ring
+        self._context = contextvars.copy_context()
+        self._alarm_at = math.inf
+        self._alarm: trio.CancelScope | None = None
+        self.now = trio.lowlevel.current_clock().current_time  # works after the run as well
+        self.create_parking = _Parking
+
+    def task(self) -> Any:
+        if not self.is_here():
+            raise WrongLoop(_FORKED if self.forked else _ELSEWHERE)
+        return self._lowlevel.current_task()
+
+    def is_here(self) -> bool:
+        try:
+            return self._lowlevel.current_trio_token() is self._token and not self.forked
+        except RuntimeError:
+            return False
+
+    async def park(self, parking: _Parking) -> None:
+        if parking.unparked:
+            return
+        parking.task = self._lowlevel.current_task()
+
+        def abort(_: object) -> Any:
+            parking.task = None
+            return self._lowlevel.Abort.SUCCEEDED
+
+        await self._lowlevel.wait_task_rescheduled(abort)
+
+    def unpark(self, parking: _Parking) -> None:
+        parking.unparked = True
+        if parking.task is not None:
+            self._lowlevel.reschedule(parking.task)
+            parking.task = None
+
+    def set_alarm(self, when: float) -> None:
+        if when < self._alarm_at:
+            self._alarm_at = when
+            if self._alarm is not None:
+                self._alarm.deadline = when
+
+    async def keep_alarm(self) -> None:
+        while True:
+            with self._trio.CancelScope(deadline=self._alarm_at) as self._alarm:
+                await self._trio.sleep_forever()
+            self._alarm_at = math.inf
+            self._ring()
+
+    def start_root(self, root: Callable[[], Awaitable[None]]) -> None:
+        async def main() -> None:
+            await root()
+
+        self._lowlevel.spawn_system_task(main, name="poolkit root", context=self._context.copy())
+
+    def spawn(self, group: TaskGroup, function: Callable[..., Awaitable[None]], *args: Any) -> None:
+        self._context.copy().run(group.start_soon, function, *args)
+
+    def call_soon(self, function: Callable[[], None]) -> None:
+        if self.forked:
+            return
+        with contextlib.suppress(self._trio.RunFinishedError):
+            self._token.run_sync_soon(function)

@@ -1,0 +1,705 @@
+"""The book: where every slot is, who waits in line, and which jobs are owed.
+
+Rule 1: everything that decides lives in this file; nothing in it waits, looks at a clock or logs.
+Events come in as method calls that carry the time; decisions go out through three queues, which the
+shell empties after every event, in this order:
+
+    doomed   connections to terminate, at once
+    woken    waiters whose wait is over
+    jobs     driver calls owed to a slot, each at most one at a time: connect, ping, reset, close
+
+Rule 2: a slot is in exactly one of five containers, and every number is the length of one.
+
+      ┌────────────┐ connected ┌──────┐ take / hand-off ┌────────┐
+  ──▶ │ connecting ├──────────▶│ idle ├────────────────▶│ leased │──╮ hand-off
+      └─────┬──────┘           └─┬──▲─┘◀────────────────┴─┬──┬───┘◀─╯
+            │              ping │  │ ping, reset done     │  │
+            │                ┌──▼──┴─────┐   reset        │  │
+            │                │ recycling │◀───────────────╯  │
+            │                └─────┬─────┘                   │
+            │ failed        broken │ retire  ┌─────────┐     │ retire
+            ▼                      ├────────▶│ closing │◀────╯
+           gone ◀──────────────────┴─────────┴─────────┘
+
+Rule 3: after a move that frees something the queue is served, first come, first served.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import Counter, OrderedDict, deque
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from poolkit._driver import Verdict
+from poolkit._stats import PoolStats
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from poolkit._options import Options
+
+Job = Literal["connect", "ping", "reset", "close"]
+Reason = Literal["expired", "unused", "used_up", "stale", "broken", "surplus", "pool_closed"]
+Outcome = Literal["waiting", "served", "timed_out", "cancelled", "busy", "failed", "closed"]
+
+NEVER: Final = float("inf")
+
+#: Where a slot may go from where it is.
+TRANSITIONS: Final = {
+    "new": {"connecting"},
+    "connecting": {"idle", "leased", "closing", "gone"},
+    "idle": {"leased", "recycling", "closing", "gone"},
+    "leased": {"idle", "leased", "recycling", "closing", "gone"},
+    "recycling": {"idle", "leased", "closing", "gone"},
+    "closing": {"gone"},
+}
+
+#: Replacements for age that may be under way at once, so that a fleet of equals does not vanish.
+_AGING: Final = 2
+#: Connects that upkeep, which nobody waits for, may have under way at once.
+_UPKEEP: Final = 2
+
+
+class Slot:
+    """One unit of capacity, and the connection that lives in it."""
+
+    __slots__ = (
+        "alive_at",
+        "busy",
+        "cancelled",
+        "connection",
+        "derived",
+        "expires_at",
+        "generation",
+        "good_until",
+        "holder",
+        "leased_at",
+        "overdue_at",
+        "reason",
+        "retire_at",
+        "state",
+        "touched",
+        "turn",
+        "used_at",
+        "uses",
+        "view",
+    )
+
+    def __init__(self, generation: int) -> None:
+        self.state = "new"
+        self.connection: Any = None
+        self.view: Any = None  # the class of the handles on this connection
+        self.generation = generation
+        self.reason: Reason | None = None
+        # Ages are data, compared with the time when the slot is touched.
+        self.used_at = 0.0  # last given back: for idle time
+        self.alive_at = 0.0  # last heard from: for pings
+        self.retire_at = NEVER  # from here on it is replaced, a few at a time
+        self.expires_at = NEVER  # from here on it is not handed out
+        self.good_until = 0.0  # while idle: until here it is handed out with no further question
+        self.overdue_at = NEVER  # while a job is under way: from here on nobody counts on it
+        self.uses = 0
+        # The lease. The shell keeps this part; a handle is valid while its turn is the slot's.
+        self.turn = 0
+        self.holder: Any = None
+        self.leased_at = 0.0
+        self.touched = False  # something was done on the connection
+        self.busy = 0  # operations under way
+        self.cancelled = False  # an operation, or the block, was cancelled
+        self.derived = False  # objects were made from the connection
+
+    def __repr__(self) -> str:
+        """Return the state, for debugging."""
+        return f"<Slot {self.state} {self.connection!r}>"
+
+
+class Waiter:
+    """A caller in line: until when, and how it ended."""
+
+    __slots__ = ("cause", "deadline", "holder", "outcome", "parking", "since", "slot")
+
+    def __init__(self, deadline: float, holder: Any, parking: Any) -> None:
+        self.deadline = deadline
+        self.holder = holder
+        self.parking = parking
+        self.since = 0.0
+        self.outcome: Outcome = "waiting"
+        self.slot: Slot | None = None
+        self.cause: BaseException | None = None
+
+
+class Outage:
+    """The database cannot be reached: since when, why, and when the next attempt is due."""
+
+    __slots__ = ("error", "failures", "refuses", "retry_at", "since")
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.failures = 0
+        self.error: BaseException | None = None
+        self.retry_at = since
+        self.refuses = False  # newcomers are told the error instead of waiting
+
+
+class PoolState:
+    """Every decision of a pool, as plain synchronous code."""
+
+    def __init__(self, options: Options, random: Callable[[], float]) -> None:
+        self._random = random
+        self.is_open = False
+        self.defunct = True  # nobody is there to run jobs: connections are terminated directly
+        self.generation = 0
+
+        self.connecting: dict[Slot, None] = {}
+        self.idle: deque[Slot] = deque()  # the hottest last
+        self.leased: dict[Slot, None] = {}  # the longest held first
+        self.recycling: dict[Slot, None] = {}
+        self.closing: dict[Slot, None] = {}
+        self.stuck: set[Slot] = set()  # those whose job is overdue, wherever they are
+
+        self.queue: OrderedDict[Waiter, None] = OrderedDict()
+        self.openers: dict[Waiter, None] = {}
+        self._deadlines: list[tuple[float, int, Waiter]] = []  # a heap; the served leave it lazily
+        self._order = itertools.count()
+
+        self.doomed: deque[Any] = deque()
+        self.woken: deque[Waiter] = deque()
+        self.jobs: deque[tuple[Job, Slot]] = deque()
+
+        self.outage: Outage | None = None
+        self._ramp = 1  # connects under way at once while leases are out; doubles with success
+
+        self.direct = 0
+        self.outcomes: Counter[str] = Counter()
+        self.connected_total = 0
+        self.connect_failures = 0
+        self.retired: Counter[str] = Counter()
+
+        self._adopt(options)
+
+    def _adopt(self, options: Options) -> None:
+        self.options = options
+        self._ping_after = NEVER if options.ping_after is None else options.ping_after
+        # While this is False, a connection that comes back is neither a surplus one nor used up.
+        self._ask_on_return = (
+            options.max_overflow > 0
+            or options.max_uses is not None
+            or self.live > options.max_size
+        )
+
+    # -- inspect ---------------------------------------------------------------------------------
+
+    @property
+    def live(self) -> int:
+        """Slots that are there to stay."""
+        return len(self.connecting) + len(self.idle) + len(self.leased) + len(self.recycling)
+
+    @property
+    def size(self) -> int:
+        """Slots in every state: one that is being closed is not free yet."""
+        return self.live + len(self.closing)
+
+    def stats(self, now: float) -> PoolStats:
+        """Return a snapshot."""
+        first = next(iter(self.queue), None)
+        return PoolStats(
+            max_size=self.options.max_size,
+            capacity=self.options.capacity,
+            idle=len(self.idle),
+            leased=len(self.leased),
+            connecting=len(self.connecting),
+            recycling=len(self.recycling),
+            closing=len(self.closing),
+            waiting=len(self.queue),
+            oldest_wait=now - first.since if first else 0.0,
+            direct=self.direct,
+            waited=self.outcomes["served"],
+            timed_out=self.outcomes["timed_out"],
+            cancelled=self.outcomes["cancelled"],
+            busy=self.outcomes["busy"],
+            failed=self.outcomes["failed"],
+            closed=self.outcomes["closed"],
+            connected=self.connected_total,
+            connect_failures=self.connect_failures,
+            retired=dict(self.retired),
+        )
+
+    # -- callers ---------------------------------------------------------------------------------
+
+    def take(self, now: float) -> Slot | None:
+        """Lease an idle connection now, or return None: then join the queue.
+
+        The hot edge idle -> leased, written out.
+        """
+        idle = self.idle
+        if not idle or self.queue:
+            return None
+        slot = idle[-1]
+        if now < slot.good_until:
+            idle.pop()
+        else:
+            usable = self._usable(now)
+            if usable is None:
+                return None
+            slot = usable
+            idle.remove(slot)
+        self.leased[slot] = None
+        slot.state = "leased"
+        slot.uses += 1
+        self.direct += 1
+        return slot
+
+    def untake(self, slot: Slot, now: float) -> None:
+        """Take back a `take` whose connection turned out to be dead: nobody got anything."""
+        self.direct -= 1
+        self.release_broken(slot, now)
+
+    def join(self, waiter: Waiter, now: float) -> None:
+        """Put a caller at the end of the queue, unless it is refused at once."""
+        waiter.since = now
+        limit = self.options.max_waiting
+        if not self.is_open:
+            self._dismiss(waiter, "closed")
+        elif waiter.deadline <= now:
+            self._dismiss(waiter, "timed_out")
+        elif limit is not None and len(self.queue) >= limit:
+            self._dismiss(waiter, "busy")
+        elif self._refuses_newcomers(now):
+            self._dismiss(waiter, "failed", self.outage and self.outage.error)
+        else:
+            self.queue[waiter] = None
+            self._watch_deadline(waiter)
+            self._serve(now)
+
+    def give_up(self, waiter: Waiter, now: float) -> None:
+        """Let a caller go that no longer waits; what it was just given goes to the next in line."""
+        if waiter in self.openers:
+            del self.openers[waiter]
+        elif waiter in self.queue:
+            del self.queue[waiter]
+            self.outcomes["cancelled"] += 1
+        elif waiter.slot is not None:
+            slot, waiter.slot = waiter.slot, None
+            self.outcomes["served"] -= 1
+            self.outcomes["cancelled"] += 1
+            self.release(slot, now)
+        waiter.outcome = "cancelled"
+
+    def release(self, slot: Slot, now: float) -> None:
+        """Take back a connection that is fit for the next user as it is.
+
+        The hot edge leased -> idle, written out.
+        """
+        slot.used_at = now
+        if slot.touched:
+            slot.touched = False
+            slot.alive_at = now
+        if self.queue or self._ask_on_return or now >= slot.retire_at:
+            self._place(slot, now)
+            return
+        del self.leased[slot]
+        slot.state = "idle"
+        slot.holder = None
+        good_until = slot.alive_at + self._ping_after
+        slot.good_until = good_until if good_until < slot.retire_at else slot.retire_at
+        self.idle.append(slot)
+
+    def release_dirty(self, slot: Slot, now: float) -> None:
+        """Take back a connection that has to be reset first."""
+        slot.used_at = now
+        if self.defunct:
+            self._retire(slot, "pool_closed")
+            return
+        self._begin("reset", slot, "recycling", self.options.reset_timeout, now)
+        self._serve(now)
+
+    def release_broken(self, slot: Slot, now: float) -> None:
+        """Take back a connection that nobody may use again."""
+        self._retire(slot, "broken")
+        self._serve(now)
+
+    # -- outcomes of jobs ------------------------------------------------------------------------
+
+    def connected(self, slot: Slot, connection: Any, now: float) -> None:
+        """Record a new connection: it goes to the first in line, or idle."""
+        if slot.state != "connecting":  # given up meanwhile
+            self.doomed.append(connection)
+            return
+        slot.connection = connection
+        slot.used_at = slot.alive_at = now
+        self.connected_total += 1
+        self.outage = None
+        self._place(slot, now)
+        if self._shortage() > 0:
+            self._ramp = min(self._ramp * 2, self.options.max_connecting)
+        self._serve(now)
+
+    def connect_failed(
+        self, slot: Slot, error: BaseException, verdict: Verdict | None, now: float
+    ) -> None:
+        """Free the slot, and decide who is told and when to try again."""
+        if slot.state != "connecting":
+            return
+        self._move(slot, "gone")
+        if not self.is_open:
+            return
+        self.connect_failures += 1
+        outage = self.outage = self.outage or Outage(now)
+        outage.failures += 1
+        outage.error = error
+        outage.retry_at = now + self._backoff(outage.failures)
+        if verdict is Verdict.TRANSIENT:
+            outage.refuses = False
+        elif verdict is Verdict.FATAL or outage.failures > 1:
+            outage.refuses = True
+            for waiter in [*self.openers, *self.queue]:
+                self._dismiss(waiter, "failed", error)
+        else:  # it may be a hiccup: one caller is told, and the next attempt starts at once
+            outage.retry_at = now
+            for waiter in [*self.openers, *itertools.islice(self.queue, 1)]:
+                self._dismiss(waiter, "failed", error)
+        self._serve(now)
+
+    def pinged(self, slot: Slot, now: float) -> None:
+        """Record that an idle connection is alive."""
+        if slot.state == "recycling":
+            slot.alive_at = now
+            self._place(slot, now)
+            self._serve(now)
+
+    def was_reset(self, slot: Slot, now: float) -> None:
+        """Record that a connection is fit for its next user."""
+        if slot.state == "recycling":
+            slot.touched = slot.cancelled = slot.derived = False
+            slot.busy = 0
+            slot.alive_at = now
+            self._place(slot, now)
+            self._serve(now)
+
+    def recycle_failed(self, slot: Slot, now: float, *, suspect_others: bool) -> None:
+        """Record that a ping or a reset failed; maybe the others are dead as well."""
+        if slot.state == "recycling":
+            self._retire(slot, "broken")
+            if suspect_others:
+                self.suspect(now)
+            self._serve(now)
+
+    def closed(self, slot: Slot, now: float) -> None:
+        """Record that a connection is closed: only now is its slot free."""
+        if slot.state == "closing":
+            self._move(slot, "gone")
+            self._serve(now)
+
+    # -- other events ----------------------------------------------------------------------------
+
+    def died(self, slot: Slot, now: float) -> None:
+        """Drop an idle connection that is known to be dead; elsewhere the next step finds out."""
+        if slot.state == "idle":
+            self._retire(slot, "broken")
+            self._serve(now)
+
+    def suspect(self, now: float) -> None:
+        """Ping every idle connection before its next use, all together."""
+        while self.idle:
+            self._begin("ping", self.idle[-1], "recycling", self.options.ping_timeout, now)
+
+    def renew(self, now: float) -> None:
+        """Replace every connection there is: the idle ones now, the others when they come back."""
+        self.generation += 1
+        for slot in [*self.leased, *self.recycling]:
+            slot.retire_at = slot.expires_at = now
+        for slot in list(self.idle):
+            self._retire(slot, "stale")
+        self._serve(now)
+
+    def resize(self, options: Options, now: float) -> None:
+        """Adopt new sizes: grow at once, shrink as connections come back."""
+        self._adopt(options)
+        for slot in list(self.idle):
+            if not self._surplus(queued=False):
+                break
+            self._retire(slot, "surplus")
+        self._serve(now)
+
+    def tick(self, now: float) -> None:
+        """Do what is due by time alone; call at `next_tick`, and every second or so."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            waiter = heapq.heappop(self._deadlines)[2]
+            if waiter.outcome == "waiting":
+                self._dismiss(waiter, "timed_out")
+        at_work = itertools.chain(self.connecting, self.recycling)
+        self.stuck = {slot for slot in at_work if now >= slot.overdue_at}
+        for slot in list(self.idle):  # the coldest first
+            reason = self._unfit(slot, now) or self._unneeded(slot, now)
+            if reason:
+                self._retire(slot, reason)
+        self._serve(now)
+
+    def next_tick(self) -> float:
+        """Return the time of the earliest thing that is due by time alone."""
+        deadlines = self._deadlines
+        while deadlines and deadlines[0][2].outcome != "waiting":
+            heapq.heappop(deadlines)
+        due = deadlines[0][0] if deadlines else NEVER
+        wanted = self.queue or self.openers or self.live < self.options.min_size
+        if self.outage and wanted and not self._underway() and self.size < self.options.capacity:
+            due = min(due, self.outage.retry_at)
+        if self.idle and self.options.overflow_linger and self.live > self.options.max_size:
+            due = min(due, self.idle[0].used_at + self.options.overflow_linger)
+        return due
+
+    # -- life ------------------------------------------------------------------------------------
+
+    def open(self, waiter: Waiter, now: float) -> None:
+        """Begin, or begin again; the waiter is served when `min_size` connections are there."""
+        waiter.since = now
+        self.is_open = True
+        self.defunct = False
+        self.openers[waiter] = None
+        self._watch_deadline(waiter)
+        self._serve(now)
+
+    def close(self, cause: BaseException | None = None) -> None:
+        """Stop serving: waiters fail, idle connections close, the others when they come back."""
+        self.is_open = False
+        self.outage = None
+        self.generation += 1
+        for waiter in [*self.openers, *self.queue]:
+            self._dismiss(waiter, "closed", cause)
+        for slot in [*self.leased, *self.recycling]:
+            slot.retire_at = slot.expires_at = -NEVER
+        for slot in list(self.idle):
+            self._retire(slot, "pool_closed")
+
+    def abandon_leases(self, keep: Callable[[Slot], bool] = lambda _: False) -> None:
+        """Terminate what has not been given back; its holders' handles are dead from now on."""
+        for slot in [s for s in self.leased if not keep(s)]:
+            slot.turn += 1
+            self._doom(slot, "pool_closed")
+
+    def collapse(self, cause: BaseException | None) -> None:
+        """Close with nobody left to run jobs: terminate all but what is still leased."""
+        self.close(cause)
+        self.defunct = True
+        self.jobs.clear()
+        for slot in list(self.recycling):
+            self._doom(slot, "pool_closed")
+        for slot in list(self.closing):
+            self.doomed.append(slot.connection)
+            self._move(slot, "gone")
+        for slot in list(self.connecting):
+            self._move(slot, "gone")
+
+    # -- decide ----------------------------------------------------------------------------------
+
+    def _serve(self, now: float) -> None:
+        """Give what is free to those who wait, in order; then owe the jobs that are missing."""
+        while self.idle:
+            waiter = self._first_in_line(now)
+            slot = self._usable(now) if waiter else None
+            if waiter is None or slot is None:
+                break
+            self._hand_off(slot, waiter, now)
+        ready = len(self.idle) + len(self.leased) + len(self.recycling)
+        if self.openers and ready >= self.options.min_size:
+            for waiter in list(self.openers):
+                self._dismiss(waiter, "served")
+        if self.is_open:
+            self._owe(now)
+
+    def _owe(self, now: float) -> None:
+        """Owe pings and connects: one for each waiter without a prospect, and for `min_size`."""
+        options = self.options
+        shortage = self._shortage()
+        while shortage > 0 and self.idle:  # idle, but not to be trusted without a ping
+            self._begin("ping", self.idle[-1], "recycling", options.ping_timeout, now)
+            shortage -= 1
+        wanted = max(shortage, options.min_size - self.live)
+        if wanted <= 0:
+            self._ramp = 1
+            return
+        if self.outage:
+            at_once = 1 if now >= self.outage.retry_at else 0
+        elif self.openers or (shortage > 0 and not self.leased):
+            at_once = options.max_connecting
+        elif shortage > 0:
+            at_once = self._ramp
+        else:
+            at_once = _UPKEEP
+            self._ramp = 1
+        spare = min(at_once, options.max_connecting) - self._underway()
+        room = options.capacity - self.size
+        for _ in range(min(wanted, spare, room)):
+            slot = Slot(self.generation)
+            if options.max_lifetime is not None:
+                slot.expires_at = now + options.max_lifetime
+                slot.retire_at = now + options.max_lifetime * (0.9 + 0.1 * self._random())
+            self._begin("connect", slot, "connecting", options.connect_timeout, now)
+
+    def _underway(self) -> int:
+        """Count the connects that may still succeed."""
+        return len(self.connecting.keys() - self.stuck) if self.stuck else len(self.connecting)
+
+    def _shortage(self) -> int:
+        """Count the waiters whom nothing under way will serve."""
+        prospects = len(self.connecting) + len(self.recycling) - len(self.stuck)
+        return len(self.queue) - prospects
+
+    def _place(self, slot: Slot, now: float) -> None:
+        """Find the place of a connection that is free and clean: the queue, idle, or the exit."""
+        waiter = self._first_in_line(now)
+        reason = self._unfit(slot, now)
+        if reason is None and self._surplus(queued=waiter is not None):
+            reason = "surplus"
+        if reason:
+            self._retire(slot, reason)
+            self._serve(now)
+        elif waiter:
+            self._hand_off(slot, waiter, now)
+        else:
+            self._move(slot, "idle")
+            slot.holder = None
+            slot.good_until = min(slot.alive_at + self._ping_after, slot.retire_at)
+
+    def _hand_off(self, slot: Slot, waiter: Waiter, now: float) -> None:
+        self._move(slot, "leased")
+        slot.uses += 1
+        slot.holder = waiter.holder
+        slot.leased_at = now
+        waiter.slot = slot
+        self._dismiss(waiter, "served")
+
+    def _first_in_line(self, now: float) -> Waiter | None:
+        """Return the first waiter whose deadline has not passed, dismissing those before it."""
+        while self.queue:
+            waiter = next(iter(self.queue))
+            if now < waiter.deadline:
+                return waiter
+            self._dismiss(waiter, "timed_out")
+        return None
+
+    def _usable(self, now: float) -> Slot | None:
+        """Return the hottest idle slot that needs no ping, retiring the overaged on the way."""
+        for slot in list(reversed(self.idle)):
+            if now < slot.good_until:
+                return slot
+            reason = self._unfit(slot, now)
+            if reason:
+                self._retire(slot, reason)
+            elif now < slot.alive_at + self._ping_after:
+                return slot
+        return None
+
+    def _unfit(self, slot: Slot, now: float) -> Reason | None:
+        """Say why a connection is not to be used again, if so."""
+        if not self.is_open:
+            return "pool_closed"
+        if slot.generation != self.generation:
+            return "stale"
+        if self.options.max_uses is not None and slot.uses >= self.options.max_uses:
+            return "used_up"
+        if now >= slot.expires_at:
+            return "expired"
+        if now >= slot.retire_at:
+            aging = sum(closing.reason == "expired" for closing in self.closing)
+            return "expired" if aging < _AGING else None
+        return None
+
+    def _surplus(self, *, queued: bool) -> bool:
+        """Tell whether there is one connection too many."""
+        if self.live > self.options.capacity:
+            return True
+        if queued or self.options.overflow_linger:
+            return False
+        return self.live > self.options.max_size
+
+    def _unneeded(self, slot: Slot, now: float) -> Reason | None:
+        """Say why an idle connection is to go although it is good, if so."""
+        idle_for = now - slot.used_at
+        if self.live > self.options.max_size and idle_for >= self.options.overflow_linger:
+            return "surplus"
+        limit = self.options.max_idle_time
+        if limit is not None and idle_for >= limit and self.live > self.options.min_size:
+            return "unused"
+        return None
+
+    def _refuses_newcomers(self, now: float) -> bool:
+        """Tell whether a newcomer fails now: nothing can come back, and the database is down."""
+        outage = self.outage
+        if outage is None or self.idle or self.leased or self.recycling:
+            return False
+        if now >= outage.retry_at and not self.connecting:
+            return False  # the newcomer is the reason to try again
+        patience = self.options.fail_fast_after
+        return outage.refuses or (patience is not None and now - outage.since >= patience)
+
+    def _backoff(self, failures: int) -> float:
+        """Return the pause before the next attempt: doubling, its upper half jitter."""
+        doubled = self.options.backoff_min * 2.0 ** min(failures - 1, 30)
+        return min(doubled, self.options.backoff_max) * (0.5 + 0.5 * self._random())
+
+    # -- record ----------------------------------------------------------------------------------
+
+    def _move(self, slot: Slot, to: str) -> None:
+        """Move a slot: the one door between the containers."""
+        assert to in TRANSITIONS[slot.state], f"{slot.state} -> {to}"
+        if slot.state == "idle":
+            if self.idle[-1] is slot:
+                self.idle.pop()
+            else:
+                self.idle.remove(slot)
+        elif slot.state != "new":
+            del self._container(slot.state)[slot]
+        self.stuck.discard(slot)
+        slot.state = to
+        if to == "idle":
+            self.idle.append(slot)
+        elif to != "gone":
+            self._container(to)[slot] = None
+
+    def _container(self, state: str) -> dict[Slot, None]:
+        container: dict[Slot, None] = getattr(self, state)
+        return container
+
+    def _begin(self, job: Job, slot: Slot, state: str, limit: float | None, now: float) -> None:
+        self._move(slot, state)
+        slot.overdue_at = NEVER if limit is None else now + limit + 1.0
+        self.jobs.append((job, slot))
+
+    def _retire(self, slot: Slot, reason: Reason) -> None:
+        """Decide that a connection goes: politely if it is healthy, at once if it is not."""
+        if reason == "broken" or self.defunct:
+            self._doom(slot, reason)
+            return
+        self.retired[reason] += 1
+        slot.reason = reason
+        self._move(slot, "closing")
+        self.jobs.append(("close", slot))
+
+    def _doom(self, slot: Slot, reason: Reason) -> None:
+        """Terminate a connection now: its slot is free as soon as the shell has read this."""
+        self.retired[reason] += 1
+        self.doomed.append(slot.connection)
+        self._move(slot, "gone")
+
+    def _dismiss(
+        self, waiter: Waiter, outcome: Outcome, cause: BaseException | None = None
+    ) -> None:
+        """End a wait."""
+        if waiter in self.openers:
+            del self.openers[waiter]
+        else:
+            self.queue.pop(waiter, None)
+            self.outcomes[outcome] += 1
+        waiter.outcome = outcome
+        waiter.cause = cause
+        self.woken.append(waiter)
+
+    def _watch_deadline(self, waiter: Waiter) -> None:
+        if waiter.deadline == NEVER:
+            return
+        heapq.heappush(self._deadlines, (waiter.deadline, next(self._order), waiter))
+        if len(self._deadlines) > 2 * (len(self.queue) + len(self.openers)) + 32:
+            self._deadlines = [d for d in self._deadlines if d[2].outcome == "waiting"]
+            heapq.heapify(self._deadlines)

@@ -1,0 +1,84 @@
+"""What a pool tells about itself: sizes and counters, and who holds what."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PoolStats:
+    """A snapshot of a pool: what is where now, and what has happened since it was made."""
+
+    max_size: int
+    capacity: int
+
+    idle: int
+    """Open and free."""
+    leased: int
+    """Held by a caller."""
+    connecting: int
+    """Being opened."""
+    recycling: int
+    """Being pinged or reset."""
+    closing: int
+    """Being closed; the slot is taken until that is done."""
+    waiting: int
+    """Callers in the queue."""
+    oldest_wait: float
+    """Seconds that the first in the queue has waited."""
+
+    direct: int
+    """Acquires that found an idle connection. Every acquire ends in one of these seven counters."""
+    waited: int
+    """Acquires served after waiting in the queue."""
+    timed_out: int
+    """Acquires that ended with `PoolTimeout`."""
+    cancelled: int
+    """Acquires given up by their caller."""
+    busy: int
+    """Acquires refused with `PoolBusy`."""
+    failed: int
+    """Acquires that ended with `ConnectFailed`."""
+    closed: int
+    """Acquires that ended with `PoolClosed`."""
+
+    connected: int
+    """Connections opened."""
+    connect_failures: int
+    """Attempts to connect that failed."""
+    retired: Mapping[str, int]
+    """Connections closed, by reason: ``expired``, ``unused``, ``used_up``, ``stale``, ``broken``,
+    ``surplus``, ``pool_closed``."""
+
+    @property
+    def size(self) -> int:
+        """Slots in every state; never above the capacity unless the pool was shrunk."""
+        return self.idle + self.leased + self.connecting + self.recycling + self.closing
+
+    def __str__(self) -> str:
+        """Return the sizes in one line, as they stand in error messages."""
+        return (
+            f"{self.leased} leased, {self.idle} idle, {self.connecting} connecting, "
+            f"{self.recycling} recycling, {self.closing} closing of capacity {self.capacity}; "
+            f"{self.waiting} waiting"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LeaseInfo:
+    """One lease: who has held a connection, for how long, and where it was acquired."""
+
+    task: str
+    """The name of the task that acquired it."""
+    seconds: float
+    """How long it has been held."""
+    place: str
+    """Where it was acquired: ``file:line in function``."""
+
+    def __str__(self) -> str:
+        """Return it as it stands in error messages."""
+        return f"{self.task} for {self.seconds:.2f} s, acquired at {self.place}"

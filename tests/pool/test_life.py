@@ -1,0 +1,507 @@
+"""Open and close: from any task, cancelled at any step, with the loop ending under it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import textwrap
+
+import anyio
+import pytest
+from anyio import wait_all_tasks_blocked
+from anyio.lowlevel import checkpoint
+
+from poolkit import (
+    ConnectFailed,
+    NotLeased,
+    Pool,
+    PoolClosed,
+    PoolConfigError,
+    PoolTimeout,
+    Verdict,
+    WrongLoop,
+)
+from tests.fakes import Boom, CleanDriver, FakeDriver, FullDriver
+
+
+async def test_open_waits_for_min_size() -> None:
+    """When it returns they are there."""
+    driver = FakeDriver()
+    pool = await Pool(driver, min_size=3, max_size=5).open()
+    assert pool.stats().idle == 3
+    await pool.aclose()
+    assert not driver.alive
+
+
+async def test_open_with_min_size_zero_needs_no_database() -> None:
+    """Connecting is left to the first acquire."""
+    driver = FakeDriver()
+    async with Pool(driver, min_size=0) as pool:
+        assert driver.calls["connect"] == 0
+        async with pool.acquire():
+            assert driver.calls["connect"] == 1
+
+
+async def test_open_twice_does_nothing() -> None:
+    """An open pool stays as it is."""
+    driver = FakeDriver()
+    async with Pool(driver) as pool:
+        assert await pool.open() is pool
+        assert driver.calls["connect"] == 1
+
+
+async def test_open_from_two_tasks_opens_once() -> None:
+    """Both return when it is open."""
+    gate = anyio.Event()
+    driver = FakeDriver(connect=[gate])
+    pool = Pool(driver)
+    async with anyio.create_task_group() as group:
+        group.start_soon(pool.open)
+        group.start_soon(pool.open)
+        await wait_all_tasks_blocked()
+        gate.set()
+    assert driver.calls["connect"] == 1
+    await pool.aclose()
+
+
+async def test_open_that_fails_raises_the_error_and_leaves_a_closed_pool() -> None:
+    """And the pool may be opened again."""
+    driver = FakeDriver(connect=[Boom("no such file")])
+    pool = Pool(driver)
+    with pytest.raises(ConnectFailed, match="no such file"):
+        await pool.open()
+    with pytest.raises(PoolClosed):
+        await pool.acquire()
+    assert "closed" in repr(pool)
+    async with pool:
+        assert pool.stats().idle == 1
+    assert not driver.alive
+
+
+async def test_open_that_is_cancelled_leaves_a_closed_pool() -> None:
+    """Whatever was being opened is not leaked."""
+    driver = FakeDriver(connect=[None, anyio.Event()])
+    pool = Pool(driver, min_size=2)
+    with anyio.move_on_after(0.01) as scope:
+        await pool.open()
+    assert scope.cancelled_caught
+    with pytest.raises(PoolClosed):
+        await pool.acquire()
+    await wait_all_tasks_blocked()
+    assert not driver.alive
+    assert pool.stats().size == 0
+
+
+async def test_open_waits_out_a_transient_error_until_the_acquire_timeout() -> None:
+    """As an acquire would."""
+    driver = FullDriver(connect=[Boom("starting up")] * 99)
+    driver.verdicts[Boom] = Verdict.TRANSIENT
+    pool = Pool(driver, acquire_timeout=0.03, backoff_min=0.002, backoff_max=0.002)
+    with pytest.raises(PoolTimeout, match="starting up"):
+        await pool.open()
+    assert driver.calls["connect"] > 1
+    assert not driver.alive
+
+
+async def test_close_closes_everything_and_counts_nothing_left() -> None:
+    """After it the size is 0, and every connection was closed politely."""
+    driver = FakeDriver()
+    async with Pool(driver, min_size=3) as pool:
+        async with pool.acquire() as conn:
+            await conn.query()
+    assert pool.stats().size == 0
+    assert driver.calls["close"] == 3
+    assert driver.calls["terminate"] == 0
+    assert pool.stats().retired == {"pool_closed": 3}
+
+
+async def test_close_from_another_task_is_right() -> None:
+    """Open and close need not be in one task."""
+    driver = FakeDriver()
+    pool = Pool(driver)
+    async with anyio.create_task_group() as group:
+        group.start_soon(pool.open)
+    async with anyio.create_task_group() as group:
+        group.start_soon(pool.aclose)
+    assert not driver.alive
+
+
+async def test_close_twice_is_harmless() -> None:
+    """The second has nothing to do."""
+    pool = await Pool(FakeDriver()).open()
+    assert await pool.aclose() == []
+    assert await pool.aclose() == []
+    assert await Pool(FakeDriver()).aclose() == []
+
+
+async def test_close_fails_waiters_at_once() -> None:
+    """They get PoolClosed and not a connection that is closed under them."""
+    async with Pool(FakeDriver(), max_size=1) as pool:
+        conn = await pool.acquire()
+        async with anyio.create_task_group() as group:
+
+            async def waiter() -> None:
+                with pytest.raises(PoolClosed):
+                    await pool.acquire()
+                pool.release(conn)
+
+            group.start_soon(waiter)
+            await wait_all_tasks_blocked()
+            group.start_soon(pool.aclose)
+
+
+async def test_close_waits_for_leases_within_the_grace() -> None:
+    """A holder may finish what it is doing."""
+    driver = FakeDriver()
+    pool = await Pool(driver, max_size=1).open()
+    closing = anyio.Event()
+    answers: list[str] = []
+
+    async def holder() -> None:
+        async with pool.acquire() as conn:
+            await closing.wait()
+            answers.append(await conn.query())
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(holder)
+        await wait_all_tasks_blocked()
+
+        async def close() -> None:
+            closing.set()
+            assert await pool.aclose() == []
+
+        group.start_soon(close)
+    assert answers == ["row"]
+    assert driver.calls["terminate"] == 0
+
+
+async def test_close_terminates_what_is_held_beyond_the_grace() -> None:
+    """It returns who had not given back, and the holder's handle is dead."""
+    driver = FakeDriver()
+    pool = await Pool(driver, max_size=1).open()
+    done = anyio.Event()
+
+    async def holder() -> None:
+        async with pool.acquire() as conn:
+            await done.wait()
+            with pytest.raises(NotLeased, match="closed"):
+                await conn.query()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(holder)
+        await wait_all_tasks_blocked()
+        held = await pool.aclose(grace=0.01)
+        assert [info.place for info in held if "holder" in info.place]
+        assert not driver.alive
+        done.set()
+    assert pool.stats().size == 0
+
+
+async def test_close_does_not_wait_for_the_callers_own_leases() -> None:
+    """That would be waiting for itself."""
+    driver = FakeDriver()
+    pool = await Pool(driver).open()
+    conn = await pool.acquire()
+    with anyio.fail_after(5):
+        held = await pool.aclose(grace=None)
+    assert len(held) == 1
+    assert not driver.alive
+    with pytest.raises(NotLeased):
+        await conn.query()
+
+
+async def test_cancelled_close_means_no_grace() -> None:
+    """Leases are terminated at once and nothing is left."""
+    driver = FakeDriver()
+    pool = await Pool(driver, max_size=1).open()
+    async with anyio.create_task_group() as group:
+
+        async def holder() -> None:
+            async with pool.acquire():
+                await anyio.sleep_forever()
+
+        group.start_soon(holder)
+        await wait_all_tasks_blocked()
+        with anyio.move_on_after(0.01) as scope:
+            await pool.aclose(grace=None)
+        assert scope.cancelled_caught
+        assert not driver.alive
+        assert pool.stats().size == 0
+        group.cancel_scope.cancel()
+
+
+async def test_close_does_not_wait_for_a_hung_connect() -> None:
+    """Connects under way are cancelled: nobody wants them any more."""
+    driver = FakeDriver(connect=[None, anyio.Event()])
+    pool = await Pool(driver, min_size=1, connect_timeout=None).open()
+    async with pool.acquire():
+        with anyio.move_on_after(0.01):
+            await pool.acquire()
+    assert pool.stats().connecting == 1
+    with anyio.fail_after(2):
+        await pool.aclose()
+    assert pool.stats().size == 0
+    assert not driver.alive
+
+
+async def test_close_limits_a_hung_close() -> None:
+    """What does not close in `close_timeout` is terminated."""
+    driver = FakeDriver(close=[anyio.Event()])
+    pool = await Pool(driver, close_timeout=0.01).open()
+    with anyio.fail_after(2):
+        await pool.aclose()
+    assert driver.calls["terminate"] == 1
+    assert not driver.alive
+
+
+async def test_closed_pool_can_be_opened_again() -> None:
+    """With nothing left over from its first life."""
+    driver = FakeDriver()
+    pool = Pool(driver, max_size=1)
+    for _ in range(3):
+        async with pool, pool.acquire() as conn:
+            assert await conn.query() == "row"
+    assert driver.calls["connect"] == 3
+    assert not driver.alive
+
+
+async def test_lease_of_an_earlier_life_is_not_reused() -> None:
+    """Its connection is closed when it comes back."""
+    driver = CleanDriver()
+    pool = await Pool(driver).open()
+    gate = anyio.Event()
+    async with anyio.create_task_group() as group:
+
+        async def holder() -> None:
+            conn = await pool.acquire()
+            await gate.wait()
+            with pytest.raises(NotLeased):
+                pool.release(conn)
+
+        group.start_soon(holder)
+        await wait_all_tasks_blocked()
+        await pool.aclose(grace=0)
+        async with pool:
+            gate.set()
+            await wait_all_tasks_blocked()
+            assert pool.stats().idle == 1
+            assert next(iter(driver.alive)).number == 2
+
+
+@pytest.mark.parametrize("grace", [-1, float("nan"), "x"])
+async def test_impossible_grace_is_refused(grace: float) -> None:
+    """Before anything is closed."""
+    async with Pool(FakeDriver()) as pool:
+        with pytest.raises(PoolConfigError, match="grace"):
+            await pool.aclose(grace=grace)
+        async with pool.acquire():
+            pass
+
+
+async def test_min_size_is_kept_after_a_death() -> None:
+    """The dead are replaced though nobody asks."""
+    driver = FullDriver()
+    async with Pool(driver, min_size=2) as pool:
+        victim = next(iter(driver.alive))
+        driver.end(victim)
+        driver.watched[victim]()
+        await wait_all_tasks_blocked()
+        assert pool.stats().idle == 2
+        assert driver.calls["connect"] == 3
+
+
+async def test_upkeep_finds_the_dead_without_a_caller() -> None:
+    """Once a second, without I/O."""
+    driver = FakeDriver()
+    async with Pool(driver, min_size=1) as pool:
+        driver.end(next(iter(driver.alive)))
+        pool._upkeep()
+        await wait_all_tasks_blocked()
+        assert pool.stats().idle == 1
+        assert pool.stats().retired == {"broken": 1}
+
+
+def test_loop_that_ends_under_an_open_pool_terminates_its_connections() -> None:
+    """asyncio.run() returns; the pool is closed and can be opened elsewhere."""
+    driver = FakeDriver()
+    pool = Pool(driver, min_size=2)
+
+    async def main() -> None:
+        await pool.open()
+
+    asyncio.run(main())
+    assert not driver.alive
+    assert pool.stats().size == 0
+
+    async def again() -> None:
+        async with pool, pool.acquire() as conn:
+            assert await conn.query() == "row"
+
+    asyncio.run(again())
+    anyio.run(again, backend="trio")
+    assert not driver.alive
+
+
+def test_trio_run_that_ends_under_an_open_pool_terminates_its_connections() -> None:
+    """The same on trio."""
+    driver = FakeDriver()
+    pool = Pool(driver, min_size=2)
+    anyio.run(pool.open, backend="trio")
+    assert not driver.alive
+    assert pool.stats().size == 0
+
+
+def test_waiters_and_holders_survive_the_end_of_the_loop() -> None:
+    """Holders may use their connection while they clean up, then it is terminated."""
+    driver = FakeDriver()
+    pool = Pool(driver, max_size=1)
+    seen: list[str] = []
+
+    async def holder() -> None:
+        async with pool.acquire() as conn:
+            try:
+                await asyncio.sleep(60)
+            finally:
+                seen.append(await conn.query())
+
+    async def waiter() -> None:
+        try:
+            await pool.acquire()
+        finally:
+            seen.append("waiter ended")
+
+    async def main() -> None:
+        await pool.open()
+        tasks = [asyncio.create_task(holder()), asyncio.create_task(waiter())]
+        await wait_all_tasks_blocked()
+        assert len(tasks) == 2
+
+    asyncio.run(main())
+    assert sorted(seen) == ["row", "waiter ended"]
+    assert not driver.alive
+    assert pool.stats().size == 0
+
+
+def test_pool_used_from_another_loop_says_so() -> None:
+    """Opened in one loop and used from another, while the first still lives."""
+    pool = Pool(FakeDriver())
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(pool.open())
+
+        async def elsewhere() -> None:
+            with pytest.raises(WrongLoop, match="another event loop"):
+                await pool.acquire()
+            with pytest.raises(WrongLoop):
+                await pool.open()
+            with pytest.raises(WrongLoop):
+                await pool.aclose()
+
+        asyncio.run(elsewhere())
+        anyio.run(elsewhere, backend="trio")
+        loop.run_until_complete(pool.aclose())
+    finally:
+        loop.close()
+
+
+async def test_pool_used_from_another_thread_says_so() -> None:
+    """A thread without a loop, too."""
+    async with Pool(FakeDriver()) as pool, pool.acquire() as conn:
+
+        def use() -> None:
+            with pytest.raises(WrongLoop):
+                pool.release(conn)
+
+        await anyio.to_thread.run_sync(use)
+        assert pool.stats().leased == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_pool_used_after_a_fork_says_so() -> None:
+    """The child gets WrongLoop, the parent goes on undisturbed."""
+    program = """
+        import asyncio, os, sys
+        sys.path.insert(0, {root!r})
+        from poolkit import Pool, WrongLoop
+        from tests.fakes import FakeDriver
+
+        async def main():
+            async with Pool(FakeDriver()) as pool:
+                child = os.fork()
+                if child == 0:
+                    try:
+                        await pool.acquire()
+                    except WrongLoop as error:
+                        os._exit(7 if "fork" in str(error) else 1)
+                    os._exit(2)
+                assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+                async with pool.acquire() as conn:
+                    print(await conn.query())
+
+        asyncio.run(main())
+    """
+    assert _python(program).strip() == "row"
+
+
+def test_pool_never_closed_does_not_hold_the_interpreter() -> None:
+    """The process ends by itself."""
+    program = """
+        import asyncio, sys
+        sys.path.insert(0, {root!r})
+        from poolkit import Pool
+        from tests.fakes import FakeDriver
+
+        async def main():
+            global pool, conn
+            pool = await Pool(FakeDriver(), min_size=2).open()
+            conn = await pool.acquire()
+            print("leaving")
+
+        asyncio.run(main())
+    """
+    assert _python(program).strip() == "leaving"
+
+
+def _python(program: str) -> str:
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    code = textwrap.dedent(program).replace("{root!r}", repr(root))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout
+
+
+async def test_jobs_run_in_the_context_of_open_and_not_of_a_caller() -> None:
+    """What a request has set in its context never reaches another one's connection."""
+    import contextvars
+
+    who: contextvars.ContextVar[str] = contextvars.ContextVar("who", default="nobody")
+    seen: list[str] = []
+
+    async def on_connect(_: object) -> None:
+        seen.append(who.get())
+
+    async with Pool(FakeDriver(), min_size=0, on_connect=on_connect) as pool:
+        who.set("a request")
+        async with pool.acquire():
+            pass
+    assert seen == ["nobody"]
+
+
+async def test_hung_job_delays_no_other() -> None:
+    """A reset that hangs holds its own slot only."""
+    gate = anyio.Event()
+    driver = FakeDriver(reset=[gate])
+    async with Pool(driver, min_size=2, max_size=2) as pool:
+        async with pool.acquire() as conn:
+            await conn.query()
+        for _ in range(3):
+            async with pool.acquire(timeout=1) as conn:
+                await conn.query()
+        gate.set()
+        await checkpoint()

@@ -1,0 +1,177 @@
+"""Transactions: commit, roll back, and what cancellation leaves to the reset."""
+
+from __future__ import annotations
+
+import logging
+
+import anyio
+import pytest
+from anyio import wait_all_tasks_blocked
+
+import poolkit
+from poolkit import NotLeased, Pool, PoolConfigError
+from tests.fakes import Boom, CleanDriver, FullDriver
+
+
+async def test_transaction_commits_at_the_end_of_the_block() -> None:
+    """And gives the connection back."""
+    driver = FullDriver()
+    async with Pool(driver) as pool:
+        async with pool.transaction() as conn:
+            await conn.query()
+        assert pool.stats().leased == 0
+    assert driver.calls["commit"] == 1
+    assert driver.calls["rollback"] == 0
+
+
+async def test_transaction_settings_reach_the_driver() -> None:
+    """Isolation and the like are the driver's business."""
+    driver = FullDriver()
+    async with Pool(driver) as pool, pool.transaction(isolation="serializable"):
+        pass
+    assert "begin {'isolation': 'serializable'}" in driver.log
+
+
+async def test_transaction_rolls_back_after_an_error_before_giving_back() -> None:
+    """In the caller's task, so that a retry elsewhere does not meet its locks."""
+    driver = FullDriver()
+    async with Pool(driver) as pool:
+        with pytest.raises(Boom):
+            async with pool.transaction() as conn:
+                await conn.query()
+                raise Boom
+        assert driver.calls["rollback"] == 1
+        assert driver.calls["commit"] == 0
+        assert pool.stats().idle == 1
+
+
+async def test_transaction_on_a_held_connection() -> None:
+    """One lease, several transactions."""
+    driver = FullDriver()
+    async with Pool(driver) as pool, pool.acquire() as conn:
+        for _ in range(2):
+            async with poolkit.transaction(conn) as same:
+                assert same is conn
+                await conn.query()
+        assert pool.stats().leased == 1
+    assert driver.calls["commit"] == 2
+
+
+async def test_transaction_after_cancellation_awaits_nothing_and_is_reset() -> None:
+    """The reset job rolls back; the caller leaves at once."""
+    driver = FullDriver(rollback=[anyio.Event()])
+    async with Pool(driver, max_size=1) as pool:
+        with anyio.CancelScope() as scope:
+            async with pool.transaction() as conn:
+                await conn.query()
+                scope.cancel()
+                await anyio.sleep_forever()
+        assert driver.calls["rollback"] == 0
+        await wait_all_tasks_blocked()
+        assert driver.calls["reset"] == 1
+        assert pool.stats().idle == 1
+
+
+async def test_transaction_whose_rollback_hangs_is_left_to_the_reset() -> None:
+    """`reset_timeout` bounds it, and the caller sees its own error."""
+    driver = FullDriver(rollback=[anyio.Event()])
+    async with Pool(driver, max_size=1, reset_timeout=0.01) as pool:
+        with pytest.raises(Boom):
+            async with pool.transaction():
+                raise Boom
+        await wait_all_tasks_blocked()
+        assert driver.calls["reset"] == 1
+
+
+async def test_transaction_whose_rollback_fails_shows_the_callers_error() -> None:
+    """The connection is reset before its next use."""
+    driver = FullDriver(rollback=[ValueError("connection lost")])
+    async with Pool(driver, max_size=1) as pool:
+        with pytest.raises(Boom):
+            async with pool.transaction():
+                raise Boom
+        await wait_all_tasks_blocked()
+        assert driver.calls["reset"] == 1
+
+
+async def test_failed_commit_is_the_callers_error() -> None:
+    """And the connection is not handed on as it is."""
+    driver = FullDriver(commit=[Boom("constraint")])
+    async with Pool(driver, max_size=1) as pool:
+        with pytest.raises(Boom, match="constraint"):
+            async with pool.transaction() as conn:
+                await conn.query()
+        await wait_all_tasks_blocked()
+        assert driver.calls["reset"] == 1
+        assert pool.stats().idle == 1
+
+
+async def test_failed_begin_gives_the_connection_back() -> None:
+    """The block is not entered."""
+    driver = FullDriver()
+    async with Pool(driver, max_size=1) as pool:
+        real = next(iter(driver.alive))
+        real.gate = anyio.Event()
+        with anyio.move_on_after(0.01) as scope:
+            async with pool.transaction():
+                raise AssertionError("entered")
+        assert scope.cancelled_caught
+        real.gate = None
+        async with pool.acquire(timeout=1) as conn:
+            assert await conn.query() == "row"
+
+
+async def test_release_inside_a_transaction_is_an_error_at_its_end() -> None:
+    """A commit that cannot happen must not look like one."""
+    driver = FullDriver()
+    async with Pool(driver, max_size=1) as pool:
+        with pytest.raises(NotLeased):
+            async with pool.transaction() as conn:
+                await conn.query()
+                pool.release(conn)
+        await wait_all_tasks_blocked()
+        assert driver.calls["commit"] == 0
+        assert driver.calls["reset"] == 1
+
+
+async def test_transaction_left_open_is_rolled_back_and_logged_once_per_place(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """With the place that left it; not at all when a cancellation explains it."""
+    driver = FullDriver()
+    async with Pool(driver, max_size=1) as pool:
+        with caplog.at_level(logging.WARNING, "poolkit"):
+            for _ in range(3):
+                async with pool.acquire() as conn:
+                    conn.in_transaction = True
+                await wait_all_tasks_blocked()
+            with anyio.CancelScope() as scope:
+                async with pool.acquire() as conn:
+                    conn.in_transaction = True
+                    scope.cancel()
+                    await conn.query()
+            await wait_all_tasks_blocked()
+    assert driver.calls["reset"] == 4
+    (record,) = caplog.records
+    assert "an open transaction was left behind" in record.getMessage()
+    assert "test_transaction.py:" in record.getMessage()
+
+
+async def test_transaction_without_support_by_the_driver_says_so() -> None:
+    """And gives the connection back."""
+    async with Pool(CleanDriver(), max_size=1) as pool:
+        with pytest.raises(PoolConfigError, match="CleanDriver has no transactions"):
+            async with pool.transaction():
+                raise AssertionError("entered")
+        assert pool.stats().leased == 0
+
+
+async def test_transaction_on_something_else_is_refused() -> None:
+    """Only a connection that is leased has transactions of ours."""
+    with pytest.raises(NotLeased):
+        poolkit.transaction(object())
+    async with Pool(FullDriver()) as pool:
+        async with pool.acquire() as conn:
+            pass
+        with pytest.raises(NotLeased, match="released"):
+            poolkit.transaction(conn)
