@@ -8,7 +8,6 @@ cancelled, and that an object was made from the connection (*derived*). The rele
 
 from __future__ import annotations
 
-import functools
 import inspect
 import sys
 import types
@@ -140,7 +139,8 @@ def make_view(pool: Pool[Any], slot: Slot) -> Any:
     return view
 
 
-set_turn: Final[Callable[[Any, Any], None]] = Handle._poolkit_turn.__set__  # type: ignore[attr-defined]  # a slot descriptor
+#: Sets a view's turn past its own forwarding of assignments.
+set_turn: Final[Callable[[Any, Any], None]] = vars(Handle)["_poolkit_turn"].__set__
 
 
 def leased_slot(view: Any, name: str = "") -> Slot:
@@ -227,13 +227,21 @@ _OWN: Final = frozenset(
 )
 
 
-@functools.cache
+_classes: Final[dict[tuple[type, tuple[type, ...]], type]] = {}
+
+
 def view_class(kind: type, bases: tuple[type, ...] = ()) -> type:
     """Return the view class for one type of connection: made once.
 
     ``bases`` are empty classes (no slots, no attributes) that make the library's own ``isinstance``
     checks pass.
     """
+    if (kind, bases) not in _classes:
+        _classes[kind, bases] = _make_class(kind, bases)
+    return _classes[kind, bases]
+
+
+def _make_class(kind: type, bases: tuple[type, ...]) -> type:
     members: dict[str, Any] = {
         "__slots__": (),
         "__class__": property(lambda _: kind),
@@ -313,20 +321,21 @@ async def watched(slot: Slot, operation: Coroutine[Any, Any, Any]) -> Any:
     return result
 
 
-@functools.cache
+_attached: Final[dict[type, bool]] = {}
+
+
 def _is_attached(kind: type) -> bool:
     """Tell whether such an object may act on the connection it came from, or is merely data.
 
     Cursors, statements, transactions and generators have asynchronous methods, or are iterators.
     """
-    if any(
-        hasattr(kind, name)
-        for name in ("__await__", "__aenter__", "__aiter__", "__anext__", "__next__")
-    ):
-        return True
-    return any(
-        inspect.iscoroutinefunction(inspect.getattr_static(kind, name, None)) for name in dir(kind)
-    )
+    if kind not in _attached:
+        acts = ("__await__", "__aenter__", "__aiter__", "__anext__", "__next__")
+        _attached[kind] = any(hasattr(kind, name) for name in acts) or any(
+            inspect.iscoroutinefunction(inspect.getattr_static(kind, name, None))
+            for name in dir(kind)
+        )
+    return _attached[kind]
 
 
 # -- transactions --------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ from poolkit._upkeep import upkeep
 
 if TYPE_CHECKING:
     import types
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from typing_extensions import Unpack
 
@@ -83,6 +83,18 @@ class _Life:
         self.workers = workers
         self.scope = anyio.CancelScope()
         self.ended = False
+        self._watchers: list[Any] = []
+
+    async def change(self) -> None:
+        """Wait until something has changed."""
+        parking = self.runtime.create_parking()
+        self._watchers.append(parking)
+        await self.runtime.park(parking)
+
+    def changed(self) -> None:
+        """Wake those who wait for a change."""
+        while self._watchers:
+            self.runtime.unpark(self._watchers.pop())
 
 
 class Pool(Generic[C]):
@@ -99,11 +111,10 @@ class Pool(Generic[C]):
         given = make_options(options)
         self._driver = driver
         self._check_options(given)
-        self.name: Final[str] = given.name or getattr(driver, "name", type(driver).__name__)
+        self.name: Final[str] = given.name or str(getattr(driver, "name", type(driver).__name__))
         self._book = PoolState(given, random.random)
         self._life: _Life | None = None
         self._inbox: deque[Callable[[], None]] = deque()
-        self._watchers: list[Any] = []
         self._is_dead = driver.is_dead
         self._revoke: Callable[[C], None] | None = getattr(driver, "revoke", None)
         self._is_clean: Callable[[C], bool] | None = getattr(driver, "is_clean", None)
@@ -133,7 +144,8 @@ class Pool(Generic[C]):
             if self._life is not None:
                 raise PoolClosed(f"pool {self.name!r} is being closed: await that, then open it")
             self._begin()
-        runtime = self._runtime
+        runtime, life = self._runtime, self._life
+        assert life is not None
         now = runtime.now()
         limit = book.options.acquire_timeout
         waiter = Waiter(NEVER if limit is None else now + limit, None, runtime.create_parking())
@@ -145,7 +157,8 @@ class Pool(Generic[C]):
                 raise self._refusal(waiter, limit)
         except BaseException:
             book.give_up(waiter, runtime.now())
-            self._collapse(None)
+            if life is self._life:
+                self._collapse(life, None)
             raise
         return self
 
@@ -174,27 +187,29 @@ class Pool(Generic[C]):
         book.close()
         life.workers.abort_connects()
         self._settle()
-        held: list[LeaseInfo] = []
         try:
             with anyio.move_on_after(grace):
                 while any(_holder_task(slot) is not own for slot in book.leased):
-                    await self._change(life)
+                    await life.change()
             held = self.leases()
-            book.abandon_leases()
-            self._settle()
+            self._abandon_leases(life)
             options = book.options
             limits = (options.reset_timeout, options.close_timeout, options.ping_timeout)
             with anyio.move_on_after(None if None in limits else sum(filter(None, limits)) + 0.5):
-                while book.size:
-                    await self._change(life)
+                while self._life is life and book.size:
+                    await life.change()
         finally:
-            book.abandon_leases()
-            if self._life is life:
-                self._collapse(None)
+            self._abandon_leases(life)
+            self._collapse(life, None)
         with anyio.move_on_after(1.0):  # a driver call that ignores its cancellation is left behind
             while not life.ended:
-                await self._change(life)
+                await life.change()
         return held
+
+    def _abandon_leases(self, life: _Life) -> None:
+        if self._life is life:
+            self._book.abandon_leases()
+            self._settle()
 
     def _begin(self) -> None:
         runtime = current_runtime(self._on_alarm)
@@ -214,32 +229,21 @@ class Pool(Generic[C]):
                 logger.exception("pool %r: its root task failed", self.name)
                 cause = error
             finally:
-                # Nobody is there any more to run jobs: not asked for, but it happens, as when
-                # asyncio.run() ends while the pool is open.
+                # Without `aclose` when the event loop ends under an open pool.
+                runtime.stop_alarm()
                 life.ended = True
-                if self._life is life:
-                    self._collapse(cause)
-                self._wake_watchers()
+                self._collapse(life, cause)
 
         runtime.start_root(root)
 
-    def _collapse(self, cause: BaseException | None) -> None:
-        """Close at once, without waiting for anything."""
-        life, self._life = self._life, None
-        self._book.collapse(cause)
-        self._settle()
-        if life is not None:
+    def _collapse(self, life: _Life, cause: BaseException | None) -> None:
+        """End a life at once, without waiting for anything."""
+        if self._life is life:
+            self._life = None
+            self._book.collapse(cause)
+            self._settle()
             life.scope.cancel()
-
-    async def _change(self, life: _Life) -> None:
-        """Wait until something has changed."""
-        parking = life.runtime.create_parking()
-        self._watchers.append(parking)
-        await life.runtime.park(parking)
-
-    def _wake_watchers(self) -> None:
-        while self._watchers:
-            self._runtime.unpark(self._watchers.pop())
+        life.changed()
 
     # -- acquire ---------------------------------------------------------------------------------
 
@@ -289,55 +293,65 @@ class Pool(Generic[C]):
             raise self._not_open()
         task = self._runtime.task()
         if book.options.on_acquire is not None:
-            return None
+            return None  # the hook is awaited, which makes this no fast path
         now = self._runtime.now()
-        while True:
-            slot = book.take(now)
-            if slot is None:
-                return None
-            if not self._is_dead(slot.connection):
-                break
-            book.untake(slot, now)
+        slot = self._take(now)
+        if slot is None:
+            return None
         slot.holder = (weakref.ref(task), lease._code, lease._lasti)
         slot.leased_at = now
         view: C = make_view(self, slot)
         return view
 
+    def _take(self, now: float) -> Slot | None:
+        """Take an idle connection that is not known to be dead."""
+        slot = self._book.take(now)
+        while slot is not None and self._is_dead(slot.connection):
+            self._book.untake(slot, now)
+            self._settle()
+            slot = self._book.take(now)
+        return slot
+
     async def _lease_later(self, lease: Lease[C]) -> C:
-        """Wait in line for a connection."""
-        runtime, book = self._runtime, self._book
+        """Wait in line for a connection; then greet it, if there is a hook for that."""
+        runtime, hook = self._runtime, self._book.options.on_acquire
         now = runtime.now()
         deadline = NEVER if lease._timeout is None else now + lease._timeout
-        slot = book.take(now) if book.options.on_acquire is not None else None
         holder = (weakref.ref(runtime.task()), lease._code, lease._lasti)
-        if slot is not None:
-            slot.holder, slot.leased_at = holder, now
+        slot = self._take(now) if hook is not None else None
+        if slot is None:
+            slot = await self._wait(Waiter(deadline, holder, runtime.create_parking()), lease)
         else:
-            waiter = Waiter(deadline, holder, runtime.create_parking())
-            book.join(waiter, now)
-            self._settle()
-            if waiter.outcome == "waiting":
-                try:
-                    await runtime.park(waiter.parking)
-                except BaseException:
-                    book.give_up(waiter, runtime.now())
-                    self._settle()
-                    raise
-            if waiter.slot is None:
-                raise self._refusal(waiter, lease._timeout)
-            slot = waiter.slot
+            slot.holder, slot.leased_at = holder, now
         view: C = make_view(self, slot)
-        if book.options.on_acquire is not None:
-            await self._greet(view, slot, deadline, lease)
+        if hook is not None:
+            await self._greet(hook(view), view, slot, deadline, lease)
         return view
 
-    async def _greet(self, view: C, slot: Slot, deadline: float, lease: Lease[C]) -> None:
+    async def _wait(self, waiter: Waiter, lease: Lease[C]) -> Slot:
+        runtime, book = self._runtime, self._book
+        book.join(waiter, runtime.now())
+        self._settle()
+        if waiter.outcome == "waiting":
+            try:
+                await runtime.park(waiter.parking)
+            except BaseException:
+                book.give_up(waiter, runtime.now())
+                self._settle()
+                raise
+        if waiter.slot is None:
+            raise self._refusal(waiter, lease._timeout)
+        if waiter.slot.state != "leased":  # taken back between hand-off and now
+            raise PoolClosed(f"pool {self.name!r} was closed while handing out a connection")
+        return waiter.slot
+
+    async def _greet(
+        self, greeting: Awaitable[object], view: C, slot: Slot, deadline: float, lease: Lease[C]
+    ) -> None:
         """Run ``on_acquire`` like the first line of the caller's block, within its deadline."""
-        hook = self._book.options.on_acquire
-        assert hook is not None
         try:
             with anyio.CancelScope(deadline=deadline) as scope:
-                await hook(view)
+                await greeting
             if scope.cancelled_caught:
                 raise PoolTimeout(
                     f"pool {self.name!r}: on_acquire was not done when the {lease._timeout} s of "
@@ -451,7 +465,7 @@ class Pool(Generic[C]):
         Raises `PoolConfigError`, and changes nothing, for sizes that cannot work.
         """
         sizes = {"min_size": min_size, "max_size": max_size, "max_overflow": max_overflow}
-        given = {name: size for name, size in sizes.items() if size is not None}
+        given: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
         options = dataclasses.replace(self._book.options, **given)
         self._check_options(options)
         if self._book.is_open:
@@ -486,8 +500,7 @@ class Pool(Generic[C]):
         if self._life is not None:
             self._life.workers.work()
             self._runtime.set_alarm(book.next_tick())
-        if self._watchers:
-            self._wake_watchers()
+            self._life.changed()
 
     def _on_alarm(self) -> None:
         self._drain()
@@ -504,13 +517,16 @@ class Pool(Generic[C]):
 
     def _dropped(self, slot: Slot, turn: int) -> None:
         """Note that a handle was collected without a release; callable from anywhere."""
-        self._inbox.append(lambda: self._reclaim(slot, turn))
-        self._runtime.call_soon(self._drain)
+        self._post(lambda: self._reclaim(slot, turn))
 
     def _found_dead(self, slot: Slot) -> None:
         """Note that a connection has died; callable from anywhere."""
-        self._inbox.append(lambda: self._book.died(slot, self._runtime.now()))
-        self._runtime.call_soon(self._drain)
+        self._post(lambda: self._book.died(slot, self._runtime.now()))
+
+    def _post(self, note: Callable[[], None]) -> None:
+        self._inbox.append(note)
+        if not self._runtime.call_soon(self._drain):
+            self._drain()  # the loop has ended: there is no line of its that this could be amidst
 
     def _drain(self) -> None:
         """Take in what other threads, callbacks and finalizers have noted."""
@@ -552,7 +568,7 @@ class Pool(Generic[C]):
         error: PoolError
         if waiter.outcome == "timed_out":
             error = PoolTimeout(f"{pool}: no connection within {limit} s ({stats}){self._why()}")
-            error.__cause__ = self._book.outage and self._book.outage.error
+            error.__cause__ = self._book.last_error
         elif waiter.outcome == "busy":
             limit_ = self._book.options.max_waiting
             error = PoolBusy(

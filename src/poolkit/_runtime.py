@@ -9,7 +9,6 @@ quarter of what an `anyio.Event` inside `anyio.fail_after` costs.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import math
 import os
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from poolkit._errors import WrongLoop
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Coroutine
 
     from anyio.abc import TaskGroup
 
@@ -60,16 +59,25 @@ class Runtime(Protocol):
         """Do what the alarm needs a task for."""
         ...
 
-    def start_root(self, root: Callable[[], Awaitable[None]]) -> None:
+    def stop_alarm(self) -> None:
+        """Ring no more."""
+        ...
+
+    def start_root(self, root: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run the pool's root task until it ends or the loop does."""
         ...
 
-    def spawn(self, group: TaskGroup, function: Callable[..., Awaitable[None]], *args: Any) -> None:
+    def spawn(
+        self, group: TaskGroup, function: Callable[..., Coroutine[Any, Any, None]], *args: Any
+    ) -> None:
         """Start a child of the root task, in the context in which the pool was opened."""
         ...
 
-    def call_soon(self, function: Callable[[], None]) -> None:
-        """Call a function in the loop's thread, soon; from anywhere, also out of a finalizer."""
+    def call_soon(self, function: Callable[[], None]) -> bool:
+        """Call a function in the loop's thread, soon; from anywhere, also out of a finalizer.
+
+        False: the loop has ended, and will never call it.
+        """
         ...
 
 
@@ -103,21 +111,33 @@ _ELSEWHERE = (
 _FORKED = "this pool was opened before a fork: open a pool of its own in each process"
 
 
-class _Asyncio:
-    """asyncio, uvloop included."""
+class _Loop:
+    """What both have in common."""
 
     def __init__(self, ring: Callable[[], None]) -> None:
         self.forked = False
         self._ring = ring
-        self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
+        self._alarm_at = math.inf
+
+    def spawn(
+        self, group: TaskGroup, function: Callable[..., Coroutine[Any, Any, None]], *args: Any
+    ) -> None:
+        self._context.copy().run(lambda: group.start_soon(function, *args))
+
+
+class _Asyncio(_Loop):
+    """asyncio, uvloop included."""
+
+    def __init__(self, ring: Callable[[], None]) -> None:
+        super().__init__(ring)
+        self._loop = asyncio.get_running_loop()
         self._alarm: asyncio.TimerHandle | None = None
         self._root: asyncio.Task[None] | None = None
         self.now = self._loop.time
         self.create_parking = self._loop.create_future
 
     def task(self) -> asyncio.Task[Any] | None:
-        # A pool that is used from a thread without a loop, or from another loop, is refused here.
         if not self.is_here():
             raise WrongLoop(_FORKED if self.forked else _ELSEWHERE)
         return asyncio.current_task(self._loop)
@@ -136,42 +156,36 @@ class _Asyncio:
             parking.set_result(None)
 
     def set_alarm(self, when: float) -> None:
-        if self._alarm is not None:
-            if self._alarm.when() <= when:
-                return
-            self._alarm.cancel()
-            self._alarm = None
-        if when < math.inf:
+        if when < self._alarm_at:
+            self.stop_alarm()
+            self._alarm_at = when
             self._alarm = self._loop.call_at(when, self._alarmed, context=self._context)
 
     def _alarmed(self) -> None:
-        self._alarm = None
+        self._alarm_at = math.inf
         self._ring()
 
     async def keep_alarm(self) -> None:
-        pass
+        """Nothing: the loop rings it."""
 
-    def start_root(self, root: Callable[[], Awaitable[None]]) -> None:
-        async def main() -> None:
-            try:
-                await root()
-            finally:
-                if self._alarm is not None:
-                    self._alarm.cancel()
-
+    def start_root(self, root: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._root = self._loop.create_task(
-            main(), name="poolkit root", context=self._context.copy()
+            root(), name="poolkit root", context=self._context.copy()
         )
 
-    def spawn(self, group: TaskGroup, function: Callable[..., Awaitable[None]], *args: Any) -> None:
-        self._context.copy().run(group.start_soon, function, *args)
+    def stop_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
 
-    def call_soon(self, function: Callable[[], None]) -> None:
+    def call_soon(self, function: Callable[[], None]) -> bool:
         if self.forked:
-            return
-        # Without a context of ours the callback would run in that of the calling thread.
-        with contextlib.suppress(RuntimeError):  # the loop is closed: there is nobody to tell
+            return True
+        try:
+            # Without a context of ours the callback would run in that of the calling thread.
             self._loop.call_soon_threadsafe(function, context=self._context)
+        except RuntimeError:  # the loop is closed
+            return False
+        return True
 
 
 class _Parking:
@@ -184,19 +198,16 @@ class _Parking:
         self.unparked = False
 
 
-class _Trio:
+class _Trio(_Loop):
     """trio."""
 
     def __init__(self, ring: Callable[[], None]) -> None:
         import trio
 
-        self.forked = False
+        super().__init__(ring)
         self._trio = trio
         self._lowlevel = trio.lowlevel
         self._token = trio.lowlevel.current_trio_token()
-        self._ring = ring
-        self._context = contextvars.copy_context()
-        self._alarm_at = math.inf
         self._alarm: trio.CancelScope | None = None
         self.now = trio.lowlevel.current_clock().current_time  # works after the run as well
         self.create_parking = _Parking
@@ -242,17 +253,17 @@ class _Trio:
             self._alarm_at = math.inf
             self._ring()
 
-    def start_root(self, root: Callable[[], Awaitable[None]]) -> None:
-        async def main() -> None:
-            await root()
+    def stop_alarm(self) -> None:
+        """Nothing: its task ends with the root."""
 
-        self._lowlevel.spawn_system_task(main, name="poolkit root", context=self._context.copy())
+    def start_root(self, root: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._lowlevel.spawn_system_task(root, name="poolkit root", context=self._context.copy())
 
-    def spawn(self, group: TaskGroup, function: Callable[..., Awaitable[None]], *args: Any) -> None:
-        self._context.copy().run(group.start_soon, function, *args)
-
-    def call_soon(self, function: Callable[[], None]) -> None:
+    def call_soon(self, function: Callable[[], None]) -> bool:
         if self.forked:
-            return
-        with contextlib.suppress(self._trio.RunFinishedError):
+            return True
+        try:
             self._token.run_sync_soon(function)
+        except self._trio.RunFinishedError:
+            return False
+        return True

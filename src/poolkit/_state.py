@@ -191,6 +191,11 @@ class PoolState:
     # -- inspect ---------------------------------------------------------------------------------
 
     @property
+    def last_error(self) -> BaseException | None:
+        """Why connecting fails, if it does."""
+        return self.outage.error if self.outage else None
+
+    @property
     def live(self) -> int:
         """Slots that are there to stay."""
         return len(self.connecting) + len(self.idle) + len(self.leased) + len(self.recycling)
@@ -266,7 +271,7 @@ class PoolState:
         elif limit is not None and len(self.queue) >= limit:
             self._dismiss(waiter, "busy")
         elif self._refuses_newcomers(now):
-            self._dismiss(waiter, "failed", self.outage and self.outage.error)
+            self._dismiss(waiter, "failed", self.last_error)
         else:
             self.queue[waiter] = None
             self._watch_deadline(waiter)
@@ -283,7 +288,8 @@ class PoolState:
             slot, waiter.slot = waiter.slot, None
             self.outcomes["served"] -= 1
             self.outcomes["cancelled"] += 1
-            self.release(slot, now)
+            if slot.state == "leased":  # else it was taken back on closing
+                self.release(slot, now)
         waiter.outcome = "cancelled"
 
     def release(self, slot: Slot, now: float) -> None:

@@ -1,0 +1,553 @@
+"""The book, event by event: every option that has to do with time, size or failure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from poolkit import Options, Verdict
+from poolkit._state import NEVER, TRANSITIONS, PoolState, Slot, Waiter
+from tests.invariants import check_book
+
+
+class Desk:
+    """A book with a clock, and the shell's part played by hand."""
+
+    def __init__(self, *, jitter: float = 1.0, **options: Any) -> None:
+        self.now = 0.0
+        self.count = 0
+        self.book = PoolState(Options(**options), lambda: jitter)
+
+    def open(self) -> Desk:
+        """Open, and let the first connects succeed."""
+        self.opener = self.waiter()
+        self.book.open(self.opener, self.now)
+        while self.jobs("connect"):
+            self.connect()
+        return self
+
+    def waiter(self, patience: float = NEVER) -> Waiter:
+        """Return a caller."""
+        return Waiter(self.now + patience, None, None)
+
+    def join(self, patience: float = NEVER) -> Waiter:
+        """Put a caller in line."""
+        waiter = self.waiter(patience)
+        self.book.join(waiter, self.now)
+        self.check()
+        return waiter
+
+    def jobs(self, kind: str) -> list[Slot]:
+        """Return the slots to which a job of this kind is owed."""
+        return [slot for job, slot in self.book.jobs if job == kind]
+
+    def begin(self, kind: str) -> Slot:
+        """Take up the first job of this kind."""
+        for entry in self.book.jobs:
+            if entry[0] == kind:
+                self.book.jobs.remove(entry)
+                return entry[1]
+        raise AssertionError(f"no {kind} is owed")
+
+    def connect(self) -> Slot:
+        """Let a connect succeed."""
+        slot = self.begin("connect")
+        self.count += 1
+        self.book.connected(slot, f"c{self.count}", self.now)
+        self.check()
+        return slot
+
+    def fail(self, verdict: Verdict | None = Verdict.TRANSIENT) -> None:
+        """Let a connect fail."""
+        self.book.connect_failed(self.begin("connect"), OSError("refused"), verdict, self.now)
+        self.check()
+
+    def take(self) -> Slot:
+        """Lease an idle connection."""
+        slot = self.book.take(self.now)
+        assert slot is not None
+        self.check()
+        return slot
+
+    def release(self, slot: Slot, *, touched: bool = True) -> None:
+        """Give it back clean."""
+        slot.touched = touched
+        self.book.release(slot, self.now)
+        self.check()
+
+    def tick(self, now: float) -> None:
+        """Let time pass."""
+        self.now = now
+        self.book.tick(now)
+        self.check()
+
+    def check(self) -> None:
+        """Hold the book to its promises."""
+        check_book(self.book, self.now)
+
+    @property
+    def idle(self) -> list[Any]:
+        """The idle connections, the hottest last."""
+        return [slot.connection for slot in self.book.idle]
+
+
+def test_transitions_name_every_state_and_no_other() -> None:
+    """The table is closed: what can be reached is in it or is the end."""
+    reached = set().union(*TRANSITIONS.values())
+    assert reached == (set(TRANSITIONS) - {"new"}) | {"gone"}
+
+
+def test_move_that_the_table_does_not_know_is_refused() -> None:
+    """One function moves, and it looks."""
+    desk = Desk().open()
+    slot = desk.book.idle[0]
+    with pytest.raises(AssertionError, match="idle -> connecting"):
+        desk.book._move(slot, "connecting")
+
+
+def test_idle_connections_are_used_last_in_first_out() -> None:
+    """So that the rest grows cold and can be closed."""
+    desk = Desk(min_size=3).open()
+    first, second = desk.take(), desk.take()
+    desk.release(first)
+    desk.release(second)
+    assert desk.take() is second
+
+
+def test_min_size_connections_are_opened_and_kept() -> None:
+    """Also when one dies."""
+    desk = Desk(min_size=2).open()
+    assert desk.opener.outcome == "served"
+    assert len(desk.idle) == 2
+    desk.book.died(desk.book.idle[0], desk.now)
+    desk.connect()
+    assert len(desk.idle) == 2
+
+
+def test_max_size_bounds_growth() -> None:
+    """Beyond it callers wait."""
+    desk = Desk(min_size=0, max_size=2).open()
+    for _ in range(3):
+        desk.join()
+    desk.connect()
+    desk.connect()
+    assert not desk.jobs("connect")
+    assert len(desk.book.queue) == 1
+
+
+def test_max_overflow_adds_to_capacity_and_surplus_is_closed_on_return() -> None:
+    """With nobody waiting the extra connection goes at once."""
+    desk = Desk(max_size=1, max_overflow=1).open()
+    first = desk.take()
+    desk.join()
+    second = desk.connect()
+    desk.release(second)
+    assert second.state == "closing"
+    assert second.reason == "surplus"
+    desk.release(first)
+    assert first.state == "idle"
+
+
+def test_surplus_connection_is_handed_to_a_waiter_first() -> None:
+    """It is extra only when nobody wants it."""
+    desk = Desk(max_size=1, max_overflow=1).open()
+    desk.take()
+    desk.join()
+    second = desk.connect()
+    waiter = desk.join()
+    desk.release(second)
+    assert waiter.slot is second
+
+
+def test_overflow_linger_keeps_a_surplus_connection_for_a_while() -> None:
+    """A burst does not connect and close on every request."""
+    desk = Desk(max_size=1, max_overflow=1, overflow_linger=5.0).open()
+    desk.take()
+    desk.join()
+    second = desk.connect()
+    desk.now = 1.0
+    desk.release(second)
+    assert second.state == "idle"
+    assert desk.book.next_tick() == 6.0
+    desk.tick(5.9)
+    assert second.state == "idle"
+    desk.tick(6.0)
+    assert second.state == "closing"
+
+
+def test_slot_that_is_closing_still_counts() -> None:
+    """No connect starts before the close has ended."""
+    desk = Desk(min_size=0, max_size=1, max_lifetime=10.0).open()
+    desk.join()
+    slot = desk.connect()
+    waiter = desk.join()
+    desk.now = 10.0
+    desk.release(slot)
+    assert slot.state == "closing"
+    assert not desk.jobs("connect")
+    desk.book.closed(desk.begin("close"), desk.now)
+    desk.connect()
+    assert waiter.outcome == "served"
+
+
+def test_ping_after_lets_a_quiet_connection_be_pinged_before_it_is_handed_out() -> None:
+    """The caller waits in line for it, and gets it when it answers."""
+    desk = Desk(ping_after=2.0).open()
+    slot = desk.take()
+    desk.now = 1.0
+    desk.release(slot)
+    desk.now = 2.9
+    desk.release(desk.take())
+    desk.now = 4.9
+    assert desk.book.take(desk.now) is None
+    waiter = desk.join()
+    desk.book.pinged(desk.begin("ping"), desk.now)
+    assert waiter.slot is slot
+
+
+def test_ping_after_counts_from_the_last_sign_of_life() -> None:
+    """A lease on which nothing was done proves nothing."""
+    desk = Desk(ping_after=2.0).open()
+    desk.now = 1.5
+    desk.release(desk.take(), touched=False)
+    desk.now = 2.0
+    assert desk.book.take(desk.now) is None
+
+
+def test_ping_after_none_never_pings() -> None:
+    """However long it was quiet."""
+    desk = Desk(ping_after=None).open()
+    desk.now = 1e6
+    assert desk.book.options.max_lifetime is not None
+    desk = Desk(ping_after=None, max_lifetime=None).open()
+    desk.now = 1e6
+    desk.take()
+
+
+def test_ping_after_zero_always_pings() -> None:
+    """Even a connection that was just used."""
+    desk = Desk(ping_after=0.0).open()
+    assert desk.book.take(desk.now) is None
+
+
+def test_good_connection_is_preferred_to_a_ping() -> None:
+    """The hottest that needs no ping is handed out at once."""
+    desk = Desk(min_size=2, ping_after=2.0).open()
+    slot, _ = desk.take(), desk.take()
+    desk.now = 1.0
+    desk.release(slot)
+    other = next(iter(desk.book.leased))
+    desk.now = 2.5
+    desk.release(other, touched=False)
+    assert desk.take() is slot
+
+
+def test_ping_that_times_out_makes_the_others_suspect() -> None:
+    """They are pinged together, and a connect is owed for the waiter."""
+    desk = Desk(min_size=3, max_size=5, ping_after=2.0).open()
+    desk.now = 3.0
+    desk.join()
+    slot = desk.begin("ping")
+    desk.book.recycle_failed(slot, desk.now, suspect_others=True)
+    assert desk.book.doomed.pop() == slot.connection
+    assert len(desk.jobs("ping")) == 2
+    assert desk.idle == []
+
+
+def test_max_lifetime_retires_between_ninety_and_a_hundred_percent() -> None:
+    """With jitter, when it is touched or by upkeep."""
+    desk = Desk(jitter=0.5, max_lifetime=100.0, ping_after=None).open()
+    desk.tick(94.9)
+    assert desk.idle == ["c1"]
+    desk.tick(95.0)
+    assert desk.idle == []
+    assert desk.book.retired["expired"] == 1
+
+
+def test_max_lifetime_replaces_two_at_a_time_until_it_is_reached() -> None:
+    """Equals do not vanish together; past the hard limit none is handed out."""
+    desk = Desk(jitter=0.0, min_size=5, max_lifetime=100.0, ping_after=None).open()
+    desk.tick(90.0)
+    assert len(desk.book.closing) == 2
+    assert len(desk.idle) == 3
+    desk.take()
+    desk.now = 100.0
+    assert desk.book.take(desk.now) is None
+    assert len(desk.book.closing) == 4
+
+
+def test_max_idle_time_closes_the_cold_down_to_min_size() -> None:
+    """The hot ones stay."""
+    desk = Desk(min_size=1, max_size=3, max_idle_time=60.0, max_lifetime=None).open()
+    slot = desk.take()
+    desk.join()
+    desk.release(desk.connect())
+    desk.now = 50.0
+    desk.release(slot)
+    desk.tick(60.0)
+    assert desk.idle == ["c1"]
+    assert desk.book.retired["unused"] == 1
+    desk.tick(500.0)
+    assert desk.idle == ["c1"]
+
+
+def test_max_uses_replaces_a_connection() -> None:
+    """Counted in leases."""
+    desk = Desk(max_uses=2).open()
+    slot = desk.take()
+    desk.release(slot)
+    assert desk.take() is slot
+    desk.release(slot)
+    assert slot.reason == "used_up"
+
+
+def test_max_waiting_refuses_the_next() -> None:
+    """At once."""
+    desk = Desk(min_size=0, max_size=1, max_waiting=1).open()
+    desk.join()
+    assert desk.join().outcome == "busy"
+
+
+def test_max_connecting_bounds_connects_at_a_cold_start() -> None:
+    """As many at once as allowed, no more."""
+    desk = Desk(min_size=0, max_size=10, max_connecting=3).open()
+    for _ in range(8):
+        desk.join()
+    assert len(desk.jobs("connect")) == 3
+
+
+def test_connects_are_elided_when_waiters_have_a_prospect() -> None:
+    """One connect for one waiter."""
+    desk = Desk(min_size=0, max_size=10).open()
+    desk.join()
+    assert len(desk.jobs("connect")) == 1
+    desk.join()
+    assert len(desk.jobs("connect")) == 2
+
+
+def test_growth_beside_leases_starts_with_one_and_doubles_with_success() -> None:
+    """A returned connection is usually quicker than a new one."""
+    desk = Desk(min_size=1, max_size=20, max_connecting=4).open()
+    desk.take()
+    for _ in range(15):
+        desk.join()
+    assert len(desk.jobs("connect")) == 1
+    desk.connect()
+    assert len(desk.jobs("connect")) == 2
+    desk.connect()
+    assert len(desk.jobs("connect")) == 4
+    desk.connect()
+    assert len(desk.jobs("connect")) == 4
+
+
+def test_upkeep_connects_two_at_a_time() -> None:
+    """Nobody waits for it."""
+    desk = Desk(min_size=4).open()
+    for slot in list(desk.book.idle):
+        desk.book.died(slot, desk.now)
+    assert len(desk.jobs("connect")) == 2
+
+
+def test_backoff_doubles_from_minimum_to_maximum() -> None:
+    """One attempt at a time while the database is down."""
+    desk = Desk(min_size=0, backoff_min=1.0, backoff_max=3.0, fail_fast_after=None).open()
+    for _ in range(3):
+        desk.join()
+    pauses = []
+    while desk.jobs("connect"):
+        desk.fail()
+    for _ in range(4):
+        due = desk.book.next_tick()
+        pauses.append(due - desk.now)
+        desk.tick(due)
+        assert len(desk.jobs("connect")) == 1
+        desk.fail()
+    assert pauses == [3.0, 3.0, 3.0, 3.0]
+    desk = Desk(min_size=0, backoff_min=1.0, backoff_max=3.0).open()
+    desk.join()
+    desk.fail()
+    assert desk.book.next_tick() - desk.now == 1.0
+    desk.tick(1.0)
+    desk.fail()
+    assert desk.book.next_tick() - desk.now == 2.0
+
+
+def test_backoff_has_jitter_on_its_upper_half() -> None:
+    """A fleet does not come back in step."""
+    desk = Desk(jitter=0.0, min_size=0, backoff_min=1.0, backoff_max=3.0).open()
+    desk.join()
+    desk.fail()
+    assert desk.book.next_tick() == 0.5
+
+
+def test_fail_fast_after_refuses_newcomers_of_a_long_outage() -> None:
+    """With the database's own error; one who comes when a probe is due waits for it."""
+    desk = Desk(min_size=0, backoff_min=1.0, backoff_max=1.0, fail_fast_after=2.5).open()
+    desk.join()
+    desk.fail()
+    for second in (1.0, 2.0, 3.0):
+        assert desk.join(patience=0.5).outcome == "waiting"
+        desk.tick(second)
+        desk.fail()
+    refused = desk.join()
+    assert refused.outcome == "failed"
+    assert isinstance(refused.cause, OSError)
+
+
+def test_fatal_failure_fails_every_waiter_and_newcomer() -> None:
+    """Until the next probe is due, which the next newcomer starts."""
+    desk = Desk(min_size=0, backoff_min=1.0, backoff_max=1.0).open()
+    waiters = [desk.join() for _ in range(3)]
+    desk.fail(Verdict.FATAL)
+    assert {waiter.outcome for waiter in waiters} == {"failed"}
+    assert desk.join().outcome == "failed"
+    while desk.jobs("connect"):
+        desk.fail(Verdict.FATAL)
+    desk.now = 5.0
+    assert desk.join().outcome == "waiting"
+    assert len(desk.jobs("connect")) == 1
+
+
+def test_first_unclassified_failure_fails_the_head_waiter_only() -> None:
+    """The next attempt starts at once; from the second in a row all are told."""
+    desk = Desk(min_size=0, max_connecting=1).open()
+    first, second, third = (desk.join() for _ in range(3))
+    desk.fail(None)
+    assert (first.outcome, second.outcome, third.outcome) == ("failed", "waiting", "waiting")
+    desk.fail(None)
+    assert (second.outcome, third.outcome) == ("failed", "failed")
+
+
+def test_success_ends_an_outage() -> None:
+    """And growth begins again."""
+    desk = Desk(min_size=0, max_connecting=4).open()
+    for _ in range(6):
+        desk.join()
+    desk.fail()
+    while desk.jobs("connect"):
+        desk.fail()
+    desk.tick(desk.book.next_tick())
+    desk.connect()
+    assert desk.book.outage is None
+    assert len(desk.jobs("connect")) == 2
+    assert desk.book.last_error is None
+
+
+def test_overdue_connect_is_not_counted_on() -> None:
+    """One that ignores its cancellation is visible, keeps its slot and delays nobody."""
+    desk = Desk(min_size=0, max_size=2, max_connecting=1, connect_timeout=5.0).open()
+    desk.join()
+    desk.begin("connect")
+    desk.tick(5.9)
+    assert not desk.jobs("connect")
+    desk.tick(6.0)
+    assert len(desk.jobs("connect")) == 1
+    assert desk.book.stats(desk.now).connecting == 2
+
+
+def test_expired_waiter_is_never_served() -> None:
+    """Even if nobody has told it yet that its time is up."""
+    desk = Desk(max_size=1).open()
+    slot = desk.take()
+    late, patient = desk.join(patience=1.0), desk.join(patience=9.0)
+    desk.now = 1.0
+    desk.release(slot)
+    assert late.outcome == "timed_out"
+    assert patient.slot is slot
+
+
+def test_renew_replaces_idle_now_and_the_others_on_return() -> None:
+    """A connect that began before it counts as old."""
+    desk = Desk(min_size=2, max_size=4).open()
+    leased = desk.take()
+    desk.take()
+    desk.join()
+    connecting = desk.begin("connect")
+    desk.book.renew(desk.now)
+    desk.release(leased)
+    assert leased.reason == "stale"
+    desk.book.connected(connecting, "late", desk.now)
+    assert connecting.reason == "stale"
+
+
+def test_resize_grows_at_once() -> None:
+    """Waiters do not wait for the next event."""
+    desk = Desk(max_size=1).open()
+    desk.take()
+    waiter = desk.join()
+    desk.book.resize(Options(max_size=2), desk.now)
+    desk.connect()
+    assert waiter.outcome == "served"
+
+
+def test_resize_shrinks_idle_now_and_leased_on_return() -> None:
+    """The size only falls."""
+    desk = Desk(min_size=0, max_size=4).open()
+    for _ in range(4):
+        desk.join()
+    slots = [desk.connect() for _ in range(4)]
+    desk.release(slots[0])
+    desk.book.resize(Options(min_size=0, max_size=1), desk.now)
+    assert slots[0].reason == "surplus"
+    for slot in slots[1:3]:
+        desk.release(slot)
+        assert slot.reason == "surplus"
+    desk.release(slots[3])
+    assert slots[3].state == "idle"
+
+
+def test_after_shrinking_a_waiter_does_not_keep_a_surplus_connection_alive() -> None:
+    """Above capacity a returned connection is closed although somebody waits."""
+    desk = Desk(min_size=0, max_size=3).open()
+    for _ in range(3):
+        desk.join()
+    slots = [desk.connect() for _ in range(3)]
+    waiter = desk.join()
+    desk.book.resize(Options(min_size=0, max_size=1), desk.now)
+    desk.release(slots[0])
+    desk.release(slots[1])
+    assert waiter.outcome == "waiting"
+    desk.release(slots[2])
+    assert waiter.outcome == "served"
+
+
+def test_close_decides_at_once() -> None:
+    """Waiters fail, idle ones close, leased ones on their return; a late connect too."""
+    desk = Desk(min_size=2, max_size=3).open()
+    leased = desk.take()
+    desk.take()
+    waiter = desk.join()
+    connecting = desk.begin("connect")
+    desk.book.close()
+    assert waiter.outcome == "closed"
+    desk.release(leased)
+    assert leased.reason == "pool_closed"
+    desk.book.connected(connecting, "late", desk.now)
+    assert connecting.reason == "pool_closed"
+    assert desk.join().outcome == "closed"
+
+
+def test_collapse_terminates_all_but_the_leased() -> None:
+    """Those are terminated when they come back."""
+    desk = Desk(min_size=3).open()
+    leased = desk.take()
+    desk.book.collapse(None)
+    assert sorted(desk.book.doomed) == ["c1", "c2"]
+    assert desk.book.size == 1
+    desk.release(leased)
+    assert "c3" in desk.book.doomed
+    assert desk.book.size == 0
+    assert not desk.book.jobs
+
+
+def test_giving_up_keeps_the_heap_of_deadlines_small() -> None:
+    """A hundred thousand cancelled waiters leave nothing behind."""
+    desk = Desk(max_size=1).open()
+    desk.book.take(desk.now)
+    for _ in range(1000):
+        waiter = desk.waiter(patience=10.0)
+        desk.book.join(waiter, desk.now)
+        desk.book.give_up(waiter, desk.now)
+    assert len(desk.book._deadlines) < 100
+    assert desk.book.outcomes["cancelled"] == 1000
