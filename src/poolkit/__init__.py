@@ -1,5 +1,13 @@
-"""An async connection pool that other people's applications can trust."""
+"""An async connection pool that you can trust under cancellation, overload and a failing database.
 
+``poolkit.create_pool(url)`` makes one from a database URL, `Pool` from a driver. The parts that need
+another library (``poolkit.fastapi``, ``poolkit.drivers.aiosqlite``) are imported when first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from poolkit._create import create_pool
 from poolkit._driver import Driver, Verdict
 from poolkit._errors import (
     ConnectFailed,
@@ -15,8 +23,11 @@ from poolkit._errors import (
 )
 from poolkit._lease import Lease, Transaction, transaction
 from poolkit._options import Options, PoolOptions
-from poolkit._pool import Pool, create_pool
+from poolkit._pool import Pool
 from poolkit._stats import LeaseInfo, PoolStats
+
+if TYPE_CHECKING:
+    from poolkit import drivers, fastapi
 
 __version__ = "0.1.0.dev0"
 
@@ -41,5 +52,17 @@ __all__ = [
     "Verdict",
     "WrongLoop",
     "create_pool",
+    "drivers",
+    "fastapi",
     "transaction",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("drivers", "fastapi"):
+        return import_module(f"poolkit.{name}")
+    raise AttributeError(f"module 'poolkit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from poolkit._driver import Verdict
-from poolkit._lease import describe_place, view_class
+from poolkit._lease import view_class
+from poolkit._words import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
     from poolkit._driver import Driver
     from poolkit._runtime import Runtime
-    from poolkit._state import Job, PoolState, Slot
+    from poolkit._slot import Job, Slot
+    from poolkit._state import PoolState
 
 logger = logging.getLogger("poolkit")
 
@@ -161,7 +163,7 @@ class Workers:
         error = await self._attempt(slot, reset(), self._book.options.reset_timeout)
         if error is None:
             if note[0] and not slot.cancelled:
-                self._tell_once(note[0], describe_place(slot.holder))
+                self._tell_once(note[0], place_of(slot.holder))
             self._book.was_reset(slot, self._runtime.now())
 
     async def _attempt(

@@ -9,7 +9,6 @@ cancelled, and that an object was made from the connection (*derived*). The rele
 from __future__ import annotations
 
 import inspect
-import sys
 import types
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn
 
@@ -17,12 +16,13 @@ import anyio
 
 from poolkit._driver import C
 from poolkit._errors import NotLeased, PoolConfigError, PoolError
+from poolkit._words import place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
 
     from poolkit._pool import Pool
-    from poolkit._state import Slot
+    from poolkit._slot import Slot
 
 
 class Lease(Generic[C]):
@@ -90,30 +90,6 @@ class Released:
 RELEASED: Final = Released()
 
 
-# -- places --------------------------------------------------------------------------------------
-
-
-def describe_place(holder: tuple[Any, types.CodeType, int] | None) -> str:
-    """Return ``file:line in function`` for where a lease was acquired."""
-    return "an unknown place" if holder is None else _place(holder[1], holder[2])
-
-
-def describe_task(holder: tuple[Any, types.CodeType, int]) -> str:
-    """Return the name of the task that acquired a lease."""
-    task = holder[0]() if holder[0] is not None else None
-    if task is None:
-        return "a task that has ended"
-    name: str = task.get_name() if hasattr(task, "get_name") else task.name
-    return name
-
-
-def _place(code: types.CodeType, lasti: int) -> str:
-    # Lines are looked up only when somebody wants to read them: that is what made it cheap to note.
-    lines = [start for start, *_ in code.co_positions()]
-    line = lines[lasti // 2] if lasti // 2 < len(lines) else code.co_firstlineno
-    return f"{code.co_filename}:{line} in {code.co_qualname}"
-
-
 # -- the view ------------------------------------------------------------------------------------
 
 
@@ -160,9 +136,9 @@ def _refuse(view: Any, name: str) -> NoReturn:
     pool = view._poolkit_pool.name
     what = f".{name}: this" if name else "this"
     if isinstance(turn, Lease):
-        where = f"released at the end of the block entered at {_place(turn._code, turn._lasti)}"
+        where = f"released at the end of the block entered at {place(turn._code, turn._lasti)}"
     elif isinstance(turn, tuple):
-        where = f"released at {_place(*turn)}"
+        where = f"released at {place(*turn)}"
     else:
         where = "taken back when the pool was closed"
     raise NotLeased(f"{what} connection of pool {pool!r} is no longer leased: it was {where}")
@@ -429,9 +405,3 @@ def transaction(connection: C, /, **settings: Any) -> Transaction[C]:
     """
     leased_slot(connection)
     return Transaction(None, connection, settings)
-
-
-def caller(depth: int) -> tuple[types.CodeType, int]:
-    """Return where the caller's caller is: cheap to note, turned into words only when needed."""
-    frame = sys._getframe(depth)
-    return frame.f_code, frame.f_lasti

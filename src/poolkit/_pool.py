@@ -16,39 +16,26 @@ import warnings
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Generic, Self
-from urllib.parse import parse_qsl, urlencode
 
 import anyio
 
-from poolkit._driver import C, Verdict, load_driver
-from poolkit._errors import (
-    ConnectFailed,
-    NotLeased,
-    PoolBusy,
-    PoolClosed,
-    PoolConfigError,
-    PoolError,
-    PoolTimeout,
-    WrongLoop,
-)
+from poolkit import _words as words
+from poolkit._driver import C, Verdict
+from poolkit._errors import NotLeased, PoolClosed, PoolTimeout
 from poolkit._jobs import Workers, terminate
 from poolkit._lease import (
     RELEASED,
     Lease,
     Released,
     Transaction,
-    caller,
-    describe_place,
-    describe_task,
     leased_slot,
     make_view,
     set_turn,
-    watched,
 )
-from poolkit._options import NAMES, check_seconds, make_options, parse_options
+from poolkit._options import check_seconds, make_options
 from poolkit._runtime import current_runtime
-from poolkit._state import NEVER, PoolState, Slot, Waiter
-from poolkit._stats import LeaseInfo
+from poolkit._slot import NEVER, Slot, Waiter
+from poolkit._state import PoolState
 from poolkit._upkeep import upkeep
 
 if TYPE_CHECKING:
@@ -60,7 +47,7 @@ if TYPE_CHECKING:
     from poolkit._driver import Driver
     from poolkit._options import Options, PoolOptions
     from poolkit._runtime import Runtime
-    from poolkit._stats import PoolStats
+    from poolkit._stats import LeaseInfo, PoolStats
 
 logger = logging.getLogger("poolkit")
 
@@ -154,7 +141,7 @@ class Pool(Generic[C]):
         try:
             await runtime.park(waiter.parking)
             if waiter.outcome != "served":
-                raise self._refusal(waiter, limit)
+                raise words.refusal(self.name, book, waiter, limit, now=runtime.now())
         except BaseException:
             book.give_up(waiter, runtime.now())
             if life is self._life:
@@ -268,7 +255,7 @@ class Pool(Generic[C]):
             timeout = self._book.options.acquire_timeout
         else:
             check_seconds("timeout", timeout)
-        return Lease(self, timeout, *caller(2))
+        return Lease(self, timeout, *words.caller(2))
 
     def transaction(
         self, *, timeout: float | None | _NotGiven = NOT_GIVEN, **settings: Any
@@ -281,7 +268,7 @@ class Pool(Generic[C]):
             timeout = self._book.options.acquire_timeout
         else:
             check_seconds("timeout", timeout)
-        return Transaction(Lease(self, timeout, *caller(2)), None, settings)
+        return Transaction(Lease(self, timeout, *words.caller(2)), None, settings)
 
     def _lease_now(self, lease: Lease[C]) -> C | None:
         """Lease an idle connection, without waiting; None if there is none, or others wait."""
@@ -290,7 +277,7 @@ class Pool(Generic[C]):
         book = self._book
         if not book.is_open:
             book.outcomes["closed"] += 1
-            raise self._not_open()
+            raise words.not_open(self.name)
         task = self._runtime.task()
         if book.options.on_acquire is not None:
             return None  # the hook is awaited, which makes this no fast path
@@ -340,7 +327,7 @@ class Pool(Generic[C]):
                 self._settle()
                 raise
         if waiter.slot is None:
-            raise self._refusal(waiter, lease._timeout)
+            raise words.refusal(self.name, book, waiter, lease._timeout, now=runtime.now())
         if waiter.slot.state != "leased":  # taken back between hand-off and now
             raise PoolClosed(f"pool {self.name!r} was closed while handing out a connection")
         return waiter.slot
@@ -378,7 +365,7 @@ class Pool(Generic[C]):
             )
         if not self._book.defunct:
             self._runtime.task()  # raises WrongLoop
-        self._give_back(connection, slot, caller(2), None)
+        self._give_back(connection, slot, words.caller(2), None)
         return RELEASED
 
     def _give_back(
@@ -443,15 +430,7 @@ class Pool(Generic[C]):
 
     def leases(self) -> list[LeaseInfo]:
         """Return who holds what, for how long, and where it was acquired; the longest first."""
-        now = self._now()
-        return [
-            LeaseInfo(
-                task=describe_task(slot.holder),
-                seconds=now - slot.leased_at,
-                place=describe_place(slot.holder),
-            )
-            for slot in self._book.leased
-        ]
+        return words.leases(self._book, self._now())
 
     def resize(
         self,
@@ -539,7 +518,7 @@ class Pool(Generic[C]):
         if slot.turn != turn or slot.state != "leased":
             return
         slot.turn += 1
-        place = describe_place(slot.holder)
+        place = words.place_of(slot.holder)
         # Terminated, never reused: nobody knows what was going on with it.
         self._book.release_broken(slot, self._runtime.now())
         with contextlib.suppress(ResourceWarning):  # as an error it must not stop the shell
@@ -557,73 +536,6 @@ class Pool(Generic[C]):
         if check is not None:
             check(options)
 
-    def _not_open(self) -> PoolClosed:
-        return PoolClosed(
-            f"pool {self.name!r} is not open: use `async with pool:` or `await pool.open()` first"
-        )
-
-    def _refusal(self, waiter: Waiter, limit: float | None) -> PoolError:
-        """Put into words why a wait ended without a connection."""
-        pool, stats = f"pool {self.name!r}", self.stats()
-        error: PoolError
-        if waiter.outcome == "timed_out":
-            error = PoolTimeout(f"{pool}: no connection within {limit} s ({stats}){self._why()}")
-            error.__cause__ = self._book.last_error
-        elif waiter.outcome == "busy":
-            limit_ = self._book.options.max_waiting
-            error = PoolBusy(
-                f"{pool}: {limit_} are waiting already, which is max_waiting ({stats}){self._why()}"
-            )
-        elif waiter.outcome == "failed":
-            error = ConnectFailed(
-                f"{pool}: connecting failed: {_brief(waiter.cause)} ({stats})"
-            )
-            error.__cause__ = waiter.cause
-        else:
-            error = PoolClosed(f"{pool} was closed while waiting for a connection")
-            error.__cause__ = waiter.cause
-        return error
-
-    def _why(self) -> str:
-        """Say what keeps callers waiting, and what helps."""
-        outage = self._book.outage
-        if outage is not None:
-            return f"; connecting has failed {outage.failures} times: {_brief(outage.error)}"
-        holders = self.leases()
-        if not holders:
-            return "; no connection is leased: connecting takes long, or connections are closing"
-        longest = "; ".join(str(info) for info in holders[:3])
-        return (
-            f". Held longest: {longest}. Hold connections for a shorter time, raise max_size, or "
-            "raise acquire_timeout; a task that holds one while waiting for tasks that acquire "
-            "here may wait for itself"
-        )
-
-
-def _brief(error: BaseException | None) -> str:
-    return f"{type(error).__name__}: {error}"
-
 
 def _holder_task(slot: Slot) -> object:
     return slot.holder[0]() if slot.holder else None
-
-
-def create_pool(url: str, /, **options: Unpack[PoolOptions]) -> Pool[Any]:
-    """Return a pool for a database URL, with the driver that serves the URL's scheme.
-
-    Pool options may stand in the URL's query as well (``?max_size=5``); a keyword wins. What else
-    stands there is the driver's.
-
-    Raises `PoolConfigError` for an unknown scheme or option, or when the library is missing.
-    """
-    scheme, separator, _ = url.partition("://")
-    if not separator:
-        raise PoolConfigError(
-            "not a database URL: it has no '://' (for example sqlite:///app.db, "
-            "postgresql://user@host/database)"
-        )
-    address, _, query = url.partition("?")
-    pairs = parse_qsl(query, keep_blank_values=True)
-    rest = urlencode([(name, value) for name, value in pairs if name not in NAMES])
-    driver = load_driver(f"{address}?{rest}" if rest else address, scheme)
-    return Pool(driver, **{**parse_options(dict(pairs)), **options})

@@ -29,117 +29,22 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter, OrderedDict, deque
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
-from poolkit._driver import Verdict
+from poolkit._outage import Outage
+from poolkit._slot import NEVER, TRANSITIONS, Job, Outcome, Reason, Slot, Waiter
 from poolkit._stats import PoolStats
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from poolkit._driver import Verdict
     from poolkit._options import Options
-
-Job = Literal["connect", "ping", "reset", "close"]
-Reason = Literal["expired", "unused", "used_up", "stale", "broken", "surplus", "pool_closed"]
-Outcome = Literal["waiting", "served", "timed_out", "cancelled", "busy", "failed", "closed"]
-
-NEVER: Final = float("inf")
-
-#: Where a slot may go from where it is.
-TRANSITIONS: Final = {
-    "new": {"connecting"},
-    "connecting": {"idle", "leased", "closing", "gone"},
-    "idle": {"leased", "recycling", "closing", "gone"},
-    "leased": {"idle", "leased", "recycling", "closing", "gone"},
-    "recycling": {"idle", "leased", "closing", "gone"},
-    "closing": {"gone"},
-}
 
 #: Replacements for age that may be under way at once, so that a fleet of equals does not vanish.
 _AGING: Final = 2
 #: Connects that upkeep, which nobody waits for, may have under way at once.
 _UPKEEP: Final = 2
-
-
-class Slot:
-    """One unit of capacity, and the connection that lives in it."""
-
-    __slots__ = (
-        "alive_at",
-        "busy",
-        "cancelled",
-        "connection",
-        "derived",
-        "expires_at",
-        "generation",
-        "good_until",
-        "holder",
-        "leased_at",
-        "overdue_at",
-        "reason",
-        "retire_at",
-        "state",
-        "touched",
-        "turn",
-        "used_at",
-        "uses",
-        "view",
-    )
-
-    def __init__(self, generation: int) -> None:
-        self.state = "new"
-        self.connection: Any = None
-        self.view: Any = None  # the class of the handles on this connection
-        self.generation = generation
-        self.reason: Reason | None = None
-        # Ages are data, compared with the time when the slot is touched.
-        self.used_at = 0.0  # last given back: for idle time
-        self.alive_at = 0.0  # last heard from: for pings
-        self.retire_at = NEVER  # from here on it is replaced, a few at a time
-        self.expires_at = NEVER  # from here on it is not handed out
-        self.good_until = 0.0  # while idle: until here it is handed out with no further question
-        self.overdue_at = NEVER  # while a job is under way: from here on nobody counts on it
-        self.uses = 0
-        # The lease. The shell keeps this part; a handle is valid while its turn is the slot's.
-        self.turn = 0
-        self.holder: Any = None
-        self.leased_at = 0.0
-        self.touched = False  # something was done on the connection
-        self.busy = 0  # operations under way
-        self.cancelled = False  # an operation, or the block, was cancelled
-        self.derived = False  # objects were made from the connection
-
-    def __repr__(self) -> str:
-        """Return the state, for debugging."""
-        return f"<Slot {self.state} {self.connection!r}>"
-
-
-class Waiter:
-    """A caller in line: until when, and how it ended."""
-
-    __slots__ = ("cause", "deadline", "holder", "outcome", "parking", "since", "slot")
-
-    def __init__(self, deadline: float, holder: Any, parking: Any) -> None:
-        self.deadline = deadline
-        self.holder = holder
-        self.parking = parking
-        self.since = 0.0
-        self.outcome: Outcome = "waiting"
-        self.slot: Slot | None = None
-        self.cause: BaseException | None = None
-
-
-class Outage:
-    """The database cannot be reached: since when, why, and when the next attempt is due."""
-
-    __slots__ = ("error", "failures", "refuses", "retry_at", "since")
-
-    def __init__(self, since: float) -> None:
-        self.since = since
-        self.failures = 0
-        self.error: BaseException | None = None
-        self.retry_at = since
-        self.refuses = False  # newcomers are told the error instead of waiting
 
 
 class PoolState:
@@ -351,19 +256,11 @@ class PoolState:
         if not self.is_open:
             return
         self.connect_failures += 1
-        outage = self.outage = self.outage or Outage(now)
-        outage.failures += 1
-        outage.error = error
-        outage.retry_at = now + self._backoff(outage.failures)
-        if verdict is Verdict.TRANSIENT:
-            outage.refuses = False
-        elif verdict is Verdict.FATAL or outage.failures > 1:
-            outage.refuses = True
-            for waiter in [*self.openers, *self.queue]:
-                self._dismiss(waiter, "failed", error)
-        else:  # it may be a hiccup: one caller is told, and the next attempt starts at once
-            outage.retry_at = now
-            for waiter in [*self.openers, *itertools.islice(self.queue, 1)]:
+        self.outage = self.outage or Outage(now)
+        told = self.outage.record(error, verdict, now, self.options, self._random())
+        if told != "nobody":
+            told_of = len(self.queue) if told == "everybody" else 1
+            for waiter in [*self.openers, *itertools.islice(self.queue, told_of)]:
                 self._dismiss(waiter, "failed", error)
         self._serve(now)
 
@@ -631,19 +528,10 @@ class PoolState:
         return None
 
     def _refuses_newcomers(self, now: float) -> bool:
-        """Tell whether a newcomer fails now: nothing can come back, and the database is down."""
-        outage = self.outage
-        if outage is None or self.idle or self.leased or self.recycling:
+        """Tell whether a newcomer fails at once: the database is down, and nothing can come back."""
+        if self.outage is None or self.idle or self.leased or self.recycling:
             return False
-        if now >= outage.retry_at and not self.connecting:
-            return False  # the newcomer is the reason to try again
-        patience = self.options.fail_fast_after
-        return outage.refuses or (patience is not None and now - outage.since >= patience)
-
-    def _backoff(self, failures: int) -> float:
-        """Return the pause before the next attempt: doubling, its upper half jitter."""
-        doubled = self.options.backoff_min * 2.0 ** min(failures - 1, 30)
-        return min(doubled, self.options.backoff_max) * (0.5 + 0.5 * self._random())
+        return self.outage.refuses_newcomers(now, self.options, probing=bool(self.connecting))
 
     # -- record ----------------------------------------------------------------------------------
 

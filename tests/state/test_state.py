@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from poolkit import Options, Verdict
-from poolkit._state import NEVER, TRANSITIONS, PoolState, Slot, Waiter
+from poolkit._slot import NEVER, TRANSITIONS, Slot, Waiter
+from poolkit._state import PoolState
 from tests.invariants import check_book
 
 

@@ -17,7 +17,8 @@ from hypothesis.stateful import (
 )
 
 from poolkit import Options, Verdict
-from poolkit._state import NEVER, PoolState, Slot, Waiter
+from poolkit._slot import NEVER, Slot, Waiter
+from poolkit._state import PoolState
 from tests.invariants import check_book
 
 UNUSABLE = ("gone", "closing")

@@ -1,0 +1,58 @@
+"""When the database cannot be reached: who is told, and when to try again.
+
+A driver may know what a failure means. *Fatal* (a wrong password) everybody is told at once.
+*Transient* (starting up) callers wait for, to their own deadline. Of the rest the first may be a
+hiccup: one caller is told and the next attempt starts at once; from the second in a row everybody
+is told. While an outage lasts there is one attempt at a time, after pauses that double.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from poolkit._driver import Verdict
+
+if TYPE_CHECKING:
+    from poolkit._options import Options
+
+
+class Outage:
+    """One outage, from the first failed connect to the next that succeeds."""
+
+    __slots__ = ("_refuses", "error", "failures", "retry_at", "since")
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.failures = 0
+        self.error: BaseException | None = None
+        self.retry_at = since
+        self._refuses = False
+
+    def record(
+        self,
+        error: BaseException,
+        verdict: Verdict | None,
+        now: float,
+        options: Options,
+        jitter: float,
+    ) -> Literal["nobody", "first", "everybody"]:
+        """Record one more failure; return who in the queue is to be told."""
+        self.failures += 1
+        self.error = error
+        pause = options.backoff_min * 2.0 ** min(self.failures - 1, 30)
+        # The upper half is jitter, so that a fleet does not come back in step.
+        self.retry_at = now + min(pause, options.backoff_max) * (0.5 + 0.5 * jitter)
+        self._refuses = verdict is not Verdict.TRANSIENT
+        if verdict is Verdict.TRANSIENT:
+            return "nobody"
+        if verdict is Verdict.FATAL or self.failures > 1:
+            return "everybody"
+        self.retry_at = now
+        return "first"
+
+    def refuses_newcomers(self, now: float, options: Options, *, probing: bool) -> bool:
+        """Tell whether a newcomer fails at once; one who comes when a probe is due starts it."""
+        if now >= self.retry_at and not probing:
+            return False
+        patience = options.fail_fast_after
+        return self._refuses or (patience is not None and now - self.since >= patience)

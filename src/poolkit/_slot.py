@@ -1,0 +1,89 @@
+"""What the book writes about: slots, waiters, and where a slot may go from where it is."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+Job = Literal["connect", "ping", "reset", "close"]
+Reason = Literal["expired", "unused", "used_up", "stale", "broken", "surplus", "pool_closed"]
+Outcome = Literal["waiting", "served", "timed_out", "cancelled", "busy", "failed", "closed"]
+
+NEVER: Final = float("inf")
+
+#: Where a slot may go from where it is.
+TRANSITIONS: Final = {
+    "new": {"connecting"},
+    "connecting": {"idle", "leased", "closing", "gone"},
+    "idle": {"leased", "recycling", "closing", "gone"},
+    "leased": {"idle", "leased", "recycling", "closing", "gone"},
+    "recycling": {"idle", "leased", "closing", "gone"},
+    "closing": {"gone"},
+}
+
+
+class Slot:
+    """One unit of capacity, and the connection that lives in it."""
+
+    __slots__ = (
+        "alive_at",
+        "busy",
+        "cancelled",
+        "connection",
+        "derived",
+        "expires_at",
+        "generation",
+        "good_until",
+        "holder",
+        "leased_at",
+        "overdue_at",
+        "reason",
+        "retire_at",
+        "state",
+        "touched",
+        "turn",
+        "used_at",
+        "uses",
+        "view",
+    )
+
+    def __init__(self, generation: int) -> None:
+        self.state = "new"
+        self.connection: Any = None
+        self.view: Any = None  # the class of the handles on this connection
+        self.generation = generation
+        self.reason: Reason | None = None
+        # Ages are data, compared with the time when the slot is touched.
+        self.used_at = 0.0  # last given back: for idle time
+        self.alive_at = 0.0  # last heard from: for pings
+        self.retire_at = NEVER  # from here on it is replaced, a few at a time
+        self.expires_at = NEVER  # from here on it is not handed out
+        self.good_until = 0.0  # while idle: until here it is handed out with no further question
+        self.overdue_at = NEVER  # while a job is under way: from here on nobody counts on it
+        self.uses = 0
+        # The lease. The shell keeps this part; a handle is valid while its turn is the slot's.
+        self.turn = 0
+        self.holder: Any = None
+        self.leased_at = 0.0
+        self.touched = False  # something was done on the connection
+        self.busy = 0  # operations under way
+        self.cancelled = False  # an operation, or the block, was cancelled
+        self.derived = False  # objects were made from the connection
+
+    def __repr__(self) -> str:
+        """Return the state, for debugging."""
+        return f"<Slot {self.state} {self.connection!r}>"
+
+
+class Waiter:
+    """A caller in line: until when, and how it ended."""
+
+    __slots__ = ("cause", "deadline", "holder", "outcome", "parking", "since", "slot")
+
+    def __init__(self, deadline: float, holder: Any, parking: Any) -> None:
+        self.deadline = deadline
+        self.holder = holder
+        self.parking = parking
+        self.since = 0.0
+        self.outcome: Outcome = "waiting"
+        self.slot: Slot | None = None
+        self.cause: BaseException | None = None

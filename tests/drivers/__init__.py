@@ -1,0 +1,1 @@
+"""The drivers, each against the real thing."""
