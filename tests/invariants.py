@@ -55,7 +55,9 @@ def never_above_capacity(book: PoolState) -> None:
 def first_come_first_served(book: PoolState, now: float) -> None:
     """Nobody waits while a connection that may be handed out is idle."""
     if any(now < waiter.deadline for waiter in book.queue):
-        assert all(now >= slot.good_until for slot in book.idle), "a waiter beside a good connection"
+        assert all(now >= slot.good_until for slot in book.idle), (
+            "a waiter beside a good connection"
+        )
 
 
 def outages_are_survivable(book: PoolState) -> None:

@@ -1,7 +1,7 @@
-"""An async connection pool that you can trust under cancellation, overload and a failing database.
+"""An async connection pool to trust under cancellation, overload and a failing database.
 
-``poolkit.create_pool(url)`` makes one from a database URL, `Pool` from a driver. The parts that need
-another library (``poolkit.fastapi``, ``poolkit.drivers.aiosqlite``) are imported when first used.
+``poolkit.create_pool(url)`` makes one from a database URL, `Pool` from a driver. What needs
+another library (``poolkit.fastapi``, ``poolkit.drivers.aiosqlite``) is imported when first used.
 """
 
 from importlib import import_module

@@ -34,4 +34,5 @@ def create_pool(url: str, /, **options: Unpack[PoolOptions]) -> Pool[Any]:
     pairs = parse_qsl(query, keep_blank_values=True)
     rest = urlencode([(name, value) for name, value in pairs if name not in NAMES])
     driver = load_driver(f"{address}?{rest}" if rest else address, scheme)
-    return Pool(driver, **{**parse_options(dict(pairs)), **options})
+    given: dict[str, Any] = {**parse_options(dict(pairs)), **options}
+    return Pool(driver, **given)

@@ -1,8 +1,8 @@
 """The driver protocol: what poolkit asks of a library, and how a driver is found by URL.
 
-A driver is a small object with six methods, each of whose docstrings below is its contract, and
-any of the optional ones below, discovered by presence. It is structural: nothing has to be inherited,
-though inheriting from `Driver` lets a type checker point at what is missing.
+A driver is a small object with six methods, whose docstrings below are their contracts, and
+any of the optional ones below, discovered by presence. It is structural: nothing has to be
+inherited, though inheriting from `Driver` lets a type checker point at what is missing.
 
 All coroutines of one connection run strictly one at a time, each in a task that the pool owns and
 under a time limit of its own. `reset`, `ping` and `close` that outlast their limit are cancelled

@@ -7,7 +7,7 @@
     │   ├── PoolTimeout            (also a TimeoutError) the deadline of an acquire has passed
     │   ├── PoolBusy               the queue is full, or overload is being shed
     │   └── ConnectFailed          the database refused; the driver's error is the __cause__
-    ├── PoolDeadlock               every holder is itself waiting on this pool: a bug, not a shortage
+    ├── PoolDeadlock               every holder is itself waiting on this pool: a bug
     ├── PoolClosed                 the pool is not open
     ├── NotLeased                  double release, wrong pool, use after release
     ├── WrongLoop                  used from another event loop, or after a fork

@@ -1,9 +1,10 @@
 """What `acquire` returns, and the view: a handle on a connection that dies with its lease.
 
 A view is valid while its turn is the slot's turn; release moves the slot's turn on, first of all.
-Everything else is forwarded to the connection, both ways, and noted on the slot: that something was
-done (*touched*), that an operation is under way (*busy*: a child task may run one), that one was
-cancelled, and that an object was made from the connection (*derived*). The release decides by these.
+Everything else is forwarded to the connection, both ways, and noted on the slot: that something
+was done (*touched*), that an operation is under way (*busy*: a child task may run one), that one
+was cancelled, and that an object was made from the connection (*derived*). By these the release
+decides.
 """
 
 from __future__ import annotations
@@ -329,7 +330,7 @@ class Transaction(Generic[C]):
 
     def __init__(self, lease: Lease[C] | None, view: Any, settings: dict[str, Any]) -> None:
         self._lease = lease
-        self._view = view
+        self._view: Any = view
         self._settings = settings
 
     async def __aenter__(self) -> C:
@@ -398,7 +399,9 @@ class Transaction(Generic[C]):
 
 
 def transaction(connection: C, /, **settings: Any) -> Transaction[C]:
-    """Return a transaction on a connection that you hold: ``async with transaction(conn):``.
+    """Run a block in a transaction, on a connection that you hold.
+
+    ``async with poolkit.transaction(conn): ...`` commits at the end of the block or rolls back.
 
     ``settings`` are the driver's (isolation, readonly, ...). Raises `NotLeased` when the connection
     was not acquired from a pool or has been given back.

@@ -112,7 +112,7 @@ class Options:
     """Awaited with each new connection before its first use (codecs, session settings)."""
 
     on_close: Hook | None = None
-    """Awaited with a healthy connection before it is closed. One that is terminated is not asked."""
+    """Awaited with a healthy connection before it is closed; not with one that is terminated."""
 
     on_acquire: Hook | None = None
     """Awaited in the caller's task with the connection it just got, as if it were the first line of

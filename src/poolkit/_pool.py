@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import math
 import random
 import warnings
 import weakref
@@ -98,7 +97,9 @@ class Pool(Generic[C]):
         given = make_options(options)
         self._driver = driver
         self._check_options(given)
-        self.name: Final[str] = given.name or str(getattr(driver, "name", type(driver).__name__))
+        self.name: Final[str] = given.name or str(
+            getattr(driver, "name", None) or type(driver).__name__
+        )
         self._book = PoolState(given, random.random)
         self._life: _Life | None = None
         self._inbox: deque[Callable[[], None]] = deque()
@@ -234,7 +235,7 @@ class Pool(Generic[C]):
 
     # -- acquire ---------------------------------------------------------------------------------
 
-    def acquire(self, *, timeout: float | None | _NotGiven = NOT_GIVEN) -> Lease[C]:
+    def acquire(self, *, timeout: float | _NotGiven | None = NOT_GIVEN) -> Lease[C]:
         """Return the right to a connection: ``async with pool.acquire() as conn``, or await it.
 
         What is awaited has to be given back with `release`.
@@ -258,7 +259,7 @@ class Pool(Generic[C]):
         return Lease(self, timeout, *words.caller(2))
 
     def transaction(
-        self, *, timeout: float | None | _NotGiven = NOT_GIVEN, **settings: Any
+        self, *, timeout: float | _NotGiven | None = NOT_GIVEN, **settings: Any
     ) -> Transaction[C]:
         """Acquire a connection and run a block in a transaction: commit at its end, or roll back.
 
@@ -340,6 +341,7 @@ class Pool(Generic[C]):
             with anyio.CancelScope(deadline=deadline) as scope:
                 await greeting
             if scope.cancelled_caught:
+                slot.cancelled = True
                 raise PoolTimeout(
                     f"pool {self.name!r}: on_acquire was not done when the {lease._timeout} s of "
                     "this acquire had passed"
@@ -376,7 +378,7 @@ class Pool(Generic[C]):
         error: BaseException | None,
     ) -> None:
         """End a lease. Never awaits, hence cannot be interrupted."""
-        book, connection = self._book, slot.connection
+        book = self._book
         if self._inbox:
             self._drain()
         set_turn(view, place)

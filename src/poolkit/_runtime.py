@@ -202,7 +202,7 @@ class _Trio(_Loop):
     """trio."""
 
     def __init__(self, ring: Callable[[], None]) -> None:
-        import trio
+        import trio  # noqa: PLC0415  # not installed where only asyncio is used
 
         super().__init__(ring)
         self._trio = trio

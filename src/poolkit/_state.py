@@ -88,9 +88,7 @@ class PoolState:
         self._ping_after = NEVER if options.ping_after is None else options.ping_after
         # While this is False, a connection that comes back is neither a surplus one nor used up.
         self._ask_on_return = (
-            options.max_overflow > 0
-            or options.max_uses is not None
-            or self.live > options.max_size
+            options.max_overflow > 0 or options.max_uses is not None or self.live > options.max_size
         )
 
     # -- inspect ---------------------------------------------------------------------------------
@@ -213,7 +211,7 @@ class PoolState:
         slot.state = "idle"
         slot.holder = None
         good_until = slot.alive_at + self._ping_after
-        slot.good_until = good_until if good_until < slot.retire_at else slot.retire_at
+        slot.good_until = min(slot.retire_at, good_until)
         self.idle.append(slot)
 
     def release_dirty(self, slot: Slot, now: float) -> None:
@@ -528,7 +526,7 @@ class PoolState:
         return None
 
     def _refuses_newcomers(self, now: float) -> bool:
-        """Tell whether a newcomer fails at once: the database is down, and nothing can come back."""
+        """Tell whether a newcomer fails at once: the database is down, nothing can come back."""
         if self.outage is None or self.idle or self.leased or self.recycling:
             return False
         return self.outage.refuses_newcomers(now, self.options, probing=bool(self.connecting))

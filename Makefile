@@ -1,0 +1,37 @@
+# Two commands are all: `make demo` and `make test`. The rest is for working on poolkit itself.
+PORT ?= 8000
+bin = .venv/bin/python -m
+
+.PHONY: help demo test test-oldest check fmt bench clean
+
+help:  ## say what there is
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -e 's/:.*## /: /' -e 's/^/make /'
+
+demo:  ## serve the example on 127.0.0.1:8000 (PORT=...)
+	@sh scripts/venv.sh .venv -e '.[aiosqlite,fastapi]' uvicorn
+	@exec .venv/bin/python scripts/demo.py $(PORT)
+
+test: .test-tools  ## run the whole suite
+	$(bin) pytest $(ARGS)
+
+test-oldest:  ## run the suite with the oldest version of every dependency
+	@sh scripts/venv.sh .venv-oldest -c tests/oldest.txt -e '.[test]'
+	.venv-oldest/bin/python -m pytest $(ARGS)
+
+check: .test-tools  ## lint, types, import arrows
+	$(bin) ruff check .
+	$(bin) ruff format --check .
+	$(bin) mypy
+	$(bin) pyright --pythonpath .venv/bin/python
+	.venv/bin/lint-imports
+
+fmt: .test-tools  ## format, and mend what can be mended
+	$(bin) ruff check --fix .
+	$(bin) ruff format .
+
+clean:  ## remove what the other commands have made
+	rm -rf .venv .venv-oldest var build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache
+
+.PHONY: .test-tools
+.test-tools:
+	@sh scripts/venv.sh .venv -e '.[test]'

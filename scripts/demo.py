@@ -1,0 +1,71 @@
+"""Serve the example application, and say what to try once it answers: `make demo`."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import uvicorn
+
+ROOT = Path(__file__).resolve().parent.parent
+HOST = "127.0.0.1"
+TRY = """
+The example answers on http://{address}  (Ctrl-C ends it). Try, in another terminal:
+
+  curl http://{address}/items
+  curl http://{address}/items -H 'content-type: application/json' -d '{{"name": "spade"}}'
+  curl http://{address}/accounts
+  curl http://{address}/transfer -H 'content-type: application/json' \\
+       -d '{{"source": 1, "target": 2, "amount": 10}}'
+  curl http://{address}/pool
+
+  {python} examples/hammer.py http://{address}     50 clients at once, pooled and not
+
+or open http://{address}/docs in a browser.
+"""
+
+
+class Server(uvicorn.Server):
+    """A server that says what to try as soon as it listens."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then speak."""
+        await super().startup(sockets)
+        if self.started and sockets:
+            address = "{}:{}".format(*sockets[0].getsockname())
+            python = Path(sys.executable)
+            shown = python.relative_to(ROOT) if python.is_relative_to(ROOT) else python
+            print(TRY.format(address=address, python=shown), flush=True)
+
+
+def main() -> int:
+    """Bind, serve until a signal, and end whole."""
+    port = int(sys.argv[1]) if len(sys.argv) > 1 else 8000
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port))
+    except OSError as error:
+        print(f"Port {port} cannot be had ({error.strerror}): choose another, PORT=8001 make demo")
+        return 1
+    os.chdir(ROOT)
+    os.environ.setdefault("POOLKIT_EXAMPLE_DB", str(ROOT / "var" / "example.db"))
+    config = uvicorn.Config(
+        "app:app",
+        app_dir=str(ROOT / "examples"),
+        lifespan="on",
+        log_level="warning",
+        timeout_graceful_shutdown=3,
+    )
+    server = Server(config)
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        print("\nStopped.")
+    return 0 if server.started else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,223 @@
+"""The options that live in the shell: time limits of jobs, and hooks."""
+
+from __future__ import annotations
+
+import contextvars
+
+import anyio
+import pytest
+from anyio import wait_all_tasks_blocked
+
+from poolkit import ConnectFailed, Pool, PoolTimeout
+from tests.fakes import Boom, CleanDriver, FakeConnection, FakeDriver
+
+#: Far longer than any of these tests may take: what ends before it was ended by its own limit.
+LONG = 60.0
+
+
+async def test_connect_timeout_ends_a_hung_connect() -> None:
+    """The slot is free again, and the next attempt succeeds."""
+    driver = FakeDriver(connect=[anyio.Event()])
+    options = {"connect_timeout": 0.01, "backoff_min": 0.0, "backoff_max": 0.0}
+    async with Pool(driver, min_size=0, max_size=1, **options) as pool:  # type: ignore[arg-type]
+        async with pool.acquire(timeout=LONG) as conn:
+            assert await conn.query() == "row"
+        assert pool.stats().connect_failures == 1
+
+
+async def test_connect_timeout_covers_on_connect() -> None:
+    """A connection whose greeting hangs is terminated."""
+    hang = anyio.Event()
+
+    async def on_connect(_: FakeConnection) -> None:
+        await hang.wait()
+
+    driver = FakeDriver()
+    pool = Pool(
+        driver, connect_timeout=0.01, on_connect=on_connect, acquire_timeout=0.03, max_size=1
+    )
+    with pytest.raises(PoolTimeout, match=r"connecting took longer than 0\.01 s"):
+        await pool.open()
+    assert driver.calls["terminate"] >= 1
+    assert not driver.alive
+
+
+async def test_ping_timeout_ends_a_hung_ping() -> None:
+    """The connection is terminated, and the caller gets another."""
+    driver = FakeDriver(ping=[anyio.Event()])
+    async with Pool(driver, max_size=1, ping_after=0.0, ping_timeout=0.01) as pool:
+        async with pool.acquire(timeout=LONG) as conn:
+            assert conn.number == 2
+        assert driver.calls["terminate"] == 1
+
+
+async def test_reset_timeout_ends_a_hung_reset() -> None:
+    """The connection is terminated, and the next caller gets another."""
+    driver = FakeDriver(reset=[anyio.Event()])
+    async with Pool(driver, max_size=1, reset_timeout=0.01) as pool:
+        async with pool.acquire() as conn:
+            await conn.query()
+        async with pool.acquire(timeout=LONG) as conn:
+            assert conn.number == 2
+
+
+async def test_close_timeout_ends_a_hung_close_and_its_hook() -> None:
+    """What is not closed by then is terminated; its slot is free only after that."""
+    hang = anyio.Event()
+
+    async def on_close(_: FakeConnection) -> None:
+        await hang.wait()
+
+    driver = FakeDriver()
+    async with Pool(driver, max_size=1, max_uses=1, close_timeout=0.01, on_close=on_close) as pool:
+        async with pool.acquire():
+            pass
+        assert pool.stats().closing == 1
+        async with pool.acquire(timeout=LONG) as conn:
+            assert conn.number == 2
+        assert driver.most_alive == 1
+
+
+async def test_failed_reset_terminates_the_connection() -> None:
+    """Raising is a driver's way of saying that it could not verify."""
+    driver = FakeDriver(reset=[Boom("still busy")])
+    async with Pool(driver, max_size=1) as pool:
+        async with pool.acquire() as conn:
+            await conn.query()
+        await wait_all_tasks_blocked()
+        assert pool.stats().retired == {"broken": 1}
+        assert driver.calls["terminate"] == 1
+
+
+async def test_failed_close_terminates_the_connection() -> None:
+    """And frees its slot."""
+    driver = FakeDriver(close=[Boom("cannot close")])
+    async with Pool(driver):
+        pass
+    assert driver.calls["terminate"] == 1
+    assert not driver.alive
+
+
+async def test_terminate_that_raises_does_not_stop_the_pool() -> None:
+    """A driver that breaks its promise is reported, and its slot is free."""
+
+    class Rude(CleanDriver):
+        def terminate(self, c: FakeConnection) -> None:
+            super().terminate(c)
+            raise Boom
+
+    driver = Rude()
+    async with Pool(driver, max_size=1) as pool:
+        next(iter(driver.alive)).dead = True
+        async with pool.acquire(timeout=LONG) as conn:
+            assert await conn.query() == "row"
+
+
+async def test_on_connect_greets_each_connection_before_its_first_use() -> None:
+    """Once for each."""
+    seen: list[int] = []
+
+    async def on_connect(conn: FakeConnection) -> None:
+        seen.append(conn.number)
+
+    async with Pool(FakeDriver(), min_size=2, on_connect=on_connect) as pool:
+        assert seen == [1, 2]
+        async with pool.acquire():
+            pass
+    assert seen == [1, 2]
+
+
+async def test_on_connect_that_fails_is_a_failed_connect() -> None:
+    """The connection is not leaked."""
+
+    async def on_connect(_: FakeConnection) -> None:
+        raise Boom("no such schema")
+
+    driver = FakeDriver()
+    with pytest.raises(ConnectFailed, match="no such schema"):
+        await Pool(driver, on_connect=on_connect).open()
+    assert not driver.alive
+
+
+async def test_on_close_sees_each_healthy_connection_before_it_is_closed() -> None:
+    """Its errors do not keep the connection open."""
+    seen: list[bool] = []
+
+    async def on_close(conn: FakeConnection) -> None:
+        seen.append(conn.dead)
+        raise Boom
+
+    driver = FakeDriver()
+    async with Pool(driver, min_size=2, on_close=on_close):
+        pass
+    assert seen == [False, False]
+    assert driver.calls["close"] == 2
+
+
+async def test_on_acquire_runs_in_the_callers_task_with_its_context() -> None:
+    """For every lease, waited for or not, like the first line of its block."""
+    who: contextvars.ContextVar[str] = contextvars.ContextVar("who")
+    seen: list[str] = []
+
+    async def on_acquire(conn: FakeConnection) -> None:
+        assert await conn.query() == "row"
+        seen.append(who.get())
+
+    async with Pool(CleanDriver(), max_size=1, on_acquire=on_acquire) as pool:
+
+        async def user(name: str) -> None:
+            who.set(name)
+            async with pool.acquire() as conn:
+                await conn.query()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(user, "ann")
+            group.start_soon(user, "ben")
+    assert sorted(seen) == ["ann", "ben"]
+
+
+async def test_on_acquire_that_fails_gives_the_connection_back() -> None:
+    """The caller sees the hook's error."""
+
+    async def on_acquire(_: FakeConnection) -> None:
+        raise Boom("not for you")
+
+    async with Pool(CleanDriver(), max_size=1, on_acquire=on_acquire) as pool:
+        with pytest.raises(Boom):
+            await pool.acquire()
+        assert pool.stats().leased == 0
+
+
+async def test_on_acquire_is_within_the_deadline() -> None:
+    """Its time counts, and a hanging hook leaks nothing."""
+
+    async def on_acquire(conn: FakeConnection) -> None:
+        await conn.query()
+        await anyio.sleep_forever()
+
+    driver = CleanDriver()
+    async with Pool(driver, max_size=1, on_acquire=on_acquire) as pool:
+        with pytest.raises(PoolTimeout, match="on_acquire"):
+            await pool.acquire(timeout=0.01)
+        await wait_all_tasks_blocked()
+        assert pool.stats().leased == 0
+        assert driver.calls["reset"] == 1
+
+
+async def test_max_connecting_bounds_real_connects() -> None:
+    """Never more at once than allowed."""
+    gates = [anyio.Event() for _ in range(6)]
+    driver = FakeDriver(connect=list(gates))
+    async with Pool(driver, min_size=0, max_size=6, max_connecting=2) as pool:
+        async with anyio.create_task_group() as group:
+
+            async def user() -> None:
+                async with pool.acquire():
+                    pass
+
+            for _ in range(6):
+                group.start_soon(user)
+            await wait_all_tasks_blocked()
+            assert driver.calls["connect"] == 2
+            for gate in gates:
+                gate.set()

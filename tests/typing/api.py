@@ -1,0 +1,78 @@
+"""Never run, only checked: what a type checker must know of the public surface."""
+
+from __future__ import annotations
+
+from typing import Any, assert_type
+
+import aiosqlite
+
+import poolkit
+from poolkit.drivers.sqlite import Connection as ThreadsConnection
+
+
+async def typed_by_the_driver() -> None:
+    """The connection has the library's own type, from acquire to transaction."""
+    pool = poolkit.drivers.aiosqlite.create_pool("app.db", max_size=5, acquire_timeout=None)
+    async with pool.acquire(timeout=0.5) as conn:
+        assert_type(conn, aiosqlite.Connection)
+    conn = await pool.acquire()
+    assert_type(conn, aiosqlite.Connection)
+    await pool.release(conn)
+    pool.release(conn)
+    async with pool.transaction() as conn:
+        assert_type(conn, aiosqlite.Connection)
+    async with poolkit.transaction(conn) as same:
+        assert_type(same, aiosqlite.Connection)
+    threads = poolkit.drivers.sqlite.create_pool("app.db")
+    async with threads.acquire() as other:
+        assert_type(other, ThreadsConnection)
+
+
+async def from_a_url() -> None:
+    """A URL tells nothing about types."""
+    async with poolkit.create_pool("sqlite:///app.db", max_size=5) as pool:
+        assert_type(pool, poolkit.Pool[Any])
+        assert_type(pool.stats(), poolkit.PoolStats)
+        assert_type(pool.leases(), list[poolkit.LeaseInfo])
+        assert_type(await pool.aclose(grace=1.0), list[poolkit.LeaseInfo])
+
+
+class MyDriver:
+    """Nothing to inherit from."""
+
+    async def connect(self) -> int:
+        """Connect."""
+        return 1
+
+    def is_dead(self, c: int) -> bool:
+        """Tell."""
+        return c < 0
+
+    async def reset(self, c: int) -> None:
+        """Reset."""
+
+    async def ping(self, c: int) -> None:
+        """Ping."""
+
+    async def close(self, c: int) -> None:
+        """Close."""
+
+    def terminate(self, c: int) -> None:
+        """Terminate."""
+
+
+async def own_driver() -> None:
+    """A structural driver gives the pool its type."""
+    pool = poolkit.Pool(MyDriver(), min_size=1, max_size=10)
+    assert_type(pool, poolkit.Pool[int])
+    async with pool.acquire() as conn:
+        assert_type(conn, int)
+    pool.resize(max_size=3)
+    pool.renew()
+
+
+def wrong_options() -> None:
+    """What does not exist is an error before it runs."""
+    poolkit.Pool(MyDriver(), max_sise=3)  # type: ignore[call-arg]
+    poolkit.Pool(MyDriver(), max_size="3")  # type: ignore[arg-type]
+    poolkit.create_pool("sqlite:///x", pool_size=3)  # type: ignore[call-arg]
