@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -44,7 +44,7 @@ def test_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_unknown_option_is_refused(name: str) -> None:
     """With the names it may have meant and all that are known."""
     with pytest.raises(PoolConfigError, match=f"unknown option '{name}'.*max_size"):
-        Pool(FakeDriver(), **{name: 1})  # type: ignore[misc]
+        Pool(FakeDriver(), **cast("dict[str, Any]", {name: 1}))
 
 
 def test_bare_timeout_is_refused_naming_the_candidates() -> None:

@@ -508,9 +508,9 @@ def test_after_shrinking_a_waiter_does_not_keep_a_surplus_connection_alive() -> 
     desk.book.resize(Options(min_size=0, max_size=1), desk.now)
     desk.release(slots[0])
     desk.release(slots[1])
-    assert waiter.outcome == "waiting"
+    assert waiter.slot is None
     desk.release(slots[2])
-    assert waiter.outcome == "served"
+    assert waiter.slot is slots[2]
 
 
 def test_close_decides_at_once() -> None:

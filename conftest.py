@@ -1,0 +1,29 @@
+"""The code in README.md and docs/ is run as tests, each page in an empty folder."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Any
+
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+
+def _enter_empty_folder(namespace: dict[str, Any]) -> None:
+    namespace["_back"] = os.getcwd()  # noqa: PTH109  # for chdir below
+    namespace["_folder"] = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    os.chdir(namespace["_folder"].name)
+
+
+def _leave(namespace: dict[str, Any]) -> None:
+    os.chdir(namespace["_back"])
+    namespace["_folder"].cleanup()
+
+
+pytest_collect_file = Sybil(
+    parsers=[PythonCodeBlockParser(), SkipParser()],
+    patterns=["*.md"],
+    setup=_enter_empty_folder,
+    teardown=_leave,
+).pytest()
