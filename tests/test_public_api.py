@@ -7,6 +7,7 @@ import inspect
 import subprocess
 import sys
 import typing
+from pathlib import Path
 
 import poolkit
 from poolkit import Options, PoolOptions
@@ -72,3 +73,19 @@ def test_every_option_is_documented_where_it_is_declared() -> None:
         declaration = source.index(f"    {field.name}: ")
         following = source[declaration:].split("\n", 2)[1]
         assert following.strip().startswith('"""'), field.name
+
+
+def test_every_option_is_in_the_reference_with_its_default() -> None:
+    """The page cannot fall behind the code."""
+    page = (Path(__file__).resolve().parents[1] / "docs" / "reference" / "options.md").read_text()
+    for field in dataclasses.fields(Options):
+        assert f"| `{field.name}` | `{field.default}` |" in page, field.name
+
+
+def test_every_error_is_in_the_reference() -> None:
+    """By its name."""
+    page = (Path(__file__).resolve().parents[1] / "docs" / "reference" / "errors.md").read_text()
+    for name in poolkit.__all__:
+        thing = getattr(poolkit, name)
+        if isinstance(thing, type) and issubclass(thing, Exception):
+            assert f"`{name}`" in page or name == "PoolError"

@@ -1,0 +1,1 @@
+"""The repository: what a newcomer runs."""

@@ -1,0 +1,32 @@
+"""The oldest versions under test are those that pyproject.toml declares."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: Extras whose module does not exist yet, or which only tools need.
+UNTESTED = {"all", "asyncpg", "cli", "docs", "otel", "prometheus", "sqlalchemy", "test"}
+
+
+def test_oldest_versions_are_the_declared_floors() -> None:
+    """Neither may move without the other."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    declared = list(project["dependencies"])
+    for extra, requirements in extras.items():
+        if extra not in UNTESTED:
+            declared += requirements
+    floors = {_parts(requirement, ">=") for requirement in declared}
+    lines = (ROOT / "tests" / "oldest.txt").read_text().splitlines()
+    oldest = {_parts(line, "==") for line in lines if not line.startswith("#")}
+    assert floors == oldest
+
+
+def _parts(requirement: str, relation: str) -> tuple[str, tuple[int, ...]]:
+    name, _, version = requirement.partition(relation)
+    numbers = [int(number) for number in version.split(".")]
+    return re.sub(r"\[.*\]", "", name), tuple([*numbers, 0, 0][:3])

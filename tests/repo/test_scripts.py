@@ -1,0 +1,204 @@
+"""The two commands, on machines of every kind. Nothing here needs a network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="the commands are for a POSIX shell")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """Copy what the script needs into a folder with a space in its name."""
+    folder = tmp_path / "a checkout"
+    (folder / "scripts").mkdir(parents=True)
+    shutil.copy(ROOT / "scripts" / "venv.sh", folder / "scripts")
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
+def venv(checkout: Path, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the script as make does."""
+    return subprocess.run(
+        ["sh", str(checkout / "scripts" / "venv.sh"), ".venv", *args],
+        env={"PATH": os.environ["PATH"], "PYTHON": sys.executable, **environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def inside(checkout: Path, code: str) -> str:
+    """Run code with the interpreter of the environment."""
+    python = checkout / ".venv" / "bin" / "python"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def program(path: Path, text: str) -> None:
+    """Write something that can be run."""
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def tools(folder: Path) -> str:
+    """Return a PATH with the few programs the script may use, and no Python."""
+    folder.mkdir()
+    for name in ("sh", "dirname", "cat", "rm", "cksum", "tr", "tail"):
+        (folder / name).symlink_to(str(shutil.which(name)))
+    return str(folder)
+
+
+def test_environment_is_made_in_a_path_with_a_space(checkout: Path) -> None:
+    """And a second call leaves it as it is."""
+    assert venv(checkout).returncode == 0
+    assert inside(checkout, "import sys; print(sys.prefix)") == str(checkout / ".venv")
+    marker = checkout / ".venv" / "marker"
+    marker.touch()
+    assert venv(checkout).returncode == 0
+    assert marker.exists()
+
+
+def test_hostile_settings_do_not_reach_the_environment(checkout: Path, tmp_path: Path) -> None:
+    """Neither the user's site, nor another target, nor a mask that hides files."""
+    os.umask(old := os.umask(0o077))
+    try:
+        os.umask(0o077)
+        done = venv(
+            checkout,
+            PIP_USER="1",
+            PIP_TARGET=str(tmp_path / "elsewhere"),
+            PYTHONPATH=str(tmp_path),
+            PYTHONHOME="",
+        )
+    finally:
+        os.umask(old)
+    assert done.returncode == 0, done.stderr
+    assert inside(checkout, "import pip; print('pip')") == "pip"
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_half_made_environment_is_made_anew(checkout: Path) -> None:
+    """As one is left behind by an interrupted call."""
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    program(checkout / ".venv" / "bin" / "python", "exit 1")
+    assert venv(checkout).returncode == 0
+    assert inside(checkout, "print('alive')") == "alive"
+
+
+def test_moved_environment_is_made_anew(checkout: Path) -> None:
+    """It holds absolute paths."""
+    assert venv(checkout).returncode == 0
+    moved = checkout.parent / "moved here"
+    checkout.rename(moved)
+    assert venv(moved).returncode == 0
+    assert inside(moved, "import sys; print(sys.prefix)") == str(moved / ".venv")
+
+
+def test_shim_that_does_not_run_is_passed_over(checkout: Path, tmp_path: Path) -> None:
+    """A `python3.13` on PATH may only say that it is not installed; one may be too old."""
+    folder = tmp_path / "bin"
+    path = tools(folder)
+    program(folder / "python3.13", "echo 'version not installed' >&2; exit 127")
+    program(folder / "python3.12", "exit 1")
+    (folder / "python3.11").symlink_to(sys.executable)
+    done = venv(checkout, PATH=path, PYTHON="")
+    assert done.returncode == 0, done.stderr
+    assert inside(checkout, "print('alive')") == "alive"
+
+
+def test_no_interpreter_is_one_clear_line(checkout: Path, tmp_path: Path) -> None:
+    """With the remedy."""
+    done = venv(checkout, PATH=tools(tmp_path / "bin"), PYTHON="")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "Python 3.11 or newer" in done.stderr
+
+
+def test_no_pip_anywhere_is_one_clear_line(checkout: Path, tmp_path: Path) -> None:
+    """As on Debian without python3-venv."""
+    folder = tmp_path / "bin"
+    path = tools(folder)
+    program(
+        folder / "python3",
+        'case "$*" in *--without-pip*) ;; *"-m venv"*|*"-m pip"*) exit 1;; esac\n'
+        f'exec "{sys.executable}" "$@"',
+    )
+    done = venv(checkout, PATH=path, PYTHON="")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "python3-venv" in done.stderr
+
+
+def test_failed_install_shows_what_pip_said(checkout: Path) -> None:
+    """And is tried again by the next call."""
+    for _ in range(2):
+        done = venv(checkout, "--no-index", "poolkit-no-such-thing")
+        assert done.returncode == 1
+        assert "poolkit-no-such-thing" in done.stderr
+
+
+def free_port() -> int:
+    """Return a port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def test_demo_says_in_one_sentence_that_the_port_is_taken() -> None:
+    """And how to choose another."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "scripts" / "demo.py"), str(port)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert len((done.stdout + done.stderr).splitlines()) == 1
+    assert "PORT=" in done.stdout
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_demo_says_what_to_try_and_ends_whole(stop: signal.Signals, tmp_path: Path) -> None:
+    """After the socket answers, and without a traceback."""
+    port = free_port()
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts" / "demo.py"), str(port)],
+        env={**os.environ, "POOLKIT_EXAMPLE_DB": str(tmp_path / "demo.db")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as demo:
+        try:
+            assert demo.stdout is not None
+            line = demo.stdout.readline()
+            while line and "curl" not in line:
+                line = demo.stdout.readline()
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/items", timeout=10) as response:
+                assert response.status == 200
+            demo.send_signal(stop)
+            _, stderr = demo.communicate(timeout=30)
+        finally:
+            demo.kill()
+    assert demo.returncode in (0, -stop)
+    assert "Traceback" not in stderr
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
