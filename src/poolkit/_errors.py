@@ -7,7 +7,6 @@
     │   ├── PoolTimeout            (also a TimeoutError) the deadline of an acquire has passed
     │   ├── PoolBusy               the queue is full, or overload is being shed
     │   └── ConnectFailed          the database refused; the driver's error is the __cause__
-    ├── PoolDeadlock               every holder is itself waiting on this pool: a bug
     ├── PoolClosed                 the pool is not open
     ├── NotLeased                  double release, wrong pool, use after release
     ├── WrongLoop                  used from another event loop, or after a fork
@@ -45,12 +44,6 @@ class PoolBusy(PoolUnavailable):
 
 class ConnectFailed(PoolUnavailable):
     """The database could not be reached; the driver's own error is the ``__cause__``."""
-
-    __module__ = "poolkit"
-
-
-class PoolDeadlock(PoolError):
-    """Every connection is held by a task that is itself waiting for one."""
 
     __module__ = "poolkit"
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from poolkit._state import PoolState
 
 logger = logging.getLogger("poolkit")
+
+T = TypeVar("T")
 
 
 class _Worker:
@@ -148,49 +150,43 @@ class Workers:
         self._book.connected(slot, connection, self._runtime.now())
 
     async def _ping(self, slot: Slot) -> None:
-        error = await self._attempt(
-            slot, self._driver.ping(slot.connection), self._book.options.ping_timeout
-        )
-        if error is None:
+        alive, _ = await self._attempt(self._driver.ping, slot, self._book.options.ping_timeout)
+        if alive:
             self._book.pinged(slot, self._runtime.now())
 
     async def _reset(self, slot: Slot) -> None:
-        note: list[str | None] = []
-
-        async def reset() -> None:
-            note.append(await self._driver.reset(slot.connection))
-
-        error = await self._attempt(slot, reset(), self._book.options.reset_timeout)
-        if error is None:
-            if note[0] and not slot.cancelled:
-                self._tell_once(note[0], place_of(slot.holder))
+        clean, note = await self._attempt(
+            self._driver.reset, slot, self._book.options.reset_timeout
+        )
+        if clean:
+            if note and not slot.cancelled:
+                self._tell_once(note, place_of(slot.holder))
             self._book.was_reset(slot, self._runtime.now())
 
     async def _attempt(
-        self, slot: Slot, call: Awaitable[None], limit: float | None
-    ) -> BaseException | None:
-        """Await a ping or a reset; return what it died of, having told the book."""
+        self, call: Callable[[Any], Awaitable[T]], slot: Slot, limit: float | None
+    ) -> tuple[bool, T | None]:
+        """Await a ping or a reset; return whether it succeeded, having told the book if not."""
+        result: T | None = None
         error: BaseException | None = None
-        with_limit = anyio.move_on_after(limit)
+        scope = anyio.move_on_after(limit)
         try:
-            with with_limit:
+            with scope:
                 try:
-                    await call
+                    result = await call(slot.connection)
                 except Exception as exc:
                     error = exc
         except BaseException as exc:
             error = exc
             raise
         finally:
-            if with_limit.cancelled_caught:
+            if scope.cancelled_caught:
                 error = TimeoutError(f"no answer within {limit} s")
             if error is not None:
                 logger.debug("terminating a connection: %r", error)
-                suspect = with_limit.cancelled_caught or (
-                    self._verdict(error) is Verdict.SERVER_GONE
-                )
-                self._book.recycle_failed(slot, self._runtime.now(), suspect_others=suspect)
-        return error
+                gone = scope.cancelled_caught or self._verdict(error) is Verdict.SERVER_GONE
+                self._book.recycle_failed(slot, self._runtime.now(), suspect_others=gone)
+        return error is None, result
 
     async def _close(self, slot: Slot) -> None:
         options = self._book.options

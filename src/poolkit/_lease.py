@@ -72,9 +72,7 @@ class Lease(Generic[C]):
     ) -> None:
         """Give the connection back; nothing is awaited. Released inside already: nothing to do."""
         view, self._view = self._view, None
-        slot = view._poolkit_slot
-        if view._poolkit_turn == slot.turn:
-            self._pool._give_back(view, slot, self, error)
+        self._pool._give_back(view, self, error)
 
 
 class Released:

@@ -7,7 +7,6 @@ awaited between taking a thing and owning it, and giving back never awaits at al
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import random
@@ -347,7 +346,7 @@ class Pool(Generic[C]):
                     "this acquire had passed"
                 )
         except BaseException as error:
-            self._give_back(view, slot, (lease._code, lease._lasti), error)
+            self._give_back(view, (lease._code, lease._lasti), error)
             raise
 
     # -- release ---------------------------------------------------------------------------------
@@ -358,7 +357,7 @@ class Pool(Generic[C]):
         Raises `NotLeased` when it was given back before, or belongs to another pool, and changes
         nothing then, whoever holds the connection by now.
         """
-        slot = leased_slot(connection)
+        leased_slot(connection)
         pool = connection._poolkit_pool  # type: ignore[attr-defined]  # leased_slot saw a view
         if pool is not self:
             raise NotLeased(
@@ -367,20 +366,21 @@ class Pool(Generic[C]):
             )
         if not self._book.defunct:
             self._runtime.task()  # raises WrongLoop
-        self._give_back(connection, slot, words.caller(2), None)
+        self._give_back(connection, words.caller(2), None)
         return RELEASED
 
     def _give_back(
         self,
         view: Any,
-        slot: Slot,
         place: Lease[C] | tuple[types.CodeType, int],
         error: BaseException | None,
     ) -> None:
-        """End a lease. Never awaits, hence cannot be interrupted."""
-        book = self._book
+        """End a lease, unless it has ended. Never awaits, hence cannot be interrupted."""
+        book, slot = self._book, view._poolkit_slot
         if self._inbox:
             self._drain()
+        if view._poolkit_turn != slot.turn:
+            return
         set_turn(view, place)
         if not (book.defunct or self._runtime.is_here()):
             # A block that is closed by the garbage collector, in whatever thread.
@@ -523,12 +523,11 @@ class Pool(Generic[C]):
         place = words.place_of(slot.holder)
         # Terminated, never reused: nobody knows what was going on with it.
         self._book.release_broken(slot, self._runtime.now())
-        with contextlib.suppress(ResourceWarning):  # as an error it must not stop the shell
-            warnings.warn(
-                f"pool {self.name!r}: a connection was never released; acquired at {place}",
-                ResourceWarning,
-                stacklevel=2,
-            )
+        text = f"pool {self.name!r}: a connection was never released; acquired at {place}"
+        try:
+            warnings.warn(text, ResourceWarning, stacklevel=2)
+        except ResourceWarning:  # made an error, which must not stop the shell
+            logger.error(text)
 
     def _now(self) -> float:
         return self._runtime.now() if hasattr(self, "_runtime") else 0.0
