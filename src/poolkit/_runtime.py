@@ -14,7 +14,7 @@ import math
 import os
 import sys
 import weakref
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from poolkit._errors import WrongLoop
 
@@ -24,75 +24,18 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
 
-class Runtime(Protocol):
-    """One event loop, seen from a pool that was opened on it."""
-
-    def now(self) -> float:
-        """Return the loop's time, so that virtual clocks work."""
-        ...
-
-    def task(self) -> Any:
-        """Return the running task; raise `WrongLoop` when it is not one of this loop's."""
-        ...
-
-    def is_here(self) -> bool:
-        """Tell whether this loop is running the calling code."""
-        ...
-
-    def create_parking(self) -> Any:
-        """Return a place in which one task can be parked once."""
-        ...
-
-    async def park(self, parking: Any) -> None:
-        """Wait until unparked, which may have happened already."""
-        ...
-
-    def unpark(self, parking: Any) -> None:
-        """Wake whoever is or will be parked there."""
-        ...
-
-    def set_alarm(self, when: float) -> None:
-        """Call `ring` at that time, or earlier; a later time never replaces an earlier one."""
-        ...
-
-    async def keep_alarm(self) -> None:
-        """Do what the alarm needs a task for."""
-        ...
-
-    def stop_alarm(self) -> None:
-        """Ring no more."""
-        ...
-
-    def start_root(self, root: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run the pool's root task until it ends or the loop does."""
-        ...
-
-    def spawn(
-        self, group: TaskGroup, function: Callable[..., Coroutine[Any, Any, None]], *args: Any
-    ) -> None:
-        """Start a child of the root task, in the context in which the pool was opened."""
-        ...
-
-    def call_soon(self, function: Callable[[], None]) -> bool:
-        """Call a function in the loop's thread, soon; from anywhere, also out of a finalizer.
-
-        False: the loop has ended, and will never call it.
-        """
-        ...
-
-
 def current_runtime(ring: Callable[[], None]) -> Runtime:
     """Return a runtime for the running event loop; `ring` is what its alarm calls."""
     trio = sys.modules.get("trio")
     if trio is not None and trio.lowlevel.in_trio_task():
-        runtime: _Trio | _Asyncio = _Trio(ring)
+        runtime: Runtime = _Trio(ring)
     else:
         runtime = _Asyncio(ring)
     _runtimes.add(runtime)
     return runtime
 
 
-_runtimes: weakref.WeakSet[_Asyncio | _Trio] = weakref.WeakSet()
+_runtimes: weakref.WeakSet[_Loop] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
@@ -112,7 +55,7 @@ _FORKED = "this pool was opened before a fork: open a pool of its own in each pr
 
 
 class _Loop:
-    """What both have in common."""
+    """What both have in common; `_Asyncio` says what each method is for."""
 
     def __init__(self, ring: Callable[[], None]) -> None:
         self.forked = False
@@ -123,6 +66,7 @@ class _Loop:
     def spawn(
         self, group: TaskGroup, function: Callable[..., Coroutine[Any, Any, None]], *args: Any
     ) -> None:
+        """Start a child of the root task, in the context in which the pool was opened."""
         self._context.copy().run(lambda: group.start_soon(function, *args))
 
 
@@ -137,25 +81,30 @@ class _Asyncio(_Loop):
         self.now = self._loop.time
         self.create_parking = self._loop.create_future
 
-    def task(self) -> asyncio.Task[Any] | None:
+    def task(self) -> Any:
+        """Return the running task; raise `WrongLoop` when it is not one of this loop's."""
         if not self.is_here():
             raise WrongLoop(_FORKED if self.forked else _ELSEWHERE)
         return asyncio.current_task(self._loop)
 
     def is_here(self) -> bool:
+        """Tell whether this loop is running the calling code."""
         try:
             return asyncio.get_running_loop() is self._loop and not self.forked
         except RuntimeError:
             return False
 
-    async def park(self, parking: asyncio.Future[None]) -> None:
+    async def park(self, parking: Any) -> None:
+        """Wait until unparked, which may have happened already."""
         await parking
 
-    def unpark(self, parking: asyncio.Future[None]) -> None:
+    def unpark(self, parking: Any) -> None:
+        """Wake whoever is or will be parked there."""
         if not parking.done():
             parking.set_result(None)
 
     def set_alarm(self, when: float) -> None:
+        """Ring then, or earlier: a later time never replaces an earlier one."""
         if when < self._alarm_at:
             self.stop_alarm()
             self._alarm_at = when
@@ -166,18 +115,24 @@ class _Asyncio(_Loop):
         self._ring()
 
     async def keep_alarm(self) -> None:
-        """Nothing: the loop rings it."""
+        """Do what the alarm needs a task for: nothing, the loop rings it."""
 
     def start_root(self, root: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run the pool's root task until it ends or the loop does."""
         self._root = self._loop.create_task(
             root(), name="poolkit root", context=self._context.copy()
         )
 
     def stop_alarm(self) -> None:
+        """Ring no more."""
         if self._alarm is not None:
             self._alarm.cancel()
 
     def call_soon(self, function: Callable[[], None]) -> bool:
+        """Call a function in the loop's thread, soon; from anywhere, also out of a finalizer.
+
+        False: the loop has ended, and will never call it.
+        """
         if self.forked:
             return True
         try:
@@ -223,7 +178,7 @@ class _Trio(_Loop):
         except RuntimeError:
             return False
 
-    async def park(self, parking: _Parking) -> None:
+    async def park(self, parking: Any) -> None:
         if parking.unparked:
             return
         parking.task = self._lowlevel.current_task()
@@ -234,7 +189,7 @@ class _Trio(_Loop):
 
         await self._lowlevel.wait_task_rescheduled(abort)
 
-    def unpark(self, parking: _Parking) -> None:
+    def unpark(self, parking: Any) -> None:
         parking.unparked = True
         if parking.task is not None:
             self._lowlevel.reschedule(parking.task)
@@ -267,3 +222,7 @@ class _Trio(_Loop):
         except self._trio.RunFinishedError:
             return False
         return True
+
+
+#: One event loop, seen from a pool that was opened on it.
+Runtime: TypeAlias = _Asyncio | _Trio
