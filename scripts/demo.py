@@ -52,9 +52,9 @@ def main() -> int:
         return 1
     os.chdir(ROOT)
     os.environ.setdefault("POOLKIT_EXAMPLE_DB", str(ROOT / "var" / "example.db"))
+    sys.path.insert(0, str(ROOT / "examples"))
     config = uvicorn.Config(
         "app:app",
-        app_dir=str(ROOT / "examples"),
         lifespan="on",
         log_level="warning",
         timeout_graceful_shutdown=3,

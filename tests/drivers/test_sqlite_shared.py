@@ -27,11 +27,12 @@ from tests.drivers.sqlite_help import (
     ended,
     join_threads,
     look,
+    run,
     write_and_checkpoint,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -78,9 +79,7 @@ def path(tmp_path: Path) -> Path:
 
 def make(module: Any, *args: Any, **kwargs: Any) -> Any:
     """Return a driver."""
-    kind = (
-        module.AiosqliteDriver if hasattr(module, "AiosqliteDriver") else module.ThreadsDriver
-    )
+    kind = module.AiosqliteDriver if hasattr(module, "AiosqliteDriver") else module.ThreadsDriver
     return kind(*args, **kwargs)
 
 
@@ -464,6 +463,53 @@ async def abandon_held(c: Any, gate: Gate, *statements: str) -> None:
     gate.let_go()
 
 
+async def test_cursor_of_a_cancelled_statement_is_closed_by_the_next_one(
+    driver: Any, path: Path
+) -> None:
+    """Also while the lease goes on; in the thread, because collecting it elsewhere would disturb."""
+    gate = Gate()
+    async with connected(driver) as c:
+        await gate.install(c)
+        await c.executemany("INSERT INTO t VALUES (?)", [(x,) for x in range(9)])
+        await abandon_held(c, gate, "SELECT x, hold() FROM t")
+        assert await value(c, "SELECT 1") == 1
+        assert write_and_checkpoint(path)
+
+
+async def test_reset_ends_the_lease_by_itself(driver: Any) -> None:
+    """Whoever resets without a release before, as after a failed ping, is safe as well."""
+    gate = Gate()
+    async with connected(driver) as c:
+        await gate.install(c)
+        cursor = await c.execute("SELECT 1")
+        await cursor.fetchall()
+        await abandon(c, gate, ENDLESS)
+        with anyio.fail_after(PATIENCE):
+            assert await driver.reset(c) is None
+            assert await value(c, "SELECT 1") == 1
+        with pytest.raises(NotLeased):
+            await cursor.fetchone()
+
+
+async def test_cursor_that_came_too_late_is_closed_by_the_next_statement(
+    driver: Any, path: Path
+) -> None:
+    """Its caller is cancelled when the thread is done, but before the loop has heard of it."""
+    gate = Gate()
+    async with connected(driver) as c:
+        await gate.install(c)
+        await c.executemany("INSERT INTO t VALUES (?)", [(x,) for x in range(9)])
+        async with anyio.create_task_group() as group:
+            group.start_soon(run, c, "SELECT x, hold() FROM t")
+            await gate.reached()
+            gate.let_go()
+            while c._raw._running is not None:  # the loop stands still meanwhile
+                pass
+            group.cancel_scope.cancel()
+        assert await value(c, "SELECT 1") == 1
+        assert write_and_checkpoint(path)
+
+
 @pytest.mark.parametrize("begin", ["SELECT 1", "BEGIN"])
 async def test_reset_ends_a_statement_whose_caller_was_cancelled(
     driver: Any, path: Path, begin: str
@@ -698,11 +744,12 @@ async def test_ping_asks_the_connection(driver: Any) -> None:
 
 async def test_connection_is_dead_once_it_is_closed(driver: Any) -> None:
     """By the pool, by its user, or under everybody's feet."""
-    for close in (
-        lambda c: driver.close(c),
+    ways: list[Callable[[Any], Any]] = [
+        driver.close,
         lambda c: c.close(),
         lambda c: c._within(c._raw.lease, c._raw.close),
-    ):
+    ]
+    for close in ways:
         async with connected(driver) as c:
             assert driver.is_dead(c) is False
             await close(c)
@@ -736,7 +783,7 @@ async def test_terminate_ends_a_running_statement(driver: Any, path: Path) -> No
     gate = Gate()
     failed: list[Exception] = []
 
-    async def run(c: Any) -> None:
+    async def insert(c: Any) -> None:
         try:
             await c.execute(ENDLESS_INSERT)
         except sqlite3.OperationalError as error:
@@ -746,7 +793,7 @@ async def test_terminate_ends_a_running_statement(driver: Any, path: Path) -> No
         await gate.install(c)
         with anyio.fail_after(PATIENCE):
             async with anyio.create_task_group() as group:
-                group.start_soon(run, c)
+                group.start_soon(insert, c)
                 await gate.reached()
                 driver.terminate(c)
                 driver.terminate(c)
@@ -755,6 +802,36 @@ async def test_terminate_ends_a_running_statement(driver: Any, path: Path) -> No
         assert is_closed(c._raw)
         driver.terminate(c)
     assert look(path) == 0
+
+
+async def test_terminated_connection_leaves_no_file_open(driver: Any, path: Path) -> None:
+    """Though somebody still has a cursor that is not read to its end."""
+    async with connected(driver) as c:
+        await c.executemany("INSERT INTO t VALUES (?)", [(x,) for x in range(9)])
+        cursor = await c.execute("SELECT x FROM t")
+        await cursor.fetchone()
+        driver.terminate(c)
+        await ended()
+        assert write_and_checkpoint(path)
+
+
+async def test_cursor_is_collected_without_waiting(driver: Any) -> None:
+    """Not even while another statement runs, to which SQLite belongs as long as it does."""
+    gate = Gate()
+
+    async def hold(c: Any) -> None:
+        await c.execute_fetchall("SELECT hold()")
+
+    async with connected(driver) as c:
+        await gate.install(c)
+        cursor = await c.execute("SELECT 1 UNION SELECT 2")
+        async with anyio.create_task_group() as group:
+            group.start_soon(hold, c)
+            await gate.reached()
+            del cursor
+            gc.collect()
+            gate.let_go()
+        assert await driver.reset(c) is None
 
 
 async def test_terminate_does_not_wait(driver: Any) -> None:
@@ -963,7 +1040,9 @@ async def test_pool_lends_connections_of_the_library(module: Any, path: Path) ->
     async with module.create_pool(path, max_size=1, busy_timeout=1) as pool:
         assert str(path) in repr(pool)
         async with pool.acquire() as c:
-            assert isinstance(c, module.aiosqlite.Connection if "aio" in module.__name__ else c.__class__)
+            assert isinstance(
+                c, module.aiosqlite.Connection if "aio" in module.__name__ else c.__class__
+            )
             await gate.install(c)
             cursor = await c.execute("SELECT 1 UNION SELECT 2")
         with pytest.raises(NotLeased):
@@ -998,15 +1077,3 @@ async def test_pool_keeps_what_on_connect_has_set(module: Any, path: Path) -> No
                 assert row["one"] == 1
                 c.row_factory = None
     await ended()
-
-
-async def test_endless_select_is_ended_by_a_timeout(driver: Any) -> None:
-    """The plain case: who waits no longer does not leave a thread at work for ever."""
-    gate = Gate()
-    async with connected(driver) as c:
-        await gate.install(c)
-        await abandon(c, gate, ENDLESS)
-        driver.revoke(c)
-        with anyio.fail_after(PATIENCE):
-            assert await driver.reset(c) is None
-            assert await value(c, "SELECT 1") == 1

@@ -1,0 +1,1 @@
+"""poolkit inside other people's frameworks."""

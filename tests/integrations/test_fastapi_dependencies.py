@@ -26,7 +26,16 @@ from fastapi.testclient import TestClient
 import poolkit.fastapi
 from poolkit import NotLeased
 from poolkit.fastapi import Connection, Transaction
-from tests.integrations.live import N, SQLitePool, Stop, Watch, nothing_is_lost, quiet, serve
+from tests.integrations.live import (
+    N,
+    SQLitePool,
+    Stop,
+    Watch,
+    create_pool,
+    nothing_is_lost,
+    quiet,
+    serve,
+)
 
 Outside = Callable[[str], list[Any]]
 Conn = Connection[aiosqlite.Connection]
@@ -54,9 +63,7 @@ async def test_a_request_takes_one_connection_and_gives_it_back(
         closed += 1
 
     stop = Stop()
-    pool = poolkit.drivers.aiosqlite.create_pool(
-        database, min_size=N, max_size=N, on_connect=stop.install, on_close=on_close
-    )
+    pool = create_pool(database, min_size=N, max_size=N, on_connect=stop.install, on_close=on_close)
     app.router.lifespan_context = poolkit.fastapi.lifespan(pool)
 
     @app.get("/")
@@ -134,9 +141,7 @@ async def test_connection_is_given_back_before_the_response_starts(
     assert {leased for _, leased in watch.seen} == {0}
 
 
-async def test_connection_used_in_a_stream_is_a_clear_error(
-    app: FastAPI, pool: SQLitePool
-) -> None:
+async def test_connection_used_in_a_stream_is_a_clear_error(app: FastAPI, pool: SQLitePool) -> None:
     """A stream that uses the endpoint's connection is told that it was given back, and where."""
     told: list[str] = []
 
@@ -203,6 +208,28 @@ async def test_invalid_request_leaves_no_lease(app: FastAPI, pool: SQLitePool) -
     async with serve(app) as client:
         assert (await client.get("/?number=x")).status == 422
         await nothing_is_lost(pool)
+
+
+async def test_request_that_gets_no_connection_fails_before_its_endpoint(
+    app: FastAPI, database: Any
+) -> None:
+    """What `acquire` raises ends the request; the queue and the slots are as before."""
+    pool = create_pool(database, max_size=1, max_waiting=0)
+    app.router.lifespan_context = poolkit.fastapi.lifespan(pool)
+    ran = False
+
+    @app.get("/")
+    async def read(conn: Conn) -> None:
+        nonlocal ran
+        ran = True
+
+    async with serve(app) as client:
+        async with pool.acquire():
+            assert (await client.get("/")).status == 500
+            assert not ran
+            assert pool.stats().busy == 1
+        assert (await client.get("/")).status == 200
+        assert ran
 
 
 # -- what is written -----------------------------------------------------------------------------
@@ -407,7 +434,7 @@ async def test_override_of_pool_moves_everything(
     async def read_in_transaction(a: Tx) -> Any:
         return [await a.execute_fetchall(path), a.in_transaction]
 
-    other = poolkit.drivers.aiosqlite.create_pool(tmp_path / "other.db", name="other")
+    other = create_pool(tmp_path / "other.db", name="other")
     app.dependency_overrides[poolkit.fastapi.pool] = lambda: other
     async with serve(app) as client, other:
         file = str(tmp_path / "other.db")

@@ -20,7 +20,7 @@ from tests.integrations.live import N, SQLitePool, create_pool, nothing_is_lost,
 try:
     import httpx2 as httpx
 except ImportError:
-    import httpx
+    import httpx  # type: ignore[no-redef]  # one or the other
 
 lifespan = poolkit.fastapi.lifespan
 
@@ -57,12 +57,12 @@ def test_application_without_a_lifespan_is_told_of_it() -> None:
 
 
 def test_request_after_the_end_is_told_of_the_lifespan(pool: SQLitePool) -> None:
-    """A test client that is used after its block is told the same."""
+    """After the block of one test client, another one is told the same."""
     app = make_app(lifespan(pool))
     with TestClient(app) as client:
         assert client.get("/").json() == [[1]]
     with pytest.raises(PoolClosed, match="lifespan has not run, or has ended"):
-        client.get("/")
+        TestClient(app).get("/")
 
 
 async def test_asgi_transport_needs_the_lifespan_around_it(pool: SQLitePool) -> None:
@@ -92,7 +92,7 @@ def test_two_test_clients_in_a_row_use_one_pool(pool: SQLitePool) -> None:
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["def", "async def"])
-def test_function_makes_a_pool_for_each_start(database: Path, is_async: bool) -> None:  # noqa: FBT001
+def test_function_makes_a_pool_for_each_start(database: Path, is_async: bool) -> None:
     """The function is called at start-up, on the running event loop, once for each."""
     made: list[SQLitePool] = []
 
@@ -209,7 +209,7 @@ async def test_own_lifespan_that_yields_no_state_serves_as_well(pool: SQLitePool
 
 def test_router_can_bring_the_lifespan(pool: SQLitePool) -> None:
     """A router's lifespan serves the application that includes the router."""
-    from fastapi import APIRouter  # noqa: PLC0415  # only here
+    from fastapi import APIRouter  # only here
 
     router = APIRouter(lifespan=lifespan(pool))
     app = make_app(None)
@@ -253,7 +253,7 @@ def test_missing_fastapi_is_told_with_the_command_that_installs_it(
     """Without FastAPI, or with one that cannot do what is needed, the import says what to run."""
     (tmp_path / "fastapi.py").write_text(package)
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import poolkit.fastapi"
-    done = subprocess.run(  # noqa: S603  # this interpreter, with a fixed program
+    done = subprocess.run(  # this interpreter, with a fixed program
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     last_line = done.stderr.strip().splitlines()[-1]

@@ -1,0 +1,19 @@
+"""The drivers, one module for each library, imported when first used."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from poolkit.drivers import aiosqlite, sqlite
+
+__all__ = ["aiosqlite", "sqlite"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return import_module(f"poolkit.drivers.{name}")
+    raise AttributeError(f"module 'poolkit.drivers' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,277 @@
+"""What both SQLite drivers do alike: how connections are opened, judged and cleaned."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sqlite3
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
+
+from poolkit._driver import C, Verdict
+from poolkit._errors import PoolConfigError
+from poolkit._options import unknown_option
+from poolkit.drivers._sqlite_connection import Raw
+from poolkit.drivers._sqlite_settings import SETTINGS, Database, Settings
+
+if TYPE_CHECKING:
+    import types
+    from collections.abc import Callable, Coroutine
+    from pathlib import Path
+
+    from typing_extensions import Unpack
+
+    from poolkit._options import Options
+    from poolkit.drivers._sqlite_settings import SettingsDict
+
+T = TypeVar("T")
+
+
+class Threaded(Protocol):
+    """What a driver's connection has for the driver."""
+
+    _raw: Raw
+
+    def _within(self, lease: int, function: Callable[[], T]) -> Coroutine[Any, Any, T]:
+        """Run a function in the connection's thread, for a lease."""
+        ...
+
+    def close(self) -> Coroutine[Any, Any, None]:
+        """Close in the connection's thread."""
+        ...
+
+    def stop(self) -> object:
+        """Close without waiting for it."""
+        ...
+
+
+class SQLiteDriver(Generic[C]):
+    """How connections to a SQLite database are opened, cleaned and closed, in any thread."""
+
+    def __init__(self, database: str | Path, **settings: Unpack[SettingsDict]) -> None:
+        for name in settings:
+            if name not in SETTINGS:
+                raise PoolConfigError(unknown_option(name, SETTINGS))
+        self.settings: Final = Settings(**settings)
+        self._database = Database.named(database)
+        self._anchor: sqlite3.Connection | None = None
+        self._anchoring = threading.Lock()
+        #: What pools call themselves by default.
+        self.name: Final = self._database.shown
+
+    def __repr__(self) -> str:
+        """Return the class and the database."""
+        return f"<{type(self).__name__} {self.name!r}>"
+
+    def check_options(self, options: Options) -> None:
+        """Refuse more connections than the database can have; called by the pool."""
+        self._database.refuse(options.capacity)
+
+    # -- opening, in a thread --------------------------------------------------------------------
+
+    def _open(self, *, check_same_thread: bool) -> Raw:
+        try:
+            if self._database.kind != "file":
+                self._keep_memory()
+            raw: Raw = self._connect(Raw, check_same_thread=check_same_thread)
+            try:
+                self._set_up(raw)
+            except BaseException:
+                raw.close()
+                raise
+        except sqlite3.Error as error:
+            error._poolkit_verdict = self._database.explain(error)  # type: ignore[attr-defined]
+            raise
+        return raw
+
+    def _connect(self, factory: type[sqlite3.Connection], **given: bool) -> Any:
+        settings, database = self.settings, self._database
+        return sqlite3.connect(
+            database.filename,
+            uri=database.uri,
+            factory=factory,
+            # Autocommit: or a plain INSERT would open a transaction, and be undone at release.
+            isolation_level=None,
+            timeout=settings.patience,
+            detect_types=settings.detect_types,
+            cached_statements=settings.cached_statements,
+            **given,
+        )
+
+    def _set_up(self, raw: Raw) -> None:
+        wanted, database = self.settings.journal_mode, self._database
+        mode = ""
+        if wanted is not None and database.kind == "file" and not database.read_only:
+            mode = self._switch_journal(raw, wanted)
+        raw.pragmas = self.settings.pragmas(wal=mode == "WAL")
+        raw.set_up()
+        raw.row_factory = self.settings.row_factory
+        raw.remember()
+
+    def _switch_journal(self, raw: Raw, wanted: str) -> str:
+        deadline = time.monotonic() + self.settings.patience
+        while True:
+            try:
+                return raw.set_journal(wanted)
+            except sqlite3.OperationalError as error:
+                # Of connections that switch a new file at the same time all but one fail, at once:
+                # SQLite does not wait for this lock.
+                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not busy or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.005)
+
+    def _keep_memory(self) -> None:
+        """Keep a memory database alive for as long as the driver: it ends with its last connection.
+
+        A pool closes its last connection as a matter of course, when that is old or broken.
+        """
+        with self._anchoring:
+            if self._anchor is None:
+                anchor = self._connect(sqlite3.Connection, check_same_thread=False)
+                weakref.finalize(self, anchor.close)
+                self._anchor = anchor
+
+    # -- the protocol ----------------------------------------------------------------------------
+
+    def _inside(self, c: C) -> Threaded:
+        return cast("Threaded", c)
+
+    def is_dead(self, c: C, /) -> bool:
+        """Tell whether it was closed."""
+        raw = self._inside(c)._raw
+        if not raw.over:
+            try:
+                raw.in_transaction  # noqa: B018  # raises on a closed connection
+            except sqlite3.Error:
+                return True
+        return raw.over
+
+    async def reset(self, c: C, /) -> str | None:
+        """Close the cursors, roll back, restore the settings; see `Raw.clean`.
+
+        It runs in the connection's thread after whatever is still under way there.
+        """
+        inside = self._inside(c)
+        raw = inside._raw
+        raw.revoke()
+        return await inside._within(raw.lease, raw.clean)
+
+    async def ping(self, c: C, /) -> None:
+        """Ask for an answer, in one hop to the thread."""
+        inside = self._inside(c)
+        await inside._within(inside._raw.lease, inside._raw.ping)
+
+    async def close(self, c: C, /) -> None:
+        """Close, and wait for it."""
+        inside = self._inside(c)
+        inside._raw.revoke()
+        await inside.close()
+
+    def terminate(self, c: C, /) -> None:
+        """Interrupt what runs, and have the thread close the connection."""
+        self._inside(c).stop()
+
+    def revoke(self, c: C, /) -> None:
+        """End the lease: what was made from the connection is dead, what runs is interrupted."""
+        self._inside(c)._raw.revoke()
+
+    def is_clean(self, c: C, /) -> bool:
+        """Tell whether nothing was done since the last reset."""
+        return self._inside(c)._raw.is_clean()
+
+    def watch(self, c: C, dead: Callable[[], None], /) -> None:  # noqa: ARG002  # nothing dies by itself
+        """Take what ``on_connect`` has made of the connection for what a reset returns to.
+
+        The pool calls this once a connection is ready. (``row_factory``, ``text_factory`` and
+        ``isolation_level`` only: what are settings here has to be given as settings.)
+        """
+        self._inside(c)._raw.remember()
+
+    def classify(self, exc: BaseException, /) -> Verdict:
+        """Say what an error means: most concern their statement only."""
+        verdict: Verdict | None = getattr(exc, "_poolkit_verdict", None)
+        if verdict is not None:
+            return verdict
+        if isinstance(exc, PoolConfigError):
+            return Verdict.FATAL
+        code = getattr(exc, "sqlite_errorcode", None)
+        if code is not None:
+            broken = code & 0xFF in _BROKEN or code == sqlite3.SQLITE_READONLY_DBMOVED
+        else:
+            # Errors of the module itself, without a code of SQLite's: closed under its user.
+            text = str(exc)
+            broken = isinstance(exc, (sqlite3.ProgrammingError, ValueError)) and (
+                "closed database" in text or text in ("no active connection", "Connection closed")
+            )
+        return Verdict.SUSPECT if broken else Verdict.OK
+
+    def transaction(self, c: C, /, *, mode: str = "IMMEDIATE") -> Transaction:
+        """Return a transaction: BEGIN IMMEDIATE takes the write lock now, and waits for it.
+
+        DEFERRED takes it at the first write, where it fails at once if another connection has
+        written meanwhile. EXCLUSIVE keeps readers out too, unless the journal is a WAL.
+        """
+        if mode.upper() not in ("DEFERRED", "IMMEDIATE", "EXCLUSIVE"):
+            raise PoolConfigError(f"mode={mode!r}: give DEFERRED, IMMEDIATE or EXCLUSIVE")
+        return Transaction(self._inside(c), mode)
+
+
+_BROKEN = frozenset(
+    {
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_FORMAT,
+        sqlite3.SQLITE_INTERNAL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_MISUSE,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_PROTOCOL,
+    }
+)
+
+
+class Transaction:
+    """Begins; commits at the end of the block, or rolls back after an exception.
+
+    After a cancellation nothing is awaited: the reset at the end of the lease rolls back. Not a
+    generator, because one that is finalized late would roll back the next user's transaction.
+    """
+
+    def __init__(self, connection: Threaded, mode: str) -> None:
+        self._connection = connection
+        self._lease = connection._raw.lease
+        self._mode = mode
+
+    async def _command(self, sql: str) -> None:
+        raw = self._connection._raw
+        raw.touched = True
+        await self._connection._within(self._lease, functools.partial(raw.command, sql))
+
+    async def __aenter__(self) -> None:
+        await self._command(f"BEGIN {self._mode}")
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        if error is None:
+            try:
+                # Not sqlite3's commit(): that is content without a transaction, such as one that an
+                # error inside the block has rolled back already.
+                await self._command("COMMIT")
+            except Exception:
+                await self._roll_back()
+                raise
+        elif isinstance(error, Exception):
+            await self._roll_back()
+
+    async def _roll_back(self) -> None:
+        # Rolled back by SQLite already, perhaps; the error that led here is the one to be seen.
+        with contextlib.suppress(sqlite3.Error):
+            await self._command("ROLLBACK")

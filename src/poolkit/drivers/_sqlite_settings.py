@@ -1,0 +1,262 @@
+"""How a SQLite database is named, as a URL or a filename, and how connections to it are set up."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sqlite3
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, cast
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+
+from poolkit._driver import Verdict
+from poolkit._errors import PoolConfigError
+from poolkit._options import NAMES, PoolOptions, check_seconds, unknown_option
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# -- settings ------------------------------------------------------------------------------------
+
+
+class SettingsDict(TypedDict, total=False):
+    """The keywords of both drivers; `Settings` says what each one means."""
+
+    foreign_keys: bool | None
+    busy_timeout: float | None
+    journal_mode: str | None
+    synchronous: str | None
+    row_factory: Callable[..., Any] | None
+    detect_types: int
+    cached_statements: int
+    iter_chunk_size: int
+    uri: bool
+
+
+class CreateOptions(PoolOptions, SettingsDict, total=False):
+    """The keywords of ``create_pool``: the driver's and the pool's."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How each connection is set up. None leaves what SQLite does by itself.
+
+    ``foreign_keys``, ``busy_timeout`` and ``synchronous`` are set again by every reset, so that a
+    lease which changed them changed them for itself only.
+    """
+
+    foreign_keys: bool | None = True
+    """Whether foreign keys are enforced; SQLite by itself does not."""
+
+    busy_timeout: float | None = 5.0
+    """Seconds that a statement waits for another connection's lock. It cannot be interrupted
+    meanwhile."""
+
+    journal_mode: str | None = "WAL"
+    """Of a database file: WAL lets readers read while one writes. It stays with the file."""
+
+    synchronous: str | None = "NORMAL"
+    """When to wait for the disk. NORMAL is set under WAL only, where it cannot corrupt the file."""
+
+    row_factory: Callable[..., Any] | None = None
+    """Makes the rows, e.g. `sqlite3.Row`."""
+
+    detect_types: int = 0
+    """As for `sqlite3.connect`."""
+
+    cached_statements: int = 128
+    """As for `sqlite3.connect`."""
+
+    iter_chunk_size: int = 64
+    """Rows fetched at once while a cursor is iterated over."""
+
+    uri: bool = False
+    """Accepted for those used to it: a database that begins with ``file:`` is a URI anyway."""
+
+    def __post_init__(self) -> None:
+        """Refuse whatever SQLite would ignore without a word."""
+        if self.busy_timeout is not None:
+            check_seconds("busy_timeout", self.busy_timeout)
+        for name, known in _CHOICES.items():
+            value = getattr(self, name)
+            if value is not None and str(value).upper() not in known:
+                raise PoolConfigError(f"{name}={value!r}: give one of {', '.join(known)}, or None")
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for a lock: `sqlite3.connect` has a default of its own."""
+        return 5.0 if self.busy_timeout is None else self.busy_timeout
+
+    def pragmas(self, *, wal: bool) -> list[str]:
+        """Return the statements that set up a connection, now and after each lease."""
+        made = []
+        if self.foreign_keys is not None:
+            made.append(f"PRAGMA foreign_keys={int(self.foreign_keys)}")
+        if self.busy_timeout is not None:
+            made.append(f"PRAGMA busy_timeout={int(self.busy_timeout * 1000)}")
+        if self.synchronous is not None and (wal or self.synchronous.upper() != "NORMAL"):
+            made.append(f"PRAGMA synchronous={self.synchronous}")
+        return made
+
+
+_CHOICES = {
+    "journal_mode": ("WAL", "DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF"),
+    "synchronous": ("OFF", "NORMAL", "FULL", "EXTRA"),
+}
+SETTINGS = frozenset(field.name for field in dataclasses.fields(Settings))
+#: What SQLite itself understands in a database's URI.
+_URI_PARAMETERS = frozenset({"cache", "immutable", "mode", "nolock", "psow", "vfs"})
+
+
+def split_options(options: CreateOptions) -> tuple[SettingsDict, PoolOptions]:
+    """Return the driver's keywords and the pool's; an unknown one is refused."""
+    for name in options:
+        if name not in NAMES | SETTINGS:
+            raise PoolConfigError(unknown_option(name, NAMES | SETTINGS))
+    settings = {name: value for name, value in options.items() if name in SETTINGS}
+    rest = {name: value for name, value in options.items() if name not in SETTINGS}
+    return cast("SettingsDict", settings), cast("PoolOptions", rest)
+
+
+def parse_url(url: str) -> tuple[str, SettingsDict]:
+    """Return the database and the settings that a URL names.
+
+    ========================================  ====================================================
+    ``sqlite:///app.db``                      a file, relative to the working directory
+    ``sqlite:////srv/app.db``                 a file
+    ``sqlite:///app.db?mode=ro``              what SQLite knows of URIs: mode, immutable, vfs, ...
+    ``sqlite:///name?vfs=memdb``              a memory database for all connections
+    ``sqlite://`` and ``sqlite:///:memory:``  a memory database for a single connection
+    ``sqlite:///file:/name?vfs=memdb``        SQLite's own spelling
+    ========================================  ====================================================
+
+    Settings stand in the query as well: ``?busy_timeout=1&foreign_keys=off&journal_mode=none``.
+    Pool options there are not looked at.
+    """
+    parts = urlsplit(url)
+    if parts.netloc or not url[len(parts.scheme) :].startswith("://"):
+        raise PoolConfigError(
+            f"{url!r} names a host: a SQLite URL has three slashes before a relative path "
+            "(sqlite:///app.db) and four before an absolute one (sqlite:////srv/app.db)"
+        )
+    if parts.fragment:
+        raise PoolConfigError(f"{url!r} has a '#': write it as %23")
+    path = unquote(parts.path).removeprefix("/")
+    settings: dict[str, Any] = {}
+    for_sqlite: dict[str, str] = {}
+    for name, text in parse_qsl(parts.query, keep_blank_values=True):
+        if name in _URI_PARAMETERS:
+            for_sqlite[name] = text
+        elif name in SETTINGS:
+            settings[name] = _parse_setting(name, text)
+        elif name not in NAMES:
+            raise PoolConfigError(unknown_option(name, NAMES | SETTINGS | _URI_PARAMETERS))
+    database = path or ":memory:"
+    if for_sqlite:
+        if not path.startswith("file:"):
+            # Without the slash a memdb would be private to its connection.
+            slash = "/" if for_sqlite.get("vfs") == "memdb" and path[:1] not in ("", "/") else ""
+            database = f"file:{slash}{quote(path, safe='/:')}"
+        database += f"?{urlencode(for_sqlite)}"
+    return database, cast("SettingsDict", settings)
+
+
+def _parse_setting(name: str, text: str) -> Any:
+    known: dict[str, Any] = {"on": True, "true": True, "1": True, "yes": True}
+    known.update({"off": False, "false": False, "0": False, "no": False})
+    if text.lower() == "none":
+        return None
+    if name in _CHOICES:
+        return text
+    try:
+        if name in ("foreign_keys", "uri"):
+            return known[text.lower()]
+        if name == "row_factory":
+            raise PoolConfigError("row_factory cannot be given in a URL: give it as a keyword")
+        return float(text) if name == "busy_timeout" else int(text)
+    except (KeyError, ValueError) as error:
+        if isinstance(error, PoolConfigError):
+            raise
+        raise PoolConfigError(f"{name}={text!r} in the URL makes no sense") from None
+
+
+# -- the database --------------------------------------------------------------------------------
+
+#: Older libraries know memdb, but no way to share one.
+_MEMDB: Final = sqlite3.sqlite_version_info >= (3, 36)
+
+
+@dataclasses.dataclass(frozen=True)
+class Database:
+    """Where the data is: the name that SQLite gets, and what that means for a pool."""
+
+    shown: str
+    filename: str
+    uri: bool
+    kind: Literal["file", "private", "shared cache", "shared"]
+    read_only: bool = False
+    must_exist: bool = False
+
+    @classmethod
+    def named(cls, database: str | Path) -> Database:
+        """Work out what a filename or a URI stands for."""
+        name = os.fspath(database)
+        if "://" in name and not name.startswith("file:"):
+            raise PoolConfigError(
+                f"{name!r} is a URL: give it to poolkit.create_pool(), or the file's name here"
+            )
+        uri = name.startswith("file:")
+        parts = urlsplit(name) if uri else urlsplit("")
+        path = unquote(parts.path) if uri else name
+        query = dict(parse_qsl(parts.query))
+        must_exist = query.get("mode") in ("ro", "rw")
+        read_only = query.get("mode") == "ro" or query.get("immutable", "0") not in ("0", "off")
+        if query.get("vfs") == "memdb" and path.startswith("/") and _MEMDB:
+            return cls(path, name, uri, "shared")
+        memory = path in ("", ":memory:") or query.get("mode") == "memory"
+        if memory and query.get("cache") == "shared":
+            return cls(path, name, uri, "shared cache")
+        if memory or query.get("vfs") == "memdb":
+            # A name of its own lets the driver keep it when its only connection is replaced.
+            name = f"file:/poolkit-{uuid.uuid4().hex}?vfs=memdb" if _MEMDB else name
+            return cls(path or ":memory:", name, _MEMDB or uri, "private")
+        return cls(path, name, uri, "file", read_only, must_exist)
+
+    def refuse(self, capacity: int) -> None:
+        """Raise `PoolConfigError` if that many connections cannot share this database."""
+        reason = {
+            "private": "such a memory database belongs to a single connection",
+            "shared cache": "connections that share a cache fail with SQLITE_LOCKED, and at once",
+        }.get(self.kind)
+        if reason is not None and capacity > 1:
+            raise PoolConfigError(
+                f"{self.shown!r}: {reason}, and this pool may have {capacity} (max_size + "
+                "max_overflow). A memory database for all of them is sqlite:///name?vfs=memdb in a "
+                "URL, 'file:/name?vfs=memdb' as a filename; or give max_size=1"
+            )
+
+    def explain(self, error: sqlite3.Error) -> Verdict:
+        """Judge an error of opening this database, adding the reason where SQLite gives none."""
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_CANTOPEN:
+            reason = self._why_not() if self.kind == "file" else None
+            if reason is None:  # out of file descriptors, for example
+                return Verdict.TRANSIENT
+            error.args = (f"{error}: {reason}",)
+            return Verdict.FATAL
+        passing = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR)
+        return Verdict.TRANSIENT if code in passing else Verdict.FATAL
+
+    def _why_not(self) -> str | None:
+        path = Path(self.shown)
+        if path.is_dir():
+            return f"{path} is a directory"
+        if not path.parent.is_dir():
+            return f"the directory {path.parent} does not exist"
+        if not path.exists() and self.must_exist:
+            return f"{path} does not exist"
+        wanted = os.R_OK if self.read_only else os.R_OK | os.W_OK
+        if not os.access(path if path.exists() else path.parent, wanted):
+            return f"no permission for {path}"
+        return None

@@ -1,0 +1,258 @@
+"""The driver for aiosqlite: its own connections, on a thread that can be left at any moment.
+
+aiosqlite's connection is kept, with everything that it can do; its thread is not. That one goes on
+with statements whose caller was cancelled, keeps the interpreter from ending, and reports to a
+closed event loop. Here each operation belongs to a lease (see
+`poolkit.drivers._sqlite_connection`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import inspect
+import threading
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from poolkit._driver import missing_extra
+from poolkit._errors import PoolConfigError
+from poolkit._pool import Pool
+from poolkit.drivers._sqlite import SQLiteDriver
+from poolkit.drivers._sqlite_connection import Operation, Raw, RawCursor
+from poolkit.drivers._sqlite_settings import CreateOptions, parse_url, split_options
+
+try:
+    import aiosqlite
+    from aiosqlite.context import Result
+except ImportError as missing:
+    raise missing_extra("aiosqlite", missing) from missing
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
+    from pathlib import Path
+
+    from typing_extensions import Unpack
+
+T = TypeVar("T")
+
+
+def create_pool(
+    database: str | Path, **options: Unpack[CreateOptions]
+) -> Pool[aiosqlite.Connection]:
+    """Return a pool of `aiosqlite.Connection` for a database file (or a ``file:`` URI).
+
+    Options are the pool's (`Options`) and the driver's (`Settings`): ``foreign_keys``,
+    ``busy_timeout``, ``journal_mode``, ``synchronous``, ``row_factory``, ``detect_types``,
+    ``cached_statements``, ``iter_chunk_size``, ``uri``. Connections are in autocommit.
+
+    Raises `PoolConfigError` for options that cannot work.
+    """
+    settings, pool_options = split_options(options)
+    return Pool(AiosqliteDriver(database, **settings), **pool_options)
+
+
+def from_url(url: str) -> AiosqliteDriver:
+    """Return the driver for a URL.
+
+    ``sqlite:///relative.db``, ``sqlite:////srv/absolute.db``, or a memory database,
+    ``sqlite:///name?vfs=memdb`` (``sqlite://`` for a single connection). The query has the
+    driver's settings, and what SQLite knows of URIs: ``?busy_timeout=1&mode=ro``.
+
+    Raises `PoolConfigError` for whatever else it has.
+    """
+    database, settings = parse_url(url)
+    return AiosqliteDriver(database, **settings)
+
+
+class AiosqliteDriver(SQLiteDriver["aiosqlite.Connection"]):
+    """How connections of aiosqlite are opened, cleaned and closed. On asyncio only."""
+
+    async def connect(self) -> aiosqlite.Connection:
+        """Open a connection in a thread of its own; if cancelled, the thread closes it and ends."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise PoolConfigError(
+                "aiosqlite runs on asyncio only: on trio use a sqlite+threads:// URL"
+            ) from None
+        worker = _Worker()
+        try:
+            opening = functools.partial(self._open, check_same_thread=True)
+            raw = await worker.submit(functools.partial(worker.open, opening))
+        except BaseException:
+            worker.end()
+            raise
+        return Connection(worker, raw, self.settings.iter_chunk_size)
+
+
+class _Worker:
+    """The thread of one connection: does what comes, in the order it came, and closes it last."""
+
+    def __init__(self) -> None:
+        self._raw: Raw | None = None
+        self._calls: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None]
+        self._calls = SimpleQueue()
+        self._ended: asyncio.Future[None] | None = None
+        # A daemon, so that a connection nobody has closed does not keep the interpreter.
+        threading.Thread(target=self._run, name="poolkit-aiosqlite", daemon=True).start()
+
+    def open(self, opening: Callable[[], Raw]) -> Raw:
+        """Open the connection, in the thread, which closes it whatever becomes of the caller."""
+        self._raw = opening()
+        return self._raw
+
+    def submit(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        """Have a function run in the thread; what is returned may be awaited, or not."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._calls.put((function, future))
+        return future
+
+    def end(self) -> None:
+        """Have the thread close the connection and end, after what is queued already."""
+        self._calls.put(None)
+
+    async def join(self) -> None:
+        """Wait until the thread has closed the connection."""
+        self._ended = asyncio.get_running_loop().create_future()
+        self.end()
+        await self._ended
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            function, future = call
+            try:
+                result = function()
+            except BaseException as error:
+                _tell(future, None, error)
+            else:
+                _tell(future, result, None)
+                # What stays in these variables until the next call may be a half-read cursor.
+                del result
+            del call, function, future
+        try:
+            if self._raw is not None:
+                self._raw.close()
+        finally:
+            if self._ended is not None:
+                _tell(self._ended, None, None)
+
+
+def _tell(future: asyncio.Future[Any], result: object, error: BaseException | None) -> None:
+    if isinstance(error, StopIteration):  # no future takes it
+        error = RuntimeError(f"StopIteration raised in a database thread: {error}")
+    # The loop may have been closed meanwhile: then there is nobody to be told.
+    with contextlib.suppress(RuntimeError):
+        if not future.cancelled():
+            future.get_loop().call_soon_threadsafe(_settle, future, result, error)
+
+
+def _settle(future: asyncio.Future[Any], result: object, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+
+
+class Connection(aiosqlite.Connection):
+    """A connection of aiosqlite, whose operations and cursors end with the lease."""
+
+    def __init__(self, worker: _Worker, raw: Raw, iter_chunk_size: int) -> None:
+        super().__init__(lambda: raw, iter_chunk_size)
+        self._connection = raw
+        self._raw = raw
+        self._worker = worker
+
+    def __await__(self) -> Generator[Any, None, aiosqlite.Connection]:
+        raise RuntimeError("this connection is open already, and its pool closes it")
+
+    async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a function in the thread; everything that aiosqlite does comes by here."""
+        raw = cast("Raw", self._conn)  # raises once it is closed
+        owner = getattr(fn, "__self__", None)
+        lease = owner.lease if isinstance(owner, RawCursor) else raw.lease
+        if lease != raw.lease and fn.__name__ == "close":
+            return None  # closed by the reset; the end of an `async with` is no misuse
+        raw.check(lease)
+        raw.touched = True
+        return await self._within(lease, functools.partial(fn, *args, **kwargs))
+
+    async def _within(self, lease: int, function: Callable[[], T]) -> T:
+        if self._raw.over:
+            raise ValueError("no active connection")
+        operation = Operation(self._raw, lease, function)
+        try:
+            result = await self._worker.submit(operation)
+        except BaseException:
+            self._raw.abandon(operation)
+            raise
+        self._raw.claim(operation, result if isinstance(result, RawCursor) else None)
+        return result
+
+    async def close(self) -> None:
+        """Close, after what is queued already. Closing twice is harmless."""
+        if not self._raw.over:
+            self._raw.over = True
+            self._connection = None
+            await self._worker.join()
+
+    def stop(self) -> None:
+        """Close without waiting: what is queued is refused, what runs is interrupted."""
+        self._raw.over = True
+        self._connection = None
+        self._raw.revoke()
+        self._worker.end()
+
+
+class Cursor(aiosqlite.Cursor):
+    """A cursor of aiosqlite that ends in the middle of its rows when the lease does."""
+
+    async def _fetch_chunked(self) -> AsyncGenerator[Any, None]:
+        raw = cast("Connection", self._conn)._raw
+        lease = cast("RawCursor", self._cursor).lease
+        while rows := await self.fetchmany(self.iter_chunk_size):
+            for row in rows:
+                raw.check(lease)
+                yield row
+
+
+def _of_its_lease(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a method so that what it returns is dead once the lease of the call has ended.
+
+    Its coroutine may be awaited much later: then it must not run on the next user's connection.
+    """
+
+    async def later(self: Connection, lease: int, call: Callable[[], Awaitable[Any]]) -> Any:
+        self._raw.check(lease)
+        result = await call()
+        if type(result) is aiosqlite.Cursor:
+            self._raw.adopt(result._cursor, result)
+            result.__class__ = Cursor
+        return result
+
+    async def iterate(
+        self: Connection, lease: int, call: Callable[[], AsyncIterator[Any]]
+    ) -> AsyncIterator[Any]:
+        self._raw.check(lease)
+        async for item in call():
+            yield item
+            self._raw.check(lease)
+
+    @functools.wraps(method)
+    def bound(self: Connection, *args: Any, **kwargs: Any) -> Any:
+        call = functools.partial(method, self, *args, **kwargs)
+        if inspect.isasyncgenfunction(method):
+            return iterate(self, self._raw.lease, call)
+        coroutine = later(self, self._raw.lease, call)
+        return coroutine if inspect.iscoroutinefunction(method) else Result(coroutine)
+
+    return bound
+
+
+for _name, _method in inspect.getmembers(aiosqlite.Connection, inspect.isfunction):
+    if not _name.startswith("_") and _name != "stop":
+        _method = vars(Connection).get(_name, _method)
+        setattr(Connection, _name, _of_its_lease(_method))

@@ -1,0 +1,373 @@
+"""The driver for the standard library's sqlite3, over anyio's worker threads: also on trio.
+
+Its `Connection` offers what most people use of aiosqlite's, spelled in the same way::
+
+    cursor = await conn.execute(sql, parameters)        # and executemany, executescript
+    async with conn.execute(sql) as cursor: ...         # closed at the end of the block
+    rows = await conn.execute_fetchall(sql, parameters)
+    (rowid,) = await conn.execute_insert(sql, parameters)
+    await conn.create_function(name, narg, function, deterministic=False)
+    await conn.commit(); await conn.rollback()          # after a BEGIN: it is in autocommit
+    conn.in_transaction, conn.total_changes, conn.row_factory, conn.text_factory
+
+    row = await cursor.fetchone()                       # fetchmany(size), fetchall()
+    async for row in cursor: ...
+    await cursor.execute(sql); await cursor.close()     # and executemany, executescript
+    cursor.rowcount, cursor.lastrowid, cursor.description, cursor.arraysize, cursor.row_factory
+
+Who is cancelled returns at once. A statement that has not begun is not begun; one that runs is
+interrupted, or, inside a transaction, goes on until the connection is given back (`Raw.abandon`
+says why). The connection is not used before it has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+
+import anyio
+import anyio.to_thread
+
+from poolkit._pool import Pool
+from poolkit.drivers._sqlite import SQLiteDriver
+from poolkit.drivers._sqlite_connection import Operation, Raw, RawCursor, start_thread
+from poolkit.drivers._sqlite_settings import CreateOptions, parse_url, split_options
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import AsyncIterator, Callable, Generator, Iterable
+    from pathlib import Path
+
+    from typing_extensions import Unpack
+
+T = TypeVar("T")
+
+
+def create_pool(database: str | Path, **options: Unpack[CreateOptions]) -> Pool[Connection]:
+    """Return a pool of `Connection` for a database file (or a ``file:`` URI).
+
+    Options are the pool's (`Options`) and the driver's (`Settings`): ``foreign_keys``,
+    ``busy_timeout``, ``journal_mode``, ``synchronous``, ``row_factory``, ``detect_types``,
+    ``cached_statements``, ``iter_chunk_size``, ``uri``. Connections are in autocommit.
+
+    Raises `PoolConfigError` for options that cannot work.
+    """
+    settings, pool_options = split_options(options)
+    return Pool(ThreadsDriver(database, **settings), **pool_options)
+
+
+def from_url(url: str) -> ThreadsDriver:
+    """Return the driver for a URL.
+
+    ``sqlite+threads:///relative.db``, ``sqlite+threads:////srv/absolute.db``, or a memory database,
+    ``sqlite+threads:///name?vfs=memdb`` (``sqlite+threads://`` for a single connection). The query
+    has the driver's settings, and what SQLite knows of URIs: ``?busy_timeout=1&mode=ro``.
+
+    Raises `PoolConfigError` for whatever else it has.
+    """
+    database, settings = parse_url(url)
+    return ThreadsDriver(database, **settings)
+
+
+class ThreadsDriver(SQLiteDriver["Connection"]):
+    """How connections are opened, cleaned and closed in anyio's worker threads."""
+
+    async def connect(self) -> Connection:
+        """Open a connection; if cancelled, the thread that is opening it closes it."""
+        limiter = anyio.CapacityLimiter(1)
+        opening = _Opening(functools.partial(self._open, check_same_thread=False))
+        try:
+            raw = await anyio.to_thread.run_sync(opening, abandon_on_cancel=True, limiter=limiter)
+        except BaseException:
+            opening.abandon()
+            raise
+        return Connection(raw, limiter, self.settings.iter_chunk_size)
+
+
+class _Opening:
+    """Opens a connection, and closes it if nobody is there any more to receive it."""
+
+    def __init__(self, opening: Callable[[], Raw]) -> None:
+        self._opening = opening
+        self._gate = threading.Lock()
+        self._abandoned = False
+        self._raw: Raw | None = None
+
+    def __call__(self) -> Raw:
+        raw = self._opening()
+        with self._gate:
+            self._raw = raw
+            abandoned = self._abandoned
+        if abandoned:
+            raw.close()
+        return raw
+
+    def abandon(self) -> None:
+        with self._gate:
+            self._abandoned = True
+        if self._raw is not None:  # opened just before
+            start_thread(self._raw.finish)
+
+
+class Call(Coroutine[Any, Any, "Cursor"]):
+    """A coroutine that makes a cursor: ``await`` it, or enter it, which closes the cursor at last.
+
+    Nothing happens before; and nothing at all once the connection has been given back.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Cursor]) -> None:
+        self._coroutine = coroutine
+
+    def __await__(self) -> Generator[Any, Any, Cursor]:
+        return self._coroutine.__await__()
+
+    def send(self, value: Any) -> Any:
+        """As for any coroutine."""
+        return self._coroutine.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """As for any coroutine."""
+        return self._coroutine.throw(*error)
+
+    def close(self) -> None:
+        """As for any coroutine."""
+        self._coroutine.close()
+
+    async def __aenter__(self) -> Cursor:
+        self._cursor = await self._coroutine
+        return self._cursor
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._cursor.close()
+
+
+class Connection:
+    """A connection whose methods run in a worker thread, one at a time, in the order of calls."""
+
+    def __init__(self, raw: Raw, limiter: anyio.CapacityLimiter, iter_chunk_size: int) -> None:
+        self._raw = raw
+        self._limiter = limiter
+        self._iter_chunk_size = iter_chunk_size
+        self._stopped = False
+
+    # -- statements ------------------------------------------------------------------------------
+
+    def execute(self, sql: str, parameters: Any = ()) -> Call:
+        """Execute one statement; the result is a cursor."""
+        return self._make(lambda: self._raw.execute(sql, parameters))
+
+    def executemany(self, sql: str, parameters: Iterable[Any]) -> Call:
+        """Execute one statement for each set of parameters."""
+        return self._make(lambda: self._raw.executemany(sql, parameters))
+
+    def executescript(self, sql_script: str) -> Call:
+        """Execute several statements; commits an open transaction first."""
+        return self._make(lambda: self._raw.executescript(sql_script))
+
+    def execute_fetchall(self, sql: str, parameters: Any = ()) -> Coroutine[Any, Any, list[Any]]:
+        """Execute one statement; the result is all of its rows, after one hop to the thread."""
+
+        def fetch() -> list[Any]:
+            with contextlib.closing(self._raw.execute(sql, parameters)) as cursor:
+                return cursor.fetchall()
+
+        return self._call(fetch)
+
+    def execute_insert(self, sql: str, parameters: Any = ()) -> Coroutine[Any, Any, Any]:
+        """Execute an INSERT; the result is a row with the id of the new one."""
+
+        def insert() -> Any:
+            with contextlib.closing(self._raw.execute(sql, parameters)) as cursor:
+                return cursor.execute("SELECT last_insert_rowid()").fetchone()
+
+        return self._call(insert)
+
+    def cursor(self) -> Call:
+        """Make a cursor that has not executed anything yet."""
+        return self._make(self._raw.cursor)
+
+    def commit(self) -> Coroutine[Any, Any, None]:
+        """Commit the open transaction, if there is one."""
+        return self._call(self._raw.commit)
+
+    def rollback(self) -> Coroutine[Any, Any, None]:
+        """Roll back the open transaction, if there is one."""
+        return self._call(self._raw.rollback)
+
+    def create_function(
+        self, name: str, narg: int, function: Callable[..., Any], *, deterministic: bool = False
+    ) -> Coroutine[Any, Any, None]:
+        """Register a function for statements of this connection."""
+        create = self._raw.create_function
+        return self._call(lambda: create(name, narg, function, deterministic=deterministic))
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open."""
+        return self._raw.in_transaction
+
+    @property
+    def total_changes(self) -> int:
+        """How many rows have been changed since the connection was opened."""
+        return self._raw.total_changes
+
+    @property
+    def row_factory(self) -> Any:
+        """Makes the rows, e.g. `sqlite3.Row`; undone when the connection is given back."""
+        return self._raw.row_factory
+
+    @row_factory.setter
+    def row_factory(self, factory: Any) -> None:
+        self._raw.row_factory = factory
+
+    @property
+    def text_factory(self) -> Any:
+        """Makes strings of what the database has; undone when the connection is given back."""
+        return self._raw.text_factory
+
+    @text_factory.setter
+    def text_factory(self, factory: Any) -> None:
+        self._raw.text_factory = factory
+
+    def close(self) -> Coroutine[Any, Any, None]:
+        """Close, after what is under way. Closing twice is harmless."""
+
+        def close() -> None:
+            self._raw.over = True
+            self._raw.close()
+
+        return self._call(close)
+
+    def stop(self) -> None:
+        """Close without waiting: what has not begun is refused, what runs is interrupted."""
+        self._raw.revoke()
+        if not self._stopped:
+            self._stopped = self._raw.over = True
+            start_thread(self._raw.finish)
+
+    # -- the thread ------------------------------------------------------------------------------
+
+    def _make(self, function: Callable[[], sqlite3.Cursor]) -> Call:
+        return Call(self._call(lambda: Cursor(self, cast("RawCursor", function()))))
+
+    def _call(self, function: Callable[[], T], lease: int | None = None) -> Coroutine[Any, Any, T]:
+        return self._perform(self._raw.lease if lease is None else lease, function)
+
+    async def _perform(self, lease: int, function: Callable[[], T]) -> T:
+        self._raw.check(lease)
+        self._raw.touched = True
+        return await self._within(lease, function)
+
+    async def _within(self, lease: int, function: Callable[[], T]) -> T:
+        operation = Operation(self._raw, lease, function)
+        try:
+            # The limiter keeps the order. asyncio gives it back with the caller, while the thread
+            # may go on: that no two are at work even so is seen to by `Raw.run`.
+            result = await anyio.to_thread.run_sync(
+                operation, abandon_on_cancel=True, limiter=self._limiter
+            )
+        except BaseException:
+            self._raw.withdraw(operation)
+            raise
+        kept = result._cursor if isinstance(result, Cursor) else None
+        self._raw.claim(operation, kept)
+        if kept is not None:
+            self._raw.adopt(kept, result)
+        return result
+
+
+class Cursor:
+    """A cursor of a `Connection`: dead when that is given back."""
+
+    def __init__(self, connection: Connection, cursor: RawCursor) -> None:
+        self._connection = connection
+        self._cursor = cursor
+
+    def execute(self, sql: str, parameters: Any = ()) -> Call:
+        """Execute one statement; the result is this cursor."""
+        return self._again(lambda: self._cursor.execute(sql, parameters))
+
+    def executemany(self, sql: str, parameters: Iterable[Any]) -> Call:
+        """Execute one statement for each set of parameters."""
+        return self._again(lambda: self._cursor.executemany(sql, parameters))
+
+    def executescript(self, sql_script: str) -> Call:
+        """Execute several statements; commits an open transaction first."""
+        return self._again(lambda: self._cursor.executescript(sql_script))
+
+    def fetchone(self) -> Coroutine[Any, Any, Any]:
+        """Fetch the next row; None after the last one."""
+        return self._call(self._cursor.fetchone)
+
+    def fetchmany(self, size: int | None = None) -> Coroutine[Any, Any, list[Any]]:
+        """Fetch the next rows: as many as given, or as ``arraysize``."""
+        return self._call(lambda: self._cursor.fetchmany(size or self._cursor.arraysize))
+
+    def fetchall(self) -> Coroutine[Any, Any, list[Any]]:
+        """Fetch all rows that are left."""
+        return self._call(self._cursor.fetchall)
+
+    async def close(self) -> None:
+        """Close. One whose connection has been given back is closed already."""
+        if self._cursor.lease == self._connection._raw.lease:
+            await self._call(self._cursor.close)
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        """Iterate over the rows that are left."""
+        raw, lease = self._connection._raw, self._cursor.lease
+        while rows := await self.fetchmany(self._connection._iter_chunk_size):
+            for row in rows:
+                raw.check(lease)
+                yield row
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def rowcount(self) -> int:
+        """How many rows the last statement has changed; -1 if it does not change any."""
+        return self._cursor.rowcount
+
+    @property
+    def lastrowid(self) -> int | None:
+        """The id of the row inserted last."""
+        return self._cursor.lastrowid
+
+    @property
+    def description(self) -> Any:
+        """The names of the columns, each first in a tuple of 7."""
+        return self._cursor.description
+
+    @property
+    def arraysize(self) -> int:
+        """How many rows ``fetchmany()`` fetches."""
+        return self._cursor.arraysize
+
+    @arraysize.setter
+    def arraysize(self, size: int) -> None:
+        self._cursor.arraysize = size
+
+    @property
+    def row_factory(self) -> Any:
+        """Makes the rows of this cursor."""
+        return self._cursor.row_factory
+
+    @row_factory.setter
+    def row_factory(self, factory: Any) -> None:
+        self._cursor.row_factory = factory
+
+    def _again(self, function: Callable[[], object]) -> Call:
+        def execute() -> Cursor:
+            function()
+            return self
+
+        return Call(self._call(execute))
+
+    def _call(self, function: Callable[[], T]) -> Coroutine[Any, Any, T]:
+        return self._connection._call(function, self._cursor.lease)
