@@ -142,7 +142,11 @@ async def test_user_may_close_a_connection_after_what_is_queued(path: Path) -> N
     """As the library does; its other operations then say that it is closed."""
     async with connected(AiosqliteDriver(path)) as c:
         async with anyio.create_task_group() as group:
-            group.start_soon(c.execute, "INSERT INTO t VALUES (1)")
+
+            async def insert() -> None:
+                await c.execute("INSERT INTO t VALUES (1)")
+
+            group.start_soon(insert)
             await anyio.lowlevel.checkpoint()
             await c.close()
         await c.close()
