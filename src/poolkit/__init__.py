@@ -20,10 +20,11 @@ from poolkit._errors import (
     PoolUnavailable,
     WrongLoop,
 )
-from poolkit._lease import Lease, Transaction, transaction
+from poolkit._lease import Lease
 from poolkit._options import Options, PoolOptions
 from poolkit._pool import Pool
 from poolkit._stats import LeaseInfo, PoolStats
+from poolkit._transaction import Transaction, transaction
 
 if TYPE_CHECKING:
     from poolkit import drivers, fastapi

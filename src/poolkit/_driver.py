@@ -18,7 +18,8 @@ Optional methods, looked up once when the pool is made:
     Sync, no I/O. True only if ``c`` is fit for the next user as it is; then release needs no job.
     Never asked when an operation may still be in flight or objects were made from ``c``.
 ``watch(c, dead)``
-    Call ``dead()`` (from any thread) when the library learns by itself that ``c`` has died.
+    Call ``dead()`` (from any thread) when the library learns by itself that ``c`` has died. Called
+    once for each connection, after ``on_connect``.
 ``classify(exc) -> Verdict``
     What an error says about this connection, about the others and about connecting.
 ``transaction(c, **settings)``

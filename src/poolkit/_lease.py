@@ -13,10 +13,8 @@ import inspect
 import types
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn
 
-import anyio
-
 from poolkit._driver import C
-from poolkit._errors import NotLeased, PoolConfigError, PoolError
+from poolkit._errors import NotLeased, PoolError
 from poolkit._words import place
 
 if TYPE_CHECKING:
@@ -118,7 +116,7 @@ def make_view(pool: Pool[Any], slot: Slot) -> Any:
 set_turn: Final[Callable[[Any, Any], None]] = vars(Handle)["_poolkit_turn"].__set__
 
 
-def leased_slot(view: Any, name: str = "") -> Slot:
+def held_slot(view: Any) -> Slot:
     """Return the slot of a view that is still leased; raise `NotLeased` otherwise."""
     if not issubclass(type(view), _View):
         raise NotLeased(
@@ -126,6 +124,13 @@ def leased_slot(view: Any, name: str = "") -> Slot:
         )
     slot: Slot = view._poolkit_slot
     if slot.turn != view._poolkit_turn:
+        _refuse(view, "")
+    return slot
+
+
+def _usable_slot(view: Any, name: str) -> Slot:
+    slot: Slot = view._poolkit_slot
+    if slot.turn != view._poolkit_turn or slot.spoiled:
         _refuse(view, name)
     return slot
 
@@ -134,6 +139,11 @@ def _refuse(view: Any, name: str) -> NoReturn:
     turn = view._poolkit_turn
     pool = view._poolkit_pool.name
     what = f".{name}: this" if name else "this"
+    if view._poolkit_slot.turn == turn:
+        raise NotLeased(
+            f"{what} connection of pool {pool!r} was in a transaction that was cancelled, and is "
+            "rolled back when it is released: acquire another to go on"
+        )
     if isinstance(turn, Lease):
         where = f"released at the end of the block entered at {place(turn._code, turn._lasti)}"
     elif isinstance(turn, tuple):
@@ -148,26 +158,26 @@ class _View(Handle):
 
     __slots__ = ()
 
-    def __getattr__(self, name: str) -> Any:
-        slot = leased_slot(self, name)
+    def _poolkit_touch(self, name: str) -> Slot:
+        slot = _usable_slot(self, name)
         slot.touched = True
+        return slot
+
+    def __getattr__(self, name: str) -> Any:
+        slot = self._poolkit_touch(name)
         value = getattr(slot.connection, name)
         if callable(value) or _is_attached(type(value)):
             slot.derived = True
         return value
 
     def __setattr__(self, name: str, value: object) -> None:
-        slot = leased_slot(self, name)
-        slot.touched = True
-        setattr(slot.connection, name, value)
+        setattr(self._poolkit_touch(name).connection, name, value)
 
     def __delattr__(self, name: str) -> None:
-        slot = leased_slot(self, name)
-        slot.touched = True
-        delattr(slot.connection, name)
+        delattr(self._poolkit_touch(name).connection, name)
 
     def __dir__(self) -> list[str]:
-        return dir(leased_slot(self).connection)
+        return dir(_usable_slot(self, "__dir__").connection)
 
     def __repr__(self) -> str:
         slot = self._poolkit_slot
@@ -245,15 +255,13 @@ class _Method:
     def __get__(self, view: Any, owner: type) -> Any:
         if view is None:
             return self
-        if view._poolkit_slot.turn != view._poolkit_turn:
-            _refuse(view, self._name)
+        _usable_slot(view, self._name)
         return types.MethodType(self._call, view)
 
 
 def _call(name: str) -> Callable[..., Any]:
     def call(view: Any, /, *args: Any, **kwargs: Any) -> Any:
-        slot = leased_slot(view, name)
-        slot.touched = True
+        slot: Slot = view._poolkit_touch(name)
         result = getattr(slot.connection, name)(*args, **kwargs)
         if type(result) is types.CoroutineType:
             return watched(slot, result)
@@ -266,8 +274,7 @@ def _call(name: str) -> Callable[..., Any]:
 
 def _async_call(name: str) -> Callable[..., Any]:
     async def call(view: Any, /, *args: Any, **kwargs: Any) -> Any:
-        slot = leased_slot(view, name)
-        slot.touched = True
+        slot: Slot = view._poolkit_touch(name)
         return await watched(slot, getattr(slot.connection, name)(*args, **kwargs))
 
     return _named(call, name)
@@ -311,98 +318,3 @@ def _is_attached(kind: type) -> bool:
             for name in dir(kind)
         )
     return _attached[kind]
-
-
-# -- transactions --------------------------------------------------------------------------------
-
-
-class Transaction(Generic[C]):
-    """A transaction of the library's own kind, around a block.
-
-    Commits at the end. After an ordinary exception the ROLLBACK is awaited, under
-    ``reset_timeout``, so that a retry elsewhere does not meet our locks. After a cancellation
-    nothing is awaited: the connection is rolled back by a reset before its next use.
-    """
-
-    __slots__ = ("_lease", "_manager", "_settings", "_slot", "_turn", "_view")
-
-    def __init__(self, lease: Lease[C] | None, view: Any, settings: dict[str, Any]) -> None:
-        self._lease = lease
-        self._view: Any = view
-        self._settings = settings
-
-    async def __aenter__(self) -> C:
-        """Acquire the connection, unless it was given, and begin."""
-        if self._lease is None:
-            await self._begin()
-        else:
-            self._view = await self._lease.__aenter__()
-            try:
-                await self._begin()
-            except BaseException as error:
-                await self._lease.__aexit__(type(error), error, None)
-                raise
-        view: C = self._view
-        return view
-
-    async def _begin(self) -> None:
-        slot = leased_slot(self._view)
-        driver = self._view._poolkit_pool._driver
-        if not hasattr(driver, "transaction"):
-            raise PoolConfigError(
-                f"{type(driver).__name__} has no transactions: begin and commit by statements"
-            )
-        slot.touched = True
-        self._slot, self._turn = slot, slot.turn
-        self._manager = driver.transaction(slot.connection, **self._settings)
-        await watched(slot, self._manager.__aenter__())
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: types.TracebackType | None,
-    ) -> None:
-        """Commit or roll back, then give back what was acquired here."""
-        try:
-            if self._slot.turn != self._turn:
-                if error is None:  # released inside the block, hence rolled back: say so
-                    leased_slot(self._view)
-            elif error is None:
-                await watched(self._slot, self._manager.__aexit__(None, None, None))
-            elif isinstance(error, Exception):
-                await self._roll_back(error)
-            else:
-                self._slot.cancelled = True
-        except BaseException as failure:
-            error = error or failure
-            raise
-        finally:
-            if self._lease is not None:
-                await self._lease.__aexit__(None, error, None)
-
-    async def _roll_back(self, error: Exception) -> None:
-        limit = self._view._poolkit_pool._book.options.reset_timeout
-        rolled_back = False
-        try:
-            with anyio.move_on_after(limit):
-                leave = self._manager.__aexit__(type(error), error, error.__traceback__)
-                await watched(self._slot, leave)
-                rolled_back = True
-        except Exception as failure:
-            # The caller's own error is the one to see; the reset rolls back what this did not.
-            rolled_back = failure is error
-        if not rolled_back and self._slot.turn == self._turn:
-            self._slot.cancelled = True
-
-
-def transaction(connection: C, /, **settings: Any) -> Transaction[C]:
-    """Run a block in a transaction, on a connection that you hold.
-
-    ``async with poolkit.transaction(conn): ...`` commits at the end of the block or rolls back.
-
-    ``settings`` are the driver's (isolation, readonly, ...). Raises `NotLeased` when the connection
-    was not acquired from a pool or has been given back.
-    """
-    leased_slot(connection)
-    return Transaction(None, connection, settings)

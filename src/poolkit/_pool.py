@@ -25,8 +25,7 @@ from poolkit._lease import (
     RELEASED,
     Lease,
     Released,
-    Transaction,
-    leased_slot,
+    held_slot,
     make_view,
     set_turn,
 )
@@ -34,6 +33,7 @@ from poolkit._options import check_seconds, make_options
 from poolkit._runtime import current_runtime
 from poolkit._slot import NEVER, Slot, Waiter
 from poolkit._state import PoolState
+from poolkit._transaction import Transaction
 from poolkit._upkeep import upkeep
 
 if TYPE_CHECKING:
@@ -357,8 +357,8 @@ class Pool(Generic[C]):
         Raises `NotLeased` when it was given back before, or belongs to another pool, and changes
         nothing then, whoever holds the connection by now.
         """
-        leased_slot(connection)
-        pool = connection._poolkit_pool  # type: ignore[attr-defined]  # leased_slot saw a view
+        held_slot(connection)
+        pool = connection._poolkit_pool  # type: ignore[attr-defined]  # held_slot saw a view
         if pool is not self:
             raise NotLeased(
                 f"this connection belongs to pool {pool.name!r}, not to pool {self.name!r}: "

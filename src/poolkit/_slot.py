@@ -38,6 +38,7 @@ class Slot:
         "overdue_at",
         "reason",
         "retire_at",
+        "spoiled",
         "state",
         "touched",
         "turn",
@@ -68,6 +69,7 @@ class Slot:
         self.busy = 0  # operations under way
         self.cancelled = False  # an operation, or the block, was cancelled
         self.derived = False  # objects were made from the connection
+        self.spoiled = False  # a transaction may be open that nobody will end
 
     def __repr__(self) -> str:
         """Return the state, for debugging."""

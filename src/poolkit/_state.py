@@ -272,7 +272,7 @@ class PoolState:
     def was_reset(self, slot: Slot, now: float) -> None:
         """Record that a connection is fit for its next user."""
         if slot.state == "recycling":
-            slot.touched = slot.cancelled = slot.derived = False
+            slot.touched = slot.cancelled = slot.derived = slot.spoiled = False
             slot.busy = 0
             slot.alive_at = now
             self._place(slot, now)

@@ -24,8 +24,8 @@ from typing import Annotated, Any, Final, TypeAlias, TypeVar
 from poolkit._driver import missing_extra
 from poolkit._errors import PoolClosed, PoolConfigError
 from poolkit._lease import Lease
-from poolkit._lease import transaction as _transaction_on
 from poolkit._pool import Pool
+from poolkit._transaction import transaction as _transaction_on
 
 try:
     import fastapi

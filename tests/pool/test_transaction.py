@@ -72,6 +72,46 @@ async def test_transaction_after_cancellation_awaits_nothing_and_is_reset() -> N
         assert pool.stats().idle == 1
 
 
+async def test_connection_of_a_cancelled_transaction_can_only_be_released() -> None:
+    """A statement after it would join the open transaction, and be undone without a word."""
+    driver = FullDriver()
+    async with Pool(driver, max_size=1) as pool:
+        conn = await pool.acquire()
+        with anyio.CancelScope() as scope:
+            async with poolkit.transaction(conn):
+                scope.cancel()
+                await conn.query()
+        for name in ("peek", "query", "label"):
+            with pytest.raises(NotLeased, match=r"was cancelled.*acquire another"):
+                getattr(conn, name)
+        with pytest.raises(NotLeased, match="was cancelled"):
+            async with poolkit.transaction(conn):
+                raise AssertionError("entered")
+        await pool.release(conn)
+        async with pool.acquire() as conn:
+            assert await conn.query() == "row"
+        assert driver.calls["reset"] == 1
+
+
+async def test_cancelled_begin_and_commit_leave_the_connection_unusable_too() -> None:
+    """Whether the transaction is open nobody knows."""
+    driver = FullDriver(commit=[anyio.Event()])
+    async with Pool(driver, max_size=1) as pool:
+        async with pool.acquire() as conn:
+            with anyio.move_on_after(0.01):
+                async with poolkit.transaction(conn):
+                    pass
+            with pytest.raises(NotLeased, match="was cancelled"):
+                _ = conn.label
+        async with pool.acquire() as conn:
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                async with poolkit.transaction(conn):
+                    raise AssertionError("entered")
+            with pytest.raises(NotLeased, match="was cancelled"):
+                conn.label = "mine"
+
+
 async def test_transaction_whose_rollback_hangs_is_left_to_the_reset() -> None:
     """`reset_timeout` bounds it, and the caller sees its own error."""
     driver = FullDriver(rollback=[anyio.Event()])

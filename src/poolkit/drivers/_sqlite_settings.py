@@ -137,11 +137,11 @@ def parse_url(url: str) -> tuple[str, SettingsDict]:
     parts = urlsplit(url)
     if parts.netloc or not url[len(parts.scheme) :].startswith("://"):
         raise PoolConfigError(
-            f"{url!r} names a host: a SQLite URL has three slashes before a relative path "
+            "this SQLite URL names a host: it has three slashes before a relative path "
             "(sqlite:///app.db) and four before an absolute one (sqlite:////srv/app.db)"
         )
     if parts.fragment:
-        raise PoolConfigError(f"{url!r} has a '#': write it as %23")
+        raise PoolConfigError("this SQLite URL has a '#': write it as %23")
     path = unquote(parts.path).removeprefix("/")
     settings: dict[str, Any] = {}
     for_sqlite: dict[str, str] = {}

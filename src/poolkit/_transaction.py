@@ -1,0 +1,122 @@
+"""Transactions of the library's own kind, around a block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic
+
+import anyio
+
+from poolkit._driver import C
+from poolkit._errors import PoolConfigError
+from poolkit._lease import held_slot, watched
+
+if TYPE_CHECKING:
+    import types
+
+    from poolkit._lease import Lease
+
+
+class Transaction(Generic[C]):
+    """Commits at the end of the block, or rolls back.
+
+    After an ordinary exception the ROLLBACK is awaited, under ``reset_timeout``, so that a retry
+    elsewhere does not meet our locks. After a cancellation nothing is awaited: the reset at the end
+    of the lease rolls back, and until then nothing more can be done on the connection, since it
+    would join the open transaction and be undone with it.
+    """
+
+    __slots__ = ("_lease", "_manager", "_settings", "_slot", "_turn", "_view")
+
+    def __init__(self, lease: Lease[C] | None, view: Any, settings: dict[str, Any]) -> None:
+        self._lease = lease
+        self._view: Any = view
+        self._settings = settings
+
+    async def __aenter__(self) -> C:
+        """Acquire the connection, unless it was given, and begin."""
+        if self._lease is None:
+            await self._begin()
+        else:
+            self._view = await self._lease.__aenter__()
+            try:
+                await self._begin()
+            except BaseException as error:
+                await self._lease.__aexit__(type(error), error, None)
+                raise
+        view: C = self._view
+        return view
+
+    async def _begin(self) -> None:
+        self._slot = slot = held_slot(self._view)
+        self._turn = slot.turn
+        driver = self._view._poolkit_pool._driver
+        if not hasattr(driver, "transaction"):
+            raise PoolConfigError(
+                f"{type(driver).__name__} has no transactions: begin and commit by statements"
+            )
+        self._view._poolkit_touch("transaction")
+        self._manager = driver.transaction(slot.connection, **self._settings)
+        try:
+            await watched(slot, self._manager.__aenter__())
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                self._spoil()
+            raise
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        """Commit or roll back, then give back what was acquired here."""
+        try:
+            if self._slot.turn != self._turn:
+                if error is None:  # released inside the block, hence rolled back: say so
+                    held_slot(self._view)
+            elif error is None:
+                await watched(self._slot, self._manager.__aexit__(None, None, None))
+            elif isinstance(error, Exception):
+                await self._roll_back(error)
+            else:
+                self._spoil()
+        except BaseException as failure:
+            if not isinstance(failure, Exception):
+                self._spoil()
+            error = error or failure
+            raise
+        finally:
+            if self._lease is not None:
+                await self._lease.__aexit__(None, error, None)
+
+    async def _roll_back(self, error: Exception) -> None:
+        limit = self._view._poolkit_pool._book.options.reset_timeout
+        rolled_back = False
+        try:
+            with anyio.move_on_after(limit):
+                leave = self._manager.__aexit__(type(error), error, error.__traceback__)
+                await watched(self._slot, leave)
+                rolled_back = True
+        except Exception as failure:
+            # The caller's own error is the one to see; the reset rolls back what this did not.
+            rolled_back = failure is error
+        if not rolled_back:
+            self._spoil()
+
+    def _spoil(self) -> None:
+        """Let nothing more be done in this lease: the transaction may be open still."""
+        if self._slot.turn == self._turn:
+            self._slot.cancelled = self._slot.spoiled = True
+
+
+def transaction(connection: C, /, **settings: Any) -> Transaction[C]:
+    """Run a block in a transaction, on a connection that you hold.
+
+    ``async with poolkit.transaction(conn): ...`` commits at the end of the block or rolls back.
+    After a cancellation of the block nothing more can be done on the connection but to release it.
+
+    ``settings`` are the driver's (isolation, readonly, ...). Raises `NotLeased` when the connection
+    was not acquired from a pool or has been given back.
+    """
+    held_slot(connection)
+    return Transaction(None, connection, settings)
