@@ -25,6 +25,9 @@ check: .test-tools  ## lint, types, import arrows
 	$(bin) pyright --pythonpath .venv/bin/python
 	.venv/bin/lint-imports
 
+bench: .test-tools  ## measure what acquiring costs
+	.venv/bin/python benchmarks/uncontended.py
+
 fmt: .test-tools  ## format, and mend what can be mended
 	$(bin) ruff check --fix .
 	$(bin) ruff format .
