@@ -113,6 +113,10 @@ class Workers:
 
     async def _connect(self, slot: Slot) -> None:
         options = self._book.options
+        if slot.generation != self._book.generation:  # nobody wants it any more
+            unwanted = TimeoutError("the pool was closed or renewed before this connect began")
+            self._book.connect_failed(slot, unwanted, None, self._runtime.now())
+            return
         connection: Any = None
         error: BaseException | None = None
         scope = anyio.move_on_after(options.connect_timeout)

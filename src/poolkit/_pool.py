@@ -123,16 +123,17 @@ class Pool(Generic[C]):
 
         """
         book = self._book
-        if book.is_open:
-            self._runtime.task()  # raises WrongLoop
-            if not book.openers:
-                return self
-        else:
-            if self._life is not None:
-                raise PoolClosed(f"pool {self.name!r} is being closed: await that, then open it")
+        if self._life is not None and self._runtime.has_ended():
+            self._collapse(self._life, None)
+        if self._life is None:
             self._begin()
+        elif not book.is_open:
+            raise PoolClosed(f"pool {self.name!r} is being closed: await that, then open it")
         runtime, life = self._runtime, self._life
         assert life is not None
+        runtime.task()  # raises WrongLoop
+        if book.is_open and not book.openers:
+            return self
         now = runtime.now()
         limit = book.options.acquire_timeout
         waiter = Waiter(NEVER if limit is None else now + limit, None, runtime.create_parking())
@@ -170,6 +171,10 @@ class Pool(Generic[C]):
         life, book = self._life, self._book
         if life is None:
             return []
+        if life.runtime.has_ended():
+            held = self.leases()
+            self._collapse(life, None)
+            return held
         own = life.runtime.task()
         book.close()
         life.workers.abort_connects()
@@ -229,7 +234,8 @@ class Pool(Generic[C]):
             self._life = None
             self._book.collapse(cause)
             self._settle()
-            life.scope.cancel()
+            if not life.runtime.has_ended():
+                life.scope.cancel()
         life.changed()
 
     # -- acquire ---------------------------------------------------------------------------------
@@ -251,11 +257,7 @@ class Pool(Generic[C]):
             WrongLoop: the pool was opened on another event loop, or before a fork.
 
         """
-        if isinstance(timeout, _NotGiven):
-            timeout = self._book.options.acquire_timeout
-        else:
-            check_seconds("timeout", timeout)
-        return Lease(self, timeout, *words.caller(2))
+        return Lease(self, self._limit(timeout), *words.caller(2))
 
     def transaction(
         self, *, timeout: float | _NotGiven | None = NOT_GIVEN, **settings: Any
@@ -264,11 +266,13 @@ class Pool(Generic[C]):
 
         ``settings`` are the driver's (isolation, readonly, ...). Raises what `acquire` raises.
         """
+        return Transaction(Lease(self, self._limit(timeout), *words.caller(2)), None, settings)
+
+    def _limit(self, timeout: float | _NotGiven | None) -> float | None:
         if isinstance(timeout, _NotGiven):
-            timeout = self._book.options.acquire_timeout
-        else:
-            check_seconds("timeout", timeout)
-        return Transaction(Lease(self, timeout, *words.caller(2)), None, settings)
+            return self._book.options.acquire_timeout
+        check_seconds("timeout", timeout)
+        return timeout
 
     def _lease_now(self, lease: Lease[C]) -> C | None:
         """Lease an idle connection, without waiting; None if there is none, or others wait."""

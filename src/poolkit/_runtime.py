@@ -94,13 +94,17 @@ class _Asyncio(_Loop):
         except RuntimeError:
             return False
 
+    def has_ended(self) -> bool:
+        """Tell whether the loop was closed without a word to its tasks."""
+        return self._loop.is_closed()
+
     async def park(self, parking: Any) -> None:
         """Wait until unparked, which may have happened already."""
         await parking
 
     def unpark(self, parking: Any) -> None:
         """Wake whoever is or will be parked there."""
-        if not parking.done():
+        if not (parking.done() or self._loop.is_closed()):
             parking.set_result(None)
 
     def set_alarm(self, when: float) -> None:
@@ -177,6 +181,9 @@ class _Trio(_Loop):
             return self._lowlevel.current_trio_token() is self._token and not self.forked
         except RuntimeError:
             return False
+
+    def has_ended(self) -> bool:
+        return False  # the end of a run cancels the root task
 
     async def park(self, parking: Any) -> None:
         if parking.unparked:

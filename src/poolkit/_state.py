@@ -251,7 +251,8 @@ class PoolState:
         if slot.state != "connecting":
             return
         self._move(slot, "gone")
-        if not self.is_open:
+        if slot.generation != self.generation:  # begun before closing or renewing: says nothing
+            self._serve(now)
             return
         self.connect_failures += 1
         self.outage = self.outage or Outage(now)

@@ -407,6 +407,22 @@ def test_pool_used_from_another_loop_says_so() -> None:
         loop.close()
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:.*was never awaited")
+def test_pool_whose_loop_was_closed_without_a_word_can_be_opened_again() -> None:
+    """Its tasks were never cancelled; its connections are terminated when that is noticed."""
+    driver = FakeDriver()
+    pool = Pool(driver, min_size=2)
+    for leave in (pool.open, pool.aclose):
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(pool.open())
+        for task in asyncio.all_tasks(loop):
+            task._log_destroy_pending = False  # type: ignore[attr-defined]  # as meant here
+        loop.close()
+        anyio.run(leave)
+        assert not driver.alive
+        assert pool.stats().size == 0
+
+
 async def test_pool_used_from_another_thread_says_so() -> None:
     """A thread without a loop, too."""
     async with Pool(FakeDriver()) as pool, pool.acquire() as conn:
