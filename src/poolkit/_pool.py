@@ -38,12 +38,12 @@ from poolkit._upkeep import upkeep
 
 if TYPE_CHECKING:
     import types
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from typing_extensions import Unpack
 
     from poolkit._driver import Driver
-    from poolkit._options import Options, PoolOptions
+    from poolkit._options import Hook, Options, PoolOptions
     from poolkit._runtime import Runtime
     from poolkit._stats import LeaseInfo, PoolStats
 
@@ -286,10 +286,11 @@ class Pool(Generic[C]):
         if book.options.on_acquire is not None:
             return None  # the hook is awaited, which makes this no fast path
         now = self._runtime.now()
+        holder = (weakref.ref(task), lease._code, lease._lasti)
         slot = self._take(now)
         if slot is None:
             return None
-        slot.holder = (weakref.ref(task), lease._code, lease._lasti)
+        slot.holder = holder
         slot.leased_at = now
         view: C = make_view(self, slot)
         return view
@@ -297,7 +298,7 @@ class Pool(Generic[C]):
     def _take(self, now: float) -> Slot | None:
         """Take an idle connection that is not known to be dead."""
         slot = self._book.take(now)
-        while slot is not None and self._is_dead(slot.connection):
+        while slot is not None and self._looks_dead(slot):
             self._book.untake(slot, now)
             self._settle()
             slot = self._book.take(now)
@@ -316,7 +317,7 @@ class Pool(Generic[C]):
             slot.holder, slot.leased_at = holder, now
         view: C = make_view(self, slot)
         if hook is not None:
-            await self._greet(hook(view), view, slot, deadline, lease)
+            await self._greet(hook, view, slot, deadline, lease)
         return view
 
     async def _wait(self, waiter: Waiter, lease: Lease[C]) -> Slot:
@@ -337,12 +338,12 @@ class Pool(Generic[C]):
         return waiter.slot
 
     async def _greet(
-        self, greeting: Awaitable[object], view: C, slot: Slot, deadline: float, lease: Lease[C]
+        self, hook: Hook, view: C, slot: Slot, deadline: float, lease: Lease[C]
     ) -> None:
         """Run ``on_acquire`` like the first line of the caller's block, within its deadline."""
         try:
             with anyio.CancelScope(deadline=deadline) as scope:
-                await greeting
+                await hook(view)
             if scope.cancelled_caught:
                 slot.cancelled = True
                 raise PoolTimeout(
@@ -394,14 +395,18 @@ class Pool(Generic[C]):
         now = self._runtime.now()
         if error is not None and not isinstance(error, Exception):
             slot.cancelled = slot.touched
-        if not slot.touched:
-            book.release(slot, now)
-        elif self._ended_badly(slot, error, now):
+        try:
+            if not slot.touched:
+                book.release(slot, now)
+            elif self._ended_badly(slot, error, now):
+                book.release_broken(slot, now)
+            elif self._needs_reset(slot):
+                book.release_dirty(slot, now)
+            else:
+                book.release(slot, now)
+        except Exception:  # a driver that raises where it must not
+            logger.exception("%s raised at a release", type(self._driver).__name__)
             book.release_broken(slot, now)
-        elif self._needs_reset(slot):
-            book.release_dirty(slot, now)
-        else:
-            book.release(slot, now)
         if book.woken or book.jobs or book.doomed:
             self._settle()
 
@@ -421,7 +426,14 @@ class Pool(Generic[C]):
                 self._book.suspect(now)
             if verdict in (Verdict.SUSPECT, Verdict.DEAD, Verdict.SERVER_GONE):
                 return True
-        return self._is_dead(connection)
+        return self._looks_dead(slot)
+
+    def _looks_dead(self, slot: Slot) -> bool:
+        try:
+            return self._is_dead(slot.connection)
+        except Exception:  # a driver that raises where it must not: proof enough
+            logger.exception("%s.is_dead raised", type(self._driver).__name__)
+            return True
 
     def _needs_reset(self, slot: Slot) -> bool:
         if slot.busy or slot.cancelled or slot.derived:
@@ -496,7 +508,7 @@ class Pool(Generic[C]):
         self._drain()
         now = self._runtime.now()
         for slot in list(self._book.idle):
-            if self._is_dead(slot.connection):
+            if self._looks_dead(slot):
                 self._book.died(slot, now)
         self._on_alarm()
 

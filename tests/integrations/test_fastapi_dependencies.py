@@ -163,6 +163,30 @@ async def test_connection_used_in_a_stream_is_a_clear_error(app: FastAPI, pool: 
     assert "stream_items" in told[0]
 
 
+@pytest.mark.parametrize("scope", ["function", "request"])
+async def test_own_dependency_keeps_the_connection_as_long_as_its_scope_allows(
+    app: FastAPI, pool: SQLitePool, scope: Any
+) -> None:
+    """Code after a ``yield`` has the connection if it runs before the response, else an error."""
+    ended: list[object] = []
+
+    async def own(conn: Conn) -> AsyncIterator[None]:
+        yield
+        try:
+            ended.append(await conn.execute_fetchall("SELECT 1"))
+        except NotLeased as error:
+            ended.append(type(error))
+
+    @app.get("/")
+    async def read(own: Annotated[None, Depends(own, scope=scope)]) -> None:
+        pass
+
+    async with serve(app) as client:
+        assert (await client.get("/")).status == 200
+        await nothing_is_lost(pool)
+    assert ended == ([[(1,)]] if scope == "function" else [NotLeased])
+
+
 async def test_stream_that_acquires_from_the_pool_holds_a_connection_while_it_lasts(
     app: FastAPI, pool: SQLitePool
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 from anyio import wait_all_tasks_blocked
 
 from poolkit import ConnectFailed, Pool, PoolTimeout
-from tests.fakes import Boom, CleanDriver, FakeConnection, FakeDriver
+from tests.fakes import Boom, CleanDriver, FakeConnection, FakeDriver, FullDriver
 
 #: Far longer than any of these tests may take: what ends before it was ended by its own limit.
 LONG = 60.0
@@ -111,6 +111,35 @@ async def test_terminate_that_raises_does_not_stop_the_pool() -> None:
         next(iter(driver.alive)).dead = True
         async with pool.acquire(timeout=LONG) as conn:
             assert await conn.query() == "row"
+
+
+@pytest.mark.parametrize("method", ["is_dead", "revoke", "is_clean", "classify"])
+async def test_driver_that_raises_where_it_must_not_loses_its_connection_only(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a slot nor the pool: it is reported, and the connection is replaced."""
+    driver = FullDriver()
+
+    def rude(_: object) -> None:
+        raise Boom(method)
+
+    async with Pool(driver, max_size=1) as pool:
+        on_driver = method == "classify"
+        monkeypatch.setattr(
+            driver if on_driver else pool, method if on_driver else f"_{method}", rude
+        )
+        if method == "is_dead":
+            pool._upkeep()
+            await wait_all_tasks_blocked()
+        else:
+            with pytest.raises(ValueError, match="of the block"):
+                async with pool.acquire() as conn:
+                    conn.peek()
+                    raise ValueError("of the block")
+        monkeypatch.undo()
+        async with pool.acquire(timeout=LONG) as conn:
+            assert conn.number == 2
+        assert pool.stats().retired == {"broken": 1}
 
 
 async def test_on_connect_greets_each_connection_before_its_first_use() -> None:
