@@ -78,7 +78,7 @@ async def list_items(db: Db) -> list[dict[str, Any]]:
 
 @app.get("/unpooled/items")
 async def list_items_unpooled() -> list[dict[str, Any]]:
-    """Return the same, by a connection that is opened and closed for each request."""
+    """Return the same by a connection for this request only: cheap with SQLite, not elsewhere."""
     async with aiosqlite.connect(DATABASE) as db:
         return await list_items(db)
 

@@ -63,7 +63,7 @@ class Options:
     connect and close on every request."""
 
     acquire_timeout: float | None = 10.0
-    """Seconds that one acquire may take in all, whatever it has to wait for."""
+    """Seconds that one acquire, or opening the pool, may take in all, whatever it waits for."""
 
     max_waiting: int | None = None
     """The longest queue; whoever comes when it is full gets `PoolBusy` at once."""
