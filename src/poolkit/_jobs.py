@@ -8,12 +8,12 @@ other, since there are never more jobs than slots.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from poolkit._driver import Verdict
 from poolkit._lease import view_class
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("poolkit")
 
 T = TypeVar("T")
+
+#: How soon the tasks whose operations a reset has ended must have noticed.
+_LOOP_TURNS = 5
 
 
 class _Worker:
@@ -125,33 +128,27 @@ class Workers:
             with scope:
                 try:
                     connection = await self._driver.connect()
+                    slot.view = view_class(type(connection), getattr(self._driver, "view", ()))
                     if options.on_connect is not None:
                         await options.on_connect(connection)
-                except Exception as exc:
+                    watch = getattr(self._driver, "watch", None)
+                    if watch is not None:
+                        watch(connection, functools.partial(self._found_dead, slot))
+                except BaseException as exc:
                     error = exc
+                    self._let_through(exc)
+        finally:
+            del self._connects[slot]
             if scope.cancelled_caught:
                 error = TimeoutError(f"connecting took longer than {options.connect_timeout} s")
             if error is None:
-                self._welcome(slot, connection)
-        except BaseException as exc:
-            error = exc
-            raise
-        finally:
-            del self._connects[slot]
-            if error is not None:
+                self._book.connected(slot, connection, self._runtime.now())
+            else:
                 if connection is not None:
                     terminate(self._driver, connection)
-                verdict = self._verdict(error)
-                if scope.cancelled_caught:
-                    verdict = Verdict.TRANSIENT
+                verdict = Verdict.TRANSIENT if scope.cancelled_caught else self._verdict(error)
                 self._book.connect_failed(slot, error, verdict, self._runtime.now())
-
-    def _welcome(self, slot: Slot, connection: Any) -> None:
-        slot.view = view_class(type(connection), getattr(self._driver, "view", ()))
-        watch = getattr(self._driver, "watch", None)
-        if watch is not None:
-            watch(connection, functools.partial(self._found_dead, slot))
-        self._book.connected(slot, connection, self._runtime.now())
+            del error  # its traceback refers to this frame
 
     async def _ping(self, slot: Slot) -> None:
         alive, _ = await self._attempt(self._driver.ping, slot, self._book.options.ping_timeout)
@@ -162,7 +159,13 @@ class Workers:
         clean, note = await self._attempt(
             self._driver.reset, slot, self._book.options.reset_timeout
         )
-        if clean:
+        for _ in range(_LOOP_TURNS):
+            if clean and slot.busy:  # ended by the reset, perhaps, and about to be told
+                await checkpoint()
+        if clean and slot.busy:
+            logger.debug("terminating a connection: an operation outlived the reset")
+            self._book.recycle_failed(slot, self._runtime.now(), suspect_others=False)
+        elif clean:
             if note and not slot.cancelled:
                 self._tell_once(note, place_of(slot.holder))
             self._book.was_reset(slot, self._runtime.now())
@@ -178,19 +181,17 @@ class Workers:
             with scope:
                 try:
                     result = await call(slot.connection)
-                except Exception as exc:
+                except BaseException as exc:
                     error = exc
-        except BaseException as exc:
-            error = exc
-            raise
+                    self._let_through(exc)
         finally:
-            if scope.cancelled_caught:
-                error = TimeoutError(f"no answer within {limit} s")
+            succeeded = error is None
             if error is not None:
                 logger.debug("terminating a connection: %r", error)
                 gone = scope.cancelled_caught or self._verdict(error) is Verdict.SERVER_GONE
                 self._book.recycle_failed(slot, self._runtime.now(), suspect_others=gone)
-        return error is None, result
+            del error  # its traceback refers to this frame
+        return succeeded, result
 
     async def _close(self, slot: Slot) -> None:
         options = self._book.options
@@ -199,18 +200,28 @@ class Workers:
         try:
             with anyio.move_on_after(options.close_timeout):
                 if options.on_close is not None:
-                    with contextlib.suppress(Exception):
+                    try:
                         await options.on_close(connection)
-                await self._driver.close(connection)
-                finished = True
-        except Exception as exc:
-            logger.debug("closing a connection failed: %r", exc)
+                    except BaseException as exc:
+                        self._let_through(exc)
+                        logger.debug("on_close failed: %r", exc)
+                try:
+                    await self._driver.close(connection)
+                    finished = True
+                except BaseException as exc:
+                    self._let_through(exc)
+                    logger.debug("closing a connection failed: %r", exc)
         finally:
             if not finished:
                 terminate(self._driver, connection)
             self._book.closed(slot, self._runtime.now())
 
     # -- helpers ---------------------------------------------------------------------------------
+
+    def _let_through(self, error: BaseException) -> None:
+        """Raise what is not an outcome: our own cancellation, and what ends the process."""
+        if not (isinstance(error, Exception) or self._runtime.is_stray(error)):
+            raise error
 
     def _verdict(self, error: BaseException) -> Verdict | None:
         return self._classify(error) if self._classify and isinstance(error, Exception) else None

@@ -14,14 +14,14 @@ import types
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn
 
 from poolkit._driver import C
-from poolkit._errors import NotLeased, PoolError
+from poolkit._errors import NotLeased, PoolConfigError, PoolError
+from poolkit._slot import Slot
 from poolkit._words import place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
 
     from poolkit._pool import Pool
-    from poolkit._slot import Slot
 
 
 class Lease(Generic[C]):
@@ -166,6 +166,10 @@ class _View(Handle):
     def __getattr__(self, name: str) -> Any:
         slot = self._poolkit_touch(name)
         value = getattr(slot.connection, name)
+        if getattr(value, "__self__", None) is slot.connection:
+            return types.MethodType(_call(name), self)
+        if value is slot.connection:
+            return self
         if callable(value) or _is_attached(type(value)):
             slot.derived = True
         return value
@@ -212,6 +216,7 @@ _OWN: Final = frozenset(
 )
 
 
+_UNBOUND: Final = (staticmethod, classmethod)
 _classes: Final[dict[tuple[type, tuple[type, ...]], type]] = {}
 
 
@@ -237,9 +242,18 @@ def _make_class(kind: type, bases: tuple[type, ...]) -> type:
         if name in _OWN or (special and hasattr(object, name)):
             continue
         value = inspect.getattr_static(kind, name)
-        if inspect.isroutine(value) and not isinstance(value, (staticmethod, classmethod)):
+        if callable(value) and inspect.isroutine(value) and not isinstance(value, _UNBOUND):
             members[name] = _Method(name, value)
-    return type(f"{kind.__name__}View", (_View, *bases), members)
+    made = type(f"{kind.__name__}View", (_View, *bases), members)
+    try:
+        trial = Handle()
+        trial._poolkit_slot, trial._poolkit_turn = Slot(0), None
+        trial.__class__ = made
+    except TypeError:
+        raise PoolConfigError(
+            f"a driver's view may name only classes with empty __slots__, unlike {bases}"
+        ) from None
+    return made
 
 
 class _Method:
@@ -254,7 +268,7 @@ class _Method:
 
     def __get__(self, view: Any, owner: type) -> Any:
         if view is None:
-            return self
+            return self._call
         _usable_slot(view, self._name)
         return types.MethodType(self._call, view)
 
@@ -263,8 +277,10 @@ def _call(name: str) -> Callable[..., Any]:
     def call(view: Any, /, *args: Any, **kwargs: Any) -> Any:
         slot: Slot = view._poolkit_touch(name)
         result = getattr(slot.connection, name)(*args, **kwargs)
+        if result is slot.connection:
+            return view
         if type(result) is types.CoroutineType:
-            return watched(slot, result)
+            return _later(view, name, result)
         if _is_attached(type(result)):
             slot.derived = True
         return result
@@ -275,9 +291,21 @@ def _call(name: str) -> Callable[..., Any]:
 def _async_call(name: str) -> Callable[..., Any]:
     async def call(view: Any, /, *args: Any, **kwargs: Any) -> Any:
         slot: Slot = view._poolkit_touch(name)
-        return await watched(slot, getattr(slot.connection, name)(*args, **kwargs))
+        result = await watched(slot, getattr(slot.connection, name)(*args, **kwargs))
+        return view if result is slot.connection else result
 
     return _named(call, name)
+
+
+async def _later(view: Any, name: str, operation: Coroutine[Any, Any, Any]) -> Any:
+    """Await what a plain method has returned, unless the lease has ended before it began."""
+    try:
+        slot: Slot = view._poolkit_touch(name)
+    except BaseException:
+        operation.close()
+        raise
+    result = await watched(slot, operation)
+    return view if result is slot.connection else result
 
 
 def _named(call: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -296,14 +324,14 @@ async def watched(slot: Slot, operation: Coroutine[Any, Any, Any]) -> Any:
             slot.cancelled = True
         raise
     finally:
-        if slot.turn == turn:
-            slot.busy -= 1
+        slot.busy -= 1
     if slot.turn == turn and _is_attached(type(result)):
         slot.derived = True
     return result
 
 
 _attached: Final[dict[type, bool]] = {}
+_MANY: Final = 1000
 
 
 def _is_attached(kind: type) -> bool:
@@ -312,6 +340,8 @@ def _is_attached(kind: type) -> bool:
     Cursors, statements, transactions and generators have asynchronous methods, or are iterators.
     """
     if kind not in _attached:
+        if len(_attached) > _MANY:  # a library may make a class for each query
+            _attached.clear()
         acts = ("__await__", "__aenter__", "__aiter__", "__anext__", "__next__")
         _attached[kind] = any(hasattr(kind, name) for name in acts) or any(
             inspect.iscoroutinefunction(inspect.getattr_static(kind, name, None))

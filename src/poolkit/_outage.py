@@ -42,10 +42,11 @@ class Outage:
         pause = options.backoff_min * 2.0 ** min(self.failures - 1, 30)
         # The upper half is jitter, so that a fleet does not come back in step.
         self.retry_at = now + min(pause, options.backoff_max) * (0.5 + 0.5 * jitter)
-        self._refuses = verdict is not Verdict.TRANSIENT
+        self._refuses = False
         if verdict is Verdict.TRANSIENT:
             return "nobody"
         if verdict is Verdict.FATAL or self.failures > 1:
+            self._refuses = True
             return "everybody"
         self.retry_at = now
         return "first"
@@ -54,5 +55,8 @@ class Outage:
         """Tell whether a newcomer fails at once; one who comes when a probe is due starts it."""
         if now >= self.retry_at and not probing:
             return False
+        limit = options.connect_timeout
+        if limit is not None and now >= self.retry_at + options.backoff_max + limit:
+            return False  # what is known is old: nobody has tried for a while
         patience = options.fail_fast_after
         return self._refuses or (patience is not None and now - self.since >= patience)

@@ -125,7 +125,8 @@ class Pool(Generic[C]):
         book = self._book
         if self._life is not None and self._runtime.has_ended():
             self._collapse(self._life, None)
-        if self._life is None:
+        mine = self._life is None
+        if mine:
             self._begin()
         elif not book.is_open:
             raise PoolClosed(f"pool {self.name!r} is being closed: await that, then open it")
@@ -145,7 +146,7 @@ class Pool(Generic[C]):
                 raise words.refusal(self.name, book, waiter, limit, now=runtime.now())
         except BaseException:
             book.give_up(waiter, runtime.now())
-            if life is self._life:
+            if mine and life is self._life and book.is_open:  # else somebody else closes it
                 self._collapse(life, None)
             raise
         return self
@@ -181,7 +182,7 @@ class Pool(Generic[C]):
         self._settle()
         try:
             with anyio.move_on_after(grace):
-                while any(_holder_task(slot) is not own for slot in book.leased):
+                while self._life is life and any(_task(slot) is not own for slot in book.leased):
                     await life.change()
             held = self.leases()
             self._abandon_leases(life)
@@ -214,6 +215,8 @@ class Pool(Generic[C]):
             try:
                 with life.scope:
                     async with anyio.create_task_group() as group:
+                        if self._life is not life:
+                            return  # closed before it began
                         runtime.spawn(group, runtime.keep_alarm)
                         runtime.spawn(group, upkeep, self._upkeep)
                         workers.begin(group)
@@ -276,13 +279,13 @@ class Pool(Generic[C]):
 
     def _lease_now(self, lease: Lease[C]) -> C | None:
         """Lease an idle connection, without waiting; None if there is none, or others wait."""
-        if self._inbox:
-            self._drain()
         book = self._book
         if not book.is_open:
             book.outcomes["closed"] += 1
             raise words.not_open(self.name)
         task = self._runtime.task()
+        if self._inbox:
+            self._drain()
         if book.options.on_acquire is not None:
             return None  # the hook is awaited, which makes this no fast path
         now = self._runtime.now()
@@ -382,8 +385,6 @@ class Pool(Generic[C]):
     ) -> None:
         """End a lease, unless it has ended. Never awaits, hence cannot be interrupted."""
         book, slot = self._book, view._poolkit_slot
-        if self._inbox:
-            self._drain()
         if view._poolkit_turn != slot.turn:
             return
         set_turn(view, place)
@@ -391,12 +392,14 @@ class Pool(Generic[C]):
             # A block that is closed by the garbage collector, in whatever thread.
             self._dropped(slot, slot.turn)
             return
+        if self._inbox:
+            self._drain()
         slot.turn += 1
         now = self._runtime.now()
         if error is not None and not isinstance(error, Exception):
             slot.cancelled = slot.touched
         try:
-            if not slot.touched:
+            if not slot.touched and not (book.queue and self._looks_dead(slot)):
                 book.release(slot, now)
             elif self._ended_badly(slot, error, now):
                 book.release_broken(slot, now)
@@ -420,7 +423,7 @@ class Pool(Generic[C]):
         classify = getattr(self._driver, "classify", None)
         if isinstance(error, Exception) and classify is not None:
             verdict = classify(error)
-            if verdict is Verdict.STALE:
+            if verdict is Verdict.STALE and slot.generation == self._book.generation:
                 self._book.renew(now)
             elif verdict is Verdict.SERVER_GONE:
                 self._book.suspect(now)
@@ -554,5 +557,5 @@ class Pool(Generic[C]):
             check(options)
 
 
-def _holder_task(slot: Slot) -> object:
+def _task(slot: Slot) -> object:
     return slot.holder[0]() if slot.holder else None

@@ -94,6 +94,13 @@ class _Asyncio(_Loop):
         except RuntimeError:
             return False
 
+    def is_stray(self, error: BaseException) -> bool:
+        """Tell whether a cancellation came out of a library by itself: nobody cancelled us."""
+        task = asyncio.current_task(self._loop)
+        return (
+            isinstance(error, asyncio.CancelledError) and task is not None and not task.cancelling()
+        )
+
     def has_ended(self) -> bool:
         """Tell whether the loop was closed without a word to its tasks."""
         return self._loop.is_closed()
@@ -181,6 +188,9 @@ class _Trio(_Loop):
             return self._lowlevel.current_trio_token() is self._token and not self.forked
         except RuntimeError:
             return False
+
+    def is_stray(self, error: BaseException) -> bool:  # noqa: ARG002  # there is no such thing
+        return False
 
     def has_ended(self) -> bool:
         return False  # the end of a run cancels the root task

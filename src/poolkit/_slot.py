@@ -26,6 +26,7 @@ class Slot:
 
     __slots__ = (
         "alive_at",
+        "begun_at",
         "busy",
         "cancelled",
         "connection",
@@ -59,14 +60,15 @@ class Slot:
         self.retire_at = NEVER  # from here on it is replaced, a few at a time
         self.expires_at = NEVER  # from here on it is not handed out
         self.good_until = 0.0  # while idle: until here it is handed out with no further question
-        self.overdue_at = NEVER  # while a job is under way: from here on nobody counts on it
+        self.begun_at = 0.0  # when its job was owed
+        self.overdue_at = NEVER  # from here on its job has outlasted even its time limit
         self.uses = 0
         # The lease. The shell keeps this part; a handle is valid while its turn is the slot's.
         self.turn = 0
         self.holder: Any = None
         self.leased_at = 0.0
         self.touched = False  # something was done on the connection
-        self.busy = 0  # operations under way
+        self.busy = 0  # operations under way, of whatever lease
         self.cancelled = False  # an operation, or the block, was cancelled
         self.derived = False  # objects were made from the connection
         self.spoiled = False  # a transaction may be open that nobody will end

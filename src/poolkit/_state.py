@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 _AGING: Final = 2
 #: Connects that upkeep, which nobody waits for, may have under way at once.
 _UPKEEP: Final = 2
+#: Seconds after which a job under way is nobody's prospect any more: a hung one delays no other.
+_PATIENCE: Final = 0.5
 
 
 class PoolState:
@@ -61,7 +63,8 @@ class PoolState:
         self.leased: dict[Slot, None] = {}  # the longest held first
         self.recycling: dict[Slot, None] = {}
         self.closing: dict[Slot, None] = {}
-        self.stuck: set[Slot] = set()  # those whose job is overdue, wherever they are
+        self.slow: set[Slot] = set()  # connecting or recycling for so long that none counts on it
+        self.stuck: set[Slot] = set()  # those of them whose job has outlasted its time limit
 
         self.queue: OrderedDict[Waiter, None] = OrderedDict()
         self.openers: dict[Waiter, None] = {}
@@ -274,7 +277,6 @@ class PoolState:
         """Record that a connection is fit for its next user."""
         if slot.state == "recycling":
             slot.touched = slot.cancelled = slot.derived = slot.spoiled = False
-            slot.busy = 0
             slot.alive_at = now
             self._place(slot, now)
             self._serve(now)
@@ -331,7 +333,8 @@ class PoolState:
             if waiter.outcome == "waiting":
                 self._dismiss(waiter, "timed_out")
         at_work = itertools.chain(self.connecting, self.recycling)
-        self.stuck = {slot for slot in at_work if now >= slot.overdue_at}
+        self.slow = {slot for slot in at_work if now >= slot.begun_at + _PATIENCE}
+        self.stuck = {slot for slot in self.slow if now >= slot.overdue_at}
         for slot in list(self.idle):  # the coldest first
             reason = self._unfit(slot, now) or self._unneeded(slot, now)
             if reason:
@@ -344,9 +347,13 @@ class PoolState:
         while deadlines and deadlines[0][2].outcome != "waiting":
             heapq.heappop(deadlines)
         due = deadlines[0][0] if deadlines else NEVER
-        wanted = self.queue or self.openers or self.live < self.options.min_size
-        if self.outage and wanted and not self._underway() and self.size < self.options.capacity:
+        if self.outage and self._wanted() > 0 and not self._underway() and self._room() > 0:
             due = min(due, self.outage.retry_at)
+        if self.queue:
+            for at_work in (self.connecting, self.recycling):  # the longest at it first
+                slot = next((slot for slot in at_work if slot not in self.slow), None)
+                if slot is not None:
+                    due = min(due, slot.begun_at + _PATIENCE)
         if self.idle and self.options.overflow_linger and self.live > self.options.max_size:
             due = min(due, self.idle[0].used_at + self.options.overflow_linger)
         return due
@@ -413,26 +420,26 @@ class PoolState:
     def _owe(self, now: float) -> None:
         """Owe pings and connects: one for each waiter without a prospect, and for `min_size`."""
         options = self.options
-        shortage = self._shortage()
-        while shortage > 0 and self.idle:  # idle, but not to be trusted without a ping
+        recycling = len(self.recycling) - len(self.slow & self.recycling.keys())
+        for _ in range(min(len(self.queue) - recycling, len(self.idle))):
+            # Idle, but not to be trusted without a ping, which beats any connect under way.
             self._begin("ping", self.idle[-1], "recycling", options.ping_timeout, now)
-            shortage -= 1
-        wanted = max(shortage, options.min_size - self.live)
+        wanted, shortage, underway = self._wanted(), self._shortage(), self._underway()
+        if shortage <= 0:
+            self._ramp = 1
         if wanted <= 0:
-            self._ramp = 1
             return
+        hopeful = len(self.connecting.keys() - self.slow)
         if self.outage:
-            at_once = 1 if now >= self.outage.retry_at else 0
+            spare = 1 - underway if now >= self.outage.retry_at else 0
         elif self.openers or (shortage > 0 and not self.leased):
-            at_once = options.max_connecting
+            spare = options.max_connecting - underway
         elif shortage > 0:
-            at_once = self._ramp
+            spare = self._ramp - hopeful
         else:
-            at_once = _UPKEEP
-            self._ramp = 1
-        spare = min(at_once, options.max_connecting) - self._underway()
-        room = options.capacity - self.size
-        for _ in range(min(wanted, spare, room)):
+            spare = _UPKEEP - hopeful
+        spare = min(spare, options.max_connecting - underway)
+        for _ in range(min(wanted, spare, self._room())):
             slot = Slot(self.generation)
             if options.max_lifetime is not None:
                 slot.expires_at = now + options.max_lifetime
@@ -444,9 +451,17 @@ class PoolState:
         return len(self.connecting.keys() - self.stuck) if self.stuck else len(self.connecting)
 
     def _shortage(self) -> int:
-        """Count the waiters whom nothing under way will serve."""
-        prospects = len(self.connecting) + len(self.recycling) - len(self.stuck)
+        """Count the waiters whom nothing under way will serve soon."""
+        prospects = len(self.connecting) + len(self.recycling) - len(self.slow)
         return len(self.queue) - prospects
+
+    def _wanted(self) -> int:
+        """Count the connections that are missing."""
+        return max(self._shortage(), self.options.min_size - self.live)
+
+    def _room(self) -> int:
+        """Count the free slots."""
+        return self.options.capacity - self.size
 
     def _place(self, slot: Slot, now: float) -> None:
         """Find the place of a connection that is free and clean: the queue, idle, or the exit."""
@@ -530,7 +545,7 @@ class PoolState:
         """Tell whether a newcomer fails at once: the database is down, nothing can come back."""
         if self.outage is None or self.idle or self.leased or self.recycling:
             return False
-        return self.outage.refuses_newcomers(now, self.options, probing=bool(self.connecting))
+        return self.outage.refuses_newcomers(now, self.options, probing=self._underway() > 0)
 
     # -- record ----------------------------------------------------------------------------------
 
@@ -544,6 +559,7 @@ class PoolState:
                 self.idle.remove(slot)
         elif slot.state != "new":
             del self._container(slot.state)[slot]
+        self.slow.discard(slot)
         self.stuck.discard(slot)
         slot.state = to
         if to == "idle":
@@ -557,6 +573,7 @@ class PoolState:
 
     def _begin(self, job: Job, slot: Slot, state: str, limit: float | None, now: float) -> None:
         self._move(slot, state)
+        slot.begun_at = now
         slot.overdue_at = NEVER if limit is None else now + limit + 1.0
         self.jobs.append((job, slot))
 

@@ -74,6 +74,9 @@ class Transaction(Generic[C]):
             if self._slot.turn != self._turn:
                 if error is None:  # released inside the block, hence rolled back: say so
                     held_slot(self._view)
+            elif self._slot.spoiled:
+                if error is None:  # half of it was cancelled: not to be committed
+                    self._view._poolkit_touch("commit")
             elif error is None:
                 await watched(self._slot, self._manager.__aexit__(None, None, None))
             elif isinstance(error, Exception):
