@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import uvicorn
+# Until there is something to stop, Ctrl-C just ends this.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import uvicorn  # noqa: E402
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
@@ -39,14 +48,23 @@ class Server(uvicorn.Server):
             shown = python.relative_to(ROOT) if python.is_relative_to(ROOT) else python
             print(TRY.format(address=address, python=shown), flush=True)
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop; asked twice, stop at once, and without a word about what that cuts off."""
+        if self.should_exit:
+            logging.disable()
+        super().handle_exit(sig, frame)
+
 
 def main() -> int:
     """Bind, serve until a signal, and end whole."""
-    port = int(sys.argv[1]) if len(sys.argv) > 1 else 8000
+    port = sys.argv[1] if len(sys.argv) > 1 else "8000"
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((HOST, port))
+        listener.bind((HOST, int(port)))
+    except (ValueError, OverflowError):
+        print(f"A port is a number up to 65535, not {port}: choose one, PORT=8001 make demo")
+        return 1
     except OSError as error:
         print(f"Port {port} cannot be had ({error.strerror}): choose another, PORT=8001 make demo")
         return 1
@@ -60,6 +78,7 @@ def main() -> int:
         timeout_graceful_shutdown=3,
     )
     server = Server(config)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         server.run(sockets=[listener])
     except KeyboardInterrupt:

@@ -3,16 +3,23 @@
 #
 #     sh scripts/venv.sh DIR [WHAT PIP INSTALLS ...]
 #
-# Takes the first interpreter that runs and is new enough (or $PYTHON). A second call with nothing
-# changed returns at once; an environment that is half made, moved or broken is made anew. Settings
-# for proxies and package indexes are left as they are.
+# Takes $PYTHON, or else the first interpreter that runs and is new enough. A second call with
+# nothing changed returns at once; an environment that is half made, moved, broken or of another
+# Python than $PYTHON is made anew. Settings for proxies and package indexes are left as they are.
 set -eu
+unset CDPATH
 cd "$(dirname "$0")/.."
 dir=$1
 shift
+case $dir in /*) place=$dir ;; *) place=$(pwd -P)/$dir ;; esac
+inside=$dir/bin/python
+nl='
+'
 
-# What would send packages elsewhere, or import them from elsewhere.
-unset PYTHONPATH PYTHONHOME PYTHONUSERBASE PIP_TARGET PIP_PREFIX PIP_ROOT PIP_REQUIRE_VIRTUALENV
+# What would send packages elsewhere, import them from elsewhere, or keep an interpreter waiting.
+unset PYTHONPATH PYTHONHOME PYTHONUSERBASE PYTHONINSPECT PYTHONPLATLIBDIR \
+    PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_DRY_RUN PIP_NO_DEPS PIP_NO_BUILD_ISOLATION \
+    PIP_REQUIRE_VIRTUALENV
 export PIP_USER=0 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 say() { printf 'venv.sh: %s\n' "$*" >&2; }
@@ -20,48 +27,79 @@ say() { printf 'venv.sh: %s\n' "$*" >&2; }
 # A name on PATH may be a shim that only says the version is not installed: run it and see.
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
 
-python=
-for candidate in "${PYTHON-}" python3.13 python3.12 python3.11 python3 python; do
-    if [ -n "$candidate" ] && new_enough "$candidate"; then
-        python=$candidate
-        break
-    fi
-done
-if [ -z "$python" ]; then
-    say "no Python 3.11 or newer runs here: install one, or name one: PYTHON=/path/to/python make ..."
-    exit 1
+identity() { "$1" -c 'import sys; print(sys.version, sys.base_prefix)' 2>/dev/null; }
+
+works() { new_enough "$inside" && "$inside" -m pip --version >/dev/null 2>&1; }
+
+# An environment holds absolute paths, and pyvenv.cfg says where it was made.
+moved() {
+    case "$(cat "$dir/pyvenv.cfg" 2>/dev/null)$nl" in *" $place$nl"*) return 1 ;; esac
+}
+
+if [ -n "${PYTHON-}" ] && ! new_enough "$PYTHON"; then
+    say "PYTHON=$PYTHON does not run, or is older than 3.11: passed over"
+    PYTHON=
 fi
 
-inside="$dir/bin/python"
-works() { new_enough "$inside" && "$inside" -m pip --version >/dev/null 2>&1; }
-# What an environment is good for: it holds absolute paths, so it must not have been moved.
-here=$(pwd -P)
-
-if ! works || [ "$(cat "$dir/made-at" 2>/dev/null)" != "$here" ]; then
+if moved || ! works ||
+    { [ -n "${PYTHON-}" ] && [ "$(identity "$PYTHON")" != "$(identity "$inside")" ]; }; then
+    python=
+    for candidate in "${PYTHON-}" python3.13 python3.12 python3.11 python3 python; do
+        if [ -n "$candidate" ] && new_enough "$candidate"; then
+            python=$candidate
+            break
+        fi
+    done
+    if [ -z "$python" ]; then
+        say "no Python 3.11 or newer runs here: install one, or name one: PYTHON=/path/to/python make ..."
+        exit 1
+    fi
+    [ ! -e "$dir" ] || say "making $dir anew: it is half made, moved, broken or of another Python"
     rm -rf "$dir"
     if ! "$python" -m venv "$dir" >/dev/null 2>&1 || ! works; then
         # Debian ships Python without ensurepip: borrow the pip of any interpreter that has one.
         rm -rf "$dir"
         "$python" -m venv --without-pip "$dir"
+        said=
         for candidate in "$python" python3 python python3.13 python3.12 python3.11; do
-            "$candidate" -m pip --python "$inside" install -q pip >/dev/null 2>&1 && break
+            "$candidate" -m pip --python "$inside" --version >/dev/null 2>&1 || continue
+            said=$("$candidate" -m pip --python "$inside" install -q pip 2>&1) && break
         done
         if ! works; then
-            say "$python has no ensurepip and no pip is at hand: install python3-venv or python3-pip"
+            rm -rf "$dir"
+            if [ -n "$said" ]; then
+                printf '%s\n' "$said" | tail -n 20 >&2
+                say "pip could not be installed into $dir, for the reason above"
+            else
+                say "$python has no ensurepip and no pip is at hand: install python3-venv or python3-pip"
+            fi
             exit 1
         fi
     fi
-    printf '%s' "$here" >"$dir/made-at"
 fi
 
 [ $# -gt 0 ] || exit 0
-wanted=$({ cat pyproject.toml && printf '%s\n' "$@" && "$inside" -V; } | cksum | tr -d ' ')
-stamp="$dir/installed-$wanted"
-[ -e "$stamp" ] && exit 0
+
+# The stamp: the sum of what decided the installation, then what was asked for, a word a line.
+# It is gone while pip works, so that an interrupted installation is begun again.
+stamp=$dir/installed
+sum=$({
+    cat pyproject.toml
+    "$inside" -V
+    for word; do case $word in *.txt) cat "$word" ;; esac done  # constraints
+} | cksum)
+have=$(cat "$stamp" 2>/dev/null || :)$nl
+case $have in "$sum$nl"*) ;; *) have=$sum$nl ;; esac
+missing=
+for word; do
+    case $have in *"$nl$word$nl"*) ;; *) missing=yes ;; esac
+done
+[ -n "$missing" ] || exit 0
 say "installing into $dir ($("$inside" -V)): $*"
+rm -f "$stamp"
 if ! "$inside" -m pip install -q "$@" >"$dir/pip.log" 2>&1; then
     tail -n 20 "$dir/pip.log" >&2
     say "pip failed; all it said is in $dir/pip.log"
     exit 1
 fi
-: >"$stamp"
+{ printf '%s' "$have" && printf '%s\n' "$@"; } >"$stamp"

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,21 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="the commands are for a 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
+    """Return a checkout that has no environment yet."""
+    return copied(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a checkout whose environment is made: making one takes the longest."""
+    folder = copied(tmp_path_factory.mktemp("made"))
+    assert venv(folder).returncode == 0
+    return folder
+
+
+def copied(parent: Path) -> Path:
     """Copy what the script needs into a folder with a space in its name."""
-    folder = tmp_path / "a checkout"
+    folder = parent / "a checkout"
     (folder / "scripts").mkdir(parents=True)
     shutil.copy(ROOT / "scripts" / "venv.sh", folder / "scripts")
     shutil.copy(ROOT / "pyproject.toml", folder)
@@ -80,8 +94,10 @@ def test_hostile_settings_do_not_reach_the_environment(checkout: Path, tmp_path:
             checkout,
             PIP_USER="1",
             PIP_TARGET=str(tmp_path / "elsewhere"),
+            PIP_PYTHON=str(tmp_path / "no such python"),
             PYTHONPATH=str(tmp_path),
-            PYTHONHOME="",
+            PYTHONHOME=str(tmp_path),
+            PYTHONINSPECT="1",
         )
     finally:
         os.umask(old)
@@ -105,6 +121,41 @@ def test_moved_environment_is_made_anew(checkout: Path) -> None:
     checkout.rename(moved)
     assert venv(moved).returncode == 0
     assert inside(moved, "import sys; print(sys.prefix)") == str(moved / ".venv")
+
+
+def test_environment_made_by_hand_is_kept(checkout: Path) -> None:
+    """With whatever its maker has put there."""
+    made = [sys.executable, "-m", "venv", str(checkout / ".venv")]
+    subprocess.run(made, check=True, capture_output=True)
+    marker = checkout / ".venv" / "marker"
+    marker.touch()
+    done = venv(checkout)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert marker.exists()
+
+
+def test_environment_of_another_python_is_made_anew(made: Path, tmp_path: Path) -> None:
+    """Or the suite would silently run on a Python that was not asked for."""
+    marker = made / ".venv" / "marker"
+    marker.touch()
+    other = tmp_path / "other python"
+    program(
+        other, f'case "$*" in *base_prefix*) echo other ;; *) exec "{sys.executable}" "$@" ;; esac'
+    )
+    assert venv(made, PYTHON=str(other)).returncode == 0
+    assert not marker.exists()
+
+
+def test_named_python_that_does_not_run_is_said(checkout: Path, tmp_path: Path) -> None:
+    """And another is taken."""
+    folder = tmp_path / "bin"
+    path = tools(folder)
+    (folder / "python3").symlink_to(sys.executable)
+    done = venv(checkout, PATH=path, PYTHON="python9")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "PYTHON=python9" in done.stderr
 
 
 def test_shim_that_does_not_run_is_passed_over(checkout: Path, tmp_path: Path) -> None:
@@ -142,12 +193,59 @@ def test_no_pip_anywhere_is_one_clear_line(checkout: Path, tmp_path: Path) -> No
     assert "python3-venv" in done.stderr
 
 
-def test_failed_install_shows_what_pip_said(checkout: Path) -> None:
+def test_failed_install_shows_what_pip_said(made: Path) -> None:
     """And is tried again by the next call."""
     for _ in range(2):
-        done = venv(checkout, "--no-index", "poolkit-no-such-thing")
+        done = venv(made, "--no-index", "poolkit-no-such-thing")
         assert done.returncode == 1
         assert "poolkit-no-such-thing" in done.stderr
+
+
+def wheel(folder: Path, name: str) -> str:
+    """Write a package that needs no network to be installed."""
+    path = folder / f"{name}-1-py3-none-any.whl"
+    info = f"{name}-1.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{name}.py", "")
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{info}/RECORD", "")
+    return str(path)
+
+
+def test_nothing_is_installed_twice(made: Path, tmp_path: Path) -> None:
+    """Neither what was asked for before, nor a part of it."""
+    one, two = wheel(tmp_path, "one"), wheel(tmp_path, "two")
+    assert "installing" in venv(made, "--no-index", one, two).stderr
+    assert venv(made, "--no-index", one, two).stderr == ""
+    assert venv(made, "--no-index", two).stderr == ""
+    assert inside(made, "import one, two; print('both')") == "both"
+
+
+def test_what_has_changed_is_installed_anew(made: Path, tmp_path: Path) -> None:
+    """Whether pyproject.toml or the constraints; and so is what has changed back."""
+    constraints = tmp_path / "oldest.txt"
+    constraints.write_text("")
+    asked = ("--no-index", "-c", str(constraints), wheel(tmp_path, "three"))
+    project = made / "pyproject.toml"
+    before = project.read_text()
+    assert "installing" in venv(made, *asked).stderr
+    project.write_text(before + "# changed\n")
+    assert "installing" in venv(made, *asked).stderr
+    project.write_text(before)
+    assert "installing" in venv(made, *asked).stderr
+    constraints.write_text("three==1\n")
+    assert "installing" in venv(made, *asked).stderr
+
+
+def test_interrupted_install_is_begun_again(made: Path, tmp_path: Path) -> None:
+    """Even of what had been installed before: it may be half replaced."""
+    four = wheel(tmp_path, "four")
+    assert venv(made, "--no-index", four).returncode == 0
+    assert venv(made, "--no-index", "poolkit-no-such-thing").returncode == 1
+    assert "installing" in venv(made, "--no-index", four).stderr
 
 
 def free_port() -> int:
@@ -174,6 +272,38 @@ def test_demo_says_in_one_sentence_that_the_port_is_taken() -> None:
     assert done.returncode == 1
     assert len((done.stdout + done.stderr).splitlines()) == 1
     assert "PORT=" in done.stdout
+
+
+@pytest.mark.parametrize("port", ["eighty", "-1", "99999"])
+def test_demo_says_in_one_sentence_that_the_port_is_none(port: str) -> None:
+    """No traceback for a slip of the finger."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "demo.py"), port],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert len((done.stdout + done.stderr).splitlines()) == 1
+    assert port in done.stdout
+
+
+def test_demo_interrupted_while_it_starts_says_nothing(tmp_path: Path) -> None:
+    """Ctrl-C may come before there is anything to stop."""
+    (tmp_path / "uvicorn.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nsignal.pause()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "demo.py")],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGINT
+    assert done.stdout + done.stderr == ""
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
