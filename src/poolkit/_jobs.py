@@ -111,6 +111,8 @@ class Workers:
             worker.parking = self._runtime.create_parking()
             self._parked.append(worker)
             self._settle()
+            if worker.job is not None:  # the driver may never yield: let others run
+                await checkpoint()
 
     # -- the four jobs ---------------------------------------------------------------------------
 
@@ -156,19 +158,25 @@ class Workers:
             self._book.pinged(slot, self._runtime.now())
 
     async def _reset(self, slot: Slot) -> None:
-        clean, note = await self._attempt(
-            self._driver.reset, slot, self._book.options.reset_timeout
-        )
-        for _ in range(_LOOP_TURNS):
-            if clean and slot.busy:  # ended by the reset, perhaps, and about to be told
-                await checkpoint()
-        if clean and slot.busy:
-            logger.debug("terminating a connection: an operation outlived the reset")
-            self._book.recycle_failed(slot, self._runtime.now(), suspect_others=False)
-        elif clean:
-            if note and not slot.cancelled:
-                self._tell_once(note, place_of(slot.holder))
-            self._book.was_reset(slot, self._runtime.now())
+        left_behind = None
+        for _ in range(2):
+            limit = self._book.options.reset_timeout
+            clean, note = await self._attempt(self._driver.reset, slot, limit)
+            if not clean:
+                return
+            left_behind = left_behind or note
+            if not slot.busy:
+                if left_behind and not slot.cancelled:
+                    self._tell_once(left_behind, place_of(slot.holder))
+                self._book.was_reset(slot, self._runtime.now())
+                return
+            # An operation of the ended lease is under way still. If the reset has ended it, its
+            # task is about to be told; what it does until then, a second reset undoes.
+            for _ in range(_LOOP_TURNS):
+                if slot.busy:
+                    await checkpoint()
+        logger.debug("terminating a connection: an operation outlived the reset")
+        self._book.recycle_failed(slot, self._runtime.now(), suspect_others=False)
 
     async def _attempt(
         self, call: Callable[[Any], Awaitable[T]], slot: Slot, limit: float | None
@@ -181,6 +189,8 @@ class Workers:
             with scope:
                 try:
                     result = await call(slot.connection)
+                    if self._driver.is_dead(slot.connection):
+                        raise ConnectionError("the connection has died meanwhile")
                 except BaseException as exc:
                     error = exc
                     self._let_through(exc)
@@ -224,7 +234,13 @@ class Workers:
             raise error
 
     def _verdict(self, error: BaseException) -> Verdict | None:
-        return self._classify(error) if self._classify and isinstance(error, Exception) else None
+        if self._classify is None or not isinstance(error, Exception):
+            return None
+        try:
+            return self._classify(error)
+        except Exception:  # a driver that raises where it must not
+            logger.exception("%s.classify raised", type(self._driver).__name__)
+            return None
 
     def _tell_once(self, note: str, place: str) -> None:
         if (note, place) not in self._told:

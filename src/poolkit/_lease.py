@@ -10,6 +10,7 @@ decides.
 from __future__ import annotations
 
 import inspect
+import itertools
 import types
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn
 
@@ -52,15 +53,23 @@ class Lease(Generic[C]):
 
     async def __aenter__(self) -> C:
         """Acquire; the connection is the caller's until the end of the block."""
-        if self._view is not None:
-            raise PoolError("this acquire() is entered already: call acquire() once per block")
+        self._check_unentered()
         pool = self._pool
         view: C | None = pool._lease_now(self)
         if view is None:
             view = await pool._lease_later(self)
+            try:
+                self._check_unentered()
+            except PoolError as error:
+                pool._give_back(view, (self._code, self._lasti), error)
+                raise
         # Held here as well, so that a block without `as` does not drop its connection.
         self._view = view
         return view
+
+    def _check_unentered(self) -> None:
+        if self._view is not None:
+            raise PoolError("this acquire() is entered already: call acquire() once per block")
 
     async def __aexit__(
         self,
@@ -170,7 +179,7 @@ class _View(Handle):
             return types.MethodType(_call(name), self)
         if value is slot.connection:
             return self
-        if callable(value) or _is_attached(type(value)):
+        if callable(value) or _may_act(value):
             slot.derived = True
         return value
 
@@ -281,7 +290,7 @@ def _call(name: str) -> Callable[..., Any]:
             return view
         if type(result) is types.CoroutineType:
             return _later(view, name, result)
-        if _is_attached(type(result)):
+        if _may_act(result):
             slot.derived = True
         return result
 
@@ -325,9 +334,18 @@ async def watched(slot: Slot, operation: Coroutine[Any, Any, Any]) -> Any:
         raise
     finally:
         slot.busy -= 1
-    if slot.turn == turn and _is_attached(type(result)):
+    if slot.turn == turn and _may_act(result):
         slot.derived = True
     return result
+
+
+def _may_act(value: Any) -> bool:
+    """Tell whether a value is, or a list of, something that may act on the connection."""
+    if type(value) in (list, tuple, set, frozenset, dict):
+        parts = value.values() if type(value) is dict else value
+        # What a library returns many of is of one kind: a look at the first ones will do.
+        return any(_is_attached(type(part)) for part in itertools.islice(parts, 8))
+    return _is_attached(type(value))
 
 
 _attached: Final[dict[type, bool]] = {}

@@ -66,7 +66,7 @@ class Options:
     """Seconds that one acquire, or opening the pool, may take in all, whatever it waits for."""
 
     max_waiting: int | None = None
-    """The longest queue; whoever comes when it is full gets `PoolBusy` at once."""
+    """The longest queue, at least 1; whoever comes when it is full gets `PoolBusy` at once."""
 
     connect_timeout: float | None = 5.0
     """Seconds for one connect, ``on_connect`` included. Keep it below ``acquire_timeout``, or a
@@ -155,7 +155,7 @@ _COUNTS = {
     "min_size": 0,
     "max_size": 1,
     "max_overflow": 0,
-    "max_waiting": 0,
+    "max_waiting": 1,
     "max_connecting": 1,
     "max_uses": 1,
 }

@@ -8,12 +8,16 @@ is told. While an outage lasts there is one attempt at a time, after pauses that
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from poolkit._driver import Verdict
 
 if TYPE_CHECKING:
     from poolkit._options import Options
+
+
+#: Seconds: the shortest pause, so that back-off options of 0 do not keep a core busy.
+_SHORTEST: Final = 0.01
 
 
 class Outage:
@@ -41,7 +45,8 @@ class Outage:
         self.error = error
         pause = options.backoff_min * 2.0 ** min(self.failures - 1, 30)
         # The upper half is jitter, so that a fleet does not come back in step.
-        self.retry_at = now + min(pause, options.backoff_max) * (0.5 + 0.5 * jitter)
+        pause = min(pause, options.backoff_max) * (0.5 + 0.5 * jitter)
+        self.retry_at = now + max(pause, _SHORTEST)
         self._refuses = False
         if verdict is Verdict.TRANSIENT:
             return "nobody"

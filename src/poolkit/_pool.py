@@ -67,6 +67,7 @@ class _Life:
         self.runtime = runtime
         self.workers = workers
         self.scope = anyio.CancelScope()
+        self.opened = False  # an open() has returned
         self.ended = False
         self._watchers: list[Any] = []
 
@@ -125,8 +126,7 @@ class Pool(Generic[C]):
         book = self._book
         if self._life is not None and self._runtime.has_ended():
             self._collapse(self._life, None)
-        mine = self._life is None
-        if mine:
+        if self._life is None:
             self._begin()
         elif not book.is_open:
             raise PoolClosed(f"pool {self.name!r} is being closed: await that, then open it")
@@ -142,13 +142,14 @@ class Pool(Generic[C]):
         self._settle()
         try:
             await runtime.park(waiter.parking)
-            if waiter.outcome != "served":
+            if waiter.outcome != "served" or self._life is not life:
                 raise words.refusal(self.name, book, waiter, limit, now=runtime.now())
         except BaseException:
             book.give_up(waiter, runtime.now())
-            if mine and life is self._life and book.is_open:  # else somebody else closes it
-                self._collapse(life, None)
+            if not (life.opened or book.openers) and life is self._life and book.is_open:
+                self._collapse(life, None)  # nobody else has opened it, or is about to
             raise
+        life.opened = True
         return self
 
     async def __aenter__(self) -> Self:
@@ -305,6 +306,8 @@ class Pool(Generic[C]):
             self._book.untake(slot, now)
             self._settle()
             slot = self._book.take(now)
+        if self._book.jobs:  # the overaged ones passed over are to be closed
+            self._settle()
         return slot
 
     async def _lease_later(self, lease: Lease[C]) -> C:
@@ -385,15 +388,16 @@ class Pool(Generic[C]):
     ) -> None:
         """End a lease, unless it has ended. Never awaits, hence cannot be interrupted."""
         book, slot = self._book, view._poolkit_slot
+        here = book.defunct or self._runtime.is_here()
+        if self._inbox and here:
+            self._drain()
         if view._poolkit_turn != slot.turn:
             return
         set_turn(view, place)
-        if not (book.defunct or self._runtime.is_here()):
+        if not here:
             # A block that is closed by the garbage collector, in whatever thread.
             self._dropped(slot, slot.turn)
             return
-        if self._inbox:
-            self._drain()
         slot.turn += 1
         now = self._runtime.now()
         if error is not None and not isinstance(error, Exception):

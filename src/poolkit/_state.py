@@ -332,8 +332,9 @@ class PoolState:
             waiter = heapq.heappop(self._deadlines)[2]
             if waiter.outcome == "waiting":
                 self._dismiss(waiter, "timed_out")
-        at_work = itertools.chain(self.connecting, self.recycling)
-        self.slow = {slot for slot in at_work if now >= slot.begun_at + _PATIENCE}
+        for at_work in (self.connecting, self.recycling):
+            while (slot := self._next_slow(at_work)) and now >= self._slow_at(slot, at_work):
+                self.slow.add(slot)
         self.stuck = {slot for slot in self.slow if now >= slot.overdue_at}
         for slot in list(self.idle):  # the coldest first
             reason = self._unfit(slot, now) or self._unneeded(slot, now)
@@ -351,9 +352,8 @@ class PoolState:
             due = min(due, self.outage.retry_at)
         if self.queue:
             for at_work in (self.connecting, self.recycling):  # the longest at it first
-                slot = next((slot for slot in at_work if slot not in self.slow), None)
-                if slot is not None:
-                    due = min(due, slot.begun_at + _PATIENCE)
+                if slot := self._next_slow(at_work):
+                    due = min(due, self._slow_at(slot, at_work))
         if self.idle and self.options.overflow_linger and self.live > self.options.max_size:
             due = min(due, self.idle[0].used_at + self.options.overflow_linger)
         return due
@@ -457,7 +457,15 @@ class PoolState:
 
     def _wanted(self) -> int:
         """Count the connections that are missing."""
-        return max(self._shortage(), self.options.min_size - self.live)
+        return max(self._shortage(), self.options.min_size - (self.live - len(self.stuck)))
+
+    def _next_slow(self, at_work: dict[Slot, None]) -> Slot | None:
+        """Return the slot that is next to be called slow: the longest at work that is not yet."""
+        return next((slot for slot in at_work if slot not in self.slow), None)
+
+    def _slow_at(self, slot: Slot, at_work: dict[Slot, None]) -> float:
+        """Return when it will be: patience doubles, so that a struggling database is not rushed."""
+        return slot.begun_at + _PATIENCE * 2.0 ** len(self.slow & at_work.keys())
 
     def _room(self) -> int:
         """Count the free slots."""
@@ -533,11 +541,11 @@ class PoolState:
 
     def _unneeded(self, slot: Slot, now: float) -> Reason | None:
         """Say why an idle connection is to go although it is good, if so."""
-        idle_for = now - slot.used_at
-        if self.live > self.options.max_size and idle_for >= self.options.overflow_linger:
+        lingers_until = slot.used_at + self.options.overflow_linger  # as `next_tick` has it
+        if self.live > self.options.max_size and now >= lingers_until:
             return "surplus"
         limit = self.options.max_idle_time
-        if limit is not None and idle_for >= limit and self.live > self.options.min_size:
+        if limit is not None and now >= slot.used_at + limit and self.live > self.options.min_size:
             return "unused"
         return None
 

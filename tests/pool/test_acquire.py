@@ -247,6 +247,7 @@ async def test_cancel_right_after_hand_off_passes_the_connection_on() -> None:
         assert "second" in served
         assert pool.stats().leased == 0
         assert pool.stats().idle == 1
+        assert pool.stats().connected == 1, "the same connection was passed on"
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -264,6 +265,7 @@ async def test_task_cancel_right_after_hand_off_passes_the_connection_on() -> No
         await second
         stats = pool.stats()
         assert (stats.cancelled, stats.waited, stats.idle, stats.leased) == (1, 1, 1, 0)
+        assert stats.connected == 1, "the same connection was passed on"
 
 
 async def test_cancelled_caller_does_not_abort_a_connect() -> None:
@@ -526,3 +528,63 @@ async def test_storm_of_cancellations_loses_nothing() -> None:
         assert driver.most_alive <= 4
         assert len(driver.alive) == stats.size
     assert not driver.alive
+
+
+async def test_dead_connection_is_not_handed_on_though_nothing_was_done_on_it() -> None:
+    """Not even straight from one holder to the next."""
+    driver = CleanDriver()
+    async with Pool(driver, max_size=1) as pool, anyio.create_task_group() as group:
+        conn = await pool.acquire()
+        answers: list[str] = []
+
+        async def waiter() -> None:
+            async with pool.acquire() as other:
+                answers.append(await other.query())
+
+        group.start_soon(waiter)
+        await wait_all_tasks_blocked()
+        next(iter(driver.alive)).dead = True
+        pool.release(conn)
+        await wait_all_tasks_blocked()
+        assert answers == ["row"]
+
+
+async def test_stale_reports_of_old_connections_renew_once() -> None:
+    """What was connected since is not old."""
+    driver = FullDriver()
+    driver.verdicts[Boom] = Verdict.STALE
+    async with Pool(driver, min_size=3, max_size=3) as pool:
+        leases = [pool.acquire() for _ in range(3)]
+        for lease in leases:
+            (await lease.__aenter__()).peek()
+        for lease in leases:
+            await lease.__aexit__(Boom, Boom(), None)
+            await wait_all_tasks_blocked()
+        assert driver.calls["connect"] == 6
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("call", ["connect", "ping", "reset", "close"])
+async def test_cancellation_that_a_library_makes_by_itself_is_an_outcome(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a failure of that call, and not the end of the pool."""
+
+    async def stray(*_: object) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+
+    driver = FakeDriver()
+    async with Pool(driver, max_size=2, ping_after=0.0, backoff_min=0.0, backoff_max=0.0) as pool:
+        monkeypatch.setattr(driver, call, stray)
+        async with pool.acquire() as conn:
+            await conn.query()
+        pool.renew()
+        await wait_all_tasks_blocked()
+        monkeypatch.undo()
+        while pool.stats().idle == 0:
+            await checkpoint()  # the next attempt is some milliseconds away
+        async with pool.acquire(timeout=5) as conn:
+            assert await conn.query() == "row"
+        assert pool.stats().leased == 0

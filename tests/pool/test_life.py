@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import anyio
@@ -24,7 +25,7 @@ from poolkit import (
     Verdict,
     WrongLoop,
 )
-from tests.fakes import Boom, CleanDriver, FakeDriver, FullDriver
+from tests.fakes import Boom, CleanDriver, FakeConnection, FakeDriver, FullDriver
 
 
 async def test_open_waits_for_min_size() -> None:
@@ -522,3 +523,185 @@ async def test_hung_job_delays_no_other() -> None:
                 await conn.query()
         gate.set()
         await checkpoint()
+
+
+async def test_second_opener_that_is_cancelled_does_not_close_the_pool() -> None:
+    """It was not its own."""
+    gate = anyio.Event()
+    pool = Pool(FakeDriver(connect=[gate]))
+    async with anyio.create_task_group() as group:
+        group.start_soon(pool.open)
+        await wait_all_tasks_blocked()
+        with anyio.move_on_after(0.01) as scope:
+            await pool.open()
+        assert scope.cancelled_caught
+        gate.set()
+    assert pool.stats().idle == 1
+    await pool.aclose()
+
+
+async def test_opening_right_after_a_cancelled_opening_works() -> None:
+    """The first root task, which starts late, leaves the second one's jobs alone."""
+    for _ in range(10):
+        pool = Pool(FakeDriver())
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await pool.open()
+        with anyio.fail_after(5):
+            await pool.open()
+            await pool.aclose()
+
+
+async def test_close_while_opening_waits_for_the_leases_given_out_already() -> None:
+    """The opener that fails by it does not end its patience."""
+    driver = FakeDriver(connect=[None, anyio.Event()])
+    pool = Pool(driver, min_size=2, max_size=2)
+    closing = anyio.Event()
+
+    async def opener() -> None:
+        with pytest.raises(PoolClosed):
+            await pool.open()
+
+    async def holder() -> None:
+        async with pool.acquire() as conn:
+            await closing.wait()
+            await wait_all_tasks_blocked()
+            assert await conn.query() == "row"
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(opener)
+        await wait_all_tasks_blocked()
+        group.start_soon(holder)
+        await wait_all_tasks_blocked()
+        closing.set()
+        with anyio.fail_after(5):
+            assert await pool.aclose(grace=None) == []
+    assert not driver.alive
+
+
+async def test_close_ends_when_the_root_task_ends_under_it() -> None:
+    """Nobody is left to tell it of releases."""
+    driver = FakeDriver()
+    pool = await Pool(driver).open()
+    async with anyio.create_task_group() as group:
+        gate = anyio.Event()
+
+        async def holder() -> None:
+            async with pool.acquire():
+                await gate.wait()
+
+        group.start_soon(holder)
+        await wait_all_tasks_blocked()
+        group.start_soon(lambda: pool.aclose(grace=None))
+        await wait_all_tasks_blocked()
+        assert pool._life is not None
+        pool._life.scope.cancel()
+        await wait_all_tasks_blocked()
+        gate.set()
+    assert not driver.alive
+
+
+async def test_watch_that_raises_is_a_failed_connect() -> None:
+    """And not the end of the pool."""
+
+    class Rude(FullDriver):
+        def watch(self, c: object, dead: object) -> None:
+            raise Boom("no")
+
+    driver = Rude()
+    async with Pool(driver, min_size=0) as pool:
+        for _ in range(2):
+            with pytest.raises(ConnectFailed, match="no"):
+                await pool.acquire()
+    assert not driver.alive
+
+
+async def test_inbox_is_not_emptied_in_another_thread() -> None:
+    """What is noted there is for the pool's own."""
+    async with Pool(FakeDriver()) as pool:
+
+        def elsewhere() -> None:
+            async def use() -> None:
+                with pytest.raises(WrongLoop):
+                    await pool.acquire()
+
+            asyncio.run(use())
+
+        noted: list[int] = []
+        pool._inbox.append(lambda: noted.append(threading.get_ident()))
+        await anyio.to_thread.run_sync(elsewhere)
+        assert noted == []
+        async with pool.acquire():
+            assert noted == [threading.get_ident()]
+
+
+async def test_first_opener_that_is_cancelled_leaves_the_pool_to_the_second() -> None:
+    """Who still waits for it gets it."""
+    gate = anyio.Event()
+    pool = Pool(FakeDriver(connect=[gate]))
+    async with anyio.create_task_group() as group:
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as first:
+                first.start_soon(pool.open)
+                await wait_all_tasks_blocked()
+                group.start_soon(pool.open)
+                await wait_all_tasks_blocked()
+                scope.cancel()
+        gate.set()
+    assert pool.stats().idle == 1
+    await pool.aclose()
+
+
+async def test_failing_connects_that_never_yield_do_not_stop_the_loop() -> None:
+    """However short the pauses are."""
+
+    class Instant(FakeDriver):
+        async def connect(self) -> FakeConnection:
+            raise Boom("at once")
+
+    pool = Pool(Instant(), backoff_min=0.0, backoff_max=0.0, acquire_timeout=0.1)
+    with anyio.fail_after(5), pytest.raises(ConnectFailed):
+        await pool.open()
+
+
+async def test_classify_that_raises_about_a_job_does_not_close_the_pool() -> None:
+    """It is reported, and the failure is one that nobody can classify."""
+
+    class Rude(FullDriver):
+        def classify(self, exc: BaseException) -> Verdict | None:
+            raise ValueError("never seen")
+
+    driver = Rude(reset=[Boom("no")])
+    async with Pool(driver, max_size=1) as pool:
+        async with pool.acquire() as conn:
+            conn.cursor()
+        async with pool.acquire(timeout=5) as conn:
+            assert conn.number == 2
+
+
+async def test_connection_that_dies_while_it_is_reset_is_not_handed_on() -> None:
+    """Though the reset succeeds."""
+
+    class Dying(FakeDriver):
+        async def reset(self, c: FakeConnection) -> None:
+            await super().reset(c)
+            c.dead = c.number == 1
+
+    driver = Dying()
+    async with Pool(driver, max_size=1) as pool:
+        async with pool.acquire() as conn:
+            await conn.query()
+        async with pool.acquire(timeout=5) as conn:
+            assert conn.number == 2
+
+
+async def test_workers_are_reused() -> None:
+    """Many jobs do not mean many tasks."""
+    driver = FakeDriver()
+    async with Pool(driver, max_size=1) as pool:
+        for _ in range(20):
+            async with pool.acquire() as conn:
+                await conn.query()
+        await wait_all_tasks_blocked()
+        assert pool._life is not None
+        assert len(pool._life.workers._parked) == 1

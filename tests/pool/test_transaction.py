@@ -215,3 +215,18 @@ async def test_transaction_on_something_else_is_refused() -> None:
             pass
         with pytest.raises(NotLeased, match="released"):
             poolkit.transaction(conn)
+
+
+async def test_outer_transaction_does_not_commit_what_a_cancelled_inner_one_left() -> None:
+    """Half of the inner work is there: the whole is rolled back."""
+    driver = FullDriver()
+    async with Pool(driver, max_size=1) as pool:
+        with pytest.raises(NotLeased, match="was cancelled"):
+            async with pool.transaction() as conn:
+                with anyio.CancelScope() as scope:
+                    async with poolkit.transaction(conn):
+                        scope.cancel()
+                        await conn.query()
+        await wait_all_tasks_blocked()
+        assert driver.calls["commit"] == 0
+        assert driver.calls["reset"] == 1

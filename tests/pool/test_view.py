@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
+from typing import Self
 
 import anyio
 import pytest
 from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
 
-from poolkit import NotLeased, Pool
-from tests.fakes import CleanDriver, FakeConnection, FakeDriver, FullDriver
+from poolkit import ConnectFailed, NotLeased, Pool
+from tests.fakes import CleanDriver, FakeConnection, FakeCursor, FakeDriver, FullDriver
 
 
 async def test_view_forwards_both_ways() -> None:
@@ -100,7 +102,7 @@ async def test_busy_connection_is_never_handed_on_as_it_is() -> None:
 
 
 async def test_late_end_of_an_operation_does_not_disturb_the_next_lease() -> None:
-    """What was under way when a lease ended is not counted against the next one."""
+    """What outlives even the reset costs its connection; the next lease has another."""
     driver = CleanDriver()
     async with Pool(driver, max_size=1) as pool, anyio.create_task_group() as group:
         async with pool.acquire() as conn:
@@ -109,12 +111,41 @@ async def test_late_end_of_an_operation_does_not_disturb_the_next_lease() -> Non
             group.start_soon(conn.query)
             await wait_all_tasks_blocked()
         async with pool.acquire() as conn:
+            assert conn.number == 2
             slot = next(iter(pool._book.leased))
-            assert slot.busy == 0
             real.gate.set()
             await wait_all_tasks_blocked()
-            assert slot.busy == 0
-        assert driver.calls["reset"] == 1
+            assert (slot.busy, slot.cancelled) == (0, False)
+
+
+async def test_what_an_operation_does_after_the_reset_is_undone_too() -> None:
+    """It may take another step before its task learns that the lease has ended."""
+    driver = CleanDriver()
+
+    class Stepping(FakeConnection):
+        async def steps(self) -> None:
+            await self.query()
+            await gate.wait()
+            await self.query()
+
+    async def connect() -> FakeConnection:
+        return Stepping(driver, 1)
+
+    async def reset(c: FakeConnection) -> None:
+        driver.calls["reset"] += 1
+        c.dirty = False
+        gate.set()
+
+    gate = anyio.Event()
+    driver.connect = connect  # type: ignore[method-assign]
+    driver.reset = reset  # type: ignore[method-assign]
+    async with Pool(driver, max_size=1) as pool, anyio.create_task_group() as group:
+        async with pool.acquire() as conn:
+            group.start_soon(conn.steps)  # type: ignore[attr-defined]
+            await wait_all_tasks_blocked()
+        async with pool.acquire(timeout=5) as conn:
+            assert not conn.dirty
+        assert driver.calls["reset"] == 2
 
 
 async def test_object_made_from_a_connection_is_revoked_at_release() -> None:
@@ -163,3 +194,131 @@ async def test_untouched_lease_needs_neither_reset_nor_question() -> None:
             await checkpoint()
         assert pool.stats().idle == 1
         assert driver.calls["reset"] == 0
+
+
+async def test_coroutine_of_a_plain_method_is_dead_after_release() -> None:
+    """It must not run on the next user's connection."""
+    driver = CleanDriver()
+    async with Pool(driver, max_size=1) as pool:
+        async with pool.acquire() as conn:
+            late = conn.query_later()
+        await wait_all_tasks_blocked()
+        async with pool.acquire():
+            with pytest.raises(NotLeased):
+                await late
+
+
+async def test_operation_that_outlives_the_reset_costs_the_connection() -> None:
+    """It would go on under the next user."""
+    driver = CleanDriver()
+
+    class Copying(FakeConnection):
+        async def copy(self, rows: anyio.Event) -> None:
+            await self.query()
+            await rows.wait()
+            if not self.dead:
+                await self.query()
+
+    async def connect() -> FakeConnection:
+        conn = Copying(driver, next(driver.numbers))
+        driver.alive.add(conn)
+        return conn
+
+    driver.connect = connect  # type: ignore[method-assign]
+    rows = anyio.Event()
+    async with Pool(driver, max_size=1) as pool, anyio.create_task_group() as group:
+        async with pool.acquire() as conn:
+            group.start_soon(conn.copy, rows)  # type: ignore[attr-defined]
+            await wait_all_tasks_blocked()
+        async with pool.acquire(timeout=5) as conn:
+            assert conn.number == 2
+        assert pool.stats().retired == {"broken": 1}
+        rows.set()
+
+
+async def test_connection_that_returns_itself_stays_behind_the_view() -> None:
+    """From a method, an asynchronous one, an attribute, and `async with`."""
+    driver = FullDriver()
+
+    class Fluent(FakeConnection):
+        def __init__(self, driver: FakeDriver, number: int) -> None:
+            super().__init__(driver, number)
+            self.me = self
+            self.bound = self.peek
+
+        def fluent(self) -> Fluent:
+            return self
+
+        async def begin(self) -> Fluent:
+            return self
+
+        async def __aenter__(self) -> Self:  # type: ignore[override]
+            return self
+
+    async def connect() -> FakeConnection:
+        return Fluent(driver, 1)
+
+    driver.connect = connect  # type: ignore[method-assign]
+    async with Pool(driver, max_size=1) as pool:
+        async with pool.acquire() as conn:
+            assert isinstance(conn, Fluent)
+            assert conn.fluent() is conn
+            assert await conn.begin() is conn
+            assert conn.me is conn
+            bound = conn.bound
+            assert bound() == 1
+            async with conn as entered:
+                assert entered is conn
+            assert await type(conn).query(conn, "x") == "x"
+        with pytest.raises(NotLeased):
+            bound()
+
+
+async def test_computed_attribute_is_an_attribute() -> None:
+    """A cached property is no method."""
+    driver = CleanDriver()
+
+    class Computed(FakeConnection):
+        @functools.cached_property
+        def info(self) -> str:
+            return "info"
+
+    async def connect() -> FakeConnection:
+        return Computed(driver, 1)
+
+    driver.connect = connect  # type: ignore[method-assign]
+    async with Pool(driver) as pool, pool.acquire() as conn:
+        assert conn.info == "info"  # type: ignore[attr-defined]
+
+
+async def test_view_hint_that_cannot_be_is_a_failed_connect() -> None:
+    """It says which class; no slot is lost."""
+
+    class Hint:
+        """Without empty slots."""
+
+    driver = CleanDriver()
+    driver.view = (Hint,)  # type: ignore[attr-defined]
+    async with Pool(driver, min_size=0, max_size=1) as pool:
+        with pytest.raises(ConnectFailed, match=r"empty __slots__.*Hint"):
+            await pool.acquire()
+        assert pool.stats().size == 0
+    assert not driver.alive
+
+
+async def test_objects_in_a_list_count_as_made_from_the_connection() -> None:
+    """Without a way to revoke them the connection is retired."""
+    driver = CleanDriver()
+
+    class Listing(FakeConnection):
+        async def cursors(self) -> list[FakeCursor]:
+            return [self.cursor()]
+
+    async def connect() -> FakeConnection:
+        return Listing(driver, 1)
+
+    driver.connect = connect  # type: ignore[method-assign]
+    async with Pool(driver, min_size=0, max_size=1) as pool:
+        async with pool.acquire() as conn:
+            await conn.cursors()  # type: ignore[attr-defined]
+        assert pool.stats().retired == {"broken": 1}

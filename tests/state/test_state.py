@@ -552,3 +552,104 @@ def test_giving_up_keeps_the_heap_of_deadlines_small() -> None:
         desk.book.give_up(waiter, desk.now)
     assert len(desk.book._deadlines) < 100
     assert desk.book.outcomes["cancelled"] == 1000
+
+
+def test_idle_connection_is_pinged_for_a_waiter_beside_a_connect_under_way() -> None:
+    """A ping is quicker, and the connect may hang."""
+    desk = Desk(min_size=2, ping_after=1.0).open()
+    desk.book.died(desk.book.idle[0], desk.now)
+    assert len(desk.jobs("connect")) == 1
+    desk.now = 2.0
+    waiter = desk.join()
+    desk.book.pinged(desk.begin("ping"), desk.now)
+    assert waiter.outcome == "served"
+
+
+def test_connect_that_hangs_is_nobodys_prospect_after_a_moment() -> None:
+    """Another is owed, within `max_connecting`."""
+    desk = Desk(min_size=1, max_size=9, max_connecting=3).open()
+    desk.take()
+    for _ in range(5):
+        desk.join()
+    desk.begin("connect")
+    assert not desk.jobs("connect")
+    assert desk.book.next_tick() == 0.5
+    desk.tick(0.5)
+    assert len(desk.jobs("connect")) == 1
+    desk.begin("connect")
+    assert desk.book.next_tick() == 1.5, "patience doubles"
+    desk.tick(1.5)
+    assert len(desk.jobs("connect")) == 1
+    desk.begin("connect")
+    desk.tick(5.0)
+    assert not desk.jobs("connect"), "three are under way"
+
+
+def test_connect_that_is_stuck_does_not_count_for_min_size() -> None:
+    """Another is owed in its place."""
+    desk = Desk(min_size=1, max_size=3, connect_timeout=1.0)
+    desk.opener = desk.waiter()
+    desk.book.open(desk.opener, desk.now)
+    desk.begin("connect")
+    desk.tick(2.0)
+    desk.connect()
+    assert desk.opener.outcome == "served"
+
+
+def test_alarm_is_never_set_for_a_connect_that_is_not_wanted() -> None:
+    """It would ring again and again."""
+    desk = Desk(min_size=0, max_size=2, ping_after=None).open()
+    desk.join()
+    slot = desk.connect()
+    desk.join()
+    desk.fail()
+    desk.book.release_dirty(slot, desk.now)
+    desk.begin("reset")
+    assert desk.book.next_tick() > desk.now
+    desk.tick(5.0)
+    assert desk.book.next_tick() > desk.now
+
+
+def test_first_hiccup_is_not_held_against_newcomers() -> None:
+    """The next attempt is for them."""
+    desk = Desk(min_size=0, max_size=5).open()
+    desk.join()
+    desk.fail(None)
+    desk.now = 3600.0
+    newcomers = [desk.join() for _ in range(3)]
+    assert {waiter.outcome for waiter in newcomers} == {"waiting"}
+
+
+def test_outage_of_long_ago_is_not_held_against_newcomers() -> None:
+    """Nobody has tried since: the database may be well."""
+    desk = Desk(min_size=0, max_size=5, connect_timeout=5.0, backoff_max=1.5).open()
+    desk.join()
+    desk.fail(Verdict.FATAL)
+    desk.now = 3600.0
+    newcomers = [desk.join() for _ in range(3)]
+    assert {waiter.outcome for waiter in newcomers} == {"waiting"}
+
+
+def test_probe_that_never_ends_does_not_refuse_newcomers_for_ever() -> None:
+    """Overdue, it counts no more."""
+    desk = Desk(min_size=0, max_size=5, connect_timeout=None, backoff_max=1.0).open()
+    desk.join()
+    desk.fail(Verdict.FATAL)
+    desk.now = 2.0
+    desk.join(patience=0.5)
+    hung = desk.begin("connect")
+    hung.overdue_at = 3.0
+    assert desk.join().outcome == "failed"
+    desk.tick(3.0)
+    assert desk.join().outcome == "waiting"
+
+
+def test_connect_that_began_before_a_renewal_says_nothing_when_it_fails() -> None:
+    """No outage, and another is owed at once."""
+    desk = Desk(min_size=0).open()
+    desk.join()
+    slot = desk.begin("connect")
+    desk.book.renew(desk.now)
+    desk.book.connect_failed(slot, OSError(), Verdict.FATAL, desk.now)
+    assert desk.book.outage is None
+    assert len(desk.jobs("connect")) == 1
