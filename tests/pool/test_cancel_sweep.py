@@ -1,0 +1,153 @@
+"""Cancelled at any step: whatever was going on, afterwards everything is where it should be.
+
+Each scenario is begun again and again, and cancelled after one turn of the event loop, after two,
+and so on, until it has ended by itself before its cancellation came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+import poolkit
+from poolkit import Pool, PoolClosed
+from tests.fakes import FakeConnection, FullDriver
+from tests.invariants import check_book
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    Scenario = Callable[[Pool[FakeConnection]], Awaitable[None]]
+
+MOST_STEPS = 200
+
+
+async def open_close(pool: Pool[FakeConnection]) -> None:
+    """Open and close."""
+    async with pool:
+        pass
+
+
+async def wait_in_line(pool: Pool[FakeConnection]) -> None:
+    """Hold a connection while others wait for it."""
+
+    async def user() -> None:
+        async with pool.acquire() as conn:
+            await conn.query()
+
+    async with pool:
+        conn = await pool.acquire()
+        try:
+            async with anyio.create_task_group() as group:
+                for _ in range(3):
+                    group.start_soon(user)
+                await conn.query()
+                pool.release(conn)
+        except BaseException:
+            if pool.leases() and "leased" in repr(conn):
+                pool.release(conn)
+            raise
+
+
+async def transactions(pool: Pool[FakeConnection]) -> None:
+    """Commit one, roll one back, and one inside a lease."""
+    async with pool:
+        async with pool.transaction() as conn:
+            await conn.query()
+        with pytest.raises(ValueError, match="roll back"):
+            async with pool.transaction():
+                raise ValueError("roll back")
+        async with pool.acquire() as conn, poolkit.transaction(conn):
+            await conn.query()
+
+
+async def close_while_held(pool: Pool[FakeConnection]) -> None:
+    """Close with a holder that takes its time, and open again."""
+    await pool.open()
+
+    async def holder() -> None:
+        with contextlib.suppress(PoolClosed):  # it may still have been in line
+            async with pool.acquire() as conn:
+                await conn.query()
+                await checkpoint()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(holder)
+        await checkpoint()
+        group.start_soon(pool.aclose)
+    await pool.open()
+    await pool.aclose()
+
+
+SCENARIOS = [open_close, wait_in_line, transactions, close_while_held]
+
+
+async def come_to_rest(pool: Pool[FakeConnection], driver: FullDriver) -> None:
+    """Close if it is open still; then nothing may be left, and the pool must work."""
+    with anyio.fail_after(10):
+        await pool.aclose()
+        for _ in range(10):
+            await checkpoint()
+    stats = pool.stats()
+    assert (stats.size, stats.waiting) == (0, 0), stats
+    assert not driver.alive
+    check_book(pool._book, pool._now())
+    with anyio.fail_after(10):
+        async with pool, pool.acquire() as conn:
+            assert await conn.query() == "row"
+    assert not driver.alive
+
+
+def make() -> tuple[Pool[FakeConnection], FullDriver]:
+    """Return a pool of one, so that everything is contended."""
+    driver = FullDriver()
+    return Pool(driver, max_size=1, ping_after=0.0), driver
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+async def test_scope_cancelled_at_any_step_loses_nothing(scenario: Scenario) -> None:
+    """By a cancel scope, which cancels again at every await."""
+    for steps in range(MOST_STEPS):
+        pool, driver = make()
+        ended = False
+
+        async def run(pool: Pool[FakeConnection] = pool) -> None:
+            nonlocal ended
+            await scenario(pool)
+            ended = True
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(run)
+            for _ in range(steps):
+                await checkpoint()
+            group.cancel_scope.cancel()
+        await come_to_rest(pool, driver)
+        if ended:
+            return
+    raise AssertionError("the scenario never ended")
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("scenario", SCENARIOS)
+async def test_task_cancelled_at_any_step_loses_nothing(
+    scenario: Scenario, anyio_backend: Any
+) -> None:
+    """By asyncio's own cancellation, which comes once and may hit a caller already served."""
+    for steps in range(MOST_STEPS):
+        pool, driver = make()
+        task = asyncio.ensure_future(scenario(pool))
+        for _ in range(steps):
+            await checkpoint()
+        ended = task.done()
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled() or task.exception() is None, task
+        await come_to_rest(pool, driver)
+        if ended:
+            return
+    raise AssertionError("the scenario never ended")
