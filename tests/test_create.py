@@ -67,6 +67,7 @@ def test_bare_timeout_is_refused_naming_the_candidates() -> None:
         ({"max_size": None}, "max_size=None"),
         ({"max_overflow": -1}, "max_overflow=-1"),
         ({"max_waiting": -1}, "max_waiting=-1"),
+        ({"max_waiting": 0, "min_size": 0}, "max_waiting=0 with min_size=0"),
         ({"max_connecting": 0}, "max_connecting=0"),
         ({"max_uses": 0}, "max_uses=0"),
         ({"acquire_timeout": -0.1}, "acquire_timeout=-0.1"),

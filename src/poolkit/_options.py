@@ -66,7 +66,8 @@ class Options:
     """Seconds that one acquire, or opening the pool, may take in all, whatever it waits for."""
 
     max_waiting: int | None = None
-    """The longest queue, at least 1; whoever comes when it is full gets `PoolBusy` at once."""
+    """The longest queue; whoever comes when it is full gets `PoolBusy` at once. 0: nobody waits for
+    a connection that somebody holds, or that is not open yet."""
 
     connect_timeout: float | None = 5.0
     """Seconds for one connect, ``on_connect`` included. Keep it below ``acquire_timeout``, or a
@@ -137,6 +138,11 @@ class Options:
                 f"min_size={self.min_size} is above max_size={self.max_size}: "
                 "raise max_size or lower min_size"
             )
+        if self.max_waiting == 0 and self.min_size == 0:
+            raise PoolConfigError(
+                "max_waiting=0 with min_size=0: nobody could wait for the first connection; give "
+                "min_size=1 or more"
+            )
         if self.backoff_min > self.backoff_max:
             raise PoolConfigError(
                 f"backoff_min={self.backoff_min} is above backoff_max={self.backoff_max}"
@@ -155,7 +161,7 @@ _COUNTS = {
     "min_size": 0,
     "max_size": 1,
     "max_overflow": 0,
-    "max_waiting": 1,
+    "max_waiting": 0,
     "max_connecting": 1,
     "max_uses": 1,
 }

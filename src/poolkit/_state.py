@@ -174,7 +174,7 @@ class PoolState:
             self._dismiss(waiter, "closed")
         elif waiter.deadline <= now:
             self._dismiss(waiter, "timed_out")
-        elif limit is not None and len(self.queue) >= limit:
+        elif limit is not None and len(self.queue) - len(self.idle) >= limit:  # idle: to be pinged
             self._dismiss(waiter, "busy")
         elif self._refuses_newcomers(now):
             self._dismiss(waiter, "failed", self.last_error)

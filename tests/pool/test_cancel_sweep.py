@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
 
 import poolkit
@@ -29,6 +30,7 @@ MOST_STEPS = 200
 
 async def open_close(pool: Pool[FakeConnection]) -> None:
     """Open and close."""
+    await pool.aclose()
     async with pool:
         pass
 
@@ -40,35 +42,27 @@ async def wait_in_line(pool: Pool[FakeConnection]) -> None:
         async with pool.acquire() as conn:
             await conn.query()
 
-    async with pool:
-        conn = await pool.acquire()
-        try:
-            async with anyio.create_task_group() as group:
-                for _ in range(3):
-                    group.start_soon(user)
-                await conn.query()
-                pool.release(conn)
-        except BaseException:
-            if pool.leases() and "leased" in repr(conn):
-                pool.release(conn)
-            raise
+    async with anyio.create_task_group() as group:
+        async with pool.acquire() as conn:
+            for _ in range(3):
+                group.start_soon(user)
+            await conn.query()
+            await checkpoint()
 
 
 async def transactions(pool: Pool[FakeConnection]) -> None:
     """Commit one, roll one back, and one inside a lease."""
-    async with pool:
-        async with pool.transaction() as conn:
-            await conn.query()
-        with pytest.raises(ValueError, match="roll back"):
-            async with pool.transaction():
-                raise ValueError("roll back")
-        async with pool.acquire() as conn, poolkit.transaction(conn):
-            await conn.query()
+    async with pool.transaction() as conn:
+        await conn.query()
+    with pytest.raises(ValueError, match="roll back"):
+        async with pool.transaction():
+            raise ValueError("roll back")
+    async with pool.acquire() as conn, poolkit.transaction(conn):
+        await conn.query()
 
 
 async def close_while_held(pool: Pool[FakeConnection]) -> None:
     """Close with a holder that takes its time, and open again."""
-    await pool.open()
 
     async def holder() -> None:
         with contextlib.suppress(PoolClosed):  # it may still have been in line
@@ -88,11 +82,13 @@ SCENARIOS = [open_close, wait_in_line, transactions, close_while_held]
 
 
 async def come_to_rest(pool: Pool[FakeConnection], driver: FullDriver) -> None:
-    """Close if it is open still; then nothing may be left, and the pool must work."""
+    """Nothing may be held or waited for; after closing nothing is left; and the pool works."""
+    await wait_all_tasks_blocked()
+    stats = pool.stats()
+    assert (stats.leased, stats.waiting, stats.size) == (0, 0, stats.idle), stats
+    assert len(driver.alive) == stats.idle
     with anyio.fail_after(10):
         await pool.aclose()
-        for _ in range(10):
-            await checkpoint()
     stats = pool.stats()
     assert (stats.size, stats.waiting) == (0, 0), stats
     assert not driver.alive
@@ -103,17 +99,17 @@ async def come_to_rest(pool: Pool[FakeConnection], driver: FullDriver) -> None:
     assert not driver.alive
 
 
-def make() -> tuple[Pool[FakeConnection], FullDriver]:
-    """Return a pool of one, so that everything is contended."""
+async def make() -> tuple[Pool[FakeConnection], FullDriver]:
+    """Return an open pool of one, so that everything is contended."""
     driver = FullDriver()
-    return Pool(driver, max_size=1, ping_after=0.0), driver
+    return await Pool(driver, max_size=1, ping_after=0.0).open(), driver
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 async def test_scope_cancelled_at_any_step_loses_nothing(scenario: Scenario) -> None:
     """By a cancel scope, which cancels again at every await."""
     for steps in range(MOST_STEPS):
-        pool, driver = make()
+        pool, driver = await make()
         ended = False
 
         async def run(pool: Pool[FakeConnection] = pool) -> None:
@@ -139,7 +135,7 @@ async def test_task_cancelled_at_any_step_loses_nothing(
 ) -> None:
     """By asyncio's own cancellation, which comes once and may hit a caller already served."""
     for steps in range(MOST_STEPS):
-        pool, driver = make()
+        pool, driver = await make()
         task = asyncio.ensure_future(scenario(pool))
         for _ in range(steps):
             await checkpoint()

@@ -310,6 +310,16 @@ def test_max_waiting_refuses_the_next() -> None:
     assert desk.join().outcome == "busy"
 
 
+def test_max_waiting_zero_still_lets_an_idle_connection_be_pinged() -> None:
+    """Only what somebody holds is not waited for."""
+    desk = Desk(max_size=1, max_waiting=0, ping_after=1.0).open()
+    desk.now = 5.0
+    waiter = desk.join()
+    assert desk.join().outcome == "busy"
+    desk.book.pinged(desk.begin("ping"), desk.now)
+    assert waiter.outcome == "served"
+
+
 def test_max_connecting_bounds_connects_at_a_cold_start() -> None:
     """As many at once as allowed, no more."""
     desk = Desk(min_size=0, max_size=10, max_connecting=3).open()
