@@ -364,7 +364,7 @@ def test_waiters_and_holders_survive_the_end_of_the_loop() -> None:
     async def holder() -> None:
         async with pool.acquire() as conn:
             try:
-                await asyncio.sleep(60)
+                await asyncio.Event().wait()
             finally:
                 seen.append(await conn.query())
 
