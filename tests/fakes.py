@@ -186,7 +186,7 @@ class FullDriver(CleanDriver):
         """Remember whom to tell."""
         self.watched[c] = dead
 
-    def classify(self, exc: BaseException) -> Verdict | None:
+    def classify(self, exc: BaseException, c: FakeConnection | None) -> Verdict | None:
         """Look the verdict up."""
         return self.verdicts.get(type(exc))
 

@@ -20,8 +20,9 @@ Optional methods, looked up once when the pool is made:
 ``watch(c, dead)``
     Call ``dead()`` (from any thread) when the library learns by itself that ``c`` has died. Called
     once for each connection, after ``on_connect``.
-``classify(exc) -> Verdict``
-    What an error says about this connection, about the others and about connecting.
+``classify(exc, c) -> Verdict | None``
+    What an error says about ``c`` and about the others; about connecting, if ``c`` is None. None:
+    the driver cannot tell. Errors that only passed through a lease are asked about as well.
 ``transaction(c, **settings)``
     An async context manager: begin; commit, or roll back on an exception. After a cancellation it
     is dropped without being left, so it must be a class: an async generator would be finalised at
@@ -33,7 +34,8 @@ Optional methods, looked up once when the pool is made:
     An attribute: the pool's name unless it is given one, as ``host:port/database``; no secrets.
 ``view``
     An attribute: base classes for the view class, so that it passes the library's own
-    ``isinstance`` checks where ``__class__`` alone does not.
+    ``isinstance`` checks where ``__class__`` alone does not. Methods they define are the view's
+    own, instead of the connection's.
 """
 
 from __future__ import annotations

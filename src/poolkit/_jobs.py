@@ -63,7 +63,7 @@ class Workers:
         self._runtime = runtime
         self._settle = settle
         self._found_dead = found_dead
-        self._classify: Callable[[BaseException], Verdict] | None = getattr(
+        self._classify: Callable[[BaseException, Any], Verdict | None] | None = getattr(
             driver, "classify", None
         )
         self._group: TaskGroup | None = None
@@ -148,7 +148,9 @@ class Workers:
             else:
                 if connection is not None:
                     terminate(self._driver, connection)
-                verdict = Verdict.TRANSIENT if scope.cancelled_caught else self._verdict(error)
+                verdict = (
+                    Verdict.TRANSIENT if scope.cancelled_caught else self._verdict(error, None)
+                )
                 self._book.connect_failed(slot, error, verdict, self._runtime.now())
             del error  # its traceback refers to this frame
 
@@ -198,7 +200,8 @@ class Workers:
             succeeded = error is None
             if error is not None:
                 logger.debug("terminating a connection: %r", error)
-                gone = scope.cancelled_caught or self._verdict(error) is Verdict.SERVER_GONE
+                verdict = self._verdict(error, slot.connection)
+                gone = scope.cancelled_caught or verdict is Verdict.SERVER_GONE
                 self._book.recycle_failed(slot, self._runtime.now(), suspect_others=gone)
             del error  # its traceback refers to this frame
         return succeeded, result
@@ -233,11 +236,11 @@ class Workers:
         if not (isinstance(error, Exception) or self._runtime.is_stray(error)):
             raise error
 
-    def _verdict(self, error: BaseException) -> Verdict | None:
+    def _verdict(self, error: BaseException, connection: Any) -> Verdict | None:
         if self._classify is None or not isinstance(error, Exception):
             return None
         try:
-            return self._classify(error)
+            return self._classify(error, connection)
         except Exception:  # a driver that raises where it must not
             logger.exception("%s.classify raised", type(self._driver).__name__)
             return None

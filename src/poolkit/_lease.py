@@ -232,8 +232,8 @@ _classes: Final[dict[tuple[type, tuple[type, ...]], type]] = {}
 def view_class(kind: type, bases: tuple[type, ...] = ()) -> type:
     """Return the view class for one type of connection: made once.
 
-    ``bases`` are empty classes (no slots, no attributes) that make the library's own ``isinstance``
-    checks pass.
+    ``bases`` are classes without slots of their own that make the library's own ``isinstance``
+    checks pass; methods they define take the place of the connection's.
     """
     if (kind, bases) not in _classes:
         _classes[kind, bases] = _make_class(kind, bases)
@@ -246,9 +246,10 @@ def _make_class(kind: type, bases: tuple[type, ...]) -> type:
         "__class__": property(lambda _: kind),
         "__doc__": f"A `{kind.__qualname__}`, until it is given back.",
     }
+    own = {name for base in bases for name in dir(base) if not hasattr(object, name)}
     for name in dir(kind):
         special = name.startswith("__") and name.endswith("__")
-        if name in _OWN or (special and hasattr(object, name)):
+        if name in _OWN or (special and hasattr(object, name)) or name in own:
             continue
         value = inspect.getattr_static(kind, name)
         if callable(value) and inspect.isroutine(value) and not isinstance(value, _UNBOUND):

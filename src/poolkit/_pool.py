@@ -426,7 +426,7 @@ class Pool(Generic[C]):
             return True  # whoever kept the cursor would read the next user's session
         classify = getattr(self._driver, "classify", None)
         if isinstance(error, Exception) and classify is not None:
-            verdict = classify(error)
+            verdict = classify(error, connection)
             if verdict is Verdict.STALE and slot.generation == self._book.generation:
                 self._book.renew(now)
             elif verdict is Verdict.SERVER_GONE:

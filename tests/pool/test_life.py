@@ -668,7 +668,7 @@ async def test_classify_that_raises_about_a_job_does_not_close_the_pool() -> Non
     """It is reported, and the failure is one that nobody can classify."""
 
     class Rude(FullDriver):
-        def classify(self, exc: BaseException) -> Verdict | None:
+        def classify(self, exc: BaseException, c: FakeConnection | None) -> Verdict | None:
             raise ValueError("never seen")
 
     driver = Rude(reset=[Boom("no")])

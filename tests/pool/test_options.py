@@ -120,7 +120,7 @@ async def test_driver_that_raises_where_it_must_not_loses_its_connection_only(
     """Neither a slot nor the pool: it is reported, and the connection is replaced."""
     driver = FullDriver()
 
-    def rude(_: object) -> None:
+    def rude(*_: object) -> None:
         raise Boom(method)
 
     async with Pool(driver, max_size=1) as pool:

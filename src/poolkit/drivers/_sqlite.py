@@ -190,7 +190,7 @@ class SQLiteDriver(Generic[C]):
         """
         self._inside(c)._raw.remember()
 
-    def classify(self, exc: BaseException, /) -> Verdict:
+    def classify(self, exc: BaseException, _: C | None = None, /) -> Verdict:
         """Say what an error means: most concern their statement only."""
         verdict: Verdict | None = getattr(exc, "_poolkit_verdict", None)
         if verdict is not None:

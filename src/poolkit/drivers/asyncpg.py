@@ -1,0 +1,367 @@
+"""The driver for asyncpg: PostgreSQL on asyncio.
+
+What asyncpg's own pool does not do, each found out on a real server: a cancelled operation is
+waited for, and one still under way is cancelled on the server, before anything else is sent; what a
+reset has to undo includes roles, temporary tables and sequences; dead peers are noticed while idle.
+
+It leans on these members of asyncpg that are not documented: ``_pool_release_ctr``, the guard of
+its statements, cursors and transactions; ``_top_xact``; ``_listeners`` and the like; ``_protocol``
+with ``_is_cancelling``, ``_wait_for_cancellation``, ``_request_cancel`` and ``close_statement``;
+``_transport``; and, overridden, ``_unwrap`` and the ``_drop_*_cache`` of its connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import socket
+import weakref
+from typing import TYPE_CHECKING, Any, Final
+
+from poolkit._driver import Verdict, missing_extra
+from poolkit._errors import PoolConfigError
+from poolkit._lease import watched
+from poolkit._pool import Pool
+
+try:
+    import asyncpg
+    from asyncpg import exceptions as pg
+    from asyncpg.connection import _ConnectionProxy
+    from asyncpg.protocol.protocol import NO_TIMEOUT, PreparedStatementState
+except ImportError as missing:
+    raise missing_extra("asyncpg", missing) from missing
+
+from poolkit.drivers import _asyncpg_errors as errors
+from poolkit.drivers._asyncpg_settings import (
+    CreateOptions,
+    Settings,
+    SettingsDict,
+    check_dsn,
+    split_options,
+    split_url,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from asyncpg.transaction import Transaction
+    from typing_extensions import Unpack
+
+logger = logging.getLogger("poolkit")
+
+
+def create_pool(
+    dsn: str | None = None, **options: Unpack[CreateOptions]
+) -> Pool[asyncpg.Connection]:
+    """Return a pool of `asyncpg.Connection` for a PostgreSQL database.
+
+    Options are the pool's (`Options`) and the driver's (`Settings`): ``reset``, ``pooler``,
+    ``tcp_timeout`` and ``connect_kwargs``, which go to `asyncpg.connect`.
+
+    Raises `PoolConfigError` for options or a DSN that cannot work.
+    """
+    settings, pool_options = split_options(options)
+    return Pool(AsyncpgDriver(dsn, **settings), **pool_options)
+
+
+def from_url(url: str) -> AsyncpgDriver:
+    """Return the driver for a URL: ``postgresql://user:password@host:port/database``.
+
+    The query has what asyncpg takes there (``?sslmode=require``, settings of the session) and the
+    driver's own settings but for ``connect_kwargs`` (``?pooler=transaction``).
+    """
+    dsn, settings = split_url(url)
+    return AsyncpgDriver(dsn, **settings)
+
+
+# -- the connection and its handle ---------------------------------------------------------------
+
+
+@functools.cache
+def _pooled(kind: Any) -> Any:
+    """Return the subclass of a class of connections whose members know of each other."""
+
+    class PooledConnection(kind):  # type: ignore[misc]
+        """A connection of asyncpg in one of poolkit's pools."""
+
+        __slots__ = ("_handle", "_in_use", "_left_behind", "_own", "_siblings")
+
+        def _unwrap(self) -> Any:
+            """Give callbacks the handle of the lease that has set them."""
+            handle = self._handle and self._handle()
+            return self if handle is None else handle
+
+        def _drop_global_statement_cache(self) -> None:
+            for c in self._siblings:
+                c._drop_local_statement_cache()
+
+        def _drop_global_type_cache(self) -> None:
+            for c in self._siblings:
+                if not c.is_closed():
+                    c._drop_local_type_cache()
+
+    return PooledConnection
+
+
+class _Handle(_ConnectionProxy):
+    """What the view of a connection adds: callbacks get the view, which dies with the lease."""
+
+    __slots__ = ()
+
+    async def add_listener(self: Any, channel: str, callback: Any) -> None:
+        slot = self._poolkit_touch("add_listener")
+        slot.connection._handle = weakref.ref(self)
+        await watched(slot, slot.connection.add_listener(channel, callback))
+
+    def add_log_listener(self: Any, callback: Any) -> None:
+        c = self._poolkit_touch("add_log_listener").connection
+        c._handle = weakref.ref(self)
+        c.add_log_listener(callback)
+
+    def add_termination_listener(self: Any, callback: Any) -> None:
+        c = self._poolkit_touch("add_termination_listener").connection
+        c._handle = weakref.ref(self)
+        c.add_termination_listener(callback)
+
+
+# -- the driver ----------------------------------------------------------------------------------
+
+#: Everything that `DISCARD ALL` discards, except asyncpg's prepared statements; in one round trip,
+#: and with asyncpg's own reset query in the middle, which a subclass may have its say in.
+_FULL: Final = (
+    "RESET SESSION AUTHORIZATION;RESET ROLE;{}\nDISCARD PLANS;DISCARD TEMP;DISCARD SEQUENCES;"
+)
+_DEALLOCATE: Final = """\
+DO $$DECLARE n text; BEGIN
+    FOR n IN SELECT name FROM pg_catalog.pg_prepared_statements WHERE from_sql LOOP
+        EXECUTE pg_catalog.format('DEALLOCATE %I', n);
+    END LOOP;
+END$$;"""
+#: Fails with a division by zero, on the simple protocol, unless the session is the server's own.
+_PROBE: Final = "SELECT 1 / (pg_catalog.pg_backend_pid() = {})::int"
+
+
+class AsyncpgDriver:
+    """How connections of asyncpg are opened, checked, cleaned and closed. On asyncio only."""
+
+    def __init__(self, dsn: str | None = None, **settings: Unpack[SettingsDict]) -> None:
+        self.settings = Settings(**settings)
+        self._dsn, self.name = check_dsn(dsn, self.settings)
+        self._arguments = self.settings.arguments()
+        kind = self._arguments.pop("connection_class", asyncpg.Connection)
+        if not (isinstance(kind, type) and issubclass(kind, asyncpg.Connection)):
+            raise PoolConfigError("connection_class is not a subclass of asyncpg.Connection")
+        self._kind = _pooled(kind)
+        self._is_light = self.settings.reset in ("transaction", "none")
+        self._siblings: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._knows_path = self.settings.pooler is not None
+        self._had_primary = False
+
+    #: What makes ``isinstance(conn, asyncpg.Connection)`` true of a view.
+    view = (_Handle,)
+
+    async def connect(self) -> asyncpg.Connection:
+        """Open a connection; asyncpg leaves none behind if it is cancelled."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise PoolConfigError(
+                "asyncpg runs on asyncio only, and so does its pool: there is no driver for "
+                "PostgreSQL on trio yet"
+            ) from None
+        try:
+            c: Any = await asyncpg.connect(
+                self._dsn, connection_class=self._kind, **self._arguments
+            )
+        except ConnectionError as error:
+            if "rejected SSL upgrade" not in str(error):
+                raise
+            raise ConnectionError(f"{error}: it has no TLS, or is no PostgreSQL") from error
+        try:
+            self._adopt(c)
+            if not self._knows_path:
+                await self._look_for_pooler(c)
+        except BaseException:
+            c.terminate()
+            raise
+        return c  # type: ignore[no-any-return]
+
+    def _adopt(self, c: Any) -> None:
+        self._siblings.add(c)
+        c._siblings = self._siblings
+        c._handle = None
+        c._left_behind = ""
+        c._in_use = PreparedStatementState("", "", c._protocol, asyncpg.Record, False)
+        c._in_use.attach()
+        self._had_primary |= _standby(c) == "off"
+        if self.settings.tcp_timeout is not None:
+            _watch_peer(c._transport.get_extra_info("socket"), self.settings.tcp_timeout)
+
+    async def _look_for_pooler(self, c: Any) -> None:
+        """Warn, once, of a pooler in front: cached statements would fail, or meet others'."""
+        self._knows_path = True
+        if self._arguments.get("statement_cache_size", 1):
+            try:
+                await c.execute(_PROBE.format(c.get_server_pid()))
+            except pg.DivisionByZeroError:
+                logger.warning(
+                    "%s: there is a pooler between this process and PostgreSQL. If it pools by "
+                    "transaction, set pooler='transaction' (prepared statements fail there, or "
+                    "meet those of other processes); if by session, pooler='session'",
+                    self.name,
+                )
+            except pg.PostgresError as error:  # no PostgreSQL proper: it cannot be asked
+                logger.debug("%s: looking for a pooler failed: %r", self.name, error)
+            except BaseException:
+                self._knows_path = False
+                raise
+
+    def is_dead(self, c: asyncpg.Connection, /) -> bool:
+        """Tell whether asyncpg knows the connection to be closed or lost."""
+        return c.is_closed()
+
+    async def ping(self, c: asyncpg.Connection, /) -> None:
+        """Make one round trip."""
+        await c.execute("SELECT 1")
+
+    async def close(self, c: asyncpg.Connection, /) -> None:
+        """Say goodbye to the server and wait until it has hung up."""
+        await c.close()
+
+    def terminate(self, c: asyncpg.Connection, /) -> None:
+        """Cut the connection."""
+        with contextlib.suppress(RuntimeError):  # its event loop is closed
+            c.terminate()
+
+    def watch(self, c: asyncpg.Connection, dead: Callable[[], None], /) -> None:
+        """Have asyncpg tell; note what ``on_connect`` has set up, which stays."""
+        c.add_termination_listener(lambda _: dead())
+        c._own = tuple(map(frozenset, _callbacks(c)))  # type: ignore[attr-defined]
+
+    def classify(self, exc: BaseException, c: asyncpg.Connection | None, /) -> Verdict | None:
+        """Say what an error means; see `poolkit.drivers._asyncpg_errors`."""
+        if c is None:
+            return errors.of_connecting(exc)
+        if isinstance(exc, pg.ReadOnlySQLTransactionError):
+            # On a primary that was a read-only transaction. A standby in a pool that has had a
+            # primary means that they have changed places; else the pool is one of a replica.
+            standby = _standby(c)
+            if standby == "on" and self._had_primary:
+                return Verdict.STALE
+            return Verdict.SUSPECT if standby is None else Verdict.OK
+        return errors.of_lease(exc, closed=c.is_closed())
+
+    # -- between two leases ----------------------------------------------------------------------
+
+    def revoke(self, c: Any, /) -> None:
+        """End what was made in this lease: statements, cursors, transactions, callbacks."""
+        c._pool_release_ctr += 1
+        c._top_xact = None
+        c._handle = None
+        if (c._listeners or _callbacks(c) != c._own) and not c.is_closed():
+            c._left_behind = _forget_callbacks(c)
+
+    def is_clean(self, c: Any, /) -> bool:
+        """Tell whether nothing has to be sent."""
+        if not self._is_light or c._left_behind:
+            return False
+        return not (c._protocol._is_cancelling() or c.is_in_transaction())
+
+    async def reset(self, c: Any, /) -> str | None:
+        """Settle, roll back, undo, and look."""
+        await _settle(c)
+        left_behind, c._left_behind = c._left_behind, ""
+        query = self._undo(c, listening="listener" in left_behind)
+        if c.is_in_transaction():
+            left_behind = ", ".join(filter(None, ["an open transaction", left_behind]))
+            query = f"ROLLBACK;{query}"
+        if query:
+            await c.execute(query)
+        if callable(self.settings.reset):
+            await self.settings.reset(c)
+        if c.is_in_transaction():
+            raise ConnectionError("the connection is in a transaction after its reset")
+        return left_behind or None
+
+    def _undo(self, c: Any, *, listening: bool) -> str:
+        level = self.settings.reset
+        if level == "full":
+            return _FULL.format(c.get_reset_query())
+        if level == "full+prepared":
+            return _FULL.format(c.get_reset_query()) + _DEALLOCATE
+        return "UNLISTEN *;" if level == "transaction" and listening else ""
+
+    def transaction(
+        self,
+        c: asyncpg.Connection,
+        /,
+        *,
+        isolation: str | None = None,
+        readonly: bool = False,
+        deferrable: bool = False,
+    ) -> Transaction:
+        """Return asyncpg's own transaction; inside of another it is a savepoint."""
+        return c.transaction(isolation=isolation, readonly=readonly, deferrable=deferrable)  # type: ignore[arg-type]
+
+
+async def _settle(c: Any) -> None:
+    """Wait for a cancelled operation to end; cancel one that is under way, and wait for it.
+
+    Another task's, whose lease is over. `asyncpg.Connection.reset` would return early here, before
+    the cancelled BEGIN has taken effect.
+    """
+    try:
+        # asyncpg refuses to close a statement in use, and at the right moment: it has waited for a
+        # cancellation and found nothing under way, and has sent nothing yet.
+        await c._protocol.close_statement(c._in_use, NO_TIMEOUT)
+    except pg.InternalClientError:
+        return
+    except pg.InterfaceError:
+        if c.is_closed():
+            raise
+    c._protocol._request_cancel()
+    await c._protocol._wait_for_cancellation()
+
+
+def _standby(c: Any) -> str | None:
+    """Return what the server has last said of being a standby: "on", "off", or nothing."""
+    return None if c.is_closed() else getattr(c.get_settings(), "in_hot_standby", None)
+
+
+def _callbacks(c: Any) -> tuple[set[Any], ...]:
+    return c._log_listeners, c._termination_listeners, c._query_loggers
+
+
+def _forget_callbacks(c: Any) -> str:
+    """Remove the callbacks that a lease has left behind; return words for them."""
+    left = [("notification listener", sum(map(len, c._listeners.values())))]
+    c._listeners.clear()
+    names = ("log listener", "termination listener", "query logger")
+    for name, kind, own in zip(names, _callbacks(c), c._own, strict=True):
+        left.append((name, len(kind - own)))
+        kind.clear()
+        kind.update(own)
+    return ", ".join(f"{many} {name}{'s' * (many > 1)}" for name, many in left if many)
+
+
+def _watch_peer(sock: Any, timeout: float) -> None:
+    """Have the system notice a dead peer within the timeout, also when nothing is being sent."""
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    probes = 3
+    pause = max(1, round(timeout / 9))
+    idle = max(1, round(timeout) - probes * pause)
+    wanted = {
+        "TCP_KEEPIDLE": idle,
+        "TCP_KEEPALIVE": idle,  # as macOS calls it
+        "TCP_KEEPINTVL": pause,
+        "TCP_KEEPCNT": probes,
+        "TCP_USER_TIMEOUT": round(timeout * 1000),
+    }
+    with contextlib.suppress(OSError):  # better than nothing is all that this has to be
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in wanted.items():
+            if hasattr(socket, name):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
