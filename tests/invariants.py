@@ -66,4 +66,4 @@ def outages_are_survivable(book: PoolState) -> None:
         hope = book.connecting or book.recycling or book.leased or book.closing or book.outage
         assert hope, "a waiter without hope"
     limit = book.options.max_connecting
-    assert len(book.connecting.keys() - book.stuck) <= limit, "too many connects at once"
+    assert len(book.connecting.keys() - book.prospects.stuck) <= limit, "too many connects at once"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from poolkit._driver import Driver
+    from poolkit._hooks import Hooks
     from poolkit._runtime import Runtime
     from poolkit._slot import Job, Slot
     from poolkit._state import PoolState
@@ -54,18 +55,17 @@ class Workers:
         self,
         book: PoolState,
         driver: Driver[Any],
+        hooks: Hooks,
         runtime: Runtime,
         settle: Callable[[], None],
         found_dead: Callable[[Slot], None],
     ) -> None:
         self._book = book
         self._driver = driver
+        self._hooks = hooks
         self._runtime = runtime
         self._settle = settle
         self._found_dead = found_dead
-        self._classify: Callable[[BaseException, Any], Verdict | None] | None = getattr(
-            driver, "classify", None
-        )
         self._group: TaskGroup | None = None
         self._parked: list[_Worker] = []
         self._connects: dict[Slot, anyio.CancelScope] = {}
@@ -130,12 +130,11 @@ class Workers:
             with scope:
                 try:
                     connection = await self._driver.connect()
-                    slot.view = view_class(type(connection), getattr(self._driver, "view", ()))
+                    slot.view = view_class(type(connection), self._hooks.view)
                     if options.on_connect is not None:
                         await options.on_connect(connection)
-                    watch = getattr(self._driver, "watch", None)
-                    if watch is not None:
-                        watch(connection, functools.partial(self._found_dead, slot))
+                    if self._hooks.watch is not None:
+                        self._hooks.watch(connection, functools.partial(self._found_dead, slot))
                 except BaseException as exc:
                     error = exc
                     self._let_through(exc)
@@ -147,10 +146,9 @@ class Workers:
                 self._book.connected(slot, connection, self._runtime.now())
             else:
                 if connection is not None:
-                    terminate(self._driver, connection)
-                verdict = (
-                    Verdict.TRANSIENT if scope.cancelled_caught else self._verdict(error, None)
-                )
+                    self._hooks.terminate(connection)
+                late = scope.cancelled_caught
+                verdict = Verdict.TRANSIENT if late else self._hooks.classify(error, None)
                 self._book.connect_failed(slot, error, verdict, self._runtime.now())
             del error  # its traceback refers to this frame
 
@@ -191,7 +189,7 @@ class Workers:
             with scope:
                 try:
                     result = await call(slot.connection)
-                    if self._driver.is_dead(slot.connection):
+                    if self._hooks.is_dead(slot.connection):
                         raise ConnectionError("the connection has died meanwhile")
                 except BaseException as exc:
                     error = exc
@@ -200,7 +198,7 @@ class Workers:
             succeeded = error is None
             if error is not None:
                 logger.debug("terminating a connection: %r", error)
-                verdict = self._verdict(error, slot.connection)
+                verdict = self._hooks.classify(error, slot.connection)
                 gone = scope.cancelled_caught or verdict is Verdict.SERVER_GONE
                 self._book.recycle_failed(slot, self._runtime.now(), suspect_others=gone)
             del error  # its traceback refers to this frame
@@ -226,7 +224,7 @@ class Workers:
                     logger.debug("closing a connection failed: %r", exc)
         finally:
             if not finished:
-                terminate(self._driver, connection)
+                self._hooks.terminate(connection)
             self._book.closed(slot, self._runtime.now())
 
     # -- helpers ---------------------------------------------------------------------------------
@@ -235,15 +233,6 @@ class Workers:
         """Raise what is not an outcome: our own cancellation, and what ends the process."""
         if not (isinstance(error, Exception) or self._runtime.is_stray(error)):
             raise error
-
-    def _verdict(self, error: BaseException, connection: Any) -> Verdict | None:
-        if self._classify is None or not isinstance(error, Exception):
-            return None
-        try:
-            return self._classify(error, connection)
-        except Exception:  # a driver that raises where it must not
-            logger.exception("%s.classify raised", type(self._driver).__name__)
-            return None
 
     def _tell_once(self, note: str, place: str) -> None:
         if (note, place) not in self._told:
@@ -254,11 +243,3 @@ class Workers:
                 note,
                 place,
             )
-
-
-def terminate(driver: Driver[Any], connection: Any) -> None:
-    """Terminate a connection; a driver that breaks its promise not to raise is reported."""
-    try:
-        driver.terminate(connection)
-    except Exception:
-        logger.exception("%s.terminate raised", type(driver).__name__)

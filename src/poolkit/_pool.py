@@ -20,7 +20,8 @@ import anyio
 from poolkit import _words as words
 from poolkit._driver import C, Verdict
 from poolkit._errors import NotLeased, PoolClosed, PoolTimeout
-from poolkit._jobs import Workers, terminate
+from poolkit._hooks import Hooks
+from poolkit._jobs import Workers
 from poolkit._lease import (
     RELEASED,
     Lease,
@@ -29,12 +30,12 @@ from poolkit._lease import (
     make_view,
     set_turn,
 )
+from poolkit._life import Life
 from poolkit._options import check_seconds, make_options
 from poolkit._runtime import current_runtime
 from poolkit._slot import NEVER, Slot, Waiter
 from poolkit._state import PoolState
 from poolkit._transaction import Transaction
-from poolkit._upkeep import upkeep
 
 if TYPE_CHECKING:
     import types
@@ -60,29 +61,6 @@ class _NotGiven:
 NOT_GIVEN: Final = _NotGiven()
 
 
-class _Life:
-    """One life of a pool, from `open` to `aclose`: its event loop, its workers, its root task."""
-
-    def __init__(self, runtime: Runtime, workers: Workers) -> None:
-        self.runtime = runtime
-        self.workers = workers
-        self.scope = anyio.CancelScope()
-        self.opened = False  # an open() has returned
-        self.ended = False
-        self._watchers: list[Any] = []
-
-    async def change(self) -> None:
-        """Wait until something has changed."""
-        parking = self.runtime.create_parking()
-        self._watchers.append(parking)
-        await self.runtime.park(parking)
-
-    def changed(self) -> None:
-        """Wake those who wait for a change."""
-        while self._watchers:
-            self.runtime.unpark(self._watchers.pop())
-
-
 class Pool(Generic[C]):
     """A pool of connections: ``async with pool``, then ``async with pool.acquire() as conn``.
 
@@ -101,11 +79,10 @@ class Pool(Generic[C]):
             getattr(driver, "name", None) or type(driver).__name__
         )
         self._book = PoolState(given, random.random)
-        self._life: _Life | None = None
+        self._life: Life | None = None
         self._inbox: deque[Callable[[], None]] = deque()
-        self._is_dead = driver.is_dead
-        self._revoke: Callable[[C], None] | None = getattr(driver, "revoke", None)
-        self._is_clean: Callable[[C], bool] | None = getattr(driver, "is_clean", None)
+        self._hooks = Hooks(driver)
+        self._is_dead = self._hooks.is_dead
 
     _runtime: Runtime  # set by open(); nothing asks for it before
 
@@ -200,46 +177,27 @@ class Pool(Generic[C]):
                 await life.change()
         return held
 
-    def _abandon_leases(self, life: _Life) -> None:
+    def _abandon_leases(self, life: Life) -> None:
         if self._life is life:
             self._book.abandon_leases()
             self._settle()
 
     def _begin(self) -> None:
         runtime = current_runtime(self._on_alarm)
-        workers = Workers(self._book, self._driver, runtime, self._settle, self._found_dead)
-        life = _Life(runtime, workers)
-        self._runtime, self._life = runtime, life
+        workers = Workers(
+            self._book, self._driver, self._hooks, runtime, self._settle, self._found_dead
+        )
+        self._runtime = runtime
+        self._life = life = Life(runtime, workers)
+        life.begin(self.name, self._upkeep, lambda cause: self._collapse(life, cause))
 
-        async def root() -> None:
-            cause: BaseException | None = None
-            try:
-                with life.scope:
-                    async with anyio.create_task_group() as group:
-                        if self._life is not life:
-                            return  # closed before it began
-                        runtime.spawn(group, runtime.keep_alarm)
-                        runtime.spawn(group, upkeep, self._upkeep)
-                        workers.begin(group)
-            except Exception as error:
-                logger.exception("pool %r: its root task failed", self.name)
-                cause = error
-            finally:
-                # Without `aclose` when the event loop ends under an open pool.
-                runtime.stop_alarm()
-                life.ended = True
-                self._collapse(life, cause)
-
-        runtime.start_root(root)
-
-    def _collapse(self, life: _Life, cause: BaseException | None) -> None:
+    def _collapse(self, life: Life, cause: BaseException | None) -> None:
         """End a life at once, without waiting for anything."""
         if self._life is life:
             self._life = None
             self._book.collapse(cause)
             self._settle()
-            if not life.runtime.has_ended():
-                life.scope.cancel()
+            life.cancel()
         life.changed()
 
     # -- acquire ---------------------------------------------------------------------------------
@@ -302,7 +260,7 @@ class Pool(Generic[C]):
     def _take(self, now: float) -> Slot | None:
         """Take an idle connection that is not known to be dead."""
         slot = self._book.take(now)
-        while slot is not None and self._looks_dead(slot):
+        while slot is not None and self._is_dead(slot.connection):
             self._book.untake(slot, now)
             self._settle()
             slot = self._book.take(now)
@@ -402,50 +360,35 @@ class Pool(Generic[C]):
         now = self._runtime.now()
         if error is not None and not isinstance(error, Exception):
             slot.cancelled = slot.touched
-        try:
-            if not slot.touched and not (book.queue and self._looks_dead(slot)):
-                book.release(slot, now)
-            elif self._ended_badly(slot, error, now):
-                book.release_broken(slot, now)
-            elif self._needs_reset(slot):
-                book.release_dirty(slot, now)
-            else:
-                book.release(slot, now)
-        except Exception:  # a driver that raises where it must not
-            logger.exception("%s raised at a release", type(self._driver).__name__)
+        if not slot.touched and not (book.queue and self._is_dead(slot.connection)):
+            book.release(slot, now)
+        elif self._ended_badly(slot, error, now):
             book.release_broken(slot, now)
+        elif self._needs_reset(slot):
+            book.release_dirty(slot, now)
+        else:
+            book.release(slot, now)
         if book.woken or book.jobs or book.doomed:
             self._settle()
 
     def _ended_badly(self, slot: Slot, error: BaseException | None, now: float) -> bool:
         """Tell whether a used connection must not be used again; renew or suspect the others."""
         connection = slot.connection
-        if self._revoke is not None:
-            self._revoke(connection)
-        elif slot.derived:
+        if not self._hooks.revoke(connection, derived=slot.derived):
             return True  # whoever kept the cursor would read the next user's session
-        classify = getattr(self._driver, "classify", None)
-        if isinstance(error, Exception) and classify is not None:
-            verdict = classify(error, connection)
-            if verdict is Verdict.STALE and slot.generation == self._book.generation:
-                self._book.renew(now)
-            elif verdict is Verdict.SERVER_GONE:
-                self._book.suspect(now)
-            if verdict in (Verdict.SUSPECT, Verdict.DEAD, Verdict.SERVER_GONE):
-                return True
-        return self._looks_dead(slot)
-
-    def _looks_dead(self, slot: Slot) -> bool:
-        try:
-            return self._is_dead(slot.connection)
-        except Exception:  # a driver that raises where it must not: proof enough
-            logger.exception("%s.is_dead raised", type(self._driver).__name__)
+        verdict = self._hooks.classify(error, connection)
+        if verdict is Verdict.STALE and slot.generation == self._book.generation:
+            self._book.renew(now)
+        elif verdict is Verdict.SERVER_GONE:
+            self._book.suspect(now)
+        if verdict in (Verdict.SUSPECT, Verdict.DEAD, Verdict.SERVER_GONE):
             return True
+        return self._is_dead(connection)
 
     def _needs_reset(self, slot: Slot) -> bool:
         if slot.busy or slot.cancelled or slot.derived:
             return True
-        return self._is_clean is None or not self._is_clean(slot.connection)
+        return not self._hooks.is_clean(slot.connection)
 
     # -- inspect and adjust ----------------------------------------------------------------------
 
@@ -498,7 +441,7 @@ class Pool(Generic[C]):
         """Do what the book has decided: after every event, in this order."""
         book = self._book
         while book.doomed:
-            terminate(self._driver, book.doomed.popleft())
+            self._hooks.terminate(book.doomed.popleft())
         while book.woken:
             self._runtime.unpark(book.woken.popleft().parking)
         if self._life is not None:
@@ -515,7 +458,7 @@ class Pool(Generic[C]):
         self._drain()
         now = self._runtime.now()
         for slot in list(self._book.idle):
-            if self._looks_dead(slot):
+            if self._is_dead(slot.connection):
                 self._book.died(slot, now)
         self._on_alarm()
 

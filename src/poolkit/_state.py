@@ -32,6 +32,7 @@ from collections import Counter, OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final
 
 from poolkit._outage import Outage
+from poolkit._prospects import Prospects
 from poolkit._slot import NEVER, TRANSITIONS, Job, Outcome, Reason, Slot, Waiter
 from poolkit._stats import PoolStats
 
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
 _AGING: Final = 2
 #: Connects that upkeep, which nobody waits for, may have under way at once.
 _UPKEEP: Final = 2
-#: Seconds after which a job under way is nobody's prospect any more: a hung one delays no other.
-_PATIENCE: Final = 0.5
 
 
 class PoolState:
@@ -63,8 +62,7 @@ class PoolState:
         self.leased: dict[Slot, None] = {}  # the longest held first
         self.recycling: dict[Slot, None] = {}
         self.closing: dict[Slot, None] = {}
-        self.slow: set[Slot] = set()  # connecting or recycling for so long that none counts on it
-        self.stuck: set[Slot] = set()  # those of them whose job has outlasted its time limit
+        self.prospects = Prospects(self.connecting, self.recycling)
 
         self.queue: OrderedDict[Waiter, None] = OrderedDict()
         self.openers: dict[Waiter, None] = {}
@@ -332,10 +330,7 @@ class PoolState:
             waiter = heapq.heappop(self._deadlines)[2]
             if waiter.outcome == "waiting":
                 self._dismiss(waiter, "timed_out")
-        for at_work in (self.connecting, self.recycling):
-            while (slot := self._next_slow(at_work)) and now >= self._slow_at(slot, at_work):
-                self.slow.add(slot)
-        self.stuck = {slot for slot in self.slow if now >= slot.overdue_at}
+        self.prospects.look(now)
         for slot in list(self.idle):  # the coldest first
             reason = self._unfit(slot, now) or self._unneeded(slot, now)
             if reason:
@@ -348,12 +343,15 @@ class PoolState:
         while deadlines and deadlines[0][2].outcome != "waiting":
             heapq.heappop(deadlines)
         due = deadlines[0][0] if deadlines else NEVER
-        if self.outage and self._wanted() > 0 and not self._underway() and self._room() > 0:
+        if (
+            self.outage
+            and self._wanted() > 0
+            and not self.prospects.underway()
+            and self._room() > 0
+        ):
             due = min(due, self.outage.retry_at)
         if self.queue:
-            for at_work in (self.connecting, self.recycling):  # the longest at it first
-                if slot := self._next_slow(at_work):
-                    due = min(due, self._slow_at(slot, at_work))
+            due = min(due, self.prospects.next_look())
         if self.idle and self.options.overflow_linger and self.live > self.options.max_size:
             due = min(due, self.idle[0].used_at + self.options.overflow_linger)
         return due
@@ -420,24 +418,23 @@ class PoolState:
     def _owe(self, now: float) -> None:
         """Owe pings and connects: one for each waiter without a prospect, and for `min_size`."""
         options = self.options
-        recycling = len(self.recycling) - len(self.slow & self.recycling.keys())
-        for _ in range(min(len(self.queue) - recycling, len(self.idle))):
+        prospects = self.prospects
+        for _ in range(min(len(self.queue) - prospects.recycles(), len(self.idle))):
             # Idle, but not to be trusted without a ping, which beats any connect under way.
             self._begin("ping", self.idle[-1], "recycling", options.ping_timeout, now)
-        wanted, shortage, underway = self._wanted(), self._shortage(), self._underway()
+        wanted, shortage, underway = self._wanted(), self._shortage(), prospects.underway()
         if shortage <= 0:
             self._ramp = 1
         if wanted <= 0:
             return
-        hopeful = len(self.connecting.keys() - self.slow)
         if self.outage:
             spare = 1 - underway if now >= self.outage.retry_at else 0
         elif self.openers or (shortage > 0 and not self.leased):
             spare = options.max_connecting - underway
         elif shortage > 0:
-            spare = self._ramp - hopeful
+            spare = self._ramp - prospects.connects()
         else:
-            spare = _UPKEEP - hopeful
+            spare = _UPKEEP - prospects.connects()
         spare = min(spare, options.max_connecting - underway)
         for _ in range(min(wanted, spare, self._room())):
             slot = Slot(self.generation)
@@ -446,26 +443,15 @@ class PoolState:
                 slot.retire_at = now + options.max_lifetime * (0.9 + 0.1 * self._random())
             self._begin("connect", slot, "connecting", options.connect_timeout, now)
 
-    def _underway(self) -> int:
-        """Count the connects that may still succeed."""
-        return len(self.connecting.keys() - self.stuck) if self.stuck else len(self.connecting)
-
     def _shortage(self) -> int:
         """Count the waiters whom nothing under way will serve soon."""
-        prospects = len(self.connecting) + len(self.recycling) - len(self.slow)
-        return len(self.queue) - prospects
+        return len(self.queue) - self.prospects.count()
 
     def _wanted(self) -> int:
         """Count the connections that are missing."""
-        return max(self._shortage(), self.options.min_size - (self.live - len(self.stuck)))
-
-    def _next_slow(self, at_work: dict[Slot, None]) -> Slot | None:
-        """Return the slot that is next to be called slow: the longest at work that is not yet."""
-        return next((slot for slot in at_work if slot not in self.slow), None)
-
-    def _slow_at(self, slot: Slot, at_work: dict[Slot, None]) -> float:
-        """Return when it will be: patience doubles, so that a struggling database is not rushed."""
-        return slot.begun_at + _PATIENCE * 2.0 ** len(self.slow & at_work.keys())
+        return max(
+            self._shortage(), self.options.min_size - (self.live - len(self.prospects.stuck))
+        )
 
     def _room(self) -> int:
         """Count the free slots."""
@@ -553,7 +539,9 @@ class PoolState:
         """Tell whether a newcomer fails at once: the database is down, nothing can come back."""
         if self.outage is None or self.idle or self.leased or self.recycling:
             return False
-        return self.outage.refuses_newcomers(now, self.options, probing=self._underway() > 0)
+        return self.outage.refuses_newcomers(
+            now, self.options, probing=self.prospects.underway() > 0
+        )
 
     # -- record ----------------------------------------------------------------------------------
 
@@ -567,8 +555,7 @@ class PoolState:
                 self.idle.remove(slot)
         elif slot.state != "new":
             del self._container(slot.state)[slot]
-        self.slow.discard(slot)
-        self.stuck.discard(slot)
+        self.prospects.ended(slot)
         slot.state = to
         if to == "idle":
             self.idle.append(slot)

@@ -595,7 +595,7 @@ async def test_close_ends_when_the_root_task_ends_under_it() -> None:
         group.start_soon(lambda: pool.aclose(grace=None))
         await wait_all_tasks_blocked()
         assert pool._life is not None
-        pool._life.scope.cancel()
+        pool._life.cancel()
         await wait_all_tasks_blocked()
         gate.set()
     assert not driver.alive

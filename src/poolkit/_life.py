@@ -1,0 +1,75 @@
+"""One life of a pool, from `open` to `aclose`: its event loop, its workers, its root task."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from poolkit._upkeep import upkeep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from poolkit._jobs import Workers
+    from poolkit._runtime import Runtime
+
+logger = logging.getLogger("poolkit")
+
+
+class Life:
+    """The tasks of an open pool, and those who wait for something to change in it."""
+
+    def __init__(self, runtime: Runtime, workers: Workers) -> None:
+        self.runtime = runtime
+        self.workers = workers
+        self.opened = False  # an open() has returned
+        self.ended = False
+        self._over = False
+        self._scope = anyio.CancelScope()
+        self._watchers: list[Any] = []
+
+    def begin(
+        self, name: str, look_after: Callable[[], None], end: Callable[[BaseException | None], None]
+    ) -> None:
+        """Start the root task; `end` is called when it ends, with the error that ended it."""
+        runtime = self.runtime
+
+        async def root() -> None:
+            cause: BaseException | None = None
+            try:
+                with self._scope:
+                    async with anyio.create_task_group() as group:
+                        if self._over:
+                            return  # closed before it began
+                        runtime.spawn(group, runtime.keep_alarm)
+                        runtime.spawn(group, upkeep, look_after)
+                        self.workers.begin(group)
+            except Exception as error:
+                logger.exception("pool %r: its root task failed", name)
+                cause = error
+            finally:
+                # Without `aclose` when the event loop ends under an open pool.
+                runtime.stop_alarm()
+                self.ended = True
+                end(cause)
+
+        runtime.start_root(root)
+
+    def cancel(self) -> None:
+        """End the root task and all its children, without waiting."""
+        self._over = True
+        if not self.runtime.has_ended():
+            self._scope.cancel()
+
+    async def change(self) -> None:
+        """Wait until something has changed."""
+        parking = self.runtime.create_parking()
+        self._watchers.append(parking)
+        await self.runtime.park(parking)
+
+    def changed(self) -> None:
+        """Wake those who wait for a change."""
+        while self._watchers:
+            self.runtime.unpark(self._watchers.pop())
