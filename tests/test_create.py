@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def test_unknown_scheme_names_the_known_ones() -> None:
     """The remedy is in the message."""
     with pytest.raises(
-        PoolConfigError, match=r"'redis'.*sqlite, sqlite\+aiosqlite, sqlite\+threads"
+        PoolConfigError, match=r"'redis'.*postgresql, postgresql\+asyncpg, sqlite, "
     ):
         poolkit.create_pool("redis://localhost")
 

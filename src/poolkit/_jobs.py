@@ -70,6 +70,7 @@ class Workers:
         self._parked: list[_Worker] = []
         self._connects: dict[Slot, anyio.CancelScope] = {}
         self._told: set[tuple[str, str]] = set()
+        self._refusals: set[str] = set()
 
     def begin(self, group: TaskGroup) -> None:
         """Work from now on as children of this group."""
@@ -197,8 +198,8 @@ class Workers:
         finally:
             succeeded = error is None
             if error is not None:
-                logger.debug("terminating a connection: %r", error)
                 verdict = self._hooks.classify(error, slot.connection)
+                self._tell_of(error, refused=verdict is Verdict.OK)
                 gone = scope.cancelled_caught or verdict is Verdict.SERVER_GONE
                 self._book.recycle_failed(slot, self._runtime.now(), suspect_others=gone)
             del error  # its traceback refers to this frame
@@ -233,6 +234,17 @@ class Workers:
         """Raise what is not an outcome: our own cancellation, and what ends the process."""
         if not (isinstance(error, Exception) or self._runtime.is_stray(error)):
             raise error
+
+    def _tell_of(self, error: BaseException, *, refused: bool) -> None:
+        """Log why a connection is terminated: aloud if a healthy one did not want this statement.
+
+        Then every connection will end like this after its first use.
+        """
+        text = repr(error)
+        level = logging.WARNING if refused and text not in self._refusals else logging.DEBUG
+        if refused:
+            self._refusals.add(text)
+        logger.log(level, "terminating a connection that failed its reset or ping: %s", text)
 
     def _tell_once(self, note: str, place: str) -> None:
         if (note, place) not in self._told:

@@ -9,7 +9,7 @@ import anyio
 import pytest
 from anyio import wait_all_tasks_blocked
 
-from poolkit import ConnectFailed, Pool, PoolTimeout
+from poolkit import ConnectFailed, Pool, PoolTimeout, Verdict
 from tests.fakes import Boom, CleanDriver, FakeConnection, FakeDriver, FullDriver
 
 #: Far longer than any of these tests may take: what ends before it was ended by its own limit.
@@ -256,3 +256,17 @@ async def test_max_connecting_bounds_real_connects() -> None:
             assert driver.calls["connect"] == 2
             for gate in gates:
                 gate.set()
+
+
+async def test_reset_that_the_server_refuses_is_told_aloud_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Else every connection would be replaced after its first use, and nobody knew why."""
+    driver = FullDriver(reset=[Boom("no such statement"), Boom("no such statement")])
+    driver.verdicts[Boom] = Verdict.OK
+    async with Pool(driver, max_size=1) as pool:
+        for _ in range(2):
+            async with pool.acquire(timeout=LONG) as conn:
+                conn.cursor()
+    told = [record.levelname for record in caplog.records if "no such statement" in record.message]
+    assert told.count("WARNING") == 1

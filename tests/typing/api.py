@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, assert_type
 
 import aiosqlite
+import asyncpg
 
 import poolkit
 from poolkit.drivers.sqlite import Connection as ThreadsConnection
@@ -35,6 +36,18 @@ async def from_a_url() -> None:
         assert_type(pool.stats(), poolkit.PoolStats)
         assert_type(pool.leases(), list[poolkit.LeaseInfo])
         assert_type(await pool.aclose(grace=1.0), list[poolkit.LeaseInfo])
+
+
+async def postgresql() -> None:
+    """The connection is asyncpg's, with its own methods."""
+    pool = poolkit.drivers.asyncpg.create_pool(
+        "postgresql://host/db", max_size=3, reset="transaction", connect_kwargs={"ssl": True}
+    )
+    assert_type(pool, poolkit.Pool[asyncpg.Connection])
+    async with pool.transaction(isolation="serializable") as conn:
+        assert_type(conn, asyncpg.Connection)
+        await conn.execute("SELECT $1", 1)
+    poolkit.drivers.asyncpg.create_pool("postgresql://", reset="ful")  # type: ignore[arg-type]
 
 
 class MyDriver:
