@@ -91,6 +91,7 @@ class FakeDriver:
     """
 
     name = "fake"
+    kind: type[FakeConnection] = FakeConnection
 
     def __init__(self, **script: list[Any]) -> None:
         self.script = script
@@ -122,7 +123,7 @@ class FakeDriver:
     async def connect(self) -> FakeConnection:
         """Return a connection, counted from now on."""
         await self.step("connect")
-        connection = FakeConnection(self, next(self.numbers))
+        connection = self.kind(self, next(self.numbers))
         self.alive.add(connection)
         self.most_alive = max(self.most_alive, len(self.alive))
         return connection

@@ -9,6 +9,7 @@ quarter of what an `anyio.Event` inside `anyio.fail_after` costs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import math
 import os
@@ -78,8 +79,25 @@ class _Asyncio(_Loop):
         self._loop = asyncio.get_running_loop()
         self._alarm: asyncio.TimerHandle | None = None
         self._root: asyncio.Task[None] | None = None
+        self._starters: set[asyncio.Task[None]] = set()
         self.now = self._loop.time
         self.create_parking = self._loop.create_future
+
+    def spawn(
+        self, group: TaskGroup, function: Callable[..., Coroutine[Any, Any, None]], *args: Any
+    ) -> None:
+        """Start a child of the root task, also out of a callback, where anyio cannot."""
+        if asyncio.current_task(self._loop) is not None:
+            super().spawn(group, function, *args)
+            return
+
+        async def start() -> None:
+            with contextlib.suppress(RuntimeError):  # the group has ended meanwhile
+                group.start_soon(function, *args)
+
+        starter = self._loop.create_task(start(), context=self._context.copy())
+        self._starters.add(starter)
+        starter.add_done_callback(self._starters.discard)
 
     def task(self) -> Any:
         """Return the running task; raise `WrongLoop` when it is not one of this loop's."""

@@ -705,3 +705,19 @@ async def test_workers_are_reused() -> None:
         await wait_all_tasks_blocked()
         assert pool._life is not None
         assert len(pool._life.workers._parked) == 1
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+def test_pool_under_plain_asyncio_starts_workers_out_of_callbacks(anyio_backend: str) -> None:
+    """Where anyio does not know its event loop: an alarm, a finalizer, a listener of the driver."""
+    driver = FakeDriver(connect=[None, Boom("refused")])
+    driver.classify = lambda exc, c: Verdict.TRANSIENT  # type: ignore[attr-defined]
+
+    async def main() -> None:
+        async with Pool(driver, max_size=2, min_size=1, backoff_min=0.01) as pool:
+            async with pool.acquire(), pool.acquire(timeout=60):
+                # The second attempt is begun by the alarm, and finds no worker parked.
+                assert driver.calls["connect"] == 3
+
+    asyncio.run(main())
+    assert not driver.alive

@@ -1,0 +1,1 @@
+"""Instruments for tests: of programs that use poolkit, and of drivers for it."""

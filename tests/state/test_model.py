@@ -1,0 +1,187 @@
+"""Every state that small pools can get into, visited once: the invariants hold in all of them.
+
+And bugs that other pools have had, planted in the shipped code, are found.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+from typing import Any
+
+import pytest
+
+import poolkit._state
+from poolkit import Options
+from poolkit._slot import NEVER
+from poolkit._state import PoolState
+from tests.effort import EFFORT
+from tests.state.explore import Violation, explore
+from tests.state.world import World
+
+
+def half() -> float:
+    """Return what passes for chance."""
+    return 0.5
+
+
+def make(callers: int, kind: type[PoolState] = PoolState, **options: Any) -> World:
+    """Return a world, not opened yet."""
+    plain = {"max_lifetime": None, "max_idle_time": None, "ping_after": None}
+    given: dict[str, Any] = {**plain, "min_size": 0, "max_size": 2, **options}
+    return World(kind(Options(**given), half), callers)
+
+
+#: By what is explored: the callers, the options, what may happen besides acquiring and releasing.
+WORLDS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
+    "three callers on two connections": (3, {}, {}),
+    "pings before each use": (4, {"max_size": 3, "ping_after": 0.0}, {}),
+    "overflow, a short queue, and resizing": (
+        3,
+        {"max_size": 1, "max_overflow": 1, "max_waiting": 1},
+        {"sizes": ((1, 0), (1, 1), (2, 0))},
+    ),
+    "deadlines, slow jobs and outages": (
+        3,
+        {
+            "ping_after": 1.0,
+            "connect_timeout": 2.0,
+            "backoff_min": 1.0,
+            "backoff_max": 1.0,
+            "fail_fast_after": 3.0,
+        },
+        {"patience": (2.0, NEVER), "seconds": (1.0,), "late": (2.0,)},
+    ),
+    "lifetimes, idle times and uses": (
+        2,
+        {"max_lifetime": 4.0, "max_idle_time": 2.0, "min_size": 1, "max_uses": 2},
+        {"seconds": (1.0,)},
+    ),
+}
+#: States visited of each; the small worlds have fewer.
+MOST = 2000
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_invariants_hold_in_every_state(name: str) -> None:
+    """And from every state everything comes to rest."""
+    callers, options, events = WORLDS[name]
+    most = MOST * EFFORT
+    report = explore(make(callers, **options), most=most, events=events)
+    print(f"{name}: {report}")
+    assert report.complete or report.states == most
+
+
+# -- planted bugs --------------------------------------------------------------------------------
+
+
+def planted(old: str, new: str) -> type[PoolState]:
+    """Return the book with a bug: the shipped source, with one piece of it replaced."""
+    source = inspect.getsource(poolkit._state)
+    assert source.count(old) == 1, f"found {source.count(old)} times: {old}"
+    module = types.ModuleType("planted_state")
+    sys.modules[module.__name__] = module  # pickle looks there
+    exec(compile(source.replace(old, new), "planted_state", "exec"), module.__dict__)
+    kind: type[PoolState] = module.PoolState
+    return kind
+
+
+def check_found(invariant: str, old: str, new: str, world: str, *, most: int = MOST) -> None:
+    """Check that a bug is found, by the invariant that forbids it."""
+    callers, options, events = WORLDS[world]
+    with pytest.raises(Violation, match=invariant):
+        explore(make(callers, planted(old, new), **options), most=most, events=events)
+
+
+SIMPLE = "three callers on two connections"
+TIMED = "deadlines, slow jobs and outages"
+
+
+def test_planted_hand_off_to_a_waiter_that_gave_up_is_found() -> None:
+    """The bug of nearly every pool: a connection given to somebody who is not there any more."""
+    check_found(
+        "I5",
+        'del self.queue[waiter]\n            self.outcomes["cancelled"] += 1',
+        'self.outcomes["cancelled"] += 1',
+        SIMPLE,
+    )
+
+
+def test_planted_loss_of_what_was_just_given_is_found() -> None:
+    """Served and cancelled at once: the connection has to go to the next in line."""
+    check_found("I8", 'if slot.state == "leased":  # else', "if False:  # else", SIMPLE)
+
+
+def test_planted_slot_freed_before_its_close_ends_is_found() -> None:
+    """The database would see more connections than there may be."""
+    check_found(
+        "I7",
+        'self._move(slot, "closing")\n        self.jobs.append(("close", slot))',
+        'self._move(slot, "gone")\n        self.jobs.append(("close", slot))',
+        SIMPLE,
+    )
+
+
+def test_planted_barging_is_found() -> None:
+    """A newcomer goes to the head of the queue."""
+    line = "self.queue[waiter] = None\n"
+    check_found(
+        "I4", line, f"{line}            self.queue.move_to_end(waiter, last=False)\n", SIMPLE
+    )
+
+
+def test_planted_last_come_first_served_is_found() -> None:
+    """The queue from the wrong end."""
+    check_found(
+        "I4", "waiter = next(iter(self.queue))", "waiter = next(reversed(self.queue))", SIMPLE
+    )
+
+
+def test_planted_service_after_the_deadline_is_found() -> None:
+    """Whom nobody waits for any more."""
+    check_found("I5", "if now < waiter.deadline:\n", "if True:\n", TIMED)
+
+
+def test_planted_forgotten_queue_after_a_close_is_found() -> None:
+    """A slot is free, and nobody looks who waits for it."""
+    check_found(
+        "I12",
+        'if slot.state == "closing":\n            self._move(slot, "gone")\n            self._serve(now)',
+        'if slot.state == "closing":\n            self._move(slot, "gone")',
+        SIMPLE,
+    )
+
+
+def test_planted_release_that_forgets_the_queue_is_found() -> None:
+    """The hot edge from leased to idle, taken although somebody waits."""
+    check_found(
+        "I3", "if self.queue or self._ask_on_return or", "if self._ask_on_return or", SIMPLE
+    )
+
+
+def test_planted_storm_of_connects_is_found() -> None:
+    """One for each look at the queue, whatever is under way already."""
+    check_found(
+        "I9", "return len(self.queue) - self.prospects.count()", "return len(self.queue)", SIMPLE
+    )
+
+
+def test_planted_reuse_after_a_renewal_is_found() -> None:
+    """A connect that began with the old password."""
+    check_found(
+        "I10",
+        'if slot.generation != self.generation:\n            return "stale"',
+        "if False: pass",
+        SIMPLE,
+    )
+
+
+def test_planted_end_of_the_same_connection_twice_is_found() -> None:
+    """A ping that fails after the pool was closed at once."""
+    check_found(
+        "AssertionError|I7|KeyError",
+        'if slot.state == "recycling":\n            self._retire(slot, "broken")',
+        'if True:\n            self._retire(slot, "broken")',
+        "pings before each use",
+    )

@@ -1,0 +1,341 @@
+"""A book and everything around it: callers, jobs, time; each event checked against the invariants.
+
+The shell is played in a few lines (`settle`), so that the book can be driven through any order of
+events: by Hypothesis (`test_state_machine`) and by visiting every state there is (`test_model`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+from poolkit import Options, Verdict
+from poolkit._slot import NEVER, Slot, Waiter
+from poolkit._state import PoolState
+from tests.invariants import check_book
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: What to do next: the name of a method of `World`, and its arguments.
+Event = tuple[Any, ...]
+
+OUTCOMES = {
+    "connect": ("ok", "transient", "fatal", "unclassified"),
+    "ping": ("ok", "failed", "timed_out"),
+    "reset": ("ok", "failed"),
+    "close": ("ok",),
+}
+VERDICTS = {"transient": Verdict.TRANSIENT, "fatal": Verdict.FATAL, "unclassified": None}
+
+
+class Caller:
+    """Somebody who acquires and releases: out, waiting, served without knowing it, or holding."""
+
+    def __init__(self) -> None:
+        self.waiter: Waiter | None = None
+        self.slot: Slot | None = None
+
+    @property
+    def is_out(self) -> bool:
+        """Tell whether this one neither waits nor holds."""
+        return self.waiter is None and self.slot is None
+
+
+class World:
+    """One book, with ``callers`` who use it."""
+
+    def __init__(self, book: PoolState, callers: int) -> None:
+        self.book = book
+        self.now = 100.0
+        self.callers = [Caller() for _ in range(callers)]
+        self.opener: Waiter | None = None
+        self.line: list[Caller] = []  # who waits, in the order they came
+        self.at_work: dict[Slot, str] = {}
+        self.names = itertools.count()
+        self.alive: set[int] = set()  # connections that were opened and have not ended
+        self.stale: set[Slot] = set()  # older than the last renewal
+        self.size_limit = book.options.capacity
+        self.acquires = 0
+
+    # -- events ----------------------------------------------------------------------------------
+
+    def events(
+        self,
+        *,
+        patience: tuple[float, ...] = (NEVER,),
+        seconds: tuple[float, ...] = (),
+        late: tuple[float, ...] = (),
+        sizes: tuple[tuple[int, int], ...] = (),
+        lives: bool = True,
+    ) -> Iterator[Event]:
+        """Return everything that may happen next; of callers that are alike, the first."""
+        book = self.book
+        out = next((i for i, caller in enumerate(self.callers) if caller.is_out), None)
+        if out is not None:
+            yield from (("acquire", out, seconds) for seconds in patience)
+        for i, caller in enumerate(self.callers):
+            if caller.waiter is not None:
+                yield ("give_up", i)
+                if caller.waiter.slot is not None:
+                    yield ("notice", i)
+            elif caller.slot is not None:
+                yield from (("release", i, how) for how in ("clean", "used", "dirty", "broken"))
+        for i, job in enumerate(self.at_work.values()):
+            yield from (("end_job", i, outcome) for outcome in OUTCOMES[job])
+        yield from (("die", i) for i in range(len(book.idle)))
+        yield from (("wait", length) for length in seconds)
+        yield from (("oversleep", length) for length in late)
+        yield from (("resize", *size) for size in sizes)
+        if lives:
+            held = any(caller.slot or caller.waiter for caller in self.callers)
+            if not book.is_open and not held and not self.at_work:
+                yield ("open",)
+            elif book.is_open:
+                yield ("renew",)
+                yield ("close",)
+            else:
+                yield ("abandon",)
+            yield ("collapse",)
+
+    def do(self, event: Event) -> None:
+        """Let something happen, and check everything."""
+        name, *arguments = event
+        getattr(self, name)(*arguments)
+        self.settle()
+        self.check()
+
+    def open(self) -> None:
+        """Open, or open again."""
+        self.opener = Waiter(self.now + 30.0, None, None)
+        self.book.open(self.opener, self.now)
+
+    def acquire(self, i: int, patience: float) -> None:
+        """Acquire: at once, or in line."""
+        caller = self.callers[i]
+        self.acquires += 1
+        waiting = any(self.now < w.waiter.deadline for w in self.line if w.waiter)
+        slot = self.book.take(self.now)
+        if slot is not None:
+            assert not waiting, "I4: barging"
+            self.check_handed_out(slot)
+            caller.slot = slot
+            return
+        caller.waiter = Waiter(self.now + patience, None, None)
+        self.line.append(caller)
+        self.book.join(caller.waiter, self.now)
+        limit = self.book.options.max_waiting
+        if limit is not None:
+            assert len(self.book.queue) - len(self.book.idle) <= limit, (
+                "a longer queue than allowed"
+            )
+
+    def give_up(self, i: int) -> None:
+        """Cancel a caller who waits, or was served and has not noticed yet."""
+        caller = self.callers[i]
+        assert caller.waiter is not None
+        self.book.give_up(caller.waiter, self.now)
+        if caller in self.line:
+            self.line.remove(caller)
+        caller.waiter = None
+
+    def notice(self, i: int) -> None:
+        """Let a caller who was served notice."""
+        caller = self.callers[i]
+        assert caller.waiter is not None
+        slot, caller.waiter = caller.waiter.slot, None
+        assert slot is not None
+        if slot.state == "leased":  # else taken back meanwhile
+            caller.slot = slot
+
+    def check_handed_out(self, slot: Slot) -> None:
+        """Check that a slot may be handed out now."""
+        assert slot.state == "leased"
+        assert slot.connection in self.alive, "I10: handed out after its end"
+        assert self.now < slot.expires_at, "I10: handed out past its lifetime"
+        assert slot not in self.stale, "I10: handed out after a renewal"
+
+    def release(self, i: int, how: str) -> None:
+        """Give back, in one of the ways there are."""
+        slot, self.callers[i].slot = self.callers[i].slot, None
+        assert slot is not None
+        if how == "dirty":
+            self.book.release_dirty(slot, self.now)
+        elif how == "broken":
+            self.book.release_broken(slot, self.now)
+        else:
+            slot.touched = how == "used"
+            self.book.release(slot, self.now)
+
+    def end_job(self, i: int, outcome: str) -> None:
+        """End a job."""
+        slot = list(self.at_work)[i]
+        job = self.at_work.pop(slot)
+        if job == "connect" and outcome == "ok":
+            self.alive.add(connection := next(self.names))
+            self.book.connected(slot, connection, self.now)
+        elif job == "connect":
+            self.book.connect_failed(slot, OSError("refused"), VERDICTS[outcome], self.now)
+        elif job == "close":
+            if slot.state == "closing":
+                self.end(slot.connection)
+            self.book.closed(slot, self.now)
+        elif outcome != "ok":
+            self.book.recycle_failed(slot, self.now, suspect_others=outcome == "timed_out")
+        elif job == "ping":
+            self.book.pinged(slot, self.now)
+        else:
+            self.book.was_reset(slot, self.now)
+
+    def die(self, i: int) -> None:
+        """Find an idle connection dead."""
+        self.book.died(self.book.idle[i], self.now)
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass; the alarm rings when the book has said it would."""
+        until = self.now + seconds
+        for _ in range(200):
+            due = self.book.next_tick()
+            if due > until:
+                break
+            self.now = max(self.now, due)
+            self.book.tick(self.now)
+            self.settle()
+        else:
+            raise AssertionError("I12: the alarm never comes to rest")
+        self.now = until
+        self.book.tick(self.now)
+        self.settle()
+        for waiter in self.book.queue:
+            assert self.now < waiter.deadline, "I11: still waiting after its deadline"
+
+    def oversleep(self, seconds: float) -> None:
+        """Let time pass in which the event loop is kept from ringing the alarm."""
+        self.now += seconds
+
+    def resize(self, max_size: int, overflow: int) -> None:
+        """Change the sizes; after shrinking the size only falls."""
+        options = self.book.options
+        given = {**options.__dict__, "max_size": max_size, "max_overflow": overflow}
+        given["min_size"] = min(options.min_size, max_size)
+        self.book.resize(Options(**given), self.now)
+        self.size_limit = max(self.book.options.capacity, self.book.size)
+
+    def renew(self) -> None:
+        """Have everything older than now replaced."""
+        book = self.book
+        self.stale = {*book.connecting, *book.idle, *book.leased, *book.recycling}
+        book.renew(self.now)
+
+    def close(self) -> None:
+        """Close politely."""
+        self.book.close()
+        assert not self.book.queue
+        assert not self.book.idle
+
+    def abandon(self) -> None:
+        """Let the grace end."""
+        self.book.abandon_leases()
+        for caller in self.callers:
+            caller.slot = None
+
+    def collapse(self) -> None:
+        """End the event loop: nobody is there to run jobs."""
+        self.book.collapse(None)
+        self.settle()
+        # The jobs under way will still report; nothing may come of that.
+        assert self.book.size == len(self.book.leased)
+
+    # -- what the shell does after each event ----------------------------------------------------
+
+    def settle(self) -> None:
+        """Empty the three queues as the shell does, and check what comes out of them."""
+        book = self.book
+        while book.doomed:
+            self.end(book.doomed.popleft())
+        while book.woken:
+            self.wake(book.woken.popleft())
+        if any(job == "connect" for job, _ in book.jobs):
+            assert len(self.alive) + len(book.connecting) <= book.options.capacity, (
+                "I1: a connect above capacity"
+            )
+            prospects = book.prospects
+            others = book.live - len(prospects.stuck) - prospects.underway()
+            missing = book.options.min_size - others
+            assert prospects.connects() <= max(len(book.queue), missing), (
+                "I9: more connects than anybody waits for"
+            )
+        while book.jobs:
+            job, slot = book.jobs.popleft()
+            assert slot not in self.at_work, "I1: a slot with two jobs"
+            self.at_work[slot] = job
+
+    def wake(self, waiter: Waiter) -> None:
+        """Tell a waiter how it ended; one who is served is the first in line, and in time."""
+        assert waiter.outcome != "waiting"
+        if waiter is self.opener:
+            self.opener = None
+            return
+        caller = next(c for c in self.callers if c.waiter is waiter)
+        place = self.line.index(caller)
+        del self.line[place]
+        if waiter.outcome != "served":
+            caller.waiter = None
+            return
+        assert self.now < waiter.deadline, "I5: served after its deadline"
+        for earlier in self.line[:place]:
+            assert earlier.waiter is not None
+            assert earlier.waiter.outcome != "waiting", "I4: overtaken"
+        assert waiter.slot is not None
+        self.check_handed_out(waiter.slot)
+
+    def end(self, connection: int) -> None:
+        """Record the end of a connection: exactly one for each."""
+        assert connection in self.alive, "I7: ended twice, or never opened"
+        self.alive.remove(connection)
+
+    # -- what holds after each event -------------------------------------------------------------
+
+    def check(self) -> None:
+        """Check the invariants that one look can tell; the others are checked as things happen."""
+        book = self.book
+        check_book(book, self.now, at_work=set(self.at_work))
+        held = [caller.slot for caller in self.callers if caller.slot]
+        held += [c.waiter.slot for c in self.callers if c.waiter and c.waiter.slot]
+        held = [slot for slot in held if slot.state == "leased"]
+        assert len(held) == len(set(held)), "I2: two holders"
+        assert set(held) == set(book.leased), "I8: leased, and held by nobody"
+        assert book.size <= self.size_limit, "I1: above capacity"
+        self.size_limit = max(book.options.capacity, book.size)
+        there = [*book.idle, *book.leased, *book.recycling, *book.closing]
+        assert {slot.connection for slot in there} == self.alive, "I7: lost, or in two places"
+        assert len(there) == len(self.alive)
+        s = book.stats(self.now)
+        ended = s.direct + s.waited + s.timed_out + s.cancelled + s.busy + s.failed + s.closed
+        assert ended + s.waiting == self.acquires, "I6: an acquire ends once, in one way"
+
+    def come_to_rest(self) -> None:
+        """Let everything end well: then nobody waits, and every slot is idle or gone."""
+        for _ in range(100):
+            event = self._next_to_rest()
+            if event is None:
+                break
+            self.do(event)
+        else:
+            raise AssertionError("I12: it never comes to rest")
+        book = self.book
+        assert not book.queue, "I12: somebody waits, and the database answers"
+        assert book.size == len(book.idle), "I8: a slot is lost"
+        assert not book.is_open or not book.openers, "I12: open() never returns"
+
+    def _next_to_rest(self) -> Event | None:
+        for i, caller in enumerate(self.callers):
+            if caller.slot is not None:
+                return ("release", i, "clean")
+            if caller.waiter is not None and caller.waiter.slot is not None:
+                return ("notice", i)
+        if self.at_work:
+            return ("end_job", 0, "ok")
+        if self.book.queue or self.book.openers:
+            return ("wait", 1.0)
+        return None
