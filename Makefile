@@ -2,17 +2,17 @@
 PORT ?= 8000
 bin = .venv/bin/python -m
 # What the example needs. `make test` names it too, so that `make demo` finds it installed.
-example = -e '.[aiosqlite,fastapi]' uvicorn
+example = -e '.[aiosqlite,asyncpg,fastapi]' uvicorn
 
 # These would import from elsewhere than the environment.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help demo test test-oldest check lint types fmt bench clean
+.PHONY: help demo test test-oldest test-tools check lint types fmt bench clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -e 's/:.*## /: /' -e 's/^/make /'
 
-demo:  ## serve the example on 127.0.0.1:8000 (PORT=...)
+demo:  ## serve the example on 127.0.0.1:8000 (PORT=..., DATABASE_URL=postgresql://...)
 	@sh scripts/venv.sh .venv $(example)
 	@exec .venv/bin/python scripts/demo.py $(PORT)
 
@@ -22,6 +22,9 @@ test: .test-tools  ## run the whole suite
 test-oldest:  ## run the suite with the oldest version of every dependency
 	@sh scripts/venv.sh .venv-oldest -c tests/oldest.txt -e '.[test]'
 	.venv-oldest/bin/python -m pytest $(ARGS)
+
+test-tools:  ## install what tests need beyond Python (root, apt)
+	@sh scripts/test-tools.sh
 
 check: lint types  ## lint, types, import arrows
 

@@ -1,6 +1,6 @@
-"""A small shop on a SQLite file: items to list and add, accounts to move money between.
+"""A small shop on SQLite or PostgreSQL: items to list and add, accounts to move money between.
 
-Start it with ``make demo``, or ``uvicorn app:app --app-dir examples``. Then try::
+Start it with ``make demo``, or ``uvicorn examples.app:app``. Then try::
 
     curl localhost:8000/items
     curl localhost:8000/items    -H 'content-type: application/json' -d '{"name": "spade"}'
@@ -11,7 +11,8 @@ Start it with ``make demo``, or ``uvicorn app:app --app-dir examples``. Then try
 
     python examples/hammer.py       # 50 clients at once: five connections are enough
 
-The file is ``var/example.db``, or what ``POOLKIT_EXAMPLE_DB`` names.
+``DATABASE_URL`` says where the data is, ``postgresql://user:password@host/database`` for example.
+By default that is ``var/example.db``, a SQLite file: no server is needed.
 """
 
 import contextlib
@@ -21,38 +22,42 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import aiosqlite
 from fastapi import Depends, FastAPI, HTTPException
 from pydantic import BaseModel, Field
 
 import poolkit
 from poolkit.fastapi import Connection, Transaction
 
-DATABASE = Path(os.environ.get("POOLKIT_EXAMPLE_DB", "var/example.db"))
-SCHEMA = """
-    CREATE TABLE IF NOT EXISTS item (id INTEGER PRIMARY KEY, name TEXT NOT NULL);
-    CREATE TABLE IF NOT EXISTS account (id INTEGER PRIMARY KEY, owner TEXT, balance INTEGER);
-    INSERT OR IGNORE INTO account VALUES (1, 'Ada', 1000), (2, 'Grace', 1000), (3, 'Edsger', 1000);
-"""
+DATABASE_URL = os.environ.get("DATABASE_URL", "")
+if not DATABASE_URL:
+    DATABASE_URL = "sqlite:///var/example.db"
+    Path("var").mkdir(exist_ok=True)
 
-pool = poolkit.create_pool(f"sqlite:///{DATABASE}", max_size=5)
+# The queries: the same functions for either database, each in its own SQL.
+if DATABASE_URL.startswith("sqlite"):
+    from examples import shop_sqlite as shop
+else:
+    from examples import shop_postgresql as shop  # type: ignore[no-redef]
+
+pool = poolkit.create_pool(DATABASE_URL, max_size=5)
 
 # What an endpoint asks for: a connection, or one in a transaction that commits when it returns.
-Db = Connection[aiosqlite.Connection]
-DbTransaction = Transaction[aiosqlite.Connection]
+Db = Connection[shop.Connection]
+DbTransaction = Transaction[shop.Connection]
 
 
 @contextlib.asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     """Open the pool and see to the tables; close the pool at the end."""
-    DATABASE.parent.mkdir(parents=True, exist_ok=True)
     async with poolkit.fastapi.lifespan(pool)(app) as state:
         async with pool.acquire() as db:
-            await db.executescript(SCHEMA)
+            await shop.create_tables(db)
         yield state
 
 
 app = FastAPI(title="poolkit's example", lifespan=lifespan)
+
+Number = Annotated[int, Field(gt=0, lt=2**31)]
 
 
 class NewItem(BaseModel):
@@ -64,49 +69,48 @@ class NewItem(BaseModel):
 class Transfer(BaseModel):
     """An order to move money."""
 
-    source: int
-    target: int
-    amount: int = Field(gt=0)
+    source: Number
+    target: Number
+    amount: Number
 
 
 @app.get("/items")
 async def list_items(db: Db) -> list[dict[str, Any]]:
     """Return the latest items."""
-    rows = await db.execute_fetchall("SELECT id, name FROM item ORDER BY id DESC LIMIT 20")
-    return [{"id": number, "name": name} for number, name in rows]
+    return await shop.list_items(db)
 
 
 @app.get("/unpooled/items")
 async def list_items_unpooled() -> list[dict[str, Any]]:
     """Return the same by a connection for this request only: cheap with SQLite, not elsewhere."""
-    async with aiosqlite.connect(DATABASE) as db:
-        return await list_items(db)
+    async with shop.connect(DATABASE_URL) as db:
+        return await shop.list_items(db)
 
 
 @app.post("/items", status_code=201)
 async def add_item(item: NewItem, db: Db) -> dict[str, Any]:
     """Add an item: a single statement needs no transaction."""
-    row = await db.execute_insert("INSERT INTO item (name) VALUES (?)", (item.name,))
-    return {"id": row and row[0], "name": item.name}
+    return await shop.add_item(db, item.name)
 
 
 @app.get("/accounts")
 async def list_accounts(db: Db) -> list[dict[str, Any]]:
     """Return all accounts."""
-    rows = await db.execute_fetchall("SELECT id, owner, balance FROM account")
-    return [{"id": number, "owner": owner, "balance": balance} for number, owner, balance in rows]
+    return await shop.list_accounts(db)
 
 
 @app.post("/transfer")
 async def transfer(order: Transfer, db: DbTransaction) -> list[dict[str, Any]]:
     """Move money: all of it or nothing, for an exception undoes what was done before it."""
-    for account, change in ((order.source, -order.amount), (order.target, order.amount)):
-        update = "UPDATE account SET balance = balance + ? WHERE id = ?"
-        if (await db.execute(update, (change, account))).rowcount == 0:
+    changes = (order.source, -order.amount), (order.target, order.amount)
+    # Everybody takes the accounts in the same order, or two could wait for each other for ever.
+    for account, change in sorted(changes):
+        balance = await shop.change_balance(db, account, change)
+        if balance is None:
             raise HTTPException(404, f"there is no account {account}")
-    if await db.execute_fetchall("SELECT 1 FROM account WHERE balance < 0"):
-        raise HTTPException(409, "insufficient funds")
-    return await list_accounts(db)
+        if balance < 0:
+            raise HTTPException(409, "insufficient funds")
+    return await shop.list_accounts(db)
 
 
 @app.get("/pool")

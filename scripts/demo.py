@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import logging
 import os
 import signal
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Until there is something to stop, Ctrl-C just ends this.
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import uvicorn  # noqa: E402
+
+import poolkit  # noqa: E402
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -21,7 +25,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
 TRY = """
-The example answers on http://{address}  (Ctrl-C ends it). Try, in another terminal:
+The example answers on http://{address}  (Ctrl-C ends it). Its database is {database}.
+Try, in another terminal:
 
   curl http://{address}/items
   curl http://{address}/items -H 'content-type: application/json' -d '{{"name": "spade"}}'
@@ -39,6 +44,10 @@ or open http://{address}/docs in a browser.
 class Server(uvicorn.Server):
     """A server that says what to try as soon as it listens."""
 
+    def __init__(self, config: uvicorn.Config, database: str) -> None:
+        super().__init__(config)
+        self.database = database
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then speak."""
         await super().startup(sockets)
@@ -46,13 +55,50 @@ class Server(uvicorn.Server):
             address = "{}:{}".format(*sockets[0].getsockname())
             python = Path(sys.executable)
             shown = python.relative_to(ROOT) if python.is_relative_to(ROOT) else python
-            print(TRY.format(address=address, python=shown), flush=True)
+            words = TRY.format(address=address, database=self.database, python=shown)
+            print(words, flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop; asked twice, stop at once, and without a word about what that cuts off."""
         if self.should_exit:
             logging.disable()
         super().handle_exit(sig, frame)
+
+
+def load() -> Any:
+    """Return the application's module, its database being there; else exit with one sentence."""
+    os.chdir(ROOT)
+    sys.path.insert(0, str(ROOT))
+    try:
+        example = importlib.import_module("examples.app")
+    except poolkit.PoolError as error:  # anything else is no matter of the database
+        raise unusable(error) from None
+    try:
+        asyncio.run(prepare(example))
+    except Exception as error:
+        raise unusable(error) from None
+    return example
+
+
+async def prepare(example: Any) -> None:
+    """See to the tables, by a pool that waits less long for a server than the application's."""
+    async with (
+        poolkit.create_pool(
+            example.DATABASE_URL, max_size=1, acquire_timeout=5.0, connect_timeout=4.0
+        ) as pool,
+        pool.acquire() as db,
+    ):
+        await example.shop.create_tables(db)
+
+
+def unusable(error: BaseException) -> SystemExit:
+    """Return the end of the demo for want of a database."""
+    if isinstance(error, poolkit.PoolUnavailable):
+        error = error.__cause__ or error
+    words = " ".join(str(error).split())
+    if not isinstance(error, poolkit.PoolError):
+        words = f"{type(error).__name__}: {words}"
+    return SystemExit(f"DATABASE_URL names no database to use: {words}")
 
 
 def main() -> int:
@@ -68,16 +114,14 @@ def main() -> int:
     except OSError as error:
         print(f"Port {port} cannot be had ({error.strerror}): choose another, PORT=8001 make demo")
         return 1
-    os.chdir(ROOT)
-    os.environ.setdefault("POOLKIT_EXAMPLE_DB", str(ROOT / "var" / "example.db"))
-    sys.path.insert(0, str(ROOT / "examples"))
+    example = load()
     config = uvicorn.Config(
-        "app:app",
+        example.app,
         lifespan="on",
         log_level="warning",
         timeout_graceful_shutdown=3,
     )
-    server = Server(config)
+    server = Server(config, example.pool.name)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         server.run(sockets=[listener])

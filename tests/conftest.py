@@ -1,4 +1,4 @@
-"""Every test of the shell runs on asyncio, on uvloop and on trio."""
+"""Every test of the shell runs on asyncio, on uvloop and on trio; the servers some tests need."""
 
 from __future__ import annotations
 
@@ -6,6 +6,29 @@ import sys
 from typing import Any
 
 import pytest
+
+from tests.pgbouncer import pgbouncer
+from tests.postgres import (
+    _own_postgres,
+    database,
+    own_database,
+    own_postgres,
+    postgres,
+    postgres_binaries,
+    pytest_terminal_summary,
+)
+
+__all__ = [
+    "_own_postgres",
+    "anyio_backend",
+    "database",
+    "own_database",
+    "own_postgres",
+    "pgbouncer",
+    "postgres",
+    "postgres_binaries",
+    "pytest_terminal_summary",
+]
 
 BACKENDS = [
     pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),

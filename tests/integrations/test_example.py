@@ -1,4 +1,7 @@
-"""The example application, served by uvicorn in a process of its own: what `make demo` shows."""
+"""The example application, served by uvicorn in a process of its own: what `make demo` shows.
+
+Every test runs on SQLite and on PostgreSQL.
+"""
 
 import contextlib
 import http.client
@@ -8,11 +11,13 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+from tests.postgres import Postgres
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="no socket can be handed to a process on Windows"
@@ -25,7 +30,8 @@ class Example(NamedTuple):
     """A running example."""
 
     port: int
-    database: Path
+    outside: Callable[[str], list[Any]]
+    """Runs a query on a connection of the test's own."""
 
     def request(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """Send a request; return the status and the JSON of the answer."""
@@ -42,28 +48,52 @@ class Example(NamedTuple):
         return self.request("POST", "/transfer", order)
 
     def balances(self) -> dict[int, int]:
-        """Return what the file says that the accounts hold, by a connection of the test's own."""
-        with contextlib.closing(sqlite3.connect(self.database)) as conn:
-            return dict(conn.execute("SELECT id, balance FROM account"))
+        """Return what the accounts hold, as seen from outside."""
+        return dict(self.outside("SELECT id, balance FROM account"))
+
+
+class Database(NamedTuple):
+    """Where the example is to have its data."""
+
+    url: str
+    query: Callable[[str], list[Any]]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """Return an empty database of either kind."""
+    if request.param == "sqlite":
+        path = tmp_path / "an example.db"
+
+        def query(sql: str) -> list[Any]:
+            with contextlib.closing(sqlite3.connect(path)) as conn:
+                return conn.execute(sql).fetchall()
+
+        yield Database(f"sqlite:///{path}", query)
+    else:
+        server: Postgres = request.getfixturevalue("postgres")
+        name = server.create_database()
+        yield Database(server.dsn(name), lambda sql: server.query(sql, database=name))
+        server.drop_database(name)
 
 
 @pytest.fixture
-def example(tmp_path: Path) -> Iterator[Example]:
+def example(where: Database, tmp_path: Path) -> Iterator[Example]:
     """Start the example; stop it, and see that it has ended whole."""
-    database, log = tmp_path / "made on start" / "example.db", tmp_path / "log"
+    log = tmp_path / "log"
     # It is given a socket that listens already, so a client that is early waits in its queue.
     with socket.create_server(("127.0.0.1", 0)) as listener, log.open("w") as output:
-        command = ["uvicorn", "app:app", "--app-dir", "examples", "--fd", str(listener.fileno())]
+        command = ["uvicorn", "examples.app:app", "--fd", str(listener.fileno())]
         with subprocess.Popen(
             [sys.executable, "-m", *command],
             cwd=ROOT,
-            env={**os.environ, "POOLKIT_EXAMPLE_DB": str(database)},
+            env={**os.environ, "DATABASE_URL": where.url},
             pass_fds=[listener.fileno()],
             stdout=output,
             stderr=output,
         ) as server:
             try:
-                example = Example(listener.getsockname()[1], database)
+                example = Example(listener.getsockname()[1], where.query)
                 assert example.request("GET", "/pool")[0] == 200, log.read_text()
                 yield example
             finally:
@@ -74,7 +104,7 @@ def example(tmp_path: Path) -> Iterator[Example]:
 
 
 def test_fifty_clients_on_five_connections_all_succeed(example: Example) -> None:
-    """Nobody fails, every row is in the file, and no money is made or lost."""
+    """Nobody fails, every row is in the database, and no money is made or lost."""
     requests = 10
     before = example.balances()
     done = subprocess.run(
@@ -89,8 +119,7 @@ def test_fifty_clients_on_five_connections_all_succeed(example: Example) -> None
     )
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
-    with contextlib.closing(sqlite3.connect(example.database)) as conn:
-        rows = conn.execute("SELECT name, count(*) FROM item GROUP BY name").fetchall()
+    rows = example.outside("SELECT name, count(*) FROM item GROUP BY name")
     assert dict(rows) == {f"item {n}": CLIENTS for n in range(requests)}
     assert sum(example.balances().values()) == sum(before.values()) == 3000
     status, items = example.request("GET", "/items")
@@ -110,6 +139,7 @@ def test_transfer_moves_all_of_it_or_nothing(example: Example) -> None:
     assert example.transfer(1, 2, 10_000) == (409, {"detail": "insufficient funds"})
     assert example.transfer(1, 9, 10) == (404, {"detail": "there is no account 9"})
     assert example.transfer(9, 1, 10) == (404, {"detail": "there is no account 9"})
+    assert example.transfer(1, 1, 10)[0] == 200
     assert example.transfer(1, 2, -10)[0] == 422
     assert example.balances() == moved
     assert [account["balance"] for account in example.request("GET", "/accounts")[1]] == [

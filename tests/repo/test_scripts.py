@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.postgres import Postgres, Server
+
 ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the commands are for a POSIX shell")
@@ -248,6 +250,90 @@ def test_interrupted_install_is_begun_again(made: Path, tmp_path: Path) -> None:
     assert "installing" in venv(made, "--no-index", four).stderr
 
 
+def machine(folder: Path, *, user: int = 0, apt_get: str = "") -> str:
+    """Return a PATH of a machine with this user and this apt-get."""
+    path = tools(folder)
+    for name in ("mktemp", "chmod"):
+        (folder / name).symlink_to(str(shutil.which(name)))
+    program(folder / "id", f"echo {user}")
+    if apt_get:
+        program(folder / "apt-get", f'echo "$1" >>"{folder}/asked"\n{apt_get}')
+    return path
+
+
+def install_tools(path: str) -> subprocess.CompletedProcess[str]:
+    """Ask for a server that this machine does not have, unless its apt-get makes one."""
+    return subprocess.run(
+        ["/bin/sh", str(ROOT / "scripts" / "test-tools.sh"), "poolkit-server"],
+        env={"PATH": path, "TEST_TOOLS_POLICY": f"{path}/policy"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+# Debian asks the policy before it starts a service.
+INSTALLS = """
+here=${0%/*}
+[ "$1" = install ] || exit 0
+"$here/policy"
+[ $? = 101 ] || : >"$here/started"
+: >"$here/poolkit-server"
+chmod +x "$here/poolkit-server"
+"""
+
+
+def test_missing_tool_is_installed_and_no_service_is_started(tmp_path: Path) -> None:
+    """And a second call finds it there, and says nothing."""
+    folder = tmp_path / "bin"
+    path = machine(folder, apt_get=INSTALLS)
+    done = install_tools(path)
+    assert (done.returncode, done.stderr) == (0, "test-tools.sh: installed: poolkit-server\n")
+    assert not (folder / "started").exists()
+    assert not (folder / "policy").exists()
+    done = install_tools(path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (folder / "asked").read_text() == "install\n"
+
+
+def test_policy_of_the_machine_is_left_as_it_is(tmp_path: Path) -> None:
+    """Who has forbidden services before means it."""
+    folder = tmp_path / "bin"
+    path = machine(folder, apt_get=INSTALLS)
+    program(folder / "policy", "exit 101  # mine")
+    assert "installed" in install_tools(path).stderr
+    assert "mine" in (folder / "policy").read_text()
+
+
+def test_missing_lists_of_packages_are_fetched(tmp_path: Path) -> None:
+    """As in a fresh container."""
+    folder = tmp_path / "bin"
+    lists = f'[ "$1" = install ] || : >"{folder}/lists"\n[ -e "{folder}/lists" ] || exit 100'
+    done = install_tools(machine(folder, apt_get=lists + INSTALLS))
+    assert (done.returncode, done.stderr) == (0, "test-tools.sh: installed: poolkit-server\n")
+    assert (folder / "asked").read_text().split() == ["install", "update", "install"]
+
+
+@pytest.mark.parametrize(
+    ("user", "apt_get", "says"),
+    [
+        (0, "", "there is no apt-get"),
+        (1000, INSTALLS, "only root may"),
+        (0, "echo 'Unable to locate'; exit 100", "Unable to locate"),
+    ],
+)
+def test_what_cannot_be_installed_is_said(
+    tmp_path: Path, user: int, apt_get: str, says: str
+) -> None:
+    """And goes on: the tests say what they lack."""
+    done = install_tools(machine(tmp_path / "bin", user=user, apt_get=apt_get))
+    assert done.returncode == 0
+    assert says in done.stderr
+    assert "not installed" in done.stderr
+    assert "poolkit-server" in done.stderr
+
+
 def free_port() -> int:
     """Return a port that is free now."""
     with socket.socket() as probe:
@@ -306,22 +392,79 @@ def test_demo_interrupted_while_it_starts_says_nothing(tmp_path: Path) -> None:
     assert done.stdout + done.stderr == ""
 
 
+def demo_without_database(url: str) -> str:
+    """Run the demo with a database that it cannot have; return the one line that it says."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "demo.py"), str(free_port())],
+        env={**os.environ, "DATABASE_URL": url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    (line,) = (done.stdout + done.stderr).splitlines()
+    assert line.startswith("DATABASE_URL names no database to use: ")
+    assert "sekret" not in line
+    return line
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("mysql://me:sekret@localhost/shop", "no driver serves the URL scheme 'mysql'"),
+        ("localhost:5432/shop", "it has no '://'"),
+        ("postgresql://me:sek/ret@localhost/shop", "malformed DSN"),
+        ("postgresql://me:sekret@localhost:port/shop", "the port is not a number"),
+        ("sqlite:////no/such/folder/shop.db", "the directory /no/such/folder does not exist"),
+    ],
+)
+def test_demo_says_in_one_sentence_what_is_wrong_with_the_url(url: str, says: str) -> None:
+    """And shows no password."""
+    assert says in demo_without_database(url)
+
+
+def test_demo_says_in_one_sentence_that_no_server_answers() -> None:
+    """After it has tried for a few seconds: the server may be starting, too."""
+    nobody = f"127.0.0.1:{free_port()}"
+    assert "ConnectionRefusedError" in demo_without_database(f"postgresql://me:sekret@{nobody}/x")
+
+
+def test_demo_says_in_one_sentence_that_there_is_no_such_database(postgres: Postgres) -> None:
+    """In the server's words."""
+    url = postgres.dsn("no such shop")
+    assert 'database "no such shop" does not exist' in demo_without_database(url)
+
+
+def test_demo_says_in_one_sentence_that_the_password_is_wrong(own_postgres: Server) -> None:
+    """And not which one was tried."""
+    own_postgres.query("CREATE ROLE needs_password")
+    own_postgres.query("CREATE ROLE clerk LOGIN PASSWORD 'right' IN ROLE needs_password")
+    try:
+        line = demo_without_database(own_postgres.dsn(user="clerk", password="sekret"))
+    finally:
+        own_postgres.query("DROP ROLE clerk")
+        own_postgres.query("DROP ROLE needs_password")
+    assert 'password authentication failed for user "clerk"' in line
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_demo_says_what_to_try_and_ends_whole(stop: signal.Signals, tmp_path: Path) -> None:
     """After the socket answers, and without a traceback."""
     port = free_port()
     with subprocess.Popen(
         [sys.executable, str(ROOT / "scripts" / "demo.py"), str(port)],
-        env={**os.environ, "POOLKIT_EXAMPLE_DB": str(tmp_path / "demo.db")},
+        env={**os.environ, "DATABASE_URL": f"sqlite:///{tmp_path / 'demo.db'}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     ) as demo:
         try:
             assert demo.stdout is not None
-            line = demo.stdout.readline()
+            said = line = demo.stdout.readline()
             while line and "curl" not in line:
-                line = demo.stdout.readline()
+                said += (line := demo.stdout.readline())
+            assert f"Its database is {tmp_path / 'demo.db'}." in said
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/items", timeout=10) as response:
                 assert response.status == 200
             demo.send_signal(stop)

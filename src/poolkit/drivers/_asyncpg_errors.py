@@ -31,7 +31,15 @@ _FATAL: Final = (
 #: Classes of errors that pass: connection lost, out of something, operator at work, the system.
 _PASSING: Final = ("08", "53", "57", "58")
 #: Poolers say everything by one code, 08P01; these words stand in what will be said again.
-_POOLERS_FATAL: Final = ("unsupported startup parameter", "no such", "not allowed", "auth failed")
+_POOLERS_FATAL: Final = (
+    "unsupported startup parameter",
+    "no such",
+    "does not exist",
+    "not allowed",
+    "auth failed",
+    "authentication failed",
+    "config error",
+)
 
 
 def of_connecting(error: BaseException) -> Verdict | None:

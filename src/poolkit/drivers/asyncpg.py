@@ -7,7 +7,8 @@ reset has to undo includes roles, temporary tables and sequences; dead peers are
 It leans on these members of asyncpg that are not documented: ``_pool_release_ctr``, the guard of
 its statements, cursors and transactions; ``_top_xact``; ``_listeners`` and the like; ``_protocol``
 with ``_is_cancelling``, ``_wait_for_cancellation``, ``_request_cancel`` and ``close_statement``;
-``_transport``; and, overridden, ``_unwrap`` and the ``_drop_*_cache`` of its connection.
+``_transport``; ``_stmt_cache_enabled``; and, overridden, ``_unwrap``, ``_get_statement`` and the
+``_drop_*_cache`` of its connection.
 """
 
 from __future__ import annotations
@@ -92,6 +93,18 @@ def _pooled(kind: Any) -> Any:
             """Give callbacks the handle of the lease that has set them."""
             handle = self._handle and self._handle()
             return self if handle is None else handle
+
+        def _get_statement(
+            self, query: str, timeout: Any, *, named: Any = False, **rest: Any
+        ) -> Any:
+            """Name statements only with a cache: asyncpg would name a cursor's without one, too.
+
+            Behind a pooler it stays in a session that is no longer ours, and the next process to
+            use that name there would fail.
+            """
+            if named is True:
+                named = self._stmt_cache_enabled
+            return super()._get_statement(query, timeout, named=named, **rest)
 
         def _drop_global_statement_cache(self) -> None:
             for c in self._siblings:

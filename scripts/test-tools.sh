@@ -1,0 +1,59 @@
+#!/bin/sh
+# Install what the tests need and Python does not bring: PgBouncer, from the distribution.
+#
+#     sh scripts/test-tools.sh [PROGRAM ...]
+#
+# Or other programs, each of the package of its name. Needs root and apt-get; where there is none, it
+# says so and goes on: the tests say what they lack. Starts no service. A second call returns at
+# once. Settings for proxies and package sources are left as they are.
+set -eu
+
+say() { printf 'test-tools.sh: %s\n' "$*" >&2; }
+
+# Servers live where a plain PATH may not lead.
+PATH=${PATH:-/usr/bin:/bin}:/usr/local/sbin:/usr/sbin:/sbin
+export PATH DEBIAN_FRONTEND=noninteractive
+
+missing=
+for tool in "${@:-pgbouncer}"; do
+    command -v "$tool" >/dev/null 2>&1 || missing="$missing $tool"
+done
+[ -n "$missing" ] || exit 0
+
+if ! command -v apt-get >/dev/null 2>&1; then
+    say "not installed, for there is no apt-get:$missing"
+    exit 0
+fi
+if [ "$(id -u)" != 0 ]; then
+    say "not installed, for only root may:$missing (sudo make test-tools)"
+    exit 0
+fi
+
+work=$(mktemp -d)
+policy=${TEST_TOOLS_POLICY:-/usr/sbin/policy-rc.d}
+ours=
+clean() {
+    [ -z "$ours" ] || rm -f "$policy"
+    rm -rf "$work"
+}
+trap clean EXIT
+trap 'exit 1' HUP INT TERM
+
+# Debian starts a service as soon as it is installed, unless this says no.
+if [ ! -e "$policy" ]; then
+    ours=yes
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod +x "$policy"
+fi
+
+install() {
+    # shellcheck disable=SC2086  # words
+    apt-get install -y -q -o DPkg::Lock::Timeout=120 --no-install-recommends $missing </dev/null >"$work/log" 2>&1
+}
+# The lists of packages may be there, or missing, or of last month.
+if install || { apt-get update -q </dev/null >"$work/update" 2>&1 && install; }; then
+    say "installed:$missing"
+else
+    cat "$work/update" "$work/log" 2>/dev/null | tail -n 20 >&2
+    say "apt-get failed, for the reason above; not installed:$missing"
+fi
