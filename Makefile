@@ -1,5 +1,6 @@
 # Two commands are all: `make demo` and `make test`. The rest is for working on poolkit itself.
 PORT ?= 8000
+MINUTES ?= 10
 bin = .venv/bin/python -m
 # What the example needs. `make test` names it too, so that `make demo` finds it installed.
 example = -e '.[aiosqlite,asyncpg,fastapi]' uvicorn
@@ -7,7 +8,7 @@ example = -e '.[aiosqlite,asyncpg,fastapi]' uvicorn
 # These would import from elsewhere than the environment.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help demo test test-oldest test-tools check lint types fmt bench clean
+.PHONY: help demo test test-oldest test-tools soak check lint types fmt bench clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -e 's/:.*## /: /' -e 's/^/make /'
@@ -36,6 +37,9 @@ lint: .test-tools  ## style and import arrows
 types: .test-tools  ## mypy and pyright
 	$(bin) mypy
 	$(bin) pyright --pythonpath .venv/bin/python
+
+soak: .test-tools  ## explore for MINUTES=10 what the tests explore in seconds
+	.venv/bin/python scripts/soak.py $(MINUTES)
 
 bench: .test-tools  ## measure what acquiring costs
 	.venv/bin/python benchmarks/uncontended.py

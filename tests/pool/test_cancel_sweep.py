@@ -16,9 +16,13 @@ from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
 
 import poolkit
+import poolkit._lease
+import poolkit._pool
+import poolkit._transaction
 from poolkit import Pool, PoolClosed
 from tests.fakes import FakeConnection, FullDriver
 from tests.invariants import check_book
+from tests.pool.planting import plant
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -31,8 +35,11 @@ MOST_STEPS = 200
 async def open_close(pool: Pool[FakeConnection]) -> None:
     """Open and close."""
     await pool.aclose()
-    async with pool:
-        pass
+    try:
+        async with pool:
+            pass
+    finally:
+        assert not pool._book.is_open
 
 
 async def wait_in_line(pool: Pool[FakeConnection]) -> None:
@@ -86,6 +93,7 @@ async def come_to_rest(pool: Pool[FakeConnection], driver: FullDriver) -> None:
     await wait_all_tasks_blocked()
     stats = pool.stats()
     assert (stats.leased, stats.waiting, stats.size) == (0, 0, stats.idle), stats
+    assert not any(conn.in_transaction for conn in driver.alive), "an open transaction"
     assert len(driver.alive) == stats.idle
     with anyio.fail_after(10):
         await pool.aclose()
@@ -102,7 +110,10 @@ async def come_to_rest(pool: Pool[FakeConnection], driver: FullDriver) -> None:
 async def make() -> tuple[Pool[FakeConnection], FullDriver]:
     """Return an open pool of one, so that everything is contended."""
     driver = FullDriver()
-    return await Pool(driver, max_size=1, ping_after=0.0).open(), driver
+    pool = Pool(driver, max_size=1, ping_after=0.0)
+    # No finalizer shall make good what nobody has released.
+    pool._reclaim = lambda slot, turn: None  # type: ignore[method-assign]
+    return await pool.open(), driver
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -147,3 +158,50 @@ async def test_task_cancelled_at_any_step_loses_nothing(
         if ended:
             return
     raise AssertionError("the scenario never ended")
+
+
+# -- planted bugs --------------------------------------------------------------------------------
+
+
+async def check_found(scenario: Scenario) -> None:
+    """Check that the sweep of a scenario brings the planted bug to light."""
+    with pytest.raises(BaseException) as caught:  # a lost slot shows in many ways
+        await test_scope_cancelled_at_any_step_loses_nothing(scenario)
+    assert "never ended" not in str(caught.value)
+
+
+async def test_planted_waiter_that_does_not_give_up_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Cancelled in line."""
+    pool = poolkit._pool.Pool
+    plant(monkeypatch, pool, "_wait", "book.give_up(waiter, runtime.now())", "pass")
+    await check_found(wait_in_line)
+
+
+async def test_planted_transaction_that_keeps_its_lease_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Cancelled while it begins."""
+    kept = "await self._lease.__aexit__(type(error), error, None)"
+    plant(monkeypatch, poolkit._transaction.Transaction, "__aenter__", kept, "pass")
+    await check_found(transactions)
+
+
+async def test_planted_reset_left_out_after_a_cancellation_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A cancelled transaction whose connection is handed on as it is."""
+    asked = "slot.busy or slot.cancelled or slot.derived"
+    plant(monkeypatch, poolkit._pool.Pool, "_needs_reset", asked, "False")
+    monkeypatch.setattr(FullDriver, "is_clean", lambda *_: True)
+    await check_found(transactions)
+
+
+async def test_planted_close_that_forgets_who_waits_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An open that is cancelled leaves the pool open for nobody."""
+    given_up = "self._collapse(life, None)  # nobody else has opened it, or is about to"
+    plant(monkeypatch, poolkit._pool.Pool, "open", given_up, "pass")
+    await check_found(open_close)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import textwrap
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +13,7 @@ import poolkit._lease
 import poolkit._pool
 import poolkit._transaction
 from tests.effort import EFFORT
+from tests.pool.planting import plant
 from tests.pool.schedules import run_on_asyncio, run_on_trio
 from tests.pool.storm import storm
 
@@ -56,16 +55,6 @@ RUNS: dict[str, Callable[..., Any]] = {"asyncio": run_on_asyncio, "trio": run_on
 
 
 # -- planted bugs --------------------------------------------------------------------------------
-
-
-def plant(monkeypatch: pytest.MonkeyPatch, owner: Any, method: str, old: str, new: str) -> None:
-    """Replace a piece of a method of the shipped code."""
-    function: Callable[..., Any] = getattr(owner, method)
-    source = textwrap.dedent(inspect.getsource(function))
-    assert source.count(old) == 1, f"found {source.count(old)} times: {old}"
-    made: dict[str, Any] = {}
-    exec(source.replace(old, new), function.__globals__, made)
-    monkeypatch.setattr(owner, method, made[method])
 
 
 def check_found(run: Callable[..., Any], *, seeds: int = 200) -> None:

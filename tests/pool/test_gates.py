@@ -1,0 +1,119 @@
+"""Each call of a driver and each hook goes well, fails, takes long or never ends: in all triples.
+
+After that nothing is lost, nobody waits for longer than the time limits allow, and all is as if
+nothing had happened. In virtual time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+from poolkit import Pool, PoolUnavailable, Verdict
+from tests.effort import EFFORT
+from tests.fakes import Boom, FakeConnection, FullDriver
+from tests.invariants import check_book
+from tests.pool.storm import come_to_rest
+from tests.pool.test_days import run_on_asyncio, run_on_trio
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PHASES = ("connect", "on_connect", "ping", "on_acquire", "reset", "on_close", "close")
+OUTCOMES = ("ok", "error", "slow", "never")
+#: Virtual seconds within which everything has to be over: limits and patience of a few jobs.
+LONGEST = 20.0
+
+Gates = dict[str, str]
+
+
+class GatedDriver(FullDriver):
+    """A driver whose first call of each kind does what its gate says; later ones go well."""
+
+    def __init__(self, gates: Gates) -> None:
+        super().__init__()
+        self.gates = dict(gates)
+        self.verdicts = {Boom: Verdict.TRANSIENT}
+
+    async def step(self, call: str) -> None:
+        """Pass the gate."""
+        self.calls[call] += 1
+        outcome = self.gates.pop(call, "ok")
+        if outcome == "error":
+            raise Boom(call)
+        if outcome == "slow":
+            await anyio.sleep(0.7)
+        elif outcome == "never":
+            await anyio.sleep_forever()
+
+    def hook(self, name: str) -> Any:
+        """Return a hook behind a gate."""
+
+        async def hook(_: FakeConnection) -> None:
+            await self.step(name)
+
+        return hook
+
+
+def combinations() -> Iterator[Gates]:
+    """Return every triple of phases with every triple of outcomes; with more effort, all seven."""
+    many = 3 if EFFORT == 1 else len(PHASES)
+    for phases in itertools.combinations(PHASES, many):
+        for outcomes in itertools.product(OUTCOMES, repeat=many):
+            yield dict(zip(phases, outcomes, strict=True))
+
+
+async def pass_through(gates: Gates) -> None:
+    """Have everything happen once and more: connect, ping, use, reset, renew, close."""
+    driver = GatedDriver(gates)
+    hooks = {name: driver.hook(name) for name in PHASES if name.startswith("on_")}
+    pool = Pool(driver, min_size=1, max_size=2, ping_after=0.0, connect_timeout=2.0, **hooks)
+    settle = pool._settle
+
+    def checked_settle() -> None:
+        settle()
+        check_book(pool._book, pool._now())
+
+    pool._settle = checked_settle  # type: ignore[method-assign]
+    served = 0
+
+    async def user() -> None:
+        nonlocal served
+        for _ in range(5):
+            with contextlib.suppress(Boom, PoolUnavailable):
+                async with pool.acquire() as conn:
+                    await conn.query()
+                    conn.cursor()
+                    served += 1
+                    return
+
+    began = anyio.current_time()
+    with anyio.fail_after(LONGEST * 2):
+        async with pool:
+            for _ in range(2):
+                async with anyio.create_task_group() as group:
+                    for _ in range(3):
+                        group.start_soon(user)
+                pool.renew()
+    assert served == 6, "somebody was never served"
+    assert anyio.current_time() - began < LONGEST
+    assert not driver.alive
+    assert not driver.gates or set(driver.gates.values()) == {"ok"}, "a gate was never reached"
+    await come_to_rest(await Pool(driver).open(), driver)
+
+
+@pytest.mark.parametrize("run", [run_on_asyncio, run_on_trio])
+def test_every_combination_of_outcomes_loses_nothing(run: Any) -> None:
+    """Whatever fails, hangs or takes its time together with whatever else."""
+    tried = 0
+    for gates in combinations():
+        try:
+            run(lambda gates=gates: pass_through(gates))
+        except BaseException as error:
+            raise AssertionError(f"with {gates}") from error
+        tried += 1
+    print(f"{tried} combinations")
