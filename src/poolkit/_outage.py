@@ -23,10 +23,11 @@ _SHORTEST: Final = 0.01
 class Outage:
     """One outage, from the first failed connect to the next that succeeds."""
 
-    __slots__ = ("_refuses", "error", "failures", "retry_at", "since")
+    __slots__ = ("_failed_at", "_refuses", "error", "failures", "retry_at", "since")
 
     def __init__(self, since: float) -> None:
         self.since = since
+        self._failed_at = since
         self.failures = 0
         self.error: BaseException | None = None
         self.retry_at = since
@@ -36,12 +37,18 @@ class Outage:
         self,
         error: BaseException,
         verdict: Verdict | None,
+        begun_at: float,
         now: float,
         options: Options,
         jitter: float,
     ) -> Literal["nobody", "first", "everybody"]:
-        """Record one more failure; return who in the queue is to be told."""
-        self.failures += 1
+        """Record one more failure; return who in the queue is to be told.
+
+        Attempts that were under way together and fail one after the other count once.
+        """
+        if not self.failures or begun_at >= self._failed_at:
+            self.failures += 1
+        self._failed_at = now
         self.error = error
         pause = options.backoff_min * 2.0 ** min(self.failures - 1, 30)
         # The upper half is jitter, so that a fleet does not come back in step.

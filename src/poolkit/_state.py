@@ -257,7 +257,7 @@ class PoolState:
             return
         self.connect_failures += 1
         self.outage = self.outage or Outage(now)
-        told = self.outage.record(error, verdict, now, self.options, self._random())
+        told = self.outage.record(error, verdict, slot.begun_at, now, self.options, self._random())
         if told != "nobody":
             told_of = len(self.queue) if told == "everybody" else 1
             for waiter in [*self.openers, *itertools.islice(self.queue, told_of)]:
@@ -304,7 +304,9 @@ class PoolState:
     def suspect(self, now: float) -> None:
         """Ping every idle connection before its next use, all together."""
         while self.idle:
-            self._begin("ping", self.idle[-1], "recycling", self.options.ping_timeout, now)
+            slot = self.idle[-1]
+            self._begin("ping", slot, "recycling", self.options.ping_timeout, now)
+            self.prospects.slow.add(slot)  # whoever waits does not count on it
 
     def renew(self, now: float) -> None:
         """Replace every connection there is: the idle ones now, the others when they come back."""

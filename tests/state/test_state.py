@@ -254,6 +254,20 @@ def test_ping_that_times_out_makes_the_others_suspect() -> None:
     assert desk.book.doomed.pop() == slot.connection
     assert len(desk.jobs("ping")) == 2
     assert desk.idle == []
+    assert len(desk.jobs("connect")) == 1
+
+
+def test_connects_that_fail_together_are_one_failure() -> None:
+    """What begins again is followed by the shortest pause, though four had been under way."""
+    desk = Desk(min_size=4, max_connecting=4, backoff_min=0.2)
+    desk.book.open(desk.waiter(), desk.now)
+    slots = [desk.begin("connect") for _ in range(4)]
+    for slot in slots:
+        desk.now += 0.01
+        desk.book.connect_failed(slot, OSError("refused"), Verdict.TRANSIENT, desk.now)
+    assert desk.book.outage is not None
+    assert desk.book.outage.failures == 1
+    assert desk.book.outage.retry_at == pytest.approx(desk.now + 0.2)
 
 
 def test_max_lifetime_retires_between_ninety_and_a_hundred_percent() -> None:

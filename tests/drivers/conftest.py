@@ -1,0 +1,47 @@
+"""A database for the tests of one file that use PostgreSQL, and somebody who looks at it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from tests.postgres import Postgres
+
+
+@pytest.fixture(scope="module")
+def dsn(postgres: Postgres) -> Iterator[str]:
+    """Return the DSN of a database with a table ``t`` and a sequence ``s``."""
+    name = postgres.create_database()
+    postgres.query("CREATE TABLE t (x int)", database=name)
+    postgres.query("CREATE SEQUENCE s", database=name)
+    yield postgres.dsn(name)
+    postgres.drop_database(name)
+
+
+OTHERS = """
+    SELECT pid, state, query FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()
+    AND backend_type = 'client backend'
+"""
+
+
+@pytest.fixture
+async def outside(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    """Return a connection of nobody's pool; it finds the table empty and nobody else there."""
+    conn = await asyncpg.connect(dsn, timeout=10, command_timeout=10)
+    try:
+        deadline = time.monotonic() + 5
+        while others := await conn.fetch(OTHERS):
+            assert time.monotonic() < deadline, f"left behind by another test: {others}"
+            await asyncio.sleep(0.002)
+        await conn.execute("TRUNCATE t")
+        yield conn
+    finally:
+        conn.terminate()

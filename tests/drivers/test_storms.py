@@ -1,0 +1,224 @@
+"""Storms on real databases: many callers, cancelled at any moment, connections killed under them.
+
+Afterwards no money is lost, and the server knows of exactly the connections that the pool says it
+has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import sys
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import asyncpg
+import pytest
+
+import poolkit.drivers.aiosqlite
+import poolkit.drivers.asyncpg
+import poolkit.drivers.sqlite
+from poolkit import Pool, PoolError
+from tests.effort import EFFORT
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+    from pathlib import Path
+
+    from tests.postgres import Postgres
+
+USERS = 12
+ROUNDS = 12 * EFFORT
+ACCOUNTS = 5
+TABLES = """
+    CREATE TABLE account (id INTEGER PRIMARY KEY, balance INTEGER NOT NULL);
+    INSERT INTO account VALUES (0, 100), (1, 100), (2, 100), (3, 100), (4, 100);
+"""
+
+
+class Storm:
+    """One pool, and what its users do to it."""
+
+    def __init__(
+        self,
+        pool: Pool[Any],
+        who: Callable[[Any], Awaitable[object]],
+        expected: tuple[type[Exception], ...],
+        seed: int,
+    ) -> None:
+        self.pool = pool
+        self.who = who  # tells which connection it is, by asking the database
+        self.expected = expected
+        self.random = Random(seed)
+        self.in_use: set[object] = set()
+        self.done = 0
+
+    async def user(self) -> None:
+        """Read and move money; be cancelled, give up, or fail on the way."""
+        for _ in range(ROUNDS):
+            with contextlib.suppress(PoolError, *self.expected):
+                with anyio.move_on_after(self.random.choice([None, None, 0.0, 0.002, 0.01, 0.05])):
+                    await self.use()
+
+    async def use(self) -> None:
+        """Check that nobody else is on this connection, and do something."""
+        ways: list[Callable[..., Any]] = [self.pool.acquire, self.pool.transaction]
+        begin = self.random.choice(ways)
+        async with begin(timeout=self.random.choice([0.01, 1.0, 5.0])) as conn:
+            me = await self.who(conn)
+            assert me not in self.in_use, f"two holders of {me}"
+            self.in_use.add(me)
+            try:
+                if begin == self.pool.transaction:
+                    await self.move_money(conn)
+                else:
+                    await conn.execute("SELECT balance FROM account")
+                self.done += 1
+            finally:
+                self.in_use.discard(me)
+
+    async def move_money(self, conn: Any) -> None:
+        """Move some; an error half way undoes it."""
+        amount, accounts = self.random.randrange(9), sorted(self.random.sample(range(ACCOUNTS), 2))
+        update = "UPDATE account SET balance = balance + {} WHERE id = {}"
+        await conn.execute(update.format(-amount, accounts[0]))
+        if self.random.random() < 0.2:
+            raise PoolError("changed my mind")
+        await conn.execute(update.format(amount, accounts[1]))
+
+    async def rage(self, fate: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        """Have all of it happen at once."""
+        with anyio.fail_after(60 * EFFORT):
+            async with anyio.create_task_group() as meanwhile:
+                meanwhile.start_soon(fate)
+                async with anyio.create_task_group() as users:
+                    for _ in range(USERS):
+                        users.start_soon(self.user)
+                meanwhile.cancel_scope.cancel()
+        await self.come_to_rest()
+        assert self.done > USERS * ROUNDS / 10, self.done
+
+    async def come_to_rest(self) -> None:
+        """Wait until every job has ended; then nothing is leased, and all can be had."""
+        with anyio.fail_after(30):
+            while True:
+                stats = self.pool.stats()
+                if not stats.recycling + stats.connecting + stats.closing:
+                    break
+                await anyio.sleep(0.005)
+            assert (stats.leased, stats.waiting, stats.size) == (0, 0, stats.idle), stats
+            async with contextlib.AsyncExitStack() as stack:
+                for _ in range(self.pool.stats().max_size):
+                    conn = await stack.enter_async_context(self.pool.acquire(timeout=20))
+                    await self.who(conn)
+
+
+@pytest.mark.parametrize(
+    "anyio_backend",
+    [
+        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
+        pytest.param(
+            ("asyncio", {"use_uvloop": True}),
+            id="uvloop",
+            marks=pytest.mark.skipif(sys.platform == "win32", reason="no uvloop on Windows"),
+        ),
+    ],
+)
+async def test_storm_on_postgresql_loses_nothing(
+    postgres: Postgres, database: str, anyio_backend: Any
+) -> None:
+    """With backends ended from outside all the time, and the pool renewed and resized."""
+    outside = await asyncpg.connect(database)
+    await outside.execute(TABLES)
+    mine = f"storm-{os.getpid()}"
+    pool = poolkit.drivers.asyncpg.create_pool(
+        database,
+        min_size=1,
+        max_size=4,
+        max_overflow=1,
+        connect_kwargs={"server_settings": {"application_name": mine}},
+    )
+    pids = "SELECT pid FROM pg_stat_activity WHERE application_name = $1"
+
+    async def fate() -> None:
+        random = Random(2)
+        while True:
+            await anyio.sleep(0.02)
+            await outside.execute(
+                f"SELECT pg_terminate_backend(pid) FROM ({pids} ORDER BY random() LIMIT 1) x".replace(
+                    "$1", f"'{mine}'"
+                )
+            )
+            if random.random() < 0.2:
+                pool.renew()
+            pool.resize(max_size=random.choice([2, 4]))
+
+    async with pool:
+        storm = Storm(
+            pool,
+            lambda conn: conn.fetchval("SELECT pg_backend_pid()"),
+            (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError),
+            seed=1,
+        )
+        await storm.rage(fate)
+        await until_true(
+            lambda: outside.fetch(pids, mine),
+            lambda rows: {row["pid"] for row in rows} == pids_of(pool),
+        )
+        idle = (
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND state <> 'idle'"
+        )
+        assert await outside.fetchval(idle, mine) == 0
+    assert await outside.fetchval("SELECT sum(balance) FROM account") == ACCOUNTS * 100
+    await until_true(lambda: outside.fetch(pids, mine), lambda rows: not rows)
+    await outside.close()
+
+
+def pids_of(pool: Pool[Any]) -> set[int]:
+    """Return the backends of the idle connections."""
+    return {slot.connection.get_server_pid() for slot in pool._book.idle}
+
+
+async def until_true(
+    look: Callable[[], Awaitable[Any]], is_so: Callable[[Any], bool], seconds: float = 5.0
+) -> None:
+    """Look again and again until it is so."""
+    end = anyio.current_time() + seconds
+    while True:
+        seen = await look()
+        if is_so(seen):
+            return
+        assert anyio.current_time() < end, seen
+        await anyio.sleep(0.01)
+
+
+@pytest.mark.parametrize("module", ["aiosqlite", "sqlite"])
+async def test_storm_on_sqlite_loses_nothing(
+    module: str, tmp_path: Path, anyio_backend_name: str
+) -> None:
+    """With statements interrupted, and the pool renewed and resized."""
+    if (module, anyio_backend_name) == ("aiosqlite", "trio"):
+        pytest.skip("aiosqlite runs on asyncio only")
+    path = tmp_path / "storm.db"
+    with contextlib.closing(sqlite3.connect(path)) as conn:
+        conn.executescript(TABLES)
+    pool: Pool[Any] = getattr(poolkit.drivers, module).create_pool(path, max_size=3, busy_timeout=1)
+
+    async def who(conn: Any) -> object:
+        await conn.execute("SELECT count(*) FROM account")
+        return id(conn._poolkit_slot.connection)
+
+    async def fate() -> None:
+        random = Random(2)
+        while True:
+            await anyio.sleep(0.05)
+            pool.renew()
+            pool.resize(max_size=random.choice([2, 3]))
+
+    async with pool:
+        await Storm(pool, who, (sqlite3.Error,), seed=1).rage(fate)
+    with contextlib.closing(sqlite3.connect(path, timeout=0)) as conn:
+        assert conn.execute("SELECT sum(balance) FROM account").fetchone() == (ACCOUNTS * 100,)
+        conn.execute("BEGIN EXCLUSIVE")

@@ -1,0 +1,1 @@
+"""Real faults against a real PostgreSQL, and the table of them in the documentation."""

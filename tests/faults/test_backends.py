@@ -1,0 +1,129 @@
+"""One backend ends: by an administrator, or because the server found its session idle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import asyncpg
+from asyncpg import exceptions as pg
+
+from tests.faults.harness import (
+    AT_ONCE,
+    SIZE,
+    PgPool,
+    Run,
+    create,
+    fault,
+    have_all,
+    query_under_way,
+    terminate,
+    until,
+)
+from tests.postgres import Postgres, need
+
+
+@fault(
+    name="`pg_terminate_backend`, idle connection",
+    sees="nothing",
+    pool="is told by the socket: the connection leaves at once, and up to `min_size` is replaced",
+    hits="backend pid",
+    bound=1.0,
+)
+async def test_terminated_idle_backend_leaves_the_pool_at_once(
+    run: Run, postgres: Postgres, database: str
+) -> None:
+    """Nobody is given it; the background loop, which looks once a second, is not needed for it."""
+    async with create(database, min_size=SIZE) as pool:
+        for broken in (1, 2):
+            victim, *_ = await have_all(pool)
+            run.hits_backend(postgres, victim)
+            terminate(postgres, victim)
+            await until(_has_retired(pool, broken), AT_ONCE)
+            assert await run.waits(pool, 1.0) is None
+            await run.recovered(pool, postgres, gone=(victim,))
+
+
+@fault(
+    name="`pg_terminate_backend`, query under way",
+    sees="that query: `ConnectionDoesNotExistError` (cause: `AdminShutdownError`), at once; "
+    "others, in a transaction or not: nothing",
+    pool="drops the connection and pings the idle ones before anybody gets them",
+    hits="backend pid",
+    bound=1.0,
+)
+async def test_terminated_busy_backend_fails_its_query_and_no_other(
+    run: Run, postgres: Postgres, database: str
+) -> None:
+    """Its slot is free for a new connection at once."""
+    async with create(database) as pool:
+        await have_all(pool)
+        async with query_under_way(pool, postgres) as (task, victim), pool.acquire() as other:
+            await other.execute("BEGIN")
+            run.hits_backend(postgres, victim)
+            terminate(postgres, victim)
+            with run.sees(pg.ConnectionDoesNotExistError, cause=pg.AdminShutdownError):
+                await task
+            assert await run.waits(pool, 1.0) is None
+            assert pool.stats().retired == {"broken": 1}
+            await other.execute("COMMIT")
+        await run.recovered(pool, postgres, gone=(victim,))
+
+
+@fault(
+    name="`idle_session_timeout` of the server",
+    sees="nothing",
+    pool="is told by the socket: the connections leave at once, and up to `min_size` are replaced",
+    hits="backend pid",
+    bound=1.0,
+)
+async def test_sessions_ended_for_being_idle_leave_the_pool(
+    run: Run, postgres: Postgres, database: str
+) -> None:
+    """And those that follow them are used as ever."""
+    ((version,),) = postgres.query("SHOW server_version_num")
+    if int(version) < 140_000:
+        need("PostgreSQL 14", "this one has no idle_session_timeout", "a newer one")
+    name = database.partition("?")[0].rpartition("/")[2]
+    postgres.query(f"ALTER DATABASE \"{name}\" SET idle_session_timeout = '300ms'")
+    async with create(database) as pool:
+        victims = await have_all(pool)
+        run.hits_backend(postgres, *victims)
+        postgres.query(f'ALTER DATABASE "{name}" RESET idle_session_timeout')
+        await until(_has_retired(pool, SIZE), 5.0)
+        run.over()
+        assert await run.waits(pool, 1.0) is None
+        await run.recovered(pool, postgres, gone=tuple(victims))
+
+
+@fault(
+    name="`idle_in_transaction_session_timeout` of the server",
+    sees="the next query of that transaction: `InterfaceError` (connection is closed), at once",
+    pool="drops the connection when it comes back; thinks no worse of the others",
+    hits="backend pid",
+    bound=1.0,
+)
+async def test_session_ended_in_a_transaction_fails_its_next_query(
+    run: Run, postgres: Postgres, database: str
+) -> None:
+    """The others are not even pinged."""
+    async with create(database) as pool:
+        await have_all(pool)
+        conn = await pool.acquire()
+        try:
+            victim = await conn.fetchval("SELECT pg_backend_pid()")
+            await conn.execute("BEGIN; SET LOCAL idle_in_transaction_session_timeout = '300ms'")
+            run.hits_backend(postgres, victim)
+            await until(conn.is_closed, 5.0)
+            run.over()
+            with run.sees(asyncpg.InterfaceError):
+                await conn.execute("SELECT 1")
+        finally:
+            pool.release(conn)
+        assert pool.stats().retired == {"broken": 1}
+        assert pool.stats().idle == SIZE - 1
+        assert await run.waits(pool, 1.0) is None
+        await run.recovered(pool, postgres, gone=(victim,))
+
+
+def _has_retired(pool: PgPool, many: int) -> Callable[[], bool]:
+    return lambda: pool.stats().retired.get("broken") == many
