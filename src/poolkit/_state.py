@@ -304,9 +304,8 @@ class PoolState:
     def suspect(self, now: float) -> None:
         """Ping every idle connection before its next use, all together."""
         while self.idle:
-            slot = self.idle[-1]
-            self._begin("ping", slot, "recycling", self.options.ping_timeout, now)
-            self.prospects.slow.add(slot)  # whoever waits does not count on it
+            self._begin("ping", self.idle[-1], "recycling", self.options.ping_timeout, now)
+        self.prospects.slow.update(self.recycling)  # whoever waits does not count on them
 
     def renew(self, now: float) -> None:
         """Replace every connection there is: the idle ones now, the others when they come back."""
