@@ -179,7 +179,7 @@ class PoolState:
         else:
             self.queue[waiter] = None
             self._watch_deadline(waiter)
-            self._serve(now)
+            self._follow_up(now)
 
     def give_up(self, waiter: Waiter, now: float) -> None:
         """Let a caller go that no longer waits; what it was just given goes to the next in line."""
@@ -222,12 +222,12 @@ class PoolState:
             self._retire(slot, "pool_closed")
             return
         self._begin("reset", slot, "recycling", self.options.reset_timeout, now)
-        self._serve(now)
+        self._follow_up(now)
 
     def release_broken(self, slot: Slot, now: float) -> None:
         """Take back a connection that nobody may use again."""
         self._retire(slot, "broken")
-        self._serve(now)
+        self._follow_up(now)
 
     # -- outcomes of jobs ------------------------------------------------------------------------
 
@@ -243,7 +243,7 @@ class PoolState:
         self._place(slot, now)
         if self._shortage() > 0:
             self._ramp = min(self._ramp * 2, self.options.max_connecting)
-        self._serve(now)
+        self._follow_up(now)
 
     def connect_failed(
         self, slot: Slot, error: BaseException, verdict: Verdict | None, now: float
@@ -253,7 +253,7 @@ class PoolState:
             return
         self._move(slot, "gone")
         if slot.generation != self.generation:  # begun before closing or renewing: says nothing
-            self._serve(now)
+            self._follow_up(now)
             return
         self.connect_failures += 1
         self.outage = self.outage or Outage(now)
@@ -262,14 +262,14 @@ class PoolState:
             told_of = len(self.queue) if told == "everybody" else 1
             for waiter in [*self.openers, *itertools.islice(self.queue, told_of)]:
                 self._dismiss(waiter, "failed", error)
-        self._serve(now)
+        self._follow_up(now)
 
     def pinged(self, slot: Slot, now: float) -> None:
         """Record that an idle connection is alive."""
         if slot.state == "recycling":
             slot.alive_at = now
             self._place(slot, now)
-            self._serve(now)
+            self._follow_up(now)
 
     def was_reset(self, slot: Slot, now: float) -> None:
         """Record that a connection is fit for its next user."""
@@ -277,7 +277,7 @@ class PoolState:
             slot.touched = slot.cancelled = slot.derived = slot.spoiled = False
             slot.alive_at = now
             self._place(slot, now)
-            self._serve(now)
+            self._follow_up(now)
 
     def recycle_failed(self, slot: Slot, now: float, *, suspect_others: bool) -> None:
         """Record that a ping or a reset failed; maybe the others are dead as well."""
@@ -285,13 +285,13 @@ class PoolState:
             self._retire(slot, "broken")
             if suspect_others:
                 self.suspect(now)
-            self._serve(now)
+            self._follow_up(now)
 
     def closed(self, slot: Slot, now: float) -> None:
         """Record that a connection is closed: only now is its slot free."""
         if slot.state == "closing":
             self._move(slot, "gone")
-            self._serve(now)
+            self._follow_up(now)
 
     # -- other events ----------------------------------------------------------------------------
 
@@ -299,7 +299,7 @@ class PoolState:
         """Drop an idle connection that is known to be dead; elsewhere the next step finds out."""
         if slot.state == "idle":
             self._retire(slot, "broken")
-            self._serve(now)
+            self._follow_up(now)
 
     def suspect(self, now: float) -> None:
         """Ping every idle connection before its next use, all together."""
@@ -314,7 +314,7 @@ class PoolState:
             slot.retire_at = slot.expires_at = now
         for slot in list(self.idle):
             self._retire(slot, "stale")
-        self._serve(now)
+        self._follow_up(now)
 
     def resize(self, options: Options, now: float) -> None:
         """Adopt new sizes: grow at once, shrink as connections come back."""
@@ -323,7 +323,7 @@ class PoolState:
             if not self._surplus(queued=False):
                 break
             self._retire(slot, "surplus")
-        self._serve(now)
+        self._follow_up(now)
 
     def tick(self, now: float) -> None:
         """Do what is due by time alone; call at `next_tick`, and every second or so."""
@@ -336,7 +336,7 @@ class PoolState:
             reason = self._unfit(slot, now) or self._unneeded(slot, now)
             if reason:
                 self._retire(slot, reason)
-        self._serve(now)
+        self._follow_up(now)
 
     def next_tick(self) -> float:
         """Return the time of the earliest thing that is due by time alone."""
@@ -366,7 +366,7 @@ class PoolState:
         self.defunct = False
         self.openers[waiter] = None
         self._watch_deadline(waiter)
-        self._serve(now)
+        self._follow_up(now)
 
     def close(self, cause: BaseException | None = None) -> None:
         """Stop serving: waiters fail, idle connections close, the others when they come back."""
@@ -401,14 +401,11 @@ class PoolState:
 
     # -- decide ----------------------------------------------------------------------------------
 
-    def _serve(self, now: float) -> None:
-        """Give what is free to those who wait, in order; then owe the jobs that are missing."""
-        while self.idle:
-            waiter = self._first_in_line(now)
-            slot = self._usable(now) if waiter else None
-            if waiter is None or slot is None:
-                break
-            self._hand_off(slot, waiter, now)
+    def _follow_up(self, now: float) -> None:
+        """Let openers go on when all is there; owe the jobs that are missing for those who wait.
+
+        Connections are handed out where they become free, in `_place`: nobody waits beside one.
+        """
         ready = len(self.idle) + len(self.leased) + len(self.recycling)
         if self.openers and ready >= self.options.min_size:
             for waiter in list(self.openers):
@@ -466,7 +463,7 @@ class PoolState:
             reason = "surplus"
         if reason:
             self._retire(slot, reason)
-            self._serve(now)
+            self._follow_up(now)
         elif waiter:
             self._hand_off(slot, waiter, now)
         else:

@@ -147,7 +147,7 @@ def test_planted_forgotten_queue_after_a_close_is_found() -> None:
     """A slot is free, and nobody looks who waits for it."""
     check_found(
         "I12",
-        'if slot.state == "closing":\n            self._move(slot, "gone")\n            self._serve(now)',
+        'if slot.state == "closing":\n            self._move(slot, "gone")\n            self._follow_up(now)',
         'if slot.state == "closing":\n            self._move(slot, "gone")',
         SIMPLE,
     )
