@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl
 
 from poolkit._driver import load_driver
 from poolkit._errors import PoolConfigError
@@ -31,8 +31,9 @@ def create_pool(url: str, /, **options: Unpack[PoolOptions]) -> Pool[Any]:
             "postgresql://user@host/database)"
         )
     address, _, query = url.partition("?")
-    pairs = parse_qsl(query, keep_blank_values=True)
-    rest = urlencode([(name, value) for name, value in pairs if name not in NAMES])
+    # What is the driver's it gets as it was written, to find fault with itself.
+    rest = "&".join(part for part in query.split("&") if part.partition("=")[0] not in NAMES)
     driver = load_driver(f"{address}?{rest}" if rest else address, scheme)
-    given: dict[str, Any] = {**parse_options(dict(pairs)), **options}
+    given: dict[str, Any] = {**parse_options(dict(parse_qsl(query, keep_blank_values=True)))}
+    given.update(options)
     return Pool(driver, **given)

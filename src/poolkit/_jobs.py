@@ -162,11 +162,14 @@ class Workers:
         left_behind = None
         for _ in range(2):
             limit = self._book.options.reset_timeout
+            # What an operation that was under way at release has made since then is revoked, too.
+            was_busy = slot.busy
+            self._hooks.revoke(slot.connection, derived=False)
             clean, note = await self._attempt(self._driver.reset, slot, limit)
             if not clean:
                 return
             left_behind = left_behind or note
-            if not slot.busy:
+            if not (slot.busy or was_busy):
                 if left_behind and not slot.cancelled:
                     self._tell_once(left_behind, place_of(slot.holder))
                 self._book.was_reset(slot, self._runtime.now())

@@ -273,7 +273,11 @@ class _Method:
 
     def __init__(self, name: str, function: Any) -> None:
         self._name = name
-        self._call = (_async_call if inspect.iscoroutinefunction(function) else _call)(name)
+        inner = inspect.unwrap(function)
+        if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
+            self._call = _generating(name, function)
+        else:
+            self._call = (_async_call if inspect.iscoroutinefunction(function) else _call)(name)
         self._call.__doc__ = function.__doc__
 
     def __get__(self, view: Any, owner: type) -> Any:
@@ -303,6 +307,17 @@ def _async_call(name: str) -> Callable[..., Any]:
         slot: Slot = view._poolkit_touch(name)
         result = await watched(slot, getattr(slot.connection, name)(*args, **kwargs))
         return view if result is slot.connection else result
+
+    return _named(call, name)
+
+
+def _generating(name: str, function: Any) -> Callable[..., Any]:
+    """Have a generator hold the view, which dies with the lease, and not the connection."""
+
+    def call(view: Any, /, *args: Any, **kwargs: Any) -> Any:
+        slot: Slot = view._poolkit_touch(name)
+        slot.derived = True
+        return function(view, *args, **kwargs)
 
     return _named(call, name)
 

@@ -179,7 +179,7 @@ class Pool(Generic[C]):
 
     def _abandon_leases(self, life: Life) -> None:
         if self._life is life:
-            self._book.abandon_leases()
+            self._book.abandon_leases(self._runtime.now())
             self._settle()
 
     def _begin(self) -> None:

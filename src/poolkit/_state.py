@@ -380,11 +380,17 @@ class PoolState:
         for slot in list(self.idle):
             self._retire(slot, "pool_closed")
 
-    def abandon_leases(self, keep: Callable[[Slot], bool] = lambda _: False) -> None:
-        """Terminate what has not been given back; its holders' handles are dead from now on."""
-        for slot in [s for s in self.leased if not keep(s)]:
+    def abandon_leases(self, now: float) -> None:
+        """Terminate what has not been given back; its holders' handles are dead from now on.
+
+        A reset ends the operations that are under way, on the server as well; then it is closed.
+        """
+        for slot in list(self.leased):
             slot.turn += 1
-            self._doom(slot, "pool_closed")
+            if slot.busy and not self.defunct:
+                self._begin("reset", slot, "recycling", self.options.reset_timeout, now)
+            else:
+                self._doom(slot, "pool_closed")
 
     def collapse(self, cause: BaseException | None) -> None:
         """Close with nobody left to run jobs: terminate all but what is still leased."""

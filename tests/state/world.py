@@ -235,7 +235,7 @@ class World:
 
     def abandon(self) -> None:
         """Let the grace end."""
-        self.book.abandon_leases()
+        self.book.abandon_leases(self.now)
         for caller in self.callers:
             caller.slot = None
 

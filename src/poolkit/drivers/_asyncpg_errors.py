@@ -74,6 +74,8 @@ _SESSION_ONLY: Final = ("57P05", "25P03")
 
 def of_lease(error: BaseException, *, closed: bool) -> Verdict:
     """Classify what has passed through a lease. It may come from elsewhere: another database."""
+    if not closed and isinstance(error, pg.PostgresError) and not _is_out_of_step(error):
+        return Verdict.OK
     if isinstance(error, _OWN_AFFAIR) or not isinstance(error, _SUSPECT):
         return Verdict.DEAD if closed and isinstance(error, pg.InterfaceError) else Verdict.OK
     if not closed:
@@ -81,6 +83,18 @@ def of_lease(error: BaseException, *, closed: bool) -> Verdict:
     if any(_code(cause) in _SESSION_ONLY for cause in _chain(error)):
         return Verdict.DEAD
     return Verdict.SERVER_GONE
+
+
+def _is_out_of_step(error: pg.PostgresError) -> bool:
+    """Tell whether a server's error is about asyncpg's own statements, or the protocol."""
+    return isinstance(error, pg.ProtocolViolationError) or "__asyncpg_" in str(error)
+
+
+def is_read_only(error: BaseException) -> bool:
+    """Tell whether an error, or one it was made from, is that of writing where one only reads."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(map(is_read_only, error.exceptions))
+    return any(isinstance(cause, pg.ReadOnlySQLTransactionError) for cause in _chain(error))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, cast, get_args
-from urllib.parse import parse_qsl, unquote, urlencode
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import asyncpg
 
@@ -17,7 +18,7 @@ from poolkit._errors import PoolConfigError
 from poolkit._options import NAMES, PoolOptions, check_seconds, unknown_option
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable
 
 Level = Literal["full", "full+prepared", "transaction", "none"]
 Pooler = Literal["transaction", "session"]
@@ -32,6 +33,12 @@ _PARAMETERS: Final = frozenset(
     | {"servicefile", "sslmode", "sslcert", "sslkey", "sslpassword", "sslrootcert", "sslcrl"}
     | {"sslnegotiation", "ssl_min_protocol_version", "ssl_max_protocol_version", "direct_tls"}
     | {"target_session_attrs", "krbsrvname", "gsslib"}
+)
+#: What libpq knows besides, and asyncpg would send to the server.
+_FOREIGN: Final = frozenset(
+    {"channel_binding", "connect_timeout", "fallback_application_name", "gssencmode", "keepalives"}
+    | {"keepalives_count", "keepalives_idle", "keepalives_interval", "load_balance_hosts"}
+    | {"require_auth", "requirepeer", "requiressl", "sslcompression", "sslsni", "tcp_user_timeout"}
 )
 
 
@@ -140,7 +147,11 @@ def _check_reset(reset: object) -> None:
         raise PoolConfigError(f"reset={reset!r}: give {known}, or an async function")
 
 
-def _check_arguments(arguments: Mapping[str, Any]) -> None:
+def _check_arguments(arguments: object) -> None:
+    if not isinstance(arguments, Mapping) or not all(isinstance(name, str) for name in arguments):
+        raise PoolConfigError(
+            "connect_kwargs is a dict from names of asyncpg.connect's arguments to their values"
+        )
     for name, value in arguments.items():
         if name == "dsn":
             raise PoolConfigError("give the DSN as the first argument, not in connect_kwargs")
@@ -188,6 +199,13 @@ def check_dsn(dsn: str | None, settings: Settings) -> tuple[str | None, str]:
                 "malformed DSN: it has the form postgresql://user:password@host:port/database"
             )
         dsn = f"postgresql://{rest}"
+        try:
+            urlsplit(dsn)  # as asyncpg will
+        except ValueError:
+            raise PoolConfigError(
+                "malformed DSN: a bracket, or a character that stands for '/', '@', '?' or '#', "
+                "has to be percent-encoded in the user and the password"
+            ) from None
         rest, _, fragment = rest.partition("#")
         rest, _, query = rest.partition("?")
         authority, _, path = rest.partition("/")
@@ -201,8 +219,15 @@ def check_dsn(dsn: str | None, settings: Settings) -> tuple[str | None, str]:
         hosts = authority.rpartition("@")[2]
         for host in filter(None, hosts.split(",")):
             _check_port(host)
+        given_names = {name for name, _ in _pairs(query)}
+        if foreign := sorted(given_names & _FOREIGN):
+            raise PoolConfigError(
+                f"{', '.join(foreign)} in the DSN: asyncpg does not know it, and the server would "
+                "take it for a setting of its own; leave it out (poolkit has connect_timeout and "
+                "tcp_timeout)"
+            )
         if settings.pooler == "transaction":
-            _check_session_settings({name for name, _ in _pairs(query)} - _PARAMETERS)
+            _check_session_settings(given_names - _PARAMETERS)
     given = settings.connect_kwargs
     parameters = dict(_pairs(query))
     address: Any = given.get("host") or hosts or parameters.get("host") or os.environ.get("PGHOST")

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import socket
 import weakref
@@ -23,18 +22,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from poolkit._driver import Verdict, missing_extra
 from poolkit._errors import PoolConfigError
-from poolkit._lease import watched
 from poolkit._pool import Pool
 
 try:
     import asyncpg
     from asyncpg import exceptions as pg
-    from asyncpg.connection import _ConnectionProxy
-    from asyncpg.protocol.protocol import NO_TIMEOUT, PreparedStatementState
+    from asyncpg.protocol.protocol import NO_TIMEOUT
 except ImportError as missing:
     raise missing_extra("asyncpg", missing) from missing
 
 from poolkit.drivers import _asyncpg_errors as errors
+from poolkit.drivers._asyncpg_connection import Handle, Transaction, forget_named, pooled
 from poolkit.drivers._asyncpg_settings import (
     CreateOptions,
     Settings,
@@ -47,7 +45,6 @@ from poolkit.drivers._asyncpg_settings import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from asyncpg.transaction import Transaction
     from typing_extensions import Unpack
 
 logger = logging.getLogger("poolkit")
@@ -77,81 +74,24 @@ def from_url(url: str) -> AsyncpgDriver:
     return AsyncpgDriver(dsn, **settings)
 
 
-# -- the connection and its handle ---------------------------------------------------------------
-
-
-@functools.cache
-def _pooled(kind: Any) -> Any:
-    """Return the subclass of a class of connections whose members know of each other."""
-
-    class PooledConnection(kind):  # type: ignore[misc]
-        """A connection of asyncpg in one of poolkit's pools."""
-
-        __slots__ = ("_handle", "_in_use", "_left_behind", "_own", "_siblings")
-
-        def _unwrap(self) -> Any:
-            """Give callbacks the handle of the lease that has set them."""
-            handle = self._handle and self._handle()
-            return self if handle is None else handle
-
-        def _get_statement(
-            self, query: str, timeout: Any, *, named: Any = False, **rest: Any
-        ) -> Any:
-            """Name statements only with a cache: asyncpg would name a cursor's without one, too.
-
-            Behind a pooler it stays in a session that is no longer ours, and the next process to
-            use that name there would fail.
-            """
-            if named is True:
-                named = self._stmt_cache_enabled
-            return super()._get_statement(query, timeout, named=named, **rest)
-
-        def _drop_global_statement_cache(self) -> None:
-            for c in self._siblings:
-                c._drop_local_statement_cache()
-
-        def _drop_global_type_cache(self) -> None:
-            for c in self._siblings:
-                if not c.is_closed():
-                    c._drop_local_type_cache()
-
-    return PooledConnection
-
-
-class _Handle(_ConnectionProxy):
-    """What the view of a connection adds: callbacks get the view, which dies with the lease."""
-
-    __slots__ = ()
-
-    async def add_listener(self: Any, channel: str, callback: Any) -> None:
-        slot = self._poolkit_touch("add_listener")
-        slot.connection._handle = weakref.ref(self)
-        await watched(slot, slot.connection.add_listener(channel, callback))
-
-    def add_log_listener(self: Any, callback: Any) -> None:
-        c = self._poolkit_touch("add_log_listener").connection
-        c._handle = weakref.ref(self)
-        c.add_log_listener(callback)
-
-    def add_termination_listener(self: Any, callback: Any) -> None:
-        c = self._poolkit_touch("add_termination_listener").connection
-        c._handle = weakref.ref(self)
-        c.add_termination_listener(callback)
-
-
 # -- the driver ----------------------------------------------------------------------------------
 
-#: Everything that `DISCARD ALL` discards, except asyncpg's prepared statements; in one round trip,
-#: and with asyncpg's own reset query in the middle, which a subclass may have its say in.
-_FULL: Final = (
-    "RESET SESSION AUTHORIZATION;RESET ROLE;{}\nDISCARD PLANS;DISCARD TEMP;DISCARD SEQUENCES;"
-)
+#: What `DISCARD ALL` discards, except statements and their plans, in one round trip. The role comes
+#: first, and nothing is looked up by a search_path that the lease may have set: it could have put
+#: functions of its own there. A subclass's own reset query takes the middle's place.
+_FULL: Final = "RESET SESSION AUTHORIZATION;RESET ROLE;{}\n;DISCARD TEMP;DISCARD SEQUENCES;"
+_MIDDLE: Final = "RESET ALL;SELECT pg_catalog.pg_advisory_unlock_all();CLOSE ALL;UNLISTEN *"
 _DEALLOCATE: Final = """\
 DO $$DECLARE n text; BEGIN
     FOR n IN SELECT name FROM pg_catalog.pg_prepared_statements WHERE from_sql LOOP
         EXECUTE pg_catalog.format('DEALLOCATE %I', n);
     END LOOP;
 END$$;"""
+#: Fails with a division by zero if a statement that asyncpg has cached is not there any more.
+_INTACT: Final = (
+    "SELECT 1 / (pg_catalog.count(*) OPERATOR(pg_catalog.>=) {})::int "
+    "FROM pg_catalog.pg_prepared_statements WHERE NOT from_sql;"
+)
 #: Fails with a division by zero, on the simple protocol, unless the session is the server's own.
 _PROBE: Final = "SELECT 1 / (pg_catalog.pg_backend_pid() = {})::int"
 
@@ -166,14 +106,14 @@ class AsyncpgDriver:
         kind = self._arguments.pop("connection_class", asyncpg.Connection)
         if not (isinstance(kind, type) and issubclass(kind, asyncpg.Connection)):
             raise PoolConfigError("connection_class is not a subclass of asyncpg.Connection")
-        self._kind = _pooled(kind)
+        self._kind = pooled(kind)
         self._is_light = self.settings.reset in ("transaction", "none")
         self._siblings: weakref.WeakSet[Any] = weakref.WeakSet()
         self._knows_path = self.settings.pooler is not None
         self._had_primary = False
 
     #: What makes ``isinstance(conn, asyncpg.Connection)`` true of a view.
-    view = (_Handle,)
+    view = (Handle,)
 
     async def connect(self) -> asyncpg.Connection:
         """Open a connection; asyncpg leaves none behind if it is cancelled."""
@@ -202,12 +142,7 @@ class AsyncpgDriver:
         return c  # type: ignore[no-any-return]
 
     def _adopt(self, c: Any) -> None:
-        self._siblings.add(c)
-        c._siblings = self._siblings
-        c._handle = None
-        c._left_behind = ""
-        c._in_use = PreparedStatementState("", "", c._protocol, asyncpg.Record, False)
-        c._in_use.attach()
+        c.join(self._siblings)
         self._had_primary |= _standby(c) == "off"
         if self.settings.tcp_timeout is not None:
             _watch_peer(c._transport.get_extra_info("socket"), self.settings.tcp_timeout)
@@ -243,21 +178,28 @@ class AsyncpgDriver:
         """Say goodbye to the server and wait until it has hung up."""
         await c.close()
 
-    def terminate(self, c: asyncpg.Connection, /) -> None:
+    def terminate(self, c: Any, /) -> None:
         """Cut the connection."""
         with contextlib.suppress(RuntimeError):  # its event loop is closed
             c.terminate()
+        c._own = ()  # it refers to the slot, which refers to the connection
 
-    def watch(self, c: asyncpg.Connection, dead: Callable[[], None], /) -> None:
-        """Have asyncpg tell; note what ``on_connect`` has set up, which stays."""
+    def watch(self, c: Any, dead: Callable[[], None], /) -> None:
+        """Have asyncpg tell; see what ``on_connect`` has set up, which stays, if it can."""
+        if c.is_in_transaction():
+            raise PoolConfigError("on_connect has left a transaction open: commit it there")
+        if c._listeners:
+            raise PoolConfigError(
+                "on_connect listens, which the first reset would end: hold a lease for listening"
+            )
         c.add_termination_listener(lambda _: dead())
-        c._own = tuple(map(frozenset, _callbacks(c)))  # type: ignore[attr-defined]
+        c.take_as_own()
 
     def classify(self, exc: BaseException, c: asyncpg.Connection | None, /) -> Verdict | None:
         """Say what an error means; see `poolkit.drivers._asyncpg_errors`."""
         if c is None:
             return errors.of_connecting(exc)
-        if isinstance(exc, pg.ReadOnlySQLTransactionError):
+        if errors.is_read_only(exc):
             # On a primary that was a read-only transaction. A standby in a pool that has had a
             # primary means that they have changed places; else the pool is one of a replica.
             standby = _standby(c)
@@ -270,20 +212,18 @@ class AsyncpgDriver:
 
     def revoke(self, c: Any, /) -> None:
         """End what was made in this lease: statements, cursors, transactions, callbacks."""
-        c._pool_release_ctr += 1
-        c._top_xact = None
-        c._handle = None
-        if (c._listeners or _callbacks(c) != c._own) and not c.is_closed():
-            c._left_behind = _forget_callbacks(c)
+        c.end_lease()
 
     def is_clean(self, c: Any, /) -> bool:
         """Tell whether nothing has to be sent."""
-        if not self._is_light or c._left_behind:
+        if not self._is_light or c._left_behind or c._codecs or c._named:
             return False
         return not (c._protocol._is_cancelling() or c.is_in_transaction())
 
     async def reset(self, c: Any, /) -> str | None:
         """Settle, roll back, undo, and look."""
+        if c._codecs:
+            raise ConnectionError("a lease has changed type codecs: set them in on_connect")
         await _settle(c)
         left_behind, c._left_behind = c._left_behind, ""
         query = self._undo(c, listening="listener" in left_behind)
@@ -300,11 +240,15 @@ class AsyncpgDriver:
 
     def _undo(self, c: Any, *, listening: bool) -> str:
         level = self.settings.reset
-        if level == "full":
-            return _FULL.format(c.get_reset_query())
+        query = forget_named(c)
+        if level in ("full", "full+prepared"):
+            as_is = type(c).get_reset_query is asyncpg.Connection.get_reset_query
+            query += _FULL.format(_MIDDLE if as_is else c.get_reset_query() or "")
         if level == "full+prepared":
-            return _FULL.format(c.get_reset_query()) + _DEALLOCATE
-        return "UNLISTEN *;" if level == "transaction" and listening else ""
+            query += _DEALLOCATE + _INTACT.format(len(c._stmt_cache))
+        if level == "transaction" and listening:
+            query += "UNLISTEN *;"
+        return query
 
     def transaction(
         self,
@@ -315,8 +259,8 @@ class AsyncpgDriver:
         readonly: bool = False,
         deferrable: bool = False,
     ) -> Transaction:
-        """Return asyncpg's own transaction; inside of another it is a savepoint."""
-        return c.transaction(isolation=isolation, readonly=readonly, deferrable=deferrable)  # type: ignore[arg-type]
+        """Return asyncpg's transaction, watched at its end; inside of another a savepoint."""
+        return Transaction(c, isolation=isolation, readonly=readonly, deferrable=deferrable)
 
 
 async def _settle(c: Any) -> None:
@@ -343,26 +287,11 @@ def _standby(c: Any) -> str | None:
     return None if c.is_closed() else getattr(c.get_settings(), "in_hot_standby", None)
 
 
-def _callbacks(c: Any) -> tuple[set[Any], ...]:
-    return c._log_listeners, c._termination_listeners, c._query_loggers
-
-
-def _forget_callbacks(c: Any) -> str:
-    """Remove the callbacks that a lease has left behind; return words for them."""
-    left = [("notification listener", sum(map(len, c._listeners.values())))]
-    c._listeners.clear()
-    names = ("log listener", "termination listener", "query logger")
-    for name, kind, own in zip(names, _callbacks(c), c._own, strict=True):
-        left.append((name, len(kind - own)))
-        kind.clear()
-        kind.update(own)
-    return ", ".join(f"{many} {name}{'s' * (many > 1)}" for name, many in left if many)
-
-
 def _watch_peer(sock: Any, timeout: float) -> None:
     """Have the system notice a dead peer within the timeout, also when nothing is being sent."""
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
+    timeout = min(timeout, 30_000.0)  # what systems can do
     probes = 3
     pause = max(1, round(timeout / 9))
     idle = max(1, round(timeout) - probes * pause)
@@ -373,7 +302,9 @@ def _watch_peer(sock: Any, timeout: float) -> None:
         "TCP_KEEPCNT": probes,
         "TCP_USER_TIMEOUT": round(timeout * 1000),
     }
-    with contextlib.suppress(OSError):  # better than nothing is all that this has to be
+    with contextlib.suppress(
+        OSError, OverflowError
+    ):  # better than nothing is all that this has to be
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in wanted.items():
             if hasattr(socket, name):
