@@ -213,12 +213,15 @@ async def test_generator_entered_after_the_release_is_dead(dsn: str) -> None:
 async def test_another_database_that_dies_costs_no_connection_of_this_one(dsn: str) -> None:
     """Its error passes through a block of this pool's."""
     async with of_one(dsn) as pool, of_one(dsn) as other:
-        with pytest.raises(asyncpg.PostgresConnectionError):
+        with pytest.RaisesGroup(asyncpg.PostgresConnectionError):
             async with pool.acquire() as conn:
                 pid = conn.get_server_pid()
                 async with other.acquire() as victim:
-                    await conn.execute("SELECT pg_terminate_backend($1)", victim.get_server_pid())
-                    await victim.execute("SELECT pg_sleep(60)")
+                    end = "SELECT pg_terminate_backend($1)"
+                    async with asyncio.TaskGroup() as group:
+                        group.create_task(victim.execute("SELECT pg_sleep(60)"))
+                        await asyncio.sleep(0)  # it is sent
+                        group.create_task(conn.execute(end, victim.get_server_pid()))
         async with pool.acquire() as conn:
             assert conn.get_server_pid() == pid
 

@@ -86,7 +86,10 @@ async def test_view_cannot_be_copied_or_pickled() -> None:
 
 
 async def test_busy_connection_is_never_handed_on_as_it_is() -> None:
-    """A child task's query outlives the block: the connection is reset before its next use."""
+    """A child task's query outlives the block: the connection is reset before its next use.
+
+    Once more, if the query was still under way when the first reset began.
+    """
     driver = CleanDriver()
     async with Pool(driver, max_size=1) as pool, anyio.create_task_group() as group:
         async with pool.acquire() as conn:
@@ -97,7 +100,7 @@ async def test_busy_connection_is_never_handed_on_as_it_is() -> None:
         assert pool.stats().recycling == 1
         real.gate.set()
         await wait_all_tasks_blocked()
-        assert driver.calls["reset"] == 1
+        assert driver.calls["reset"] in (1, 2)
         assert pool.stats().idle == 1
 
 
