@@ -1,54 +1,46 @@
-"""A driver without a database, whose calls can be made to fail, to wait or to hang."""
+"""The public fake driver, in the shapes that these tests need: with and without optional methods."""
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import anyio
 from anyio.lowlevel import checkpoint
 
+from poolkit.testing import _fake
+from poolkit.testing._fake import FakeCursor
+
 if TYPE_CHECKING:
+    import anyio
+
     from poolkit import Verdict
 
+__all__ = [
+    "Boom",
+    "CleanDriver",
+    "FakeConnection",
+    "FakeCursor",
+    "FakeDriver",
+    "FakeTransaction",
+    "FullDriver",
+]
 
-class Boom(Exception):
-    """What a fake driver raises."""
-
-
-class FakeCursor:
-    """An object made from a connection."""
-
-    def __init__(self, connection: FakeConnection) -> None:
-        self.connection = connection
-        self.turn = connection.turn
-
-    async def fetch(self) -> str:
-        """Return something, unless revoked."""
-        if self.turn != self.connection.turn:
-            raise Boom("revoked")
-        return await self.connection.query()
+#: What a fake driver raises.
+Boom = _fake.Fault
 
 
-class FakeConnection:
-    """A connection that notices being used by two at once."""
+class FakeConnection(_fake.BareConnection):
+    """A connection that notices being used by two at once, or after its end."""
 
     shared = "class attribute"
 
     def __init__(self, driver: FakeDriver, number: int) -> None:
-        self.driver = driver
-        self.number = number
-        self.dead = False
+        super().__init__(driver, number)
         self.dirty = False
-        self.in_transaction = False
-        self.active = 0
-        self.turn = 0
         self.label = "fresh"
         self.gate: anyio.Event | None = None
 
     async def query(self, answer: str = "row") -> str:
-        """Do one round trip; wait at the gate if there is one."""
+        """Do one round trip, which nobody counts; wait at the gate if there is one."""
         assert not self.dead, "used after its end"
         self.active += 1
         assert self.active == 1, "two operations at once"
@@ -67,10 +59,6 @@ class FakeConnection:
         """Return data without I/O."""
         return self.number
 
-    def cursor(self) -> FakeCursor:
-        """Return an object made from this connection."""
-        return FakeCursor(self)
-
     def __len__(self) -> int:
         """Be sized, as some connections are."""
         return 7
@@ -83,83 +71,32 @@ class FakeConnection:
         """Leave."""
 
 
-class FakeDriver:
-    """A driver under a test's control.
+class FakeDriver(_fake.BareDriver[FakeConnection]):
+    """A driver that cannot do more than it must; it does its calls whoever is at work, and waits."""
 
-    ``script`` maps a call's name to what its next calls do: an exception is raised, an event is
-    waited for, a pair of both is both, ``None`` succeeds. What is not scripted succeeds after one turn of the loop.
-    """
-
-    name = "fake"
-    kind: type[FakeConnection] = FakeConnection
+    kind = FakeConnection
 
     def __init__(self, **script: list[Any]) -> None:
-        self.script = script
-        self.calls: Counter[str] = Counter()
-        self.log: list[str] = []
-        self.numbers = itertools.count(1)
-        self.alive: set[FakeConnection] = set()
-        self.most_alive = 0
+        super().__init__(**script)
         self.note: str | None = None
 
-    async def step(self, call: str) -> None:
-        """Do what the script says for this call."""
-        self.calls[call] += 1
-        self.log.append(call)
-        steps = self.script.get(call)
-        action = steps.pop(0) if steps else None
-        if isinstance(action, anyio.Event):
-            await action.wait()
-        elif isinstance(action, tuple):
-            gate, error = action
-            await gate.wait()
-            raise error
-        elif isinstance(action, BaseException):
-            await checkpoint()
-            raise action
-        else:
-            await checkpoint()
-
-    async def connect(self) -> FakeConnection:
-        """Return a connection, counted from now on."""
-        await self.step("connect")
-        connection = self.kind(self, next(self.numbers))
-        self.alive.add(connection)
-        self.most_alive = max(self.most_alive, len(self.alive))
-        return connection
-
-    def is_dead(self, c: FakeConnection) -> bool:
-        """Tell what the test has set."""
-        return c.dead
-
-    async def reset(self, c: FakeConnection) -> str | None:
-        """Clean."""
+    async def reset(self, c: FakeConnection, /) -> str | None:
+        """Clean, also while another task is at work: that the pool looks to."""
         await self.step("reset")
         note = "an open transaction" if c.in_transaction else self.note
         c.dirty = c.in_transaction = False
         return note
 
-    async def ping(self, c: FakeConnection) -> None:
+    async def ping(self, c: FakeConnection, /) -> None:
         """Answer."""
         await self.step("ping")
         if c.dead:
             raise Boom("dead")
 
-    async def close(self, c: FakeConnection) -> None:
-        """Close politely."""
+    async def close(self, c: FakeConnection, /) -> None:
+        """Close politely, also what is closed already."""
         await self.step("close")
         self.end(c)
-
-    def terminate(self, c: FakeConnection) -> None:
-        """Close at once."""
-        self.calls["terminate"] += 1
-        self.log.append("terminate")
-        self.end(c)
-
-    def end(self, c: FakeConnection) -> None:
-        """Count a connection no longer."""
-        c.dead = True
-        self.alive.discard(c)
 
 
 class CleanDriver(FakeDriver):
@@ -193,24 +130,24 @@ class FullDriver(CleanDriver):
 
     def transaction(self, c: FakeConnection, **settings: Any) -> FakeTransaction:
         """Return a context manager."""
-        return FakeTransaction(self, c, settings)
+        return FakeTransaction(c, settings)
 
 
 class FakeTransaction:
-    """Begin, and commit or roll back."""
+    """Begin, and commit or roll back; the settings are logged."""
 
-    def __init__(self, driver: FullDriver, c: FakeConnection, settings: dict[str, Any]) -> None:
-        self.driver = driver
-        self.connection = c
+    def __init__(self, connection: FakeConnection, settings: dict[str, Any]) -> None:
+        self.connection = connection
         self.settings = settings
 
     async def __aenter__(self) -> None:
         """Begin."""
-        self.driver.log.append(f"begin {self.settings}" if self.settings else "begin")
-        await self.connection.query("BEGIN")
-        self.connection.in_transaction = True
+        connection = self.connection
+        connection.driver.log.append(f"begin {self.settings}" if self.settings else "begin")
+        await connection.query("BEGIN")
+        connection.in_transaction = True
 
     async def __aexit__(self, kind: object, error: object, traceback: object) -> None:
-        """Commit or roll back."""
-        await self.driver.step("rollback" if kind else "commit")
+        """Commit or roll back, whatever the error."""
+        await self.connection.driver.step("rollback" if kind else "commit")
         self.connection.in_transaction = False

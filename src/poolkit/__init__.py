@@ -27,7 +27,7 @@ from poolkit._stats import LeaseInfo, PoolStats
 from poolkit._transaction import Transaction, transaction
 
 if TYPE_CHECKING:
-    from poolkit import drivers, fastapi
+    from poolkit import drivers, fastapi, testing
 
 __version__ = "0.1.0.dev0"
 
@@ -53,12 +53,13 @@ __all__ = [
     "create_pool",
     "drivers",
     "fastapi",
+    "testing",
     "transaction",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("drivers", "fastapi"):
+    if name in ("drivers", "fastapi", "testing"):
         return import_module(f"poolkit.{name}")
     raise AttributeError(f"module 'poolkit' has no attribute {name!r}")
 

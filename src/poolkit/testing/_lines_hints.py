@@ -1,0 +1,85 @@
+"""The contract of what a driver knows: news of a death, what errors mean, names."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from poolkit._driver import Verdict
+from poolkit._errors import PoolConfigError
+from poolkit._lease import view_class
+from poolkit._options import Options
+from poolkit.testing._contract import Broken, Chapter
+
+if TYPE_CHECKING:
+    from poolkit.testing._bench import Bench
+
+LINES: Final = Chapter()
+
+
+@LINES.line("watch does not report the living", needs="watch")
+async def _(bench: Bench) -> None:
+    told: list[bool] = []
+    async with bench.connection(lambda: told.append(True)) as c:
+        await bench.ping(c, "on a watched connection")
+        await bench.within("reset", bench.driver.reset(c))
+        if told:
+            raise Broken("dead() was called")
+
+
+@LINES.line("watch reports a connection that was ended from outside", needs="watch", probes="kill")
+async def _(bench: Bench) -> None:
+    told: list[bool] = []
+    async with bench.connection(lambda: told.append(True)) as c:
+        await bench.within("Probe.kill", bench.probe.kill(c))
+        with anyio.move_on_after(bench.patience):
+            while not told:  # noqa: ASYNC110  # it may come from any thread
+                await anyio.sleep(0.005)
+        if not told:
+            raise Broken(f"dead() was not called for {bench.patience} s")
+
+
+@LINES.line("classify returns a Verdict or None, and never raises", needs="classify")
+async def _(bench: Bench) -> None:
+    async with bench.connection() as live, bench.connection() as dead:
+        bench.ask("terminate", dead)
+        await bench.attempt("ping", bench.driver.ping, dead)
+        strange = [ValueError("no"), KeyError(), OSError(9, "bad"), ConnectionResetError()]
+        strange += [TimeoutError(), EOFError(), PoolConfigError("no"), AssertionError()]
+        for error in strange + bench.errors:
+            for c in (live, dead, None):
+                verdict = bench.ask("classify", error, c)
+                if not (verdict is None or isinstance(verdict, Verdict)):
+                    raise Broken(f"for {error!r} it returned {verdict!r}")
+
+
+@LINES.line("name is a str without secrets", needs="name")
+async def _(bench: Bench) -> None:
+    name = bench.driver.name
+    if not (isinstance(name, str) and name):
+        raise Broken(f"it is {name!r}")
+    shown = [secret for secret in bench.probe.secrets if secret in name]
+    if shown or re.search(r"://[^/@]*:[^/@]+@|password=", name):
+        raise Broken("it has a password in it")
+
+
+@LINES.line("view is a tuple of classes that a view can have for its bases", needs="view")
+async def _(bench: Bench) -> None:
+    view = bench.driver.view
+    if not (isinstance(view, tuple) and all(isinstance(base, type) for base in view)):
+        raise Broken(f"it is {view!r}")
+    async with bench.connection() as c:
+        view_class(type(c), view)
+
+
+@LINES.line("check_options returns, or raises PoolConfigError", needs="check_options")
+async def _(bench: Bench) -> None:
+    for options in (Options(), Options(min_size=0, max_size=1)):
+        try:
+            bench.driver.check_options(options)
+        except PoolConfigError:
+            pass
+        except Exception as error:
+            raise Broken(f"it raised {error!r}") from error

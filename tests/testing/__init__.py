@@ -1,0 +1,1 @@
+"""The public instruments for tests."""
