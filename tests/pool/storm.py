@@ -13,8 +13,8 @@ from anyio.lowlevel import checkpoint
 
 import poolkit
 from poolkit import Pool, PoolError, Verdict
+from poolkit.testing._invariants import check_book
 from tests.fakes import Boom, FakeConnection, FullDriver
-from tests.invariants import check_book
 
 if TYPE_CHECKING:
     from random import Random

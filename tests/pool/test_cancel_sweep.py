@@ -20,8 +20,8 @@ import poolkit._lease
 import poolkit._pool
 import poolkit._transaction
 from poolkit import Pool, PoolClosed
+from poolkit.testing._invariants import check_book
 from tests.fakes import FakeConnection, FullDriver
-from tests.invariants import check_book
 from tests.pool.planting import plant
 
 if TYPE_CHECKING:

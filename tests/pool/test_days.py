@@ -13,10 +13,10 @@ import trio
 import trio.testing
 
 from poolkit import ConnectFailed, Pool, PoolTimeout, Verdict
+from poolkit.testing._invariants import check_book
 from poolkit.testing._loops import VirtualTimeLoop
 from tests.effort import EFFORT
 from tests.fakes import Boom, FakeConnection, FullDriver
-from tests.invariants import check_book
 from tests.pool.storm import come_to_rest
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ import anyio
 import pytest
 
 from poolkit import Pool, PoolUnavailable, Verdict
+from poolkit.testing._invariants import check_book
 from tests.effort import EFFORT
 from tests.fakes import Boom, FakeConnection, FullDriver
-from tests.invariants import check_book
 from tests.pool.storm import come_to_rest
 from tests.pool.test_days import run_on_asyncio, run_on_trio
 

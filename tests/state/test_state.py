@@ -9,7 +9,7 @@ import pytest
 from poolkit import Options, Verdict
 from poolkit._slot import NEVER, TRANSITIONS, Slot, Waiter
 from poolkit._state import PoolState
-from tests.invariants import check_book
+from poolkit.testing._invariants import check_book
 
 
 class Desk:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from poolkit import Options, Verdict
 from poolkit._slot import NEVER, Slot, Waiter
 from poolkit._state import PoolState
-from tests.invariants import check_book
+from poolkit.testing._invariants import check_book
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
