@@ -53,4 +53,4 @@ clean:  ## remove what the other commands have made
 
 .PHONY: .test-tools
 .test-tools:
-	@sh scripts/venv.sh .venv $(example) -e '.[test]'
+	@sh scripts/venv.sh .venv $(example) -e '.[test,types]'
