@@ -15,6 +15,7 @@ from poolkit._errors import (
     PoolBusy,
     PoolClosed,
     PoolConfigError,
+    PoolDeadlock,
     PoolError,
     PoolTimeout,
     PoolUnavailable,
@@ -23,6 +24,7 @@ from poolkit._errors import (
 from poolkit._lease import Lease
 from poolkit._options import Options, PoolOptions
 from poolkit._pool import Pool
+from poolkit._shedding import CoDel, Shedder, Shedding
 from poolkit._stats import LeaseInfo, PoolStats
 from poolkit._transaction import Transaction, transaction
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "CoDel",
     "ConnectFailed",
     "Driver",
     "Lease",
@@ -42,11 +45,14 @@ __all__ = [
     "PoolBusy",
     "PoolClosed",
     "PoolConfigError",
+    "PoolDeadlock",
     "PoolError",
     "PoolOptions",
     "PoolStats",
     "PoolTimeout",
     "PoolUnavailable",
+    "Shedder",
+    "Shedding",
     "Transaction",
     "Verdict",
     "WrongLoop",

@@ -7,6 +7,7 @@
     │   ├── PoolTimeout            (also a TimeoutError) the deadline of an acquire has passed
     │   ├── PoolBusy               the queue is full, or overload is being shed
     │   └── ConnectFailed          the database refused; the driver's error is the __cause__
+    ├── PoolDeadlock               every holder is waiting for a connection: a bug, no shortage
     ├── PoolClosed                 the pool is not open
     ├── NotLeased                  double release, wrong pool, use after release
     ├── WrongLoop                  used from another event loop, or after a fork
@@ -37,13 +38,24 @@ class PoolTimeout(PoolUnavailable, TimeoutError):
 
 
 class PoolBusy(PoolUnavailable):
-    """Refused at once, because too many are waiting already."""
+    """Refused, because too many are waiting already; also by a ``shedding`` policy."""
 
     __module__ = "poolkit"
 
 
 class ConnectFailed(PoolUnavailable):
     """The database could not be reached; the driver's own error is the ``__cause__``."""
+
+    __module__ = "poolkit"
+
+
+class PoolDeadlock(PoolError):
+    """Every connection is held by a task that is itself waiting for one, the caller included.
+
+    Waiting would never end, and trying again would not help: tasks hold one connection while they
+    acquire another, and the pool is too small for that. The message says who they are, and which
+    size would do.
+    """
 
     __module__ = "poolkit"
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn
 from poolkit._driver import C
 from poolkit._errors import NotLeased, PoolConfigError, PoolError
 from poolkit._slot import Slot
-from poolkit._words import place
+from poolkit._words import callers, place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
@@ -48,8 +48,12 @@ class Lease(Generic[C]):
 
     async def _acquire(self) -> C:
         pool = self._pool
-        view: C | None = pool._lease_now(self)
-        return await pool._lease_later(self) if view is None else view
+        view: Any = pool._lease_now(self)
+        if view is None:
+            view = await pool._lease_later(self)
+        slot = view._poolkit_slot
+        slot.loose_turn = slot.turn
+        return view  # type: ignore[no-any-return]
 
     async def __aenter__(self) -> C:
         """Acquire; the connection is the caller's until the end of the block."""
@@ -80,6 +84,30 @@ class Lease(Generic[C]):
         """Give the connection back; nothing is awaited. Released inside already: nothing to do."""
         view, self._view = self._view, None
         self._pool._give_back(view, self, error)
+
+
+class TracedLease(Lease[C]):
+    """A lease that notes the stack that acquires it."""
+
+    __slots__ = ("_stack",)
+
+    def __init__(
+        self, pool: Pool[C], timeout: float | None, code: types.CodeType, lasti: int
+    ) -> None:
+        super().__init__(pool, timeout, code, lasti)
+        self._stack = callers(3)
+
+    async def _acquire(self) -> C:
+        return self._traced(await super()._acquire())
+
+    async def __aenter__(self) -> C:
+        """Acquire; the connection is the caller's until the end of the block."""
+        return self._traced(await super().__aenter__())
+
+    def _traced(self, view: Any) -> C:
+        slot = view._poolkit_slot
+        slot.holder = (*slot.holder, self._stack)
+        return view  # type: ignore[no-any-return]
 
 
 class Released:

@@ -8,14 +8,19 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from poolkit._errors import PoolConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
+    from poolkit._shedding import Shedding
+
     Hook = Callable[[Any], Awaitable[object]]
+
+
+Deadlock = Literal["raise", "warn", "off"]
 
 
 class PoolOptions(TypedDict, total=False):
@@ -27,18 +32,22 @@ class PoolOptions(TypedDict, total=False):
     overflow_linger: float
     acquire_timeout: float | None
     max_waiting: int | None
+    shedding: Shedding | None
     connect_timeout: float | None
     ping_timeout: float | None
     reset_timeout: float | None
     close_timeout: float | None
     max_connecting: int
     ping_after: float | None
+    ping_every: float | None
     max_lifetime: float | None
     max_idle_time: float | None
     max_uses: int | None
     backoff_min: float
     backoff_max: float
     fail_fast_after: float | None
+    deadlock: Deadlock
+    leak_after: float | None
     on_connect: Hook | None
     on_close: Hook | None
     on_acquire: Hook | None
@@ -69,6 +78,11 @@ class Options:
     """The longest queue; whoever comes when it is full gets `PoolBusy` at once. 0: nobody waits for
     a connection that somebody holds, or that is not open yet."""
 
+    shedding: Shedding | None = None
+    """An overload policy that refuses waiters with `PoolBusy`, so that others are served in time:
+    ``poolkit.CoDel(target=0.05, interval=0.5)``. It decides while connections are leased and the
+    database can be reached."""
+
     connect_timeout: float | None = 5.0
     """Seconds for one connect, ``on_connect`` included. Keep it below ``acquire_timeout``, or a
     timeout cannot name its cause."""
@@ -89,6 +103,11 @@ class Options:
     """An idle connection not heard from for this many seconds is pinged before it is handed out.
     0: always. None: never."""
 
+    ping_every: float | None = 30.0
+    """Seconds after which an idle connection is pinged in the background, out of reach meanwhile,
+    never more than half of them at once; so that dead ones are found before anybody needs them.
+    None: never, which lets a database that scales to zero fall asleep."""
+
     max_lifetime: float | None = 1800.0
     """Seconds after which a connection is replaced. Replacing begins, with jitter, at 90 %; after
     100 % a connection is never handed out."""
@@ -108,6 +127,15 @@ class Options:
     fail_fast_after: float | None = 5.0
     """Once the database has been unreachable for this many seconds, new acquires fail at once with
     its error instead of waiting."""
+
+    deadlock: Deadlock = "raise"
+    """What to do when every connection is held by a task that is itself waiting for one:
+    ``"raise"`` has the last one get `PoolDeadlock` at once, ``"warn"`` logs it and lets it wait,
+    ``"off"`` does not look."""
+
+    leak_after: float | None = None
+    """Seconds after which a lease that is still held is logged as a warning, with the stack that
+    acquired it; its return is logged as well. Noting the stacks makes each acquire dearer."""
 
     on_connect: Hook | None = None
     """Awaited with each new connection before its first use (codecs, session settings)."""
@@ -147,6 +175,14 @@ class Options:
             raise PoolConfigError(
                 f"backoff_min={self.backoff_min} is above backoff_max={self.backoff_max}"
             )
+        if self.shedding is not None and not callable(getattr(self.shedding, "begin", None)):
+            raise PoolConfigError(
+                f"shedding={self.shedding!r} is not a policy: give poolkit.CoDel(), for example"
+            )
+        if self.deadlock not in get_args(Deadlock):
+            raise PoolConfigError(
+                f"deadlock={self.deadlock!r} is unknown: give 'raise', 'warn' or 'off'"
+            )
         for name in ("on_connect", "on_close", "on_acquire"):
             hook = getattr(self, name)
             if hook is not None and not callable(hook):
@@ -174,11 +210,13 @@ _SECONDS = (
     "reset_timeout",
     "close_timeout",
     "ping_after",
+    "ping_every",
     "max_lifetime",
     "max_idle_time",
     "backoff_min",
     "backoff_max",
     "fail_fast_after",
+    "leak_after",
 )
 NAMES = frozenset(field.name for field in dataclasses.fields(Options))
 
@@ -207,7 +245,7 @@ def parse_options(query: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _parse(name: str, text: str) -> Any:
-    if name == "name":
+    if name in ("name", "deadlock"):
         return text
     if text.lower() == "none":
         return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import random
+import sys
 import warnings
 import weakref
 from collections import deque
@@ -18,14 +19,17 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Self
 import anyio
 
 from poolkit import _words as words
+from poolkit._deadlock import closed_by
 from poolkit._driver import C, Verdict
 from poolkit._errors import NotLeased, PoolClosed, PoolTimeout
 from poolkit._hooks import Hooks
 from poolkit._jobs import Workers
+from poolkit._leaks import Leaks
 from poolkit._lease import (
     RELEASED,
     Lease,
     Released,
+    TracedLease,
     held_slot,
     make_view,
     set_turn,
@@ -83,6 +87,9 @@ class Pool(Generic[C]):
         self._inbox: deque[Callable[[], None]] = deque()
         self._hooks = Hooks(driver)
         self._is_dead = self._hooks.is_dead
+        self._leaks = Leaks(self.name, self._book)
+        traced = given.leak_after is not None or sys.flags.dev_mode
+        self._new_lease: type[Lease[C]] = TracedLease if traced else Lease
 
     _runtime: Runtime  # set by open(); nothing asks for it before
 
@@ -102,7 +109,7 @@ class Pool(Generic[C]):
         """
         book = self._book
         if self._life is not None and self._runtime.has_ended():
-            self._collapse(self._life, None)
+            self._loop_ended(self._life, None)
         if self._life is None:
             self._begin()
         elif not book.is_open:
@@ -189,7 +196,16 @@ class Pool(Generic[C]):
         )
         self._runtime = runtime
         self._life = life = Life(runtime, workers)
-        life.begin(self.name, self._upkeep, lambda cause: self._collapse(life, cause))
+        life.begin(self.name, self._upkeep, lambda cause: self._loop_ended(life, cause))
+
+    def _loop_ended(self, life: Life, cause: BaseException | None) -> None:
+        """End a life whose tasks have ended, or will never run again."""
+        if self._life is life and cause is None:
+            _warn(
+                f"pool {self.name!r} was never closed, and its event loop has ended: use `async "
+                "with pool:` or `await pool.aclose()`"
+            )
+        self._collapse(life, cause)
 
     def _collapse(self, life: Life, cause: BaseException | None) -> None:
         """End a life at once, without waiting for anything."""
@@ -219,7 +235,7 @@ class Pool(Generic[C]):
             WrongLoop: the pool was opened on another event loop, or before a fork.
 
         """
-        return Lease(self, self._limit(timeout), *words.caller(2))
+        return self._new_lease(self, self._limit(timeout), *words.caller(2))
 
     def transaction(
         self, *, timeout: float | _NotGiven | None = NOT_GIVEN, **settings: Any
@@ -228,7 +244,8 @@ class Pool(Generic[C]):
 
         ``settings`` are the driver's (isolation, readonly, ...). Raises what `acquire` raises.
         """
-        return Transaction(Lease(self, self._limit(timeout), *words.caller(2)), None, settings)
+        lease = self._new_lease(self, self._limit(timeout), *words.caller(2))
+        return Transaction(lease, None, settings)
 
     def _limit(self, timeout: float | _NotGiven | None) -> float | None:
         if isinstance(timeout, _NotGiven):
@@ -289,6 +306,7 @@ class Pool(Generic[C]):
         book.join(waiter, runtime.now())
         self._settle()
         if waiter.outcome == "waiting":
+            self._check_deadlock(waiter)
             try:
                 await runtime.park(waiter.parking)
             except BaseException:
@@ -300,6 +318,21 @@ class Pool(Generic[C]):
         if waiter.slot.state != "leased":  # taken back between hand-off and now
             raise PoolClosed(f"pool {self.name!r} was closed while handing out a connection")
         return waiter.slot
+
+    def _check_deadlock(self, waiter: Waiter) -> None:
+        """Raise, or warn, if a caller has begun to wait for itself."""
+        book, reaction = self._book, self._book.options.deadlock
+        circle = closed_by(waiter, book) if reaction != "off" else []
+        others = (other.parking for other in circle if other is not waiter)
+        if not circle or not all(map(self._runtime.is_parked, others)):
+            return
+        error = words.deadlock(self.name, book, circle, now=self._runtime.now())
+        if reaction == "warn":
+            logger.warning("%s", error)
+            return
+        book.refuse(waiter, "deadlocked")
+        self._settle()
+        raise error
 
     async def _greet(
         self, hook: Hook, view: C, slot: Slot, deadline: float, lease: Lease[C]
@@ -420,14 +453,20 @@ class Pool(Generic[C]):
         self._book.resize(options, self._now())
         self._settle()
 
-    def renew(self) -> None:
+    def renew(self, *, over: float = 0.0) -> None:
         """Replace every connection older than now: the idle ones at once, others on their return.
 
         For new credentials, a failover, a changed schema. None of them is handed out again.
+
+        Args:
+            over: seconds in the course of which their times come, one after the other, so that not
+                all are missing at once.
+
         """
+        check_seconds("over", over, optional=False)
         if self._book.is_open:
             self._runtime.task()  # raises WrongLoop
-            self._book.renew(self._runtime.now())
+            self._book.renew(self._runtime.now(), over)
             self._settle()
 
     def __repr__(self) -> str:
@@ -460,6 +499,7 @@ class Pool(Generic[C]):
         for slot in list(self._book.idle):
             if self._is_dead(slot.connection):
                 self._book.died(slot, now)
+        self._leaks.look(now)
         self._on_alarm()
 
     def _dropped(self, slot: Slot, turn: int) -> None:
@@ -486,14 +526,13 @@ class Pool(Generic[C]):
         if slot.turn != turn or slot.state != "leased":
             return
         slot.turn += 1
-        place = words.place_of(slot.holder)
+        holder = slot.holder
         # Terminated, never reused: nobody knows what was going on with it.
         self._book.release_broken(slot, self._runtime.now())
-        text = f"pool {self.name!r}: a connection was never released; acquired at {place}"
-        try:
-            warnings.warn(text, ResourceWarning, stacklevel=2)
-        except ResourceWarning:  # made an error, which must not stop the shell
-            logger.error(text)
+        _warn(
+            f"pool {self.name!r}: a connection was never released; acquired at "
+            f"{words.place_of(holder)}{words.indented(words.stack_of(holder))}"
+        )
 
     def _now(self) -> float:
         return self._runtime.now() if hasattr(self, "_runtime") else 0.0
@@ -502,6 +541,13 @@ class Pool(Generic[C]):
         check = getattr(self._driver, "check_options", None)
         if check is not None:
             check(options)
+
+
+def _warn(text: str) -> None:
+    try:
+        warnings.warn(text, ResourceWarning, stacklevel=2)
+    except ResourceWarning:  # made an error, which must not stop the shell
+        logger.error(text)
 
 
 def _task(slot: Slot) -> object:

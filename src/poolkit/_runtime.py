@@ -127,6 +127,10 @@ class _Asyncio(_Loop):
         """Wait until unparked, which may have happened already."""
         await parking
 
+    def is_parked(self, parking: Any) -> bool:
+        """Tell whether a task that was parked there waits still, and was not cancelled."""
+        return not parking.done()
+
     def unpark(self, parking: Any) -> None:
         """Wake whoever is or will be parked there."""
         if not (parking.done() or self._loop.is_closed()):
@@ -223,6 +227,9 @@ class _Trio(_Loop):
             return self._lowlevel.Abort.SUCCEEDED
 
         await self._lowlevel.wait_task_rescheduled(abort)
+
+    def is_parked(self, parking: Any) -> bool:
+        return parking.task is not None
 
     def unpark(self, parking: Any) -> None:
         parking.unparked = True

@@ -6,7 +6,9 @@ from typing import Any, Final, Literal
 
 Job = Literal["connect", "ping", "reset", "close"]
 Reason = Literal["expired", "unused", "used_up", "stale", "broken", "surplus", "pool_closed"]
-Outcome = Literal["waiting", "served", "timed_out", "cancelled", "busy", "failed", "closed"]
+Outcome = Literal[
+    "waiting", "served", "timed_out", "cancelled", "busy", "shed", "deadlocked", "failed", "closed"
+]
 
 NEVER: Final = float("inf")
 
@@ -36,6 +38,7 @@ class Slot:
         "good_until",
         "holder",
         "leased_at",
+        "loose_turn",
         "overdue_at",
         "reason",
         "retire_at",
@@ -53,7 +56,7 @@ class Slot:
         self.connection: Any = None
         self.view: Any = None  # the class of the handles on this connection
         self.generation = generation
-        self.reason: Reason | None = None
+        self.reason: Reason | None = None  # why it goes, or will when its time has come
         # Ages are data, compared with the time when the slot is touched.
         self.used_at = 0.0  # last given back: for idle time
         self.alive_at = 0.0  # last heard from: for pings
@@ -67,6 +70,7 @@ class Slot:
         self.turn = 0
         self.holder: Any = None
         self.leased_at = 0.0
+        self.loose_turn = -1  # the turn in which no block ends the lease: it was awaited
         self.touched = False  # something was done on the connection
         self.busy = 0  # operations under way, of whatever lease
         self.cancelled = False  # an operation, or the block, was cancelled
@@ -81,11 +85,12 @@ class Slot:
 class Waiter:
     """A caller in line: until when, and how it ended."""
 
-    __slots__ = ("cause", "deadline", "holder", "outcome", "parking", "since", "slot")
+    __slots__ = ("cause", "deadline", "holder", "key", "outcome", "parking", "since", "slot")
 
     def __init__(self, deadline: float, holder: Any, parking: Any) -> None:
         self.deadline = deadline
-        self.holder = holder
+        self.holder = holder  # what the slot's will be: first of all, the task
+        self.key: Any = None  # in the queue
         self.parking = parking
         self.since = 0.0
         self.outcome: Outcome = "waiting"

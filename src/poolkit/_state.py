@@ -26,11 +26,11 @@ Rule 3: after a move that frees something the queue is served, first come, first
 
 from __future__ import annotations
 
-import heapq
 import itertools
 from collections import Counter, OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final
 
+from poolkit._deadlines import Deadlines
 from poolkit._outage import Outage
 from poolkit._prospects import Prospects
 from poolkit._slot import NEVER, TRANSITIONS, Job, Outcome, Reason, Slot, Waiter
@@ -64,10 +64,10 @@ class PoolState:
         self.closing: dict[Slot, None] = {}
         self.prospects = Prospects(self.connecting, self.recycling)
 
-        self.queue: OrderedDict[Waiter, None] = OrderedDict()
+        self.queue: OrderedDict[Any, Waiter] = OrderedDict()  # by the task that waits
         self.openers: dict[Waiter, None] = {}
-        self._deadlines: list[tuple[float, int, Waiter]] = []  # a heap; the served leave it lazily
-        self._order = itertools.count()
+        self._deadlines = Deadlines()
+        self._shedder = options.shedding.begin() if options.shedding else None
 
         self.doomed: deque[Any] = deque()
         self.woken: deque[Waiter] = deque()
@@ -111,7 +111,7 @@ class PoolState:
 
     def stats(self, now: float) -> PoolStats:
         """Return a snapshot."""
-        first = next(iter(self.queue), None)
+        first = next(iter(self.queue.values()), None)
         return PoolStats(
             max_size=self.options.max_size,
             capacity=self.options.capacity,
@@ -120,6 +120,7 @@ class PoolState:
             connecting=len(self.connecting),
             recycling=len(self.recycling),
             closing=len(self.closing),
+            stuck=len(self.prospects.stuck),
             waiting=len(self.queue),
             oldest_wait=now - first.since if first else 0.0,
             direct=self.direct,
@@ -127,6 +128,8 @@ class PoolState:
             timed_out=self.outcomes["timed_out"],
             cancelled=self.outcomes["cancelled"],
             busy=self.outcomes["busy"],
+            shed=self.outcomes["shed"],
+            deadlocked=self.outcomes["deadlocked"],
             failed=self.outcomes["failed"],
             closed=self.outcomes["closed"],
             connected=self.connected_total,
@@ -177,16 +180,21 @@ class PoolState:
         elif self._refuses_newcomers(now):
             self._dismiss(waiter, "failed", self.last_error)
         else:
-            self.queue[waiter] = None
-            self._watch_deadline(waiter)
+            waiter.key = self._key(waiter)
+            self.queue[waiter.key] = waiter
+            self._deadlines.add(waiter, len(self.queue) + len(self.openers))
             self._follow_up(now)
+
+    def refuse(self, waiter: Waiter, outcome: Outcome) -> None:
+        """Send a caller away who is in line."""
+        self._dismiss(waiter, outcome)
 
     def give_up(self, waiter: Waiter, now: float) -> None:
         """Let a caller go that no longer waits; what it was just given goes to the next in line."""
         if waiter in self.openers:
             del self.openers[waiter]
-        elif waiter in self.queue:
-            del self.queue[waiter]
+        elif waiter.outcome == "waiting":
+            del self.queue[waiter.key]
             self.outcomes["cancelled"] += 1
         elif waiter.slot is not None:
             slot, waiter.slot = waiter.slot, None
@@ -260,7 +268,7 @@ class PoolState:
         told = self.outage.record(error, verdict, slot.begun_at, now, self.options, self._random())
         if told != "nobody":
             told_of = len(self.queue) if told == "everybody" else 1
-            for waiter in [*self.openers, *itertools.islice(self.queue, told_of)]:
+            for waiter in [*self.openers, *itertools.islice(self.queue.values(), told_of)]:
                 self._dismiss(waiter, "failed", error)
         self._follow_up(now)
 
@@ -268,7 +276,7 @@ class PoolState:
         """Record that an idle connection is alive."""
         if slot.state == "recycling":
             slot.alive_at = now
-            self._place(slot, now)
+            self._place(slot, now, cold=True)
             self._follow_up(now)
 
     def was_reset(self, slot: Slot, now: float) -> None:
@@ -307,13 +315,20 @@ class PoolState:
             self._begin("ping", self.idle[-1], "recycling", self.options.ping_timeout, now)
         self.prospects.slow.update(self.recycling)  # whoever waits does not count on them
 
-    def renew(self, now: float) -> None:
-        """Replace every connection there is: the idle ones now, the others when they come back."""
-        self.generation += 1
-        for slot in [*self.leased, *self.recycling]:
-            slot.retire_at = slot.expires_at = now
-        for slot in list(self.idle):
-            self._retire(slot, "stale")
+    def renew(self, now: float, over: float = 0.0) -> None:
+        """Replace every connection there is, one after the other in so many seconds.
+
+        When its time has come an idle one goes, the others do when they come back.
+        """
+        if not over:
+            self.generation += 1
+        slots = [*self.idle, *self.connecting, *self.recycling, *self.leased]
+        for place, slot in enumerate(slots, 1):
+            slot.reason = "stale"
+            slot.expires_at = min(slot.expires_at, now + over * place / len(slots))
+            slot.retire_at = min(slot.retire_at, slot.expires_at)
+            slot.good_until = min(slot.good_until, slot.retire_at)
+        self._retire_idle(now)
         self._follow_up(now)
 
     def resize(self, options: Options, now: float) -> None:
@@ -327,23 +342,17 @@ class PoolState:
 
     def tick(self, now: float) -> None:
         """Do what is due by time alone; call at `next_tick`, and every second or so."""
-        while self._deadlines and self._deadlines[0][0] <= now:
-            waiter = heapq.heappop(self._deadlines)[2]
-            if waiter.outcome == "waiting":
-                self._dismiss(waiter, "timed_out")
+        for waiter in self._deadlines.passed(now):
+            self._dismiss(waiter, "timed_out")
+        self._first_in_line(now)  # dismisses those before
         self.prospects.look(now)
-        for slot in list(self.idle):  # the coldest first
-            reason = self._unfit(slot, now) or self._unneeded(slot, now)
-            if reason:
-                self._retire(slot, reason)
+        self._retire_idle(now)
+        self._ping_idle(now)
         self._follow_up(now)
 
     def next_tick(self) -> float:
         """Return the time of the earliest thing that is due by time alone."""
-        deadlines = self._deadlines
-        while deadlines and deadlines[0][2].outcome != "waiting":
-            heapq.heappop(deadlines)
-        due = deadlines[0][0] if deadlines else NEVER
+        due = self._deadlines.next()
         if (
             self.outage
             and self._wanted() > 0
@@ -352,7 +361,8 @@ class PoolState:
         ):
             due = min(due, self.outage.retry_at)
         if self.queue:
-            due = min(due, self.prospects.next_look())
+            first = next(iter(self.queue.values()))
+            due = min(due, self.prospects.next_look(), self._shed_at(first))
         if self.idle and self.options.overflow_linger and self.live > self.options.max_size:
             due = min(due, self.idle[0].used_at + self.options.overflow_linger)
         return due
@@ -365,7 +375,7 @@ class PoolState:
         self.is_open = True
         self.defunct = False
         self.openers[waiter] = None
-        self._watch_deadline(waiter)
+        self._deadlines.add(waiter, len(self.queue) + len(self.openers))
         self._follow_up(now)
 
     def close(self, cause: BaseException | None = None) -> None:
@@ -373,9 +383,10 @@ class PoolState:
         self.is_open = False
         self.outage = None
         self.generation += 1
-        for waiter in [*self.openers, *self.queue]:
+        for waiter in [*self.openers, *self.queue.values()]:
             self._dismiss(waiter, "closed", cause)
-        for slot in [*self.leased, *self.recycling]:
+        for slot in [*self.connecting, *self.leased, *self.recycling]:
+            slot.reason = "pool_closed"
             slot.retire_at = slot.expires_at = -NEVER
         for slot in list(self.idle):
             self._retire(slot, "pool_closed")
@@ -461,8 +472,11 @@ class PoolState:
         """Count the free slots."""
         return self.options.capacity - self.size
 
-    def _place(self, slot: Slot, now: float) -> None:
-        """Find the place of a connection that is free and clean: the queue, idle, or the exit."""
+    def _place(self, slot: Slot, now: float, *, cold: bool = False) -> None:
+        """Find the place of a connection that is free and clean: the queue, idle, or the exit.
+
+        ``cold``: nobody has used it, so nobody is to prefer it.
+        """
         waiter = self._first_in_line(now)
         reason = self._unfit(slot, now)
         if reason is None and self._surplus(queued=waiter is not None):
@@ -476,6 +490,8 @@ class PoolState:
             self._move(slot, "idle")
             slot.holder = None
             slot.good_until = min(slot.alive_at + self._ping_after, slot.retire_at)
+            if cold:
+                self.idle.rotate(1)
 
     def _hand_off(self, slot: Slot, waiter: Waiter, now: float) -> None:
         self._move(slot, "leased")
@@ -483,16 +499,34 @@ class PoolState:
         slot.holder = waiter.holder
         slot.leased_at = now
         waiter.slot = slot
-        self._dismiss(waiter, "served")
+        self._leave(waiter, "served", now)
 
     def _first_in_line(self, now: float) -> Waiter | None:
-        """Return the first waiter whose deadline has not passed, dismissing those before it."""
+        """Return the first waiter whose time has not passed, dismissing those before it."""
         while self.queue:
-            waiter = next(iter(self.queue))
-            if now < waiter.deadline:
+            waiter = next(iter(self.queue.values()))
+            if now >= waiter.deadline:
+                self._leave(waiter, "timed_out", now)
+            elif now >= self._shed_at(waiter):
+                self._leave(waiter, "shed", now)
+            else:
                 return waiter
-            self._dismiss(waiter, "timed_out")
         return None
+
+    def _leave(self, waiter: Waiter, outcome: Outcome, now: float) -> None:
+        """End the wait of the first in line."""
+        self._dismiss(waiter, outcome)
+        if self._shedder:
+            self._shedder.left(waiter.since, now)
+
+    def _shed_at(self, first: Waiter) -> float:
+        """Return when the first in line is to be refused, as things are.
+
+        What cannot connect is no overload, and what has not begun is none yet.
+        """
+        if self._shedder is None or self.outage or not self.leased:
+            return NEVER
+        return self._shedder.refuse_at(first.since)
 
     def _usable(self, now: float) -> Slot | None:
         """Return the hottest idle slot that needs no ping, retiring the overaged on the way."""
@@ -510,12 +544,10 @@ class PoolState:
         """Say why a connection is not to be used again, if so."""
         if not self.is_open:
             return "pool_closed"
-        if slot.generation != self.generation:
-            return "stale"
         if self.options.max_uses is not None and slot.uses >= self.options.max_uses:
             return "used_up"
         if now >= slot.expires_at:
-            return "expired"
+            return slot.reason or "expired"
         if now >= slot.retire_at:
             aging = sum(closing.reason == "expired" for closing in self.closing)
             return "expired" if aging < _AGING else None
@@ -538,6 +570,21 @@ class PoolState:
         if limit is not None and now >= slot.used_at + limit and self.live > self.options.min_size:
             return "unused"
         return None
+
+    def _retire_idle(self, now: float) -> None:
+        for slot in list(self.idle):  # the coldest first
+            reason = self._unfit(slot, now) or self._unneeded(slot, now)
+            if reason:
+                self._retire(slot, reason)
+
+    def _ping_idle(self, now: float) -> None:
+        """Ping what has not been heard from for long, half of the idle ones at most at once."""
+        every = self.options.ping_every
+        if every is None or self.queue:
+            return
+        for slot in list(itertools.islice(self.idle, (len(self.idle) + 1) // 2)):
+            if now >= slot.alive_at + every:
+                self._begin("ping", slot, "recycling", self.options.ping_timeout, now)
 
     def _refuses_newcomers(self, now: float) -> bool:
         """Tell whether a newcomer fails at once: the database is down, nothing can come back."""
@@ -599,16 +646,13 @@ class PoolState:
         if waiter in self.openers:
             del self.openers[waiter]
         else:
-            self.queue.pop(waiter, None)
+            self.queue.pop(waiter.key, None)
             self.outcomes[outcome] += 1
         waiter.outcome = outcome
         waiter.cause = cause
         self.woken.append(waiter)
 
-    def _watch_deadline(self, waiter: Waiter) -> None:
-        if waiter.deadline == NEVER:
-            return
-        heapq.heappush(self._deadlines, (waiter.deadline, next(self._order), waiter))
-        if len(self._deadlines) > 2 * (len(self.queue) + len(self.openers)) + 32:
-            self._deadlines = [d for d in self._deadlines if d[2].outcome == "waiting"]
-            heapq.heapify(self._deadlines)
+    def _key(self, waiter: Waiter) -> Any:
+        """Return the task that waits; should it ever wait here twice at once, something else."""
+        task = waiter.holder[0] if waiter.holder else waiter
+        return waiter if task in self.queue else task

@@ -26,13 +26,16 @@ class PoolStats:
     """Being pinged or reset."""
     closing: int
     """Being closed; the slot is taken until that is done."""
+    stuck: int
+    """Of those being opened, pinged or reset, how many have outlasted their time limit: a library
+    that does not react to being cancelled. They delay nobody, and keep their slot."""
     waiting: int
     """Callers in the queue."""
     oldest_wait: float
     """Seconds that the first in the queue has waited."""
 
     direct: int
-    """Acquires that found an idle connection. Every acquire ends in one of these seven counters."""
+    """Acquires that found an idle connection. Every acquire ends in one of these nine counters."""
     waited: int
     """Acquires served after waiting in the queue."""
     timed_out: int
@@ -40,7 +43,11 @@ class PoolStats:
     cancelled: int
     """Acquires given up by their caller."""
     busy: int
-    """Acquires refused with `PoolBusy`."""
+    """Acquires refused with `PoolBusy` because ``max_waiting`` were in line."""
+    shed: int
+    """Acquires refused with `PoolBusy` by the ``shedding`` policy."""
+    deadlocked: int
+    """Acquires refused with `PoolDeadlock`."""
     failed: int
     """Acquires that ended with `ConnectFailed`."""
     closed: int
@@ -61,10 +68,11 @@ class PoolStats:
 
     def __str__(self) -> str:
         """Return the sizes in one line, as they stand in error messages."""
+        stuck = f" ({self.stuck} of them stuck)" if self.stuck else ""
         return (
             f"{self.leased} leased, {self.idle} idle, {self.connecting} connecting, "
-            f"{self.recycling} recycling, {self.closing} closing of capacity {self.capacity}; "
-            f"{self.waiting} waiting"
+            f"{self.recycling} recycling{stuck}, {self.closing} closing of capacity "
+            f"{self.capacity}; {self.waiting} waiting"
         )
 
 
@@ -78,6 +86,9 @@ class LeaseInfo:
     """How long it has been held."""
     place: str
     """Where it was acquired: ``file:line in function``."""
+    stack: tuple[str, ...] = ()
+    """The places that led there, the innermost first; noted if ``leak_after`` is set, and in
+    Python's development mode."""
 
     def __str__(self) -> str:
         """Return it as it stands in error messages."""

@@ -3,27 +3,50 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from poolkit._errors import ConnectFailed, PoolBusy, PoolClosed, PoolError, PoolTimeout
+from poolkit._errors import (
+    ConnectFailed,
+    PoolBusy,
+    PoolClosed,
+    PoolDeadlock,
+    PoolError,
+    PoolTimeout,
+)
 from poolkit._stats import LeaseInfo
 
 if TYPE_CHECKING:
     import types
+    from collections.abc import Iterable
 
-    from poolkit._slot import Waiter
+    from poolkit._slot import Slot, Waiter
     from poolkit._state import PoolState
 
-    Holder = tuple[Any, types.CodeType, int]
+    Place = tuple[types.CodeType, int]
+    #: The task, where it has acquired, and how it got there, if that was noted.
+    Holder = tuple[Any, types.CodeType, int] | tuple[Any, types.CodeType, int, tuple[Place, ...]]
 
+
+_PLACED = 3
 
 # -- places and people ---------------------------------------------------------------------------
 
 
-def caller(depth: int) -> tuple[types.CodeType, int]:
+def caller(depth: int) -> Place:
     """Return where the caller's caller is: cheap to note, and turned into words only if asked."""
     frame = sys._getframe(depth)
     return frame.f_code, frame.f_lasti
+
+
+def callers(depth: int, most: int = 16) -> tuple[Place, ...]:
+    """Return where the caller's caller is, and who has called it in turn."""
+    frame: types.FrameType | None = sys._getframe(depth)
+    places = []
+    while frame is not None and len(places) < most:
+        places.append((frame.f_code, frame.f_lasti))
+        frame = frame.f_back
+    return tuple(places)
 
 
 def place(code: types.CodeType, lasti: int) -> str:
@@ -46,14 +69,39 @@ def _task_of(holder: Holder) -> str:
     return name
 
 
+def lease(slot: Slot, now: float) -> LeaseInfo:
+    """Return who holds a connection."""
+    holder = slot.holder
+    return LeaseInfo(
+        task=_task_of(holder),
+        seconds=now - slot.leased_at,
+        place=place_of(holder),
+        stack=stack_of(holder),
+    )
+
+
 def leases(book: PoolState, now: float) -> list[LeaseInfo]:
     """Return who holds what, the longest first."""
-    return [
-        LeaseInfo(
-            task=_task_of(slot.holder), seconds=now - slot.leased_at, place=place_of(slot.holder)
-        )
-        for slot in book.leased
-    ]
+    return [lease(slot, now) for slot in book.leased]
+
+
+#: Where the event loop begins, which says nothing.
+_LOOPS = ("asyncio/events.py", "asyncio/runners.py", "trio/_core/_run.py")
+
+
+def stack_of(holder: Holder | None) -> tuple[str, ...]:
+    """Return the places that led to an acquire, the innermost first, if they were noted."""
+    places = []
+    for code, lasti in holder[3] if holder is not None and len(holder) > _PLACED else ():
+        if code.co_filename.replace("\\", "/").endswith(_LOOPS):
+            break
+        places.append(place(code, lasti))
+    return tuple(places)
+
+
+def indented(lines: Iterable[str]) -> str:
+    """Return lines to follow a line of a log."""
+    return "".join(f"\n    {line}" for line in lines)
 
 
 # -- why somebody got nothing --------------------------------------------------------------------
@@ -83,12 +131,40 @@ def refusal(
             f"pool {pool!r}: {many} are waiting already, which is max_waiting "
             f"({stats}){_why(book, now)}"
         )
+    elif waiter.outcome == "shed":
+        error = PoolBusy(
+            f"pool {pool!r}: refused after {now - waiter.since:.2f} s in line by "
+            f"shedding={book.options.shedding!r}, so that others are served in time "
+            f"({stats}){_why(book, now)}"
+        )
     elif waiter.outcome == "failed":
         error = ConnectFailed(f"pool {pool!r}: connecting failed: {_brief(cause)} ({stats})")
     else:
         error = PoolClosed(f"pool {pool!r} was closed while waiting for a connection")
     error.__cause__ = cause
     return error
+
+
+def deadlock(pool: str, book: PoolState, circle: list[Waiter], *, now: float) -> PoolDeadlock:
+    """Return the error for a circle of tasks that wait for each other, the last one first."""
+    held = Counter(slot.holder[0] for slot in book.leased)
+    tasks = "; ".join(
+        f"{_task_of(waiter.holder)} waits at {place_of(waiter.holder)} and holds "
+        + " and ".join(
+            f"one for {now - slot.leased_at:.2f} s, acquired at {place_of(slot.holder)}"
+            for slot in book.leased
+            if slot.holder[0] is waiter.holder[0]
+        )
+        for waiter in circle
+    )
+    most = max(held.values()) + 1
+    enough = len(held) * (most - 1) + 1
+    return PoolDeadlock(
+        f"pool {pool!r}: deadlock: every task that holds a connection is waiting for another one "
+        f"({book.stats(now)}). {tasks}. Acquire once and pass the connection on, or have a "
+        "capacity of tasks x (connections per task - 1) + 1, "
+        f"here {len(held)} x ({most} - 1) + 1 = {enough}"
+    )
 
 
 def _why(book: PoolState, now: float) -> str:

@@ -71,6 +71,9 @@ def make_pool(random: Random, *, calm: float = 0.85) -> tuple[Pool[FakeConnectio
         max_size=random.choice([1, 2, 3]),
         max_overflow=random.choice([0, 1]),
         ping_after=random.choice([0.0, 0.5, None]),
+        ping_every=random.choice([1.0, None]),
+        shedding=random.choice([poolkit.CoDel(target=0.2, interval=1.0), None]),
+        deadlock=random.choice(["raise", "warn"]),
         max_uses=random.choice([None, 3]),
         max_lifetime=random.choice([None, 5.0]),
         max_waiting=random.choice([None, 2]),
@@ -105,7 +108,7 @@ async def use(pool: Pool[FakeConnection], random: Random) -> None:
     with contextlib.suppress(PoolError, Boom):
         limit = random.choice([60.0, 60.0, 0.0, 0.05, 0.5, 2.0])
         with anyio.move_on_after(limit):
-            how = random.choice(["acquire", "transaction", "nested", "kept"])
+            how = random.choice(["acquire", "transaction", "nested", "greedy", "kept"])
             timeout = random.choice([0.0, 0.1, 1.0, None, 5.0])
             if how == "kept":
                 conn = await pool.acquire(timeout=timeout)
@@ -119,6 +122,9 @@ async def use(pool: Pool[FakeConnection], random: Random) -> None:
             else:
                 async with pool.acquire(timeout=timeout) as conn:
                     await work(conn, random)
+                    if how == "greedy":
+                        async with pool.acquire(timeout=timeout) as another:
+                            await work(another, random)
                     if how == "nested":
                         async with poolkit.transaction(conn):
                             await work(conn, random)
@@ -145,7 +151,7 @@ async def reshape(pool: Pool[FakeConnection], random: Random) -> None:
         if what == "resize":
             pool.resize(min_size=0, max_size=random.choice([1, 2, 4]))
         elif what == "renew":
-            pool.renew()
+            pool.renew(over=random.choice([0.0, 1.0]))
         else:
             await pool.aclose(grace=random.choice([0.0, 0.5]))
             with contextlib.suppress(PoolError):

@@ -17,6 +17,7 @@ from poolkit import (
     PoolBusy,
     PoolClosed,
     PoolConfigError,
+    PoolOptions,
     PoolTimeout,
     PoolUnavailable,
     Verdict,
@@ -140,7 +141,8 @@ async def test_releaser_cannot_overtake_the_queue() -> None:
 
 async def test_timeout_says_what_the_pool_was_doing() -> None:
     """The message has the numbers, who holds what, where it was acquired, and the remedy."""
-    async with Pool(FakeDriver(), max_size=1, name="shop") as pool, pool.acquire():
+    driver = FakeDriver()
+    async with Pool(driver, max_size=1, name="shop", deadlock="off") as pool, pool.acquire():
         with pytest.raises(PoolTimeout) as caught:
             await pool.acquire(timeout=0.01)
         text = str(caught.value)
@@ -162,7 +164,8 @@ async def test_timeout_of_zero_does_not_wait() -> None:
 
 async def test_acquire_timeout_option_is_the_default_deadline() -> None:
     """Without a timeout of its own an acquire waits as long as the pool says."""
-    async with Pool(FakeDriver(), max_size=1, acquire_timeout=0.02) as pool, pool.acquire():
+    options: PoolOptions = {"max_size": 1, "acquire_timeout": 0.02, "deadlock": "off"}
+    async with Pool(FakeDriver(), **options) as pool, pool.acquire():
         with pytest.raises(PoolTimeout, match=r"0\.02 s"):
             await pool.acquire()
 

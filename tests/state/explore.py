@@ -91,7 +91,8 @@ def key(world: World) -> Any:
         return when if when == NEVER else max(-HORIZON, min(HORIZON, round(when - now, 3)))
 
     def slot_key(slot: Slot) -> Any:
-        ages = time(slot.retire_at), time(slot.expires_at), slot.generation == book.generation
+        until = time(slot.retire_at), time(slot.expires_at), time(world.stale_at.get(slot, NEVER))
+        ages = until, slot.reason, slot.generation == book.generation
         uses = slot.uses if book.options.max_uses else 0
         if slot.state == "connecting":
             begun = time(slot.begun_at), time(slot.overdue_at)
@@ -108,6 +109,8 @@ def key(world: World) -> Any:
 
     holders = [(slot_key(slot), _held(world, slot)) for slot in book.leased]
     outage = book.outage
+    shedder: Any = book._shedder
+    came = time if shedder else lambda _: None
     return (
         (book.is_open, book.defunct, bool(book.openers), book._ramp, book.options.capacity),
         tuple(sorted(map(repr, map(slot_key, book.connecting)))),
@@ -115,7 +118,8 @@ def key(world: World) -> Any:
         tuple(sorted(map(repr, holders))),
         tuple(sorted(map(repr, map(slot_key, book.recycling)))),
         tuple(sorted(map(repr, map(slot_key, book.closing)))),
-        tuple(time(waiter.deadline) for waiter in book.queue),
+        tuple((time(waiter.deadline), came(waiter.since)) for waiter in book.queue.values()),
+        shedder and (came(shedder._last_left), came(shedder._above_since or -NEVER)),
         tuple(sorted(job for slot, job in world.at_work.items() if slot.state == "gone")),
         sum(
             c.waiter is not None and c.waiter.slot is not None and c.waiter.slot.state != "leased"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import poolkit._state
-from poolkit import Options
+from poolkit import CoDel, Options
 from poolkit._slot import NEVER
 from poolkit._state import PoolState
 from tests.effort import EFFORT
@@ -28,7 +28,7 @@ def half() -> float:
 
 def make(callers: int, kind: type[PoolState] = PoolState, **options: Any) -> World:
     """Return a world, not opened yet."""
-    plain = {"max_lifetime": None, "max_idle_time": None, "ping_after": None}
+    plain = {"max_lifetime": None, "max_idle_time": None, "ping_after": None, "ping_every": None}
     given: dict[str, Any] = {**plain, "min_size": 0, "max_size": 2, **options}
     return World(kind(Options(**given), half), callers)
 
@@ -57,6 +57,11 @@ WORLDS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
         2,
         {"max_lifetime": 4.0, "max_idle_time": 2.0, "min_size": 1, "max_uses": 2},
         {"seconds": (1.0,)},
+    ),
+    "shedding, keepalive and renewal over time": (
+        3,
+        {"shedding": CoDel(target=1.0, interval=2.0), "ping_every": 2.0},
+        {"seconds": (1.0,), "spans": (2.0,)},
     ),
 }
 #: States visited of each; the small worlds have fewer.
@@ -96,13 +101,14 @@ def check_found(invariant: str, old: str, new: str, world: str, *, most: int = M
 
 SIMPLE = "three callers on two connections"
 TIMED = "deadlines, slow jobs and outages"
+SHEDDING = "shedding, keepalive and renewal over time"
 
 
 def test_planted_hand_off_to_a_waiter_that_gave_up_is_found() -> None:
     """The bug of nearly every pool: a connection given to somebody who is not there any more."""
     check_found(
         "I5",
-        'del self.queue[waiter]\n            self.outcomes["cancelled"] += 1',
+        'del self.queue[waiter.key]\n            self.outcomes["cancelled"] += 1',
         'self.outcomes["cancelled"] += 1',
         SIMPLE,
     )
@@ -125,22 +131,30 @@ def test_planted_slot_freed_before_its_close_ends_is_found() -> None:
 
 def test_planted_barging_is_found() -> None:
     """A newcomer goes to the head of the queue."""
-    line = "self.queue[waiter] = None\n"
+    line = "self.queue[waiter.key] = waiter\n"
     check_found(
-        "I4", line, f"{line}            self.queue.move_to_end(waiter, last=False)\n", SIMPLE
+        "I4", line, f"{line}            self.queue.move_to_end(waiter.key, last=False)\n", SIMPLE
     )
 
 
 def test_planted_last_come_first_served_is_found() -> None:
     """The queue from the wrong end."""
     check_found(
-        "I4", "waiter = next(iter(self.queue))", "waiter = next(reversed(self.queue))", SIMPLE
+        "I4",
+        "waiter = next(iter(self.queue.values()))\n",
+        "waiter = next(reversed(self.queue.values()))\n",
+        SIMPLE,
     )
 
 
 def test_planted_service_after_the_deadline_is_found() -> None:
     """Whom nobody waits for any more."""
-    check_found("I5", "if now < waiter.deadline:\n", "if True:\n", TIMED)
+    check_found("I5", "if now >= waiter.deadline:\n", "if False:\n", TIMED)
+
+
+def test_planted_refusal_of_nobody_is_found() -> None:
+    """The policy says that it is time, and nobody listens."""
+    check_found("I12", "elif now >= self._shed_at(waiter):\n", "elif False:\n", SHEDDING)
 
 
 def test_planted_forgotten_queue_after_a_close_is_found() -> None:
@@ -171,8 +185,8 @@ def test_planted_reuse_after_a_renewal_is_found() -> None:
     """A connect that began with the old password."""
     check_found(
         "I10",
-        'if slot.generation != self.generation:\n            return "stale"',
-        "if False: pass",
+        "slots = [*self.idle, *self.connecting, *self.recycling, *self.leased]",
+        "slots = [*self.idle, *self.recycling, *self.leased]",
         SIMPLE,
     )
 

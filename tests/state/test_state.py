@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ class Desk:
     def __init__(self, *, jitter: float = 1.0, **options: Any) -> None:
         self.now = 0.0
         self.count = 0
-        self.book = PoolState(Options(**options), lambda: jitter)
+        self.book = PoolState(Options(**{"ping_every": None, **options}), lambda: jitter)
 
     def open(self) -> Desk:
         """Open, and let the first connects succeed."""
@@ -574,7 +575,7 @@ def test_giving_up_keeps_the_heap_of_deadlines_small() -> None:
         waiter = desk.waiter(patience=10.0)
         desk.book.join(waiter, desk.now)
         desk.book.give_up(waiter, desk.now)
-    assert len(desk.book._deadlines) < 100
+    assert len(desk.book._deadlines._heap) < 100
     assert desk.book.outcomes["cancelled"] == 1000
 
 
@@ -677,3 +678,149 @@ def test_connect_that_began_before_a_renewal_says_nothing_when_it_fails() -> Non
     desk.book.connect_failed(slot, OSError(), Verdict.FATAL, desk.now)
     assert desk.book.outage is None
     assert len(desk.jobs("connect")) == 1
+
+
+# -- keepalive -----------------------------------------------------------------------------------
+
+
+def test_ping_every_pings_half_of_the_idle_at_most_at_once() -> None:
+    """The coldest first; the others at the next look."""
+    desk = Desk(min_size=3, ping_every=30.0, ping_after=None).open()
+    desk.tick(29.9)
+    assert not desk.jobs("ping")
+    desk.tick(30.0)
+    assert len(desk.jobs("ping")) == 2
+    assert desk.idle == ["c3"]
+    desk.tick(31.0)
+    assert len(desk.jobs("ping")) == 3
+
+
+def test_ping_every_counts_from_the_last_sign_of_life() -> None:
+    """What is used needs no ping; a ping counts, too."""
+    desk = Desk(ping_every=30.0, ping_after=None).open()
+    desk.now = 20.0
+    desk.release(desk.take())
+    desk.tick(40.0)
+    assert not desk.jobs("ping")
+    desk.tick(50.0)
+    desk.book.pinged(desk.begin("ping"), desk.now)
+    desk.tick(79.0)
+    assert not desk.jobs("ping")
+    desk.tick(80.0)
+    assert len(desk.jobs("ping")) == 1
+
+
+def test_pinged_connection_stays_the_coldest() -> None:
+    """Or what a burst has left would never be closed: each ping would bring another to the front."""
+    desk = Desk(min_size=4, ping_every=30.0, ping_after=None, max_idle_time=100.0).open()
+    desk.book.resize(dataclasses.replace(desk.book.options, min_size=1), desk.now)
+    slots = list(desk.book.idle)
+    desk.now = 29.0
+    desk.book.take(desk.now)
+    desk.release(slots[3])  # the hottest, heard from just now
+    desk.tick(30.0)
+    while desk.jobs("ping"):
+        desk.book.pinged(desk.begin("ping"), desk.now)
+    assert desk.book.idle[-1] is slots[3]
+    for now in range(31, 100, 10):
+        desk.now = float(now)
+        assert desk.take() is slots[3]
+        desk.release(slots[3])
+    desk.tick(100.0)
+    assert desk.idle == [slots[3].connection]
+
+
+def test_dead_connection_is_found_by_its_keepalive_ping_and_replaced() -> None:
+    """Nobody has to pay for it."""
+    desk = Desk(ping_every=30.0).open()
+    desk.tick(30.0)
+    desk.book.recycle_failed(desk.begin("ping"), desk.now, suspect_others=False)
+    desk.connect()
+    assert desk.idle == ["c2"]
+
+
+def test_caller_who_comes_during_a_keepalive_ping_is_served_by_it() -> None:
+    """It opens no other connection for that."""
+    desk = Desk(ping_every=30.0, max_size=2).open()
+    desk.tick(30.0)
+    waiter = desk.join()
+    assert not desk.jobs("connect")
+    desk.book.pinged(desk.begin("ping"), desk.now)
+    assert waiter.outcome == "served"
+
+
+def test_ping_every_none_never_pings() -> None:
+    """A database that scales to zero may sleep."""
+    desk = Desk(ping_every=None, max_lifetime=None).open()
+    desk.tick(1_000_000.0)
+    assert not desk.jobs("ping")
+
+
+# -- renew over a window -------------------------------------------------------------------------
+
+
+def test_renew_over_a_window_replaces_one_after_the_other() -> None:
+    """Evenly: not all are missing at once."""
+    desk = Desk(min_size=3, max_lifetime=None, ping_after=None).open()
+    desk.book.renew(desk.now, 30.0)
+    for count, now in enumerate((9.9, 10.0, 19.9, 20.0, 29.9, 30.0)):
+        desk.tick(now)
+        assert desk.book.stats(now).retired.get("stale", 0) == (count + 1) // 2
+        for _ in range(2):
+            while desk.jobs("close"):
+                desk.book.closed(desk.begin("close"), now)
+            while desk.jobs("connect"):
+                desk.connect()
+    assert desk.idle == ["c4", "c5", "c6"]
+    desk.tick(1000.0)
+    assert desk.book.stats(1000.0).retired == {"stale": 3}
+
+
+def test_renew_over_a_window_lets_what_is_leased_come_back_in_time() -> None:
+    """Before its time it is used again, after it never."""
+    desk = Desk(max_lifetime=None, ping_after=None).open()
+    slot = desk.take()
+    desk.book.renew(desk.now, 30.0)
+    desk.now = 10.0
+    desk.release(slot)
+    assert desk.take() is slot
+    desk.now = 30.0
+    desk.release(slot)
+    assert slot.state == "closing"
+    assert slot.reason == "stale"
+
+
+def test_renew_over_a_window_never_lengthens_a_life() -> None:
+    """What would have expired before then does."""
+    desk = Desk(max_lifetime=10.0, ping_after=None).open()
+    desk.book.renew(desk.now, 1000.0)
+    desk.now = 10.0
+    assert desk.book.take(desk.now) is None
+
+
+def test_second_renew_within_the_window_is_at_once() -> None:
+    """The earlier time counts."""
+    desk = Desk(min_size=2, max_lifetime=None).open()
+    desk.book.renew(desk.now, 30.0)
+    desk.book.renew(desk.now)
+    assert not desk.idle
+
+
+# -- what is stuck -------------------------------------------------------------------------------
+
+
+def test_connect_that_outlasts_its_limit_is_counted_as_stuck_and_delays_nobody() -> None:
+    """It ignores its cancellation: its slot is taken, and others connect."""
+    desk = Desk(min_size=0, max_size=2, max_connecting=1, connect_timeout=2.0)
+    desk.book.open(desk.waiter(), desk.now)
+    waiter = desk.join()
+    desk.begin("connect")
+    desk.tick(2.9)
+    assert desk.book.stats(desk.now).stuck == 0
+    assert not desk.jobs("connect")
+    desk.tick(3.0)
+    stats = desk.book.stats(desk.now)
+    assert (stats.stuck, stats.connecting) == (1, 2)
+    assert "2 connecting, 0 recycling (1 of them stuck)" in str(stats)
+    desk.connect()
+    assert waiter.outcome == "served"

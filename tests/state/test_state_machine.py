@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from poolkit import Options
+from poolkit import CoDel, Options
 from poolkit._slot import NEVER
 from poolkit._state import PoolState
 from tests.effort import EFFORT
@@ -27,6 +27,8 @@ OPTIONS = st.fixed_dictionaries(
         "max_lifetime": st.sampled_from([None, 20.0]),
         "max_idle_time": st.sampled_from([None, 8.0]),
         "ping_after": st.sampled_from([None, 0.0, 2.0]),
+        "ping_every": st.sampled_from([None, 3.0]),
+        "shedding": st.sampled_from([None, CoDel(target=0.5, interval=2.0)]),
         "max_connecting": st.integers(1, 3),
         "fail_fast_after": st.sampled_from([None, 5.0]),
     }
@@ -50,6 +52,7 @@ class Book(RuleBasedStateMachine):
             seconds=(0.1, 1.0, 2.5, 7.0, 25.0),
             late=(3.0,),
             sizes=((1, 0), (2, 2), (5, 0)),
+            spans=(5.0,),
         )
         event = data.draw(st.sampled_from(list(events)))
         note(f"{event}")

@@ -54,7 +54,7 @@ class World:
         self.at_work: dict[Slot, str] = {}
         self.names = itertools.count()
         self.alive: set[int] = set()  # connections that were opened and have not ended
-        self.stale: set[Slot] = set()  # older than the last renewal
+        self.stale_at: dict[Slot, float] = {}  # from when on a renewal forbids its use
         self.size_limit = book.options.capacity
         self.acquires = 0
 
@@ -67,6 +67,7 @@ class World:
         seconds: tuple[float, ...] = (),
         late: tuple[float, ...] = (),
         sizes: tuple[tuple[int, int], ...] = (),
+        spans: tuple[float, ...] = (),
         lives: bool = True,
     ) -> Iterator[Event]:
         """Return everything that may happen next; of callers that are alike, the first."""
@@ -87,6 +88,7 @@ class World:
         yield from (("wait", length) for length in seconds)
         yield from (("oversleep", length) for length in late)
         yield from (("resize", *size) for size in sizes)
+        yield from (("renew", span) for span in spans)
         if lives:
             held = any(caller.slot or caller.waiter for caller in self.callers)
             if not book.is_open and not held and not self.at_work:
@@ -153,7 +155,7 @@ class World:
         assert slot.state == "leased"
         assert slot.connection in self.alive, "I10: handed out after its end"
         assert self.now < slot.expires_at, "I10: handed out past its lifetime"
-        assert slot not in self.stale, "I10: handed out after a renewal"
+        assert self.now < self.stale_at.get(slot, NEVER), "I10: handed out after a renewal"
 
     def release(self, i: int, how: str) -> None:
         """Give back, in one of the ways there are."""
@@ -206,8 +208,10 @@ class World:
         self.now = until
         self.book.tick(self.now)
         self.settle()
-        for waiter in self.book.queue:
+        for waiter in self.book.queue.values():
             assert self.now < waiter.deadline, "I11: still waiting after its deadline"
+        for waiter in list(self.book.queue.values())[:1]:
+            assert self.now < self.book._shed_at(waiter), "I12: not refused, as the policy says"
 
     def oversleep(self, seconds: float) -> None:
         """Let time pass in which the event loop is kept from ringing the alarm."""
@@ -221,11 +225,13 @@ class World:
         self.book.resize(Options(**given), self.now)
         self.size_limit = max(self.book.options.capacity, self.book.size)
 
-    def renew(self) -> None:
-        """Have everything older than now replaced."""
+    def renew(self, over: float = 0.0) -> None:
+        """Have everything older than now replaced, one after the other in so many seconds."""
         book = self.book
-        self.stale = {*book.connecting, *book.idle, *book.leased, *book.recycling}
-        book.renew(self.now)
+        for slot in (*book.connecting, *book.idle, *book.leased, *book.recycling):
+            until = self.now + over
+            self.stale_at[slot] = min(until, self.stale_at.get(slot, until))
+        book.renew(self.now, over)
 
     def close(self) -> None:
         """Close politely."""
@@ -312,6 +318,7 @@ class World:
         assert len(there) == len(self.alive)
         s = book.stats(self.now)
         ended = s.direct + s.waited + s.timed_out + s.cancelled + s.busy + s.failed + s.closed
+        ended += s.shed + s.deadlocked
         assert ended + s.waiting == self.acquires, "I6: an acquire ends once, in one way"
 
     def come_to_rest(self) -> None:

@@ -56,13 +56,13 @@ def never_above_capacity(book: PoolState) -> None:
 
 def nobody_waits_beside_a_good_connection(book: PoolState, now: float) -> None:
     """I3: nobody waits while a connection that may be handed out is idle."""
-    if any(now < waiter.deadline for waiter in book.queue):
+    if any(now < waiter.deadline for waiter in book.queue.values()):
         assert all(now >= slot.good_until for slot in book.idle), "I3: a waiter beside a connection"
 
 
 def who_waits_is_waiting(book: PoolState) -> None:
     """I5: in line is only who has neither given up nor got anything."""
-    for waiter in book.queue:
+    for waiter in book.queue.values():
         assert waiter.outcome == "waiting", "I5: in line after the end of its wait"
         assert waiter.slot is None, "I5: in line with a connection"
 

@@ -45,7 +45,7 @@ def _under_way(book: PoolState) -> int:
 
 def _complaints(book: PoolState, now: float, timeout: float) -> list[str]:
     found = [f"held by {info}" for info in words.leases(book, now)]
-    for waiter in (*book.queue, *book.openers):
+    for waiter in (*book.queue.values(), *book.openers):
         place = "open()" if waiter in book.openers else words.place_of(waiter.holder)
         found.append(f"waited for, for {now - waiter.since:.2f} s, at {place}")
     states = ("connecting", "recycling", "closing")

@@ -1,0 +1,296 @@
+"""Leaks: a lease held too long is told of, a handle that was dropped is reclaimed."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+import trio
+import trio.testing
+from anyio import wait_all_tasks_blocked
+
+from poolkit import Pool, PoolConfigError
+from poolkit.testing import VirtualTimeLoop
+from tests.fakes import CleanDriver, FakeConnection, FullDriver
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+def on_asyncio(main: Callable[[], Awaitable[None]]) -> None:
+    """Run in virtual time."""
+
+    async def coroutine() -> None:
+        await main()
+
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(coroutine())
+
+
+def on_trio(main: Callable[[], Awaitable[None]]) -> None:
+    """Run in virtual time."""
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+RUNNERS = pytest.mark.parametrize("run", [on_asyncio, on_trio])
+
+
+# -- held too long -------------------------------------------------------------------------------
+
+
+@RUNNERS
+def test_lease_held_too_long_is_told_of_once_and_once_more_when_it_comes_back(
+    run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the stack that acquired it, and for how long it was held in all."""
+
+    async def borrow(pool: Pool[FakeConnection]) -> FakeConnection:
+        return await pool.acquire()
+
+    async def main() -> None:
+        async with Pool(CleanDriver(), name="shop", leak_after=10.0) as pool:
+            conn = await borrow(pool)
+            await anyio.sleep(9.5)
+            assert not caplog.messages
+            await anyio.sleep(30.0)
+            (warning,) = caplog.messages
+            assert "'shop': leak_after=10.0: a connection is held by " in warning
+            assert "in test_lease_held_too_long" in warning
+            places = [line.rsplit(".", 1)[-1] for line in warning.splitlines()[1:]]
+            assert places[:2] == ["borrow", "main"]
+            pool.release(conn)
+            await anyio.sleep(2.0)
+            _, news = caplog.messages
+            assert "came back after all, after 39.5 s" in news
+            assert "borrow" in news
+
+    run(main)
+
+
+@RUNNERS
+def test_each_long_lease_of_a_connection_is_told_of(
+    run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also of the one that was told of before; a short one never."""
+
+    async def main() -> None:
+        async with Pool(CleanDriver(), max_size=1, leak_after=10.0) as pool:
+            for seconds in (12.0, 5.0, 12.0):
+                async with pool.acquire():
+                    await anyio.sleep(seconds)
+            await anyio.sleep(2.0)
+        assert sum("is held by" in message for message in caplog.messages) == 2
+        assert sum("came back" in message for message in caplog.messages) == 2
+
+    run(main)
+
+
+@RUNNERS
+def test_long_lease_whose_connection_broke_came_back_too(
+    run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The lease has ended, if badly."""
+
+    async def main() -> None:
+        async with Pool(CleanDriver(), leak_after=1.0) as pool:
+            async with pool.acquire() as conn:
+                await conn.query()
+                await anyio.sleep(5.0)
+                conn.dead = True
+            await anyio.sleep(2.0)
+        assert "came back after all" in caplog.messages[-1]
+
+    run(main)
+
+
+async def test_stacks_are_noted_only_if_asked_for() -> None:
+    """They cost more than the rest of an acquire."""
+    async with Pool(CleanDriver(), leak_after=None) as pool, pool.acquire():
+        (info,) = pool.leases()
+        assert (info.stack == ()) == (not sys.flags.dev_mode)
+    async with Pool(FullDriver(), leak_after=60.0) as pool:
+        for block in (pool.acquire(), pool.transaction()):
+            async with block:
+                (info,) = pool.leases()
+                assert "test_leaks.py" in info.stack[0]
+                assert info.stack[0] == info.place
+                assert not any("asyncio/events.py" in line for line in info.stack)
+
+
+async def test_lease_that_was_waited_for_has_its_stack() -> None:
+    """It was handed off by another task."""
+    async with Pool(CleanDriver(), max_size=1, leak_after=60.0) as pool:
+
+        async def wait_for_it() -> None:
+            async with pool.acquire():
+                (info,) = pool.leases()
+                assert "wait_for_it" in info.stack[0]
+
+        async with anyio.create_task_group() as group:
+            async with pool.acquire():
+                group.start_soon(wait_for_it)
+                await wait_all_tasks_blocked()
+
+
+def test_leak_after_has_to_be_seconds() -> None:
+    """Like every other limit."""
+    with pytest.raises(PoolConfigError, match="leak_after"):
+        Pool(CleanDriver(), leak_after="1 minute")  # type: ignore[arg-type]
+
+
+# -- dropped -------------------------------------------------------------------------------------
+
+
+async def _reclaimed(pool: Pool[FakeConnection], driver: CleanDriver, turns: int = 2000) -> None:
+    """Collect what was dropped, and wait until its connection was terminated."""
+    gc.collect()
+    for _ in range(turns):
+        if not driver.alive:
+            break
+        await anyio.sleep(0.001)
+    assert not driver.alive
+    assert pool.stats().leased == 0
+    assert pool.stats().retired == {"broken": 1}
+
+
+async def test_handle_dropped_in_a_cycle_is_reclaimed_by_the_collector() -> None:
+    """Its connection is terminated, and the stack says where it came from."""
+    driver = CleanDriver()
+    async with Pool(driver, min_size=0, max_size=1, leak_after=60.0) as pool:
+
+        async def drop() -> None:
+            cycle: list[Any] = [await pool.acquire()]
+            cycle.append(cycle)
+
+        await drop()
+        assert pool.stats().leased == 1
+        with pytest.warns(ResourceWarning, match=r"never released; acquired at .*in .*drop\n +/"):
+            await _reclaimed(pool, driver)
+
+
+async def test_handle_dropped_in_another_thread_is_reclaimed() -> None:
+    """On the loop's own thread, which is woken up for it."""
+    driver = CleanDriver()
+    async with Pool(driver, min_size=0, max_size=1) as pool:
+        kept = [await pool.acquire()]
+        threads: set[int] = set()
+        terminate = driver.terminate
+
+        def noted(c: FakeConnection) -> None:
+            threads.add(threading.get_ident())
+            terminate(c)
+
+        driver.terminate = noted  # type: ignore[method-assign]
+        pool._hooks.terminate = noted  # type: ignore[method-assign]
+
+        async def drop() -> None:
+            await anyio.to_thread.run_sync(kept.clear)
+            await _reclaimed(pool, driver)
+
+        with pytest.warns(ResourceWarning, match="never released"):
+            await drop()
+        assert threads == {threading.get_ident()}
+
+
+def test_handle_dropped_after_the_loop_was_closed_is_reported() -> None:
+    """Nobody is there any more to wake up."""
+    driver = CleanDriver()
+    pool = Pool(driver)
+    kept: list[Any] = []
+
+    async def main() -> None:
+        await pool.open()
+        kept.append(await pool.acquire())
+
+    with pytest.warns(ResourceWarning, match="was never closed"):
+        asyncio.run(main())
+    with pytest.warns(ResourceWarning, match="never released"):
+        kept.clear()
+    assert not driver.alive
+
+
+# -- the end of the process ----------------------------------------------------------------------
+
+ENDS = {
+    "leaves it open": "await pool.open()",
+    "holds a connection": "await pool.open(); kept.append(await pool.acquire())",
+    "is in a block": "await pool.open(); await pool.acquire().__aenter__()",
+    "waits for a connection": (
+        "await pool.open(); kept.append(await pool.acquire())\n"
+        "    kept.append(asyncio.ensure_future(pool.acquire(timeout=None)._acquire()))\n"
+        "    await asyncio.sleep(0.01)"
+    ),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize(
+    "url", ["fake", "sqlite+aiosqlite:///{}/a.db", "sqlite+threads:///{}/a.db"]
+)
+def test_pool_never_closed_lets_the_program_end_and_says_so(
+    end: str, url: str, tmp_path: Path
+) -> None:
+    """`asyncio.run` returns, no thread holds the interpreter, and the warning names the pool."""
+    make = "Pool(CleanDriver(), max_size=1, name='shop')"
+    if url != "fake":
+        make = f"poolkit.create_pool({url.format(tmp_path)!r}, max_size=1, name='shop')"
+    root = str(Path(__file__).resolve().parents[2])
+    program = f"""
+import asyncio, sys
+sys.path.insert(0, {root!r})
+import poolkit
+from poolkit import Pool
+from tests.fakes import CleanDriver
+pool = {make}
+kept = []
+async def main():
+    {ENDS[end]}
+asyncio.run(main())
+print("ended")
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "always::ResourceWarning", "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "ended"
+    assert done.stderr.count("pool 'shop' was never closed") == 1, done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_pool_that_was_closed_says_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    """Nor one that was never opened."""
+
+    async def main() -> None:
+        async with Pool(CleanDriver()) as pool, pool.acquire():
+            pass
+
+    asyncio.run(main())
+    trio.run(main)
+    Pool(CleanDriver())
+    gc.collect()
+    assert not [warning for warning in recwarn if warning.category is ResourceWarning]
+
+
+def test_pool_never_closed_on_trio_says_so() -> None:
+    """The run ends all the same."""
+    driver = CleanDriver()
+    pool = Pool(driver, name="shop")
+
+    async def main() -> None:
+        await pool.open()
+
+    with pytest.warns(ResourceWarning, match="'shop' was never closed"):
+        trio.run(main)
+    assert not driver.alive

@@ -1,0 +1,180 @@
+"""Overload policies: pure objects, asked by the book."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from poolkit import CoDel, Options, PoolConfigError, Verdict
+from poolkit._slot import NEVER, Waiter
+from poolkit._state import PoolState
+
+POLICY = CoDel(target=0.1, interval=1.0)
+
+
+# -- CoDel ---------------------------------------------------------------------------------------
+
+
+def test_codel_lets_a_burst_wait_for_the_interval() -> None:
+    """Longer than the target, and as long as it takes to be sure of an overload."""
+    shedder = POLICY.begin()
+    assert shedder.refuse_at(10.0) == pytest.approx(11.1)
+
+
+def test_codel_refuses_at_twice_the_target_in_an_overload() -> None:
+    """For an interval everybody has waited too long."""
+    shedder = POLICY.begin()
+    for tenth in range(15):
+        now = 10.0 + tenth / 10
+        shedder.left(now - 0.3, now)
+    # 10.0 - 0.3 + 0.1 is when the first of them had waited too long
+    assert shedder.refuse_at(10.75) == pytest.approx(10.95)
+    assert shedder.refuse_at(11.3) == pytest.approx(11.5)
+
+
+def test_codel_needs_everybody_to_have_waited() -> None:
+    """One who was served in time ends the overload."""
+    shedder = POLICY.begin()
+    for tenth in range(15):
+        now = 10.0 + tenth / 10
+        shedder.left(now - 0.3, now)
+    shedder.left(11.41, 11.5)
+    assert shedder.refuse_at(11.45) == pytest.approx(12.55)
+
+
+def test_codel_forgets_an_overload_once_nobody_was_in_line() -> None:
+    """Whoever came after the last one had left."""
+    shedder = POLICY.begin()
+    for tenth in range(15):
+        now = 10.0 + tenth / 10
+        shedder.left(now - 0.3, now)
+    assert shedder.refuse_at(20.0) == pytest.approx(21.1)
+    shedder.left(20.0, 20.3)
+    assert shedder.refuse_at(20.2) == pytest.approx(21.1)
+
+
+def test_codel_decides_for_each_pool_by_itself() -> None:
+    """One object may be given to many."""
+    one, two = POLICY.begin(), POLICY.begin()
+    one.left(0.0, 5.0)
+    assert two.refuse_at(4.0) == pytest.approx(5.1)
+    assert one.refuse_at(4.0) == pytest.approx(4.2)
+
+
+@pytest.mark.parametrize(
+    ("target", "interval"),
+    [(0.0, 1.0), (2.0, 1.0), (-1.0, 1.0), (None, 1.0), (0.1, None), ("0.1", 1.0), (NEVER, NEVER)],
+)
+def test_codel_refuses_numbers_that_cannot_work(target: Any, interval: Any) -> None:
+    """With the number."""
+    with pytest.raises(PoolConfigError, match=r"target|interval"):
+        CoDel(target=target, interval=interval)
+
+
+def test_shedding_has_to_be_a_policy() -> None:
+    """The class, for example, is not."""
+    for wrong in ("codel", 1, CoDel(0.1, 1.0).begin()):
+        with pytest.raises(PoolConfigError, match=r"poolkit\.CoDel\(\)"):
+            Options(shedding=wrong)  # type: ignore[arg-type]
+
+
+# -- the book ------------------------------------------------------------------------------------
+
+
+class Office:
+    """A book of one connection, which is leased, and those who wait for it."""
+
+    def __init__(self, **options: Any) -> None:
+        given = {"max_size": 1, "shedding": POLICY, "ping_every": None, **options}
+        self.book = PoolState(Options(**given), lambda: 1.0)
+        self.book.open(Waiter(NEVER, None, None), 0.0)
+        _, slot = self.book.jobs.popleft()
+        self.book.connected(slot, "c", 0.0)
+        taken = self.book.take(0.0)
+        assert taken is not None
+        self.slot = taken
+
+    def join(self, now: float, patience: float = NEVER) -> Waiter:
+        """Put somebody in line."""
+        waiter = Waiter(now + patience, None, None)
+        self.book.join(waiter, now)
+        return waiter
+
+    def serve(self, now: float) -> None:
+        """Let the holder release."""
+        self.book.release(self.slot, now)
+
+
+def test_book_refuses_when_the_policy_says_so() -> None:
+    """At the time for which it has set the alarm."""
+    office = Office()
+    first, second = office.join(1.0), office.join(1.5)
+    due = office.book.next_tick()
+    assert due == pytest.approx(2.1)
+    office.book.tick(due - 0.01)
+    assert (first.outcome, second.outcome) == ("waiting", "waiting")
+    office.book.tick(due)
+    assert (first.outcome, second.outcome) == ("shed", "shed")
+    assert office.book.stats(due).shed == 2
+    assert office.book.stats(due).busy == 0
+
+
+def test_alarm_is_set_for_the_first_refusal() -> None:
+    """Also if nothing else is due."""
+    office = Office(shedding=CoDel(target=0.1, interval=0.2))
+    office.join(1.0)
+    assert office.book.next_tick() == pytest.approx(1.3)
+
+
+def test_refused_ones_are_passed_over_by_a_release() -> None:
+    """The alarm may be late; then the first of those who may still wait is served."""
+    office = Office()
+    late, fresh = office.join(1.0), office.join(2.9)
+    office.serve(3.0)
+    assert (late.outcome, fresh.outcome) == ("shed", "served")
+
+
+def test_who_was_served_late_counts() -> None:
+    """From then on the overload is known, and twice the target is the limit."""
+    office = Office()
+    waiters = [office.join(1.0 + tenth / 10) for tenth in range(12)]
+    now = 1.0
+    for waiter in waiters[:4]:
+        now = waiter.since + 0.15
+        office.serve(now)
+        assert waiter.outcome == "served"
+    for _ in range(2):
+        now += 0.9
+        office.book.tick(now)
+    assert [waiter.outcome for waiter in waiters[4:]] == ["shed"] * 8
+
+
+def test_nobody_is_refused_while_the_database_is_down() -> None:
+    """That is no overload; they wait to their own deadline."""
+    office = Office(connect_timeout=None)
+    waiter = office.join(1.0)
+    office.book.release_broken(office.slot, 1.0)
+    slot = next(slot for job, slot in office.book.jobs if job == "connect")
+    office.book.jobs.clear()
+    office.book.connect_failed(slot, OSError("refused"), Verdict.TRANSIENT, 1.1)
+    office.book.tick(50.0)
+    assert waiter.outcome == "waiting"
+
+
+def test_nobody_is_refused_before_anything_is_leased() -> None:
+    """The first connections are still being opened."""
+    book = PoolState(Options(min_size=0, shedding=POLICY, connect_timeout=None), lambda: 1.0)
+    book.open(Waiter(NEVER, None, None), 0.0)
+    waiter = Waiter(NEVER, None, None)
+    book.join(waiter, 0.0)
+    book.tick(50.0)
+    assert waiter.outcome == "waiting"
+
+
+def test_expired_waiter_timed_out_and_was_not_shed() -> None:
+    """Its own deadline came first."""
+    office = Office()
+    waiter = office.join(1.0, patience=0.5)
+    office.serve(9.0)
+    assert waiter.outcome == "timed_out"
