@@ -1,0 +1,107 @@
+"""A rolling restart: on SIGTERM a real uvicorn finishes what it has begun, and closes its pool."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from typing import TYPE_CHECKING
+
+import asyncpg
+import httpx
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.postgres import Postgres
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM to catch"),
+    pytest.mark.parametrize(
+        "anyio_backend", [pytest.param(("asyncio", {}), id="asyncio")], indirect=True
+    ),
+]
+
+SHOP = """
+    import asyncio, os
+    import fastapi
+    import poolkit
+
+    pool = poolkit.create_pool(os.environ["SHOP"], max_size=3, name="shop")
+    app = fastapi.FastAPI(lifespan=poolkit.fastapi.lifespan(pool))
+
+    @app.get("/slow")
+    async def slow(conn: poolkit.fastapi.Connection, tasks: fastapi.BackgroundTasks) -> int:
+        tasks.add_task(afterwards)
+        return await conn.fetchval("SELECT 1 FROM pg_sleep(0.5)")
+
+    async def afterwards() -> None:
+        async with pool.acquire() as conn:
+            await conn.execute("INSERT INTO done VALUES (1)")
+"""
+
+
+@contextlib.contextmanager
+def serving(folder: Path, dsn: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run the shop in a process of its own, on a socket that exists already."""
+    (folder / "shop.py").write_text(textwrap.dedent(SHOP))
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        command = [sys.executable, "-m", "uvicorn", "shop:app", "--fd", str(listener.fileno())]
+        process = subprocess.Popen(
+            [*command, "--timeout-graceful-shutdown", "20"],
+            cwd=folder,
+            env={**os.environ, "SHOP": dsn},
+            pass_fds=[listener.fileno()],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        port = listener.getsockname()[1]
+    try:
+        yield process, f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+async def until(outside: asyncpg.Connection, query: str, wanted: int) -> None:
+    """Ask the server until it gives the answer."""
+    async with asyncio.timeout(10):
+        while await outside.fetchval(query) != wanted:  # noqa: ASYNC110  # it is another process's
+            await asyncio.sleep(0.01)
+
+
+async def test_sigterm_lets_requests_and_background_tasks_finish(
+    tmp_path: Path, postgres: Postgres
+) -> None:
+    """Those that wait for a connection, too; then the server knows of no connection any more."""
+    name = postgres.create_database()
+    dsn = postgres.dsn(name)
+    outside = await asyncpg.connect(dsn)
+    try:
+        await outside.execute("CREATE TABLE done (x int)")
+        with serving(tmp_path, dsn) as (process, url):
+            async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+                assert (await client.get("/slow")).json() == 1
+                requests = [asyncio.create_task(client.get("/slow")) for _ in range(9)]
+                sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(0.5)'"
+                await until(outside, f"{sleeping} AND state = 'active'", 3)
+                process.send_signal(signal.SIGTERM)
+                answers = [(await request).status_code for request in requests]
+            _, log = await asyncio.to_thread(process.communicate, timeout=20)
+        assert answers == [200] * 9
+        assert process.returncode in (0, -signal.SIGTERM)
+        assert "Traceback" not in log
+        assert "Application shutdown complete" in log
+        assert await outside.fetchval("SELECT count(*) FROM done") == 10
+        mine = "datname = current_database() AND pid <> pg_backend_pid()"
+        await until(outside, f"SELECT count(*) FROM pg_stat_activity WHERE {mine}", 0)
+    finally:
+        await outside.close()
+        postgres.drop_database(name)
