@@ -38,10 +38,10 @@ class Shedder(Protocol):
 class CoDel:
     """Controlled delay: refuse who waits long, once everybody has waited too long for too long.
 
-    When for ``interval`` seconds nobody was served within ``target``, there is a standing queue:
-    from then on whoever has waited for twice the target is refused with `PoolBusy`, until somebody
-    is served within it again, or the queue is empty. A burst that passes within the interval is
-    waited out. Take ten times the target for the interval, or longer.
+    When nobody who came in the last ``interval`` seconds was served within ``target``, there is a
+    standing queue: from then on whoever has waited for twice the target is refused with `PoolBusy`,
+    until somebody is served within it again, or the queue is empty. A burst that passes within the
+    interval is waited out. Take ten times the target for the interval, or longer.
 
     After Nichols and Jacobson's CoDel (RFC 8289), in the form for servers that folly and Elixir's
     db_connection have: a fixed limit in place of the control law that suits TCP.
@@ -76,7 +76,7 @@ class _CoDel:
     def __init__(self, policy: CoDel) -> None:
         self._policy = policy
         self._last_left = float("-inf")
-        #: Since when everybody has waited longer than the target; None: somebody has not.
+        #: Since when everybody who came has waited longer than the target; None: somebody has not.
         self._above_since: float | None = None
 
     def left(self, since: float, now: float) -> None:
@@ -90,5 +90,5 @@ class _CoDel:
 
     def _since(self, since: float) -> float:
         if self._above_since is None or since > self._last_left:  # nobody was in line in between
-            return since + self._policy.target
+            return since
         return self._above_since
