@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from poolkit._driver import Verdict
     from poolkit._options import Options
+    from poolkit._shedding import Shedder
 
 #: Replacements for age that may be under way at once, so that a fleet of equals does not vanish.
 _AGING: Final = 2
@@ -67,7 +68,7 @@ class PoolState:
         self.queue: OrderedDict[Any, Waiter] = OrderedDict()  # by the task that waits
         self.openers: dict[Waiter, None] = {}
         self._deadlines = Deadlines()
-        self._shedder = options.shedding.begin() if options.shedding else None
+        self._shedder: Shedder | None = None
 
         self.doomed: deque[Any] = deque()
         self.woken: deque[Waiter] = deque()
@@ -372,6 +373,8 @@ class PoolState:
     def open(self, waiter: Waiter, now: float) -> None:
         """Begin, or begin again; the waiter is served when `min_size` connections are there."""
         waiter.since = now
+        if not self.is_open and self.options.shedding:
+            self._shedder = self.options.shedding.begin()  # the clock may be another one by now
         self.is_open = True
         self.defunct = False
         self.openers[waiter] = None

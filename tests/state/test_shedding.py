@@ -178,3 +178,14 @@ def test_expired_waiter_timed_out_and_was_not_shed() -> None:
     waiter = office.join(1.0, patience=0.5)
     office.serve(9.0)
     assert waiter.outcome == "timed_out"
+
+
+def test_reopened_pool_has_forgotten_its_overload() -> None:
+    """It may be on another event loop, whose clock says something else."""
+    office = Office()
+    office.join(1000.0)
+    office.serve(1000.3)
+    office.book.close()
+    office.book.collapse(None)
+    office.book.open(Waiter(NEVER, None, None), 0.0)
+    assert office.book._shed_at(Waiter(NEVER, None, None)) == pytest.approx(1.0)
