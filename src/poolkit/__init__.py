@@ -29,7 +29,7 @@ from poolkit._stats import LeaseInfo, PoolStats
 from poolkit._transaction import Transaction, transaction
 
 if TYPE_CHECKING:
-    from poolkit import drivers, fastapi, testing
+    from poolkit import drivers, fastapi, sqlalchemy, testing
 
 __version__ = "0.1.0.dev0"
 
@@ -59,13 +59,14 @@ __all__ = [
     "create_pool",
     "drivers",
     "fastapi",
+    "sqlalchemy",
     "testing",
     "transaction",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("drivers", "fastapi", "testing"):
+    if name in ("drivers", "fastapi", "sqlalchemy", "testing"):
         return import_module(f"poolkit.{name}")
     raise AttributeError(f"module 'poolkit' has no attribute {name!r}")
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
 
     from poolkit._pool import Pool
+    from poolkit._words import Place
 
 
 class Lease(Generic[C]):
@@ -57,7 +58,8 @@ class Lease(Generic[C]):
 
     async def __aenter__(self) -> C:
         """Acquire; the connection is the caller's until the end of the block."""
-        self._check_unentered()
+        if self._view is not None:
+            self._check_unentered()
         pool = self._pool
         view: C | None = pool._lease_now(self)
         if view is None:
@@ -89,24 +91,22 @@ class Lease(Generic[C]):
 class TracedLease(Lease[C]):
     """A lease that notes the stack that acquires it."""
 
-    __slots__ = ("_stack",)
-
-    def __init__(
-        self, pool: Pool[C], timeout: float | None, code: types.CodeType, lasti: int
-    ) -> None:
-        super().__init__(pool, timeout, code, lasti)
-        self._stack = callers(3)
+    __slots__ = ()
 
     async def _acquire(self) -> C:
-        return self._traced(await super()._acquire())
+        stack = callers(2)
+        return self._traced(await super()._acquire(), stack)
 
     async def __aenter__(self) -> C:
         """Acquire; the connection is the caller's until the end of the block."""
-        return self._traced(await super().__aenter__())
+        stack = callers(2)
+        return self._traced(await super().__aenter__(), stack)
 
-    def _traced(self, view: Any) -> C:
+    def _traced(self, view: Any, stack: tuple[Place, ...]) -> C:
+        codes = [code for code, _ in stack]
+        inner = codes.index(self._code) + 1 if self._code in codes else 0
         slot = view._poolkit_slot
-        slot.holder = (*slot.holder, self._stack)
+        slot.holder = (*slot.holder, ((self._code, self._lasti), *stack[inner:]))
         return view  # type: ignore[no-any-return]
 
 

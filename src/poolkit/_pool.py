@@ -27,6 +27,7 @@ from poolkit._jobs import Workers
 from poolkit._leaks import Leaks
 from poolkit._lease import (
     RELEASED,
+    Handle,
     Lease,
     Released,
     TracedLease,
@@ -64,6 +65,8 @@ class _NotGiven:
 
 NOT_GIVEN: Final = _NotGiven()
 
+new: Final = object.__new__
+
 
 class Pool(Generic[C]):
     """A pool of connections: ``async with pool``, then ``async with pool.acquire() as conn``.
@@ -87,9 +90,12 @@ class Pool(Generic[C]):
         self._inbox: deque[Callable[[], None]] = deque()
         self._hooks = Hooks(driver)
         self._is_dead = self._hooks.is_dead
+        self._driver_is_dead = driver.is_dead
+        self._default_limit = given.acquire_timeout
+        self._greets = given.on_acquire is not None
         self._leaks = Leaks(self.name, self._book)
-        traced = given.leak_after is not None or sys.flags.dev_mode
-        self._new_lease: type[Lease[C]] = TracedLease if traced else Lease
+        traces = given.leak_after is not None or sys.flags.dev_mode
+        self._new_lease: type[Lease[C]] = TracedLease if traces else Lease
 
     _runtime: Runtime  # set by open(); nothing asks for it before
 
@@ -235,7 +241,15 @@ class Pool(Generic[C]):
             WrongLoop: the pool was opened on another event loop, or before a fork.
 
         """
-        return self._new_lease(self, self._limit(timeout), *words.caller(2))
+        # The hot path begins: what follows is written out, for the sake of two calls less.
+        frame = sys._getframe(1)
+        lease: Lease[C] = new(self._new_lease)
+        lease._pool = self
+        lease._timeout = self._default_limit if timeout is NOT_GIVEN else self._limit(timeout)
+        lease._code = frame.f_code
+        lease._lasti = frame.f_lasti
+        lease._view = None
+        return lease
 
     def transaction(
         self, *, timeout: float | _NotGiven | None = NOT_GIVEN, **settings: Any
@@ -244,12 +258,13 @@ class Pool(Generic[C]):
 
         ``settings`` are the driver's (isolation, readonly, ...). Raises what `acquire` raises.
         """
-        lease = self._new_lease(self, self._limit(timeout), *words.caller(2))
+        lease = self.acquire(timeout=timeout)
+        lease._code, lease._lasti = words.caller(2)
         return Transaction(lease, None, settings)
 
     def _limit(self, timeout: float | _NotGiven | None) -> float | None:
         if isinstance(timeout, _NotGiven):
-            return self._book.options.acquire_timeout
+            return self._default_limit
         check_seconds("timeout", timeout)
         return timeout
 
@@ -259,24 +274,35 @@ class Pool(Generic[C]):
         if not book.is_open:
             book.outcomes["closed"] += 1
             raise words.not_open(self.name)
-        task = self._runtime.task()
+        runtime = self._runtime
+        if runtime.where() is not runtime.home:
+            runtime.task()  # raises WrongLoop
         if self._inbox:
             self._drain()
-        if book.options.on_acquire is not None:
+        if self._greets:
             return None  # the hook is awaited, which makes this no fast path
-        now = self._runtime.now()
-        holder = (weakref.ref(task), lease._code, lease._lasti)
-        slot = self._take(now)
+        task = weakref.ref(runtime.current_task(runtime.home))
+        now = runtime.now()
+        slot = book.take(now)
+        try:
+            doubtful = slot is None or book.jobs or self._driver_is_dead(slot.connection)
+        except Exception:  # it will be asked again, by those who report it
+            doubtful = True
+        if doubtful:
+            slot = self._take_another(slot, now)
         if slot is None:
             return None
-        slot.holder = holder
+        slot.holder = (task, lease._code, lease._lasti)
         slot.leased_at = now
-        view: C = make_view(self, slot)
-        return view
+        view: Any = Handle()
+        view._poolkit_pool = self
+        view._poolkit_slot = slot
+        view._poolkit_turn = slot.turn
+        view.__class__ = slot.view
+        return view  # type: ignore[no-any-return]
 
-    def _take(self, now: float) -> Slot | None:
-        """Take an idle connection that is not known to be dead."""
-        slot = self._book.take(now)
+    def _take_another(self, slot: Slot | None, now: float) -> Slot | None:
+        """Take an idle connection that is not known to be dead, in place of one that may be."""
         while slot is not None and self._is_dead(slot.connection):
             self._book.untake(slot, now)
             self._settle()
@@ -291,7 +317,7 @@ class Pool(Generic[C]):
         now = runtime.now()
         deadline = NEVER if lease._timeout is None else now + lease._timeout
         holder = (weakref.ref(runtime.task()), lease._code, lease._lasti)
-        slot = self._take(now) if hook is not None else None
+        slot = self._take_another(self._book.take(now), now) if hook is not None else None
         if slot is None:
             slot = await self._wait(Waiter(deadline, holder, runtime.create_parking()), lease)
         else:
@@ -379,7 +405,8 @@ class Pool(Generic[C]):
     ) -> None:
         """End a lease, unless it has ended. Never awaits, hence cannot be interrupted."""
         book, slot = self._book, view._poolkit_slot
-        here = book.defunct or self._runtime.is_here()
+        runtime = self._runtime
+        here = runtime.where() is runtime.home or book.defunct
         if self._inbox and here:
             self._drain()
         if view._poolkit_turn != slot.turn:
@@ -390,7 +417,7 @@ class Pool(Generic[C]):
             self._dropped(slot, slot.turn)
             return
         slot.turn += 1
-        now = self._runtime.now()
+        now = runtime.now()
         if error is not None and not isinstance(error, Exception):
             slot.cancelled = slot.touched
         if not slot.touched and not (book.queue and self._is_dead(slot.connection)):

@@ -14,6 +14,7 @@ import contextvars
 import math
 import os
 import sys
+import time
 import weakref
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -43,6 +44,7 @@ def _after_fork() -> None:
     # The sockets and the loop's wake-up pipe are shared with the parent: touch nothing.
     for runtime in list(_runtimes):
         runtime.forked = True
+        runtime.home = object()
 
 
 if hasattr(os, "register_at_fork"):
@@ -58,11 +60,29 @@ _FORKED = "this pool was opened before a fork: open a pool of its own in each pr
 class _Loop:
     """What both have in common; `_Asyncio` says what each method is for."""
 
+    #: The loop that runs the calling code, whatever it is, and the one that is ours.
+    where: Callable[[], Any]
+    home: Any
+    #: Return the running task, given `home`.
+    current_task: Callable[[Any], Any]
+    now: Callable[[], float]
+    create_parking: Callable[[], Any]
+
     def __init__(self, ring: Callable[[], None]) -> None:
         self.forked = False
         self._ring = ring
         self._context = contextvars.copy_context()
         self._alarm_at = math.inf
+
+    def task(self) -> Any:
+        """Return the running task; raise `WrongLoop` when it is not one of this loop's."""
+        if self.where() is not self.home:
+            raise WrongLoop(_FORKED if self.forked else _ELSEWHERE)
+        return self.current_task(self.home)
+
+    def is_here(self) -> bool:
+        """Tell whether this loop is running the calling code."""
+        return self.where() is self.home
 
     def spawn(
         self, group: TaskGroup, function: Callable[..., Coroutine[Any, Any, None]], *args: Any
@@ -76,11 +96,20 @@ class _Asyncio(_Loop):
 
     def __init__(self, ring: Callable[[], None]) -> None:
         super().__init__(ring)
-        self._loop = asyncio.get_running_loop()
+        self._loop = self.home = asyncio.get_running_loop()
+        self.where = asyncio._get_running_loop  # raises nothing where there is none
+        # The public one is a Python function in 3.11, around this.
+        self.current_task = (
+            asyncio.current_task
+            if sys.version_info >= (3, 12)
+            else vars(asyncio.tasks)["_current_tasks"].get
+        )
         self._alarm: asyncio.TimerHandle | None = None
         self._root: asyncio.Task[None] | None = None
         self._starters: set[asyncio.Task[None]] = set()
-        self.now = self._loop.time
+        # What asyncio's own loops do in a Python function, which costs as much as the clock.
+        plain = type(self._loop).time is asyncio.BaseEventLoop.time
+        self.now = time.monotonic if plain else self._loop.time
         self.create_parking = self._loop.create_future
 
     def spawn(
@@ -98,19 +127,6 @@ class _Asyncio(_Loop):
         starter = self._loop.create_task(start(), context=self._context.copy())
         self._starters.add(starter)
         starter.add_done_callback(self._starters.discard)
-
-    def task(self) -> Any:
-        """Return the running task; raise `WrongLoop` when it is not one of this loop's."""
-        if not self.is_here():
-            raise WrongLoop(_FORKED if self.forked else _ELSEWHERE)
-        return asyncio.current_task(self._loop)
-
-    def is_here(self) -> bool:
-        """Tell whether this loop is running the calling code."""
-        try:
-            return asyncio.get_running_loop() is self._loop and not self.forked
-        except RuntimeError:
-            return False
 
     def is_stray(self, error: BaseException) -> bool:
         """Tell whether a cancellation came out of a library by itself: nobody cancelled us."""
@@ -195,21 +211,19 @@ class _Trio(_Loop):
         super().__init__(ring)
         self._trio = trio
         self._lowlevel = trio.lowlevel
-        self._token = trio.lowlevel.current_trio_token()
+        self._token = self.home = trio.lowlevel.current_trio_token()
         self._alarm: trio.CancelScope | None = None
         self.now = trio.lowlevel.current_clock().current_time  # works after the run as well
         self.create_parking = _Parking
 
-    def task(self) -> Any:
-        if not self.is_here():
-            raise WrongLoop(_FORKED if self.forked else _ELSEWHERE)
-        return self._lowlevel.current_task()
-
-    def is_here(self) -> bool:
+    def where(self) -> Any:
         try:
-            return self._lowlevel.current_trio_token() is self._token and not self.forked
+            return self._lowlevel.current_trio_token()
         except RuntimeError:
-            return False
+            return None
+
+    def current_task(self, _: Any) -> Any:
+        return self._lowlevel.current_task()
 
     def is_stray(self, error: BaseException) -> bool:  # noqa: ARG002  # there is no such thing
         return False

@@ -148,10 +148,9 @@ class PoolState:
         idle = self.idle
         if not idle or self.queue:
             return None
-        slot = idle[-1]
-        if now < slot.good_until:
-            idle.pop()
-        else:
+        slot = idle.pop()
+        if now >= slot.good_until:
+            idle.append(slot)
             usable = self._usable(now)
             if usable is None:
                 return None
@@ -213,15 +212,12 @@ class PoolState:
         slot.used_at = now
         if slot.touched:
             slot.touched = False
-            slot.alive_at = now
+            self._heard_from(slot, now)
         if self.queue or self._ask_on_return or now >= slot.retire_at:
             self._place(slot, now)
             return
         del self.leased[slot]
         slot.state = "idle"
-        slot.holder = None
-        good_until = slot.alive_at + self._ping_after
-        slot.good_until = min(slot.retire_at, good_until)
         self.idle.append(slot)
 
     def release_dirty(self, slot: Slot, now: float) -> None:
@@ -246,7 +242,8 @@ class PoolState:
             self.doomed.append(connection)
             return
         slot.connection = connection
-        slot.used_at = slot.alive_at = now
+        slot.used_at = now
+        self._heard_from(slot, now)
         self.connected_total += 1
         self.outage = None
         self._place(slot, now)
@@ -276,7 +273,7 @@ class PoolState:
     def pinged(self, slot: Slot, now: float) -> None:
         """Record that an idle connection is alive."""
         if slot.state == "recycling":
-            slot.alive_at = now
+            self._heard_from(slot, now)
             self._place(slot, now, cold=True)
             self._follow_up(now)
 
@@ -284,7 +281,7 @@ class PoolState:
         """Record that a connection is fit for its next user."""
         if slot.state == "recycling":
             slot.touched = slot.cancelled = slot.derived = slot.spoiled = False
-            slot.alive_at = now
+            self._heard_from(slot, now)
             self._place(slot, now)
             self._follow_up(now)
 
@@ -491,8 +488,6 @@ class PoolState:
             self._hand_off(slot, waiter, now)
         else:
             self._move(slot, "idle")
-            slot.holder = None
-            slot.good_until = min(slot.alive_at + self._ping_after, slot.retire_at)
             if cold:
                 self.idle.rotate(1)
 
@@ -598,6 +593,11 @@ class PoolState:
         )
 
     # -- record ----------------------------------------------------------------------------------
+
+    def _heard_from(self, slot: Slot, now: float) -> None:
+        """Note that a connection is alive."""
+        slot.alive_at = now
+        slot.good_until = min(now + self._ping_after, slot.retire_at)
 
     def _move(self, slot: Slot, to: str) -> None:
         """Move a slot: the one door between the containers."""

@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from poolkit._state import PoolState
 
     Place = tuple[types.CodeType, int]
-    #: The task, where it has acquired, and how it got there, if that was noted.
-    Holder = tuple[Any, types.CodeType, int] | tuple[Any, types.CodeType, int, tuple[Place, ...]]
+    #: The task, a place: where it has acquired; and how it got there, if that was noted.
+    Holder = tuple[Any, ...]
 
 
-_PLACED = 3
+#: Where in a holder that is.
+_STACK = 3
 
 # -- places and people ---------------------------------------------------------------------------
 
@@ -42,7 +43,7 @@ def caller(depth: int) -> Place:
 def callers(depth: int, most: int = 16) -> tuple[Place, ...]:
     """Return where the caller's caller is, and who has called it in turn."""
     frame: types.FrameType | None = sys._getframe(depth)
-    places = []
+    places: list[Place] = []
     while frame is not None and len(places) < most:
         places.append((frame.f_code, frame.f_lasti))
         frame = frame.f_back
@@ -92,7 +93,7 @@ _LOOPS = ("asyncio/events.py", "asyncio/runners.py", "trio/_core/_run.py")
 def stack_of(holder: Holder | None) -> tuple[str, ...]:
     """Return the places that led to an acquire, the innermost first, if they were noted."""
     places = []
-    for code, lasti in holder[3] if holder is not None and len(holder) > _PLACED else ():
+    for code, lasti in holder[_STACK] if holder is not None and len(holder) > _STACK else ():
         if code.co_filename.replace("\\", "/").endswith(_LOOPS):
             break
         places.append(place(code, lasti))

@@ -189,7 +189,7 @@ async def test_handle_dropped_in_another_thread_is_reclaimed() -> None:
             terminate(c)
 
         driver.terminate = noted  # type: ignore[method-assign]
-        pool._hooks.terminate = noted  # type: ignore[method-assign]
+        pool._hooks.terminate = noted  # type: ignore[assignment,method-assign]
 
         async def drop() -> None:
             await anyio.to_thread.run_sync(kept.clear)
