@@ -20,14 +20,6 @@ _MUCH: Final = 1.0
 
 def closed_by(waiter: Waiter, book: PoolState) -> list[Waiter]:
     """Return who waits for each other, if the last one in line has just closed the circle."""
-    if (
-        book.idle
-        or book.connecting
-        or book.recycling
-        or book.closing
-        or len(book.leased) < book.options.capacity
-    ):
-        return []
     circle = {waiter: None}
     holds = False
     for slot in book.leased:
@@ -39,4 +31,6 @@ def closed_by(waiter: Waiter, book: PoolState) -> list[Waiter]:
             return []
         holds = holds or other is waiter
         circle[other] = None
-    return list(circle) if holds else []
+    if book.idle or book.connecting or book.recycling or book.closing:
+        return []
+    return list(circle) if holds and len(book.leased) >= book.options.capacity else []

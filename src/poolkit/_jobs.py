@@ -103,7 +103,7 @@ class Workers:
         }
         while True:
             if worker.job is None:
-                await self._runtime.park(worker.parking)
+                await worker.parking
             assert worker.job is not None
             job, slot = worker.job
             worker.job = None

@@ -28,7 +28,7 @@ class Life:
         self.ended = False
         self._over = False
         self._scope = anyio.CancelScope()
-        self._watchers: list[Any] = []
+        self.watchers: list[Any] = []
 
     def begin(
         self, name: str, look_after: Callable[[], None], end: Callable[[BaseException | None], None]
@@ -66,10 +66,10 @@ class Life:
     async def change(self) -> None:
         """Wait until something has changed."""
         parking = self.runtime.create_parking()
-        self._watchers.append(parking)
-        await self.runtime.park(parking)
+        self.watchers.append(parking)
+        await parking
 
     def changed(self) -> None:
         """Wake those who wait for a change."""
-        while self._watchers:
-            self.runtime.unpark(self._watchers.pop())
+        while self.watchers:
+            self.runtime.unpark(self.watchers.pop())

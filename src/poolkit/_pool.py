@@ -131,7 +131,7 @@ class Pool(Generic[C]):
         book.open(waiter, now)
         self._settle()
         try:
-            await runtime.park(waiter.parking)
+            await waiter.parking
             if waiter.outcome != "served" or self._life is not life:
                 raise words.refusal(self.name, book, waiter, limit, now=runtime.now())
         except BaseException:
@@ -279,8 +279,8 @@ class Pool(Generic[C]):
             runtime.task()  # raises WrongLoop
         if self._inbox:
             self._drain()
-        if self._greets:
-            return None  # the hook is awaited, which makes this no fast path
+        if book.queue or not book.idle or self._greets:
+            return None  # waiting, or awaiting the hook, makes this no fast path
         task = weakref.ref(runtime.current_task(runtime.home))
         now = runtime.now()
         slot = book.take(now)
@@ -313,47 +313,47 @@ class Pool(Generic[C]):
 
     async def _lease_later(self, lease: Lease[C]) -> C:
         """Wait in line for a connection; then greet it, if there is a hook for that."""
-        runtime, hook = self._runtime, self._book.options.on_acquire
+        runtime, book = self._runtime, self._book
+        hook = book.options.on_acquire
         now = runtime.now()
         deadline = NEVER if lease._timeout is None else now + lease._timeout
         holder = (weakref.ref(runtime.task()), lease._code, lease._lasti)
-        slot = self._take_another(self._book.take(now), now) if hook is not None else None
-        if slot is None:
-            slot = await self._wait(Waiter(deadline, holder, runtime.create_parking()), lease)
-        else:
+        slot = self._take_another(book.take(now), now) if hook is not None else None
+        if slot is not None:
             slot.holder, slot.leased_at = holder, now
+        else:
+            waiter = Waiter(deadline, holder, runtime.create_parking())
+            if book.join(waiter, now):
+                runtime.set_alarm(deadline)
+            else:
+                self._settle()
+            if waiter.outcome == "waiting":
+                if book.options.deadlock != "off" and (circle := closed_by(waiter, book)):
+                    self._tell_of_deadlock(waiter, circle)
+                try:
+                    await waiter.parking
+                except BaseException:
+                    book.give_up(waiter, runtime.now())
+                    self._settle()
+                    raise
+            slot = waiter.slot
+            if slot is None:
+                raise words.refusal(self.name, book, waiter, lease._timeout, now=runtime.now())
+            if slot.state != "leased":  # taken back between hand-off and now
+                raise PoolClosed(f"pool {self.name!r} was closed while handing out a connection")
         view: C = make_view(self, slot)
         if hook is not None:
             await self._greet(hook, view, slot, deadline, lease)
         return view
 
-    async def _wait(self, waiter: Waiter, lease: Lease[C]) -> Slot:
-        runtime, book = self._runtime, self._book
-        book.join(waiter, runtime.now())
-        self._settle()
-        if waiter.outcome == "waiting":
-            self._check_deadlock(waiter)
-            try:
-                await runtime.park(waiter.parking)
-            except BaseException:
-                book.give_up(waiter, runtime.now())
-                self._settle()
-                raise
-        if waiter.slot is None:
-            raise words.refusal(self.name, book, waiter, lease._timeout, now=runtime.now())
-        if waiter.slot.state != "leased":  # taken back between hand-off and now
-            raise PoolClosed(f"pool {self.name!r} was closed while handing out a connection")
-        return waiter.slot
-
-    def _check_deadlock(self, waiter: Waiter) -> None:
-        """Raise, or warn, if a caller has begun to wait for itself."""
-        book, reaction = self._book, self._book.options.deadlock
-        circle = closed_by(waiter, book) if reaction != "off" else []
+    def _tell_of_deadlock(self, waiter: Waiter, circle: list[Waiter]) -> None:
+        """Raise, or warn, when a caller has begun to wait for itself; the others are in line."""
+        book = self._book
         others = (other.parking for other in circle if other is not waiter)
-        if not circle or not all(map(self._runtime.is_parked, others)):
-            return
+        if not all(map(self._runtime.is_parked, others)):
+            return  # somebody is being cancelled
         error = words.deadlock(self.name, book, circle, now=self._runtime.now())
-        if reaction == "warn":
+        if book.options.deadlock == "warn":
             logger.warning("%s", error)
             return
         book.refuse(waiter, "deadlocked")
@@ -428,8 +428,10 @@ class Pool(Generic[C]):
             book.release_dirty(slot, now)
         else:
             book.release(slot, now)
-        if book.woken or book.jobs or book.doomed:
+        if book.jobs or book.doomed or book.shedder:
             self._settle()
+        elif book.woken:
+            self._wake()
 
     def _ended_badly(self, slot: Slot, error: BaseException | None, now: float) -> bool:
         """Tell whether a used connection must not be used again; renew or suspect the others."""
@@ -508,12 +510,21 @@ class Pool(Generic[C]):
         book = self._book
         while book.doomed:
             self._hooks.terminate(book.doomed.popleft())
-        while book.woken:
-            self._runtime.unpark(book.woken.popleft().parking)
-        if self._life is not None:
-            self._life.workers.work()
+        if book.woken:
+            self._wake()
+        life = self._life
+        if life is not None:
+            if book.jobs:
+                life.workers.work()
             self._runtime.set_alarm(book.next_tick())
-            self._life.changed()
+            if life.watchers:
+                life.changed()
+
+    def _wake(self) -> None:
+        """Wake whose wait is over. That alone makes nothing due earlier."""
+        woken, unpark = self._book.woken, self._runtime.unpark
+        while woken:
+            unpark(woken.popleft().parking)
 
     def _on_alarm(self) -> None:
         self._drain()

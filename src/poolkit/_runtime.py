@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import math
 import os
 import sys
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from poolkit._errors import WrongLoop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Generator
 
     from anyio.abc import TaskGroup
 
@@ -66,6 +67,7 @@ class _Loop:
     #: Return the running task, given `home`.
     current_task: Callable[[Any], Any]
     now: Callable[[], float]
+    #: Return what a task may await until it is unparked, which may have happened already.
     create_parking: Callable[[], Any]
 
     def __init__(self, ring: Callable[[], None]) -> None:
@@ -139,18 +141,17 @@ class _Asyncio(_Loop):
         """Tell whether the loop was closed without a word to its tasks."""
         return self._loop.is_closed()
 
-    async def park(self, parking: Any) -> None:
-        """Wait until unparked, which may have happened already."""
-        await parking
-
     def is_parked(self, parking: Any) -> bool:
         """Tell whether a task that was parked there waits still, and was not cancelled."""
         return not parking.done()
 
     def unpark(self, parking: Any) -> None:
         """Wake whoever is or will be parked there."""
-        if not (parking.done() or self._loop.is_closed()):
-            parking.set_result(None)
+        if not parking.done():
+            try:
+                parking.set_result(None)
+            except RuntimeError:
+                assert self._loop.is_closed()
 
     def set_alarm(self, when: float) -> None:
         """Ring then, or earlier: a later time never replaces an earlier one."""
@@ -193,13 +194,23 @@ class _Asyncio(_Loop):
 
 
 class _Parking:
-    """Where one trio task is parked."""
+    """Where one trio task is parked, while it awaits this."""
 
-    __slots__ = ("task", "unparked")
+    __slots__ = ("_lowlevel", "task", "unparked")
 
-    def __init__(self) -> None:
+    def __init__(self, lowlevel: Any) -> None:
+        self._lowlevel = lowlevel
         self.task: Any = None
         self.unparked = False
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        if not self.unparked:
+            self.task = self._lowlevel.current_task()
+            yield from self._lowlevel.wait_task_rescheduled(self._abort).__await__()
+
+    def _abort(self, _: object) -> Any:
+        self.task = None
+        return self._lowlevel.Abort.SUCCEEDED
 
 
 class _Trio(_Loop):
@@ -214,7 +225,7 @@ class _Trio(_Loop):
         self._token = self.home = trio.lowlevel.current_trio_token()
         self._alarm: trio.CancelScope | None = None
         self.now = trio.lowlevel.current_clock().current_time  # works after the run as well
-        self.create_parking = _Parking
+        self.create_parking = functools.partial(_Parking, trio.lowlevel)
 
     def where(self) -> Any:
         try:
@@ -230,17 +241,6 @@ class _Trio(_Loop):
 
     def has_ended(self) -> bool:
         return False  # the end of a run cancels the root task
-
-    async def park(self, parking: Any) -> None:
-        if parking.unparked:
-            return
-        parking.task = self._lowlevel.current_task()
-
-        def abort(_: object) -> Any:
-            parking.task = None
-            return self._lowlevel.Abort.SUCCEEDED
-
-        await self._lowlevel.wait_task_rescheduled(abort)
 
     def is_parked(self, parking: Any) -> bool:
         return parking.task is not None

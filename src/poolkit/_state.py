@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, OrderedDict, deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from poolkit._deadlines import Deadlines
 from poolkit._outage import Outage
@@ -67,8 +67,8 @@ class PoolState:
 
         self.queue: OrderedDict[Any, Waiter] = OrderedDict()  # by the task that waits
         self.openers: dict[Waiter, None] = {}
-        self._deadlines = Deadlines()
-        self._shedder: Shedder | None = None
+        self._deadlines = Deadlines(self.queue)
+        self.shedder: Shedder | None = None
 
         self.doomed: deque[Any] = deque()
         self.woken: deque[Waiter] = deque()
@@ -78,7 +78,7 @@ class PoolState:
         self._ramp = 1  # connects under way at once while leases are out; doubles with success
 
         self.direct = 0
-        self.outcomes: Counter[str] = Counter()
+        self.outcomes: dict[Outcome, int] = dict.fromkeys(get_args(Outcome), 0)
         self.connected_total = 0
         self.connect_failures = 0
         self.retired: Counter[str] = Counter()
@@ -167,8 +167,11 @@ class PoolState:
         self.direct -= 1
         self.release_broken(slot, now)
 
-    def join(self, waiter: Waiter, now: float) -> None:
-        """Put a caller at the end of the queue, unless it is refused at once."""
+    def join(self, waiter: Waiter, now: float) -> bool:
+        """Put a caller at the end of the queue, unless it is refused at once.
+
+        Return whether that was all, so that nothing is to be done but to mind its deadline.
+        """
         waiter.since = now
         limit = self.options.max_waiting
         if not self.is_open:
@@ -180,10 +183,16 @@ class PoolState:
         elif self._refuses_newcomers(now):
             self._dismiss(waiter, "failed", self.last_error)
         else:
-            waiter.key = self._key(waiter)
-            self.queue[waiter.key] = waiter
-            self._deadlines.add(waiter, len(self.queue) + len(self.openers))
+            self._deadlines.joins(waiter)
+            key = waiter.holder[0] if waiter.holder else waiter
+            if self.queue.setdefault(key, waiter) is not waiter:  # one task, waiting twice at once
+                key = waiter
+                self.queue[key] = waiter
+            waiter.key = key
+            if len(self.leased) >= self.options.capacity and self.shedder is None:
+                return True  # there is nothing that could be owed
             self._follow_up(now)
+        return False
 
     def refuse(self, waiter: Waiter, outcome: Outcome) -> None:
         """Send a caller away who is in line."""
@@ -207,18 +216,34 @@ class PoolState:
     def release(self, slot: Slot, now: float) -> None:
         """Take back a connection that is fit for the next user as it is.
 
-        The hot edge leased -> idle, written out.
+        The hot edges leased -> idle and leased -> leased, written out.
         """
         slot.used_at = now
         if slot.touched:
             slot.touched = False
             self._heard_from(slot, now)
-        if self.queue or self._ask_on_return or now >= slot.retire_at:
+        if self._ask_on_return or now >= slot.retire_at:
             self._place(slot, now)
             return
+        if not self.queue:
+            del self.leased[slot]
+            slot.state = "idle"
+            self.idle.append(slot)
+            return
+        waiter = next(iter(self.queue.values()))
+        if now >= waiter.deadline or self.shedder is not None:
+            self._place(slot, now)
+            return
+        del self.queue[waiter.key]
         del self.leased[slot]
-        slot.state = "idle"
-        self.idle.append(slot)
+        self.leased[slot] = None  # the last one now
+        slot.uses += 1
+        slot.holder = waiter.holder
+        slot.leased_at = now
+        waiter.slot = slot
+        waiter.outcome = "served"
+        self.outcomes["served"] += 1
+        self.woken.append(waiter)
 
     def release_dirty(self, slot: Slot, now: float) -> None:
         """Take back a connection that has to be reset first."""
@@ -358,9 +383,10 @@ class PoolState:
             and self._room() > 0
         ):
             due = min(due, self.outage.retry_at)
-        if self.queue:
-            first = next(iter(self.queue.values()))
-            due = min(due, self.prospects.next_look(), self._shed_at(first))
+        if self.queue and (self.connecting or self.recycling):
+            due = min(due, self.prospects.next_look())
+        if self.queue and self.shedder is not None:
+            due = min(due, self._shed_at(next(iter(self.queue.values()))))
         if self.idle and self.options.overflow_linger and self.live > self.options.max_size:
             due = min(due, self.idle[0].used_at + self.options.overflow_linger)
         return due
@@ -371,11 +397,11 @@ class PoolState:
         """Begin, or begin again; the waiter is served when `min_size` connections are there."""
         waiter.since = now
         if not self.is_open and self.options.shedding:
-            self._shedder = self.options.shedding.begin()  # the clock may be another one by now
+            self.shedder = self.options.shedding.begin()  # the clock may be another one by now
         self.is_open = True
         self.defunct = False
         self.openers[waiter] = None
-        self._deadlines.add(waiter, len(self.queue) + len(self.openers))
+        self._deadlines.add(waiter)
         self._follow_up(now)
 
     def close(self, cause: BaseException | None = None) -> None:
@@ -514,17 +540,17 @@ class PoolState:
     def _leave(self, waiter: Waiter, outcome: Outcome, now: float) -> None:
         """End the wait of the first in line."""
         self._dismiss(waiter, outcome)
-        if self._shedder:
-            self._shedder.left(waiter.since, now)
+        if self.shedder:
+            self.shedder.left(waiter.since, now)
 
     def _shed_at(self, first: Waiter) -> float:
         """Return when the first in line is to be refused, as things are.
 
         What cannot connect is no overload, and what has not begun is none yet.
         """
-        if self._shedder is None or self.outage or not self.leased:
+        if self.shedder is None or self.outage or not self.leased:
             return NEVER
-        return self._shedder.refuse_at(first.since)
+        return self.shedder.refuse_at(first.since)
 
     def _usable(self, now: float) -> Slot | None:
         """Return the hottest idle slot that needs no ping, retiring the overaged on the way."""
@@ -654,8 +680,3 @@ class PoolState:
         waiter.outcome = outcome
         waiter.cause = cause
         self.woken.append(waiter)
-
-    def _key(self, waiter: Waiter) -> Any:
-        """Return the task that waits; should it ever wait here twice at once, something else."""
-        task = waiter.holder[0] if waiter.holder else waiter
-        return waiter if task in self.queue else task

@@ -109,7 +109,7 @@ def key(world: World) -> Any:
 
     holders = [(slot_key(slot), _held(world, slot)) for slot in book.leased]
     outage = book.outage
-    shedder: Any = book._shedder
+    shedder: Any = book.shedder
     came = time if shedder else lambda _: None
     return (
         (book.is_open, book.defunct, bool(book.openers), book._ramp, book.options.capacity),

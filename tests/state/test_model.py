@@ -131,25 +131,30 @@ def test_planted_slot_freed_before_its_close_ends_is_found() -> None:
 
 def test_planted_barging_is_found() -> None:
     """A newcomer goes to the head of the queue."""
-    line = "self.queue[waiter.key] = waiter\n"
-    check_found(
-        "I4", line, f"{line}            self.queue.move_to_end(waiter.key, last=False)\n", SIMPLE
-    )
+    line = "waiter.key = key\n"
+    check_found("I4", line, f"{line}            self.queue.move_to_end(key, last=False)\n", SIMPLE)
 
 
-def test_planted_last_come_first_served_is_found() -> None:
+FIRST = "waiter = next(iter(self.queue.values()))\n"
+LAST = "waiter = next(reversed(self.queue.values()))\n"
+#: At the head of the queue there is somebody: on the hot edge, and elsewhere.
+LATE = {
+    "if now >= waiter.deadline or self.shedder": "if self.shedder",
+    "if now >= waiter.deadline:\n": "if False:\n",
+}
+
+
+@pytest.mark.parametrize("late", LATE)
+def test_planted_last_come_first_served_is_found(late: str) -> None:
     """The queue from the wrong end."""
-    check_found(
-        "I4",
-        "waiter = next(iter(self.queue.values()))\n",
-        "waiter = next(reversed(self.queue.values()))\n",
-        SIMPLE,
-    )
+    indent = "            " if late.endswith("\n") else "        "
+    check_found("I4", f"{FIRST}{indent}{late}", f"{LAST}{indent}{late}", SIMPLE)
 
 
-def test_planted_service_after_the_deadline_is_found() -> None:
+@pytest.mark.parametrize("late", LATE)
+def test_planted_service_after_the_deadline_is_found(late: str) -> None:
     """Whom nobody waits for any more."""
-    check_found("I5", "if now >= waiter.deadline:\n", "if False:\n", TIMED)
+    check_found("I5", late, LATE[late], TIMED)
 
 
 def test_planted_refusal_of_nobody_is_found() -> None:
@@ -169,9 +174,7 @@ def test_planted_forgotten_queue_after_a_close_is_found() -> None:
 
 def test_planted_release_that_forgets_the_queue_is_found() -> None:
     """The hot edge from leased to idle, taken although somebody waits."""
-    check_found(
-        "I3", "if self.queue or self._ask_on_return or", "if self._ask_on_return or", SIMPLE
-    )
+    check_found("I3", "if not self.queue:\n            del", "if True:\n            del", SIMPLE)
 
 
 def test_planted_storm_of_connects_is_found() -> None:
