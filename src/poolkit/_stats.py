@@ -86,6 +86,8 @@ class LeaseInfo:
     """How long it has been held."""
     place: str
     """Where it was acquired: ``file:line in function``."""
+    label: str = ""
+    """What it is for: the route in FastAPI, ``GET /items/{id}``; else the acquiring function."""
     stack: tuple[str, ...] = ()
     """The places that led there, the innermost first; noted if ``leak_after`` is set, and in
     Python's development mode."""

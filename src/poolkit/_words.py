@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -50,6 +52,7 @@ def callers(depth: int, most: int = 16) -> tuple[Place, ...]:
     return tuple(places)
 
 
+@functools.lru_cache(maxsize=256)
 def place(code: types.CodeType, lasti: int) -> str:
     """Return ``file:line in function``."""
     lines = [start for start, *_ in code.co_positions()]
@@ -60,6 +63,18 @@ def place(code: types.CodeType, lasti: int) -> str:
 def place_of(holder: Holder | None) -> str:
     """Return where a lease was acquired."""
     return "an unknown place" if holder is None else place(holder[1], holder[2])
+
+
+def label_of(holder: Holder | None) -> str:
+    """Return what a lease is for.
+
+    The code of a lease of a request is a copy that has the name of the route: see
+    ``poolkit.fastapi``. Routes have a space, functions have not.
+    """
+    if holder is None:
+        return "an unknown place"
+    code: types.CodeType = holder[1]
+    return code.co_name if " " in code.co_name else code.co_qualname
 
 
 def _task_of(holder: Holder) -> str:
@@ -77,6 +92,7 @@ def lease(slot: Slot, now: float) -> LeaseInfo:
         task=_task_of(holder),
         seconds=now - slot.leased_at,
         place=place_of(holder),
+        label=label_of(holder),
         stack=stack_of(holder),
     )
 
@@ -173,14 +189,17 @@ def _why(book: PoolState, now: float) -> str:
     if book.outage is not None:
         failures, error = book.outage.failures, book.outage.error
         return f"; connecting has failed {failures} times, the last time with {_brief(error)}"
-    holders = leases(book, now)
-    if not holders:
+    if not book.leased:
         return "; nothing is leased: opening, resetting or closing connections takes long"
-    longest = "; ".join(str(info) for info in holders[:3])
+    # Refusals have to be cheap: there are many of them when there is much to do.
+    labels = Counter(label_of(slot.holder) for slot in itertools.islice(book.leased, 1000))
+    most = labels.most_common(3)
+    sums = "".join(f". {label} holds {n} of {book.options.capacity}" for label, n in most if n > 1)
+    longest = "; ".join(str(lease(slot, now)) for slot in itertools.islice(book.leased, 3))
     return (
-        f". Held longest: {longest}. Hold connections for a shorter time, raise max_size, or raise "
-        "acquire_timeout; a task that holds one while it waits for tasks that acquire here may be "
-        "waiting for itself"
+        f"{sums}. Held longest: {longest}. Hold connections for a shorter time, raise max_size, or "
+        "raise acquire_timeout; a task that holds one while it waits for tasks that acquire here "
+        "may be waiting for itself"
     )
 
 

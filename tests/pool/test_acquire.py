@@ -591,3 +591,20 @@ async def test_cancellation_that_a_library_makes_by_itself_is_an_outcome(
         async with pool.acquire(timeout=5) as conn:
             assert await conn.query() == "row"
         assert pool.stats().leased == 0
+
+
+async def test_timeout_says_who_holds_how_many() -> None:
+    """Of several leases from one place the sum comes first: it is what to look at."""
+    async with Pool(FakeDriver(), max_size=3) as pool:
+
+        async def take() -> FakeConnection:
+            return await pool.acquire()
+
+        kept = [await take(), await take(), await pool.acquire()]
+        with pytest.raises(PoolTimeout, match=r"\.take holds 2 of 3\. Held longest: ") as caught:
+            await pool.acquire(timeout=0)
+        assert "holds 1 of" not in str(caught.value)
+        labels = [info.label.rpartition(".")[2] for info in pool.leases()]
+        assert labels == ["take", "take", "test_timeout_says_who_holds_how_many"]
+        for conn in kept:
+            pool.release(conn)
