@@ -8,6 +8,7 @@ Start it with ``make demo``, or ``uvicorn examples.app:app``. Then try::
     curl localhost:8000/transfer -H 'content-type: application/json' \
          -d '{"source": 1, "target": 2, "amount": 10}'     # and then 10000, or target 9
     curl localhost:8000/pool
+    curl localhost:8000/readyz
 
     python examples/hammer.py       # 50 clients at once: five connections are enough
 
@@ -26,7 +27,7 @@ from fastapi import Depends, FastAPI, HTTPException
 from pydantic import BaseModel, Field
 
 import poolkit
-from poolkit.fastapi import Connection, Transaction
+from poolkit.fastapi import Connection, Lazy, Transaction
 
 DATABASE_URL = os.environ.get("DATABASE_URL", "")
 if not DATABASE_URL:
@@ -41,9 +42,11 @@ else:
 
 pool = poolkit.create_pool(DATABASE_URL, max_size=5)
 
-# What an endpoint asks for: a connection, or one in a transaction that commits when it returns.
+# What an endpoint asks for: a connection; one in a transaction that commits when it returns; or one
+# that is acquired when it is first needed, so that an order that makes no sense costs none.
 Db = Connection[shop.Connection]
 DbTransaction = Transaction[shop.Connection]
+LazyDb = Lazy[shop.Connection]
 
 
 @contextlib.asynccontextmanager
@@ -56,6 +59,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
 
 
 app = FastAPI(title="poolkit's example", lifespan=lifespan)
+app.include_router(poolkit.fastapi.router(health=True))
 
 Number = Annotated[int, Field(gt=0, lt=2**31)]
 
@@ -88,9 +92,10 @@ async def list_items_unpooled() -> list[dict[str, Any]]:
 
 
 @app.post("/items", status_code=201)
-async def add_item(item: NewItem, db: Db) -> dict[str, Any]:
+async def add_item(item: NewItem, db: LazyDb) -> dict[str, Any]:
     """Add an item: a single statement needs no transaction."""
-    return await shop.add_item(db, item.name)
+    async with db as conn:
+        return await shop.add_item(conn, item.name)
 
 
 @app.get("/accounts")

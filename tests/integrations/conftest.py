@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
+import poolkit.fastapi
 from tests.integrations.live import N, SQLitePool, create_pool
 
 
@@ -47,6 +49,12 @@ def database(tmp_path: Path) -> Path:
 def pool(database: Path) -> SQLitePool:
     """Return a pool of N connections, to be opened by the application."""
     return create_pool(database, min_size=N, max_size=N, acquire_timeout=10.0, name="test")
+
+
+@pytest.fixture
+def app(pool: SQLitePool) -> FastAPI:
+    """Return an application that opens the pool."""
+    return FastAPI(lifespan=poolkit.fastapi.lifespan(pool))
 
 
 @pytest.fixture

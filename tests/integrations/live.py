@@ -19,6 +19,7 @@ import anyio
 import anyio.to_thread
 import uvicorn
 from anyio.lowlevel import checkpoint
+from fastapi.responses import PlainTextResponse
 
 import poolkit.drivers.aiosqlite
 from poolkit import Pool
@@ -142,6 +143,30 @@ class Watch:
             await send(message)
 
         await self.app(scope, receive, watched)
+
+
+class Impatient:
+    """Middleware that cancels a request by a time limit, which passes when the test says so."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.scopes: list[anyio.CancelScope] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve within the limit."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        with anyio.move_on_after(60) as limit:
+            self.scopes.append(limit)
+            await self.app(scope, receive, send)
+        if limit.cancelled_caught:
+            await PlainTextResponse("too late", 504)(scope, receive, send)
+
+    def time_is_up(self) -> None:
+        """Have the limit of every request pass now."""
+        for scope in self.scopes:
+            scope.deadline = anyio.current_time()
 
 
 # -- waiting -------------------------------------------------------------------------------------

@@ -147,6 +147,22 @@ def test_transfer_moves_all_of_it_or_nothing(example: Example) -> None:
     ]
 
 
+def test_invalid_item_costs_no_connection(example: Example) -> None:
+    """It is refused before one is acquired; the probes take none either."""
+
+    def acquired() -> int:
+        stats = example.request("GET", "/pool")[1]
+        return int(stats["direct"] + stats["waited"])
+
+    before = acquired()
+    assert example.request("POST", "/items", {"nom": "spade"})[0] == 422
+    assert example.request("GET", "/livez") == (200, {"status": "alive"})
+    assert example.request("GET", "/readyz") == (200, {"status": "ready"})
+    assert acquired() == before
+    assert example.request("POST", "/items", {"name": "spade"})[0] == 201
+    assert acquired() == before + 1
+
+
 def test_items_are_listed_with_and_without_the_pool(example: Example) -> None:
     """What one request adds the next one sees, by whatever connection."""
     assert example.request("POST", "/items", {"name": "spade"}) == (201, {"id": 1, "name": "spade"})

@@ -10,12 +10,16 @@ from typing import Annotated, Any
 import aiosqlite
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 from fastapi import Depends, FastAPI
-from fastapi.responses import PlainTextResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 
 import poolkit.fastapi
+from poolkit import Pool
 from poolkit.fastapi import Connection, Transaction
+from poolkit.testing import FakeDriver, check_pool
 from tests.integrations.live import (
+    Impatient,
     N,
     SQLitePool,
     Stop,
@@ -39,30 +43,6 @@ async def stop() -> Stop:
 def pool(database: Path, stop: Stop) -> SQLitePool:
     """Return a pool whose connections have those functions."""
     return create_pool(database, min_size=N, max_size=N, on_connect=stop.install)
-
-
-class Impatient:
-    """Middleware that cancels a request by a time limit, which passes when the test says so."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-        self.scopes: list[anyio.CancelScope] = []
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Serve within the limit."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        with anyio.move_on_after(60) as limit:
-            self.scopes.append(limit)
-            await self.app(scope, receive, send)
-        if limit.cancelled_caught:
-            await PlainTextResponse("too late", 504)(scope, receive, send)
-
-    def time_is_up(self) -> None:
-        """Have the limit of every request pass now."""
-        for scope in self.scopes:
-            scope.deadline = anyio.current_time()
 
 
 def make_app(pool: SQLitePool) -> FastAPI:
@@ -128,6 +108,94 @@ async def test_many_requests_cancelled_at_once_leave_nothing(
         assert {(await request).status for request in requests} == {504}
         await nothing_is_lost(pool)
         outside("BEGIN IMMEDIATE")
+
+
+# -- at every step -------------------------------------------------------------------------------
+
+
+def app_of_every_kind(pool: Any, kind: str) -> FastAPI:
+    """Return an application whose endpoint uses one dependency in every way there is."""
+    app = FastAPI()
+    app.state.poolkit = pool
+
+    @app.get("/")
+    async def use(it: Annotated[Any, Depends(getattr(poolkit.fastapi, kind))]) -> StreamingResponse:
+        async def lines() -> AsyncIterator[bytes]:
+            yield b"first"
+            if kind == "streaming_connection":
+                await it.query("last")
+            elif kind == "pool":
+                async with it.transaction() as conn:
+                    await conn.query("last")
+            yield b"last"
+
+        if kind == "lazy":
+            async with it as conn, poolkit.transaction(conn):
+                await conn.query("in a block")
+            await (await it).query("awaited")
+            it.release()
+            await (await it).query("kept")
+        elif kind != "pool":
+            await it.query("one")
+        return StreamingResponse(lines())
+
+    return app
+
+
+@pytest.mark.parametrize("is_busy", [False, True], ids=["free", "busy"])
+@pytest.mark.parametrize("by", ["scope", "task"])
+@pytest.mark.parametrize(
+    "kind", ["connection", "transaction", "lazy", "streaming_connection", "pool"]
+)
+async def test_request_cancelled_at_any_step_loses_nothing(
+    kind: str, by: str, is_busy: bool
+) -> None:
+    """One step further each time, until it gets to its end: the one connection is always there."""
+    driver = FakeDriver()
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
+    cancelled = 0
+    held: list[int] = []  # at which steps it held the connection
+
+    async def receive() -> Any:
+        await anyio.sleep_forever()
+
+    async def send(_: Any) -> None:
+        await checkpoint()
+
+    async with Pool(driver, max_size=1, deadlock="off") as pool:
+        app = app_of_every_kind(pool, kind)
+        for steps in range(500):
+            limit = anyio.CancelScope()
+
+            async def request(limit: anyio.CancelScope = limit) -> None:
+                with limit:
+                    await app(dict(scope), receive, send)
+
+            kept = await pool.acquire() if is_busy else None
+            task = asyncio.create_task(request())
+            for step in range(steps):
+                if step == steps // 2 and kept is not None:
+                    pool.release(kept)
+                    kept = None
+                await checkpoint()
+            if task.done():
+                break
+            cancelled += 1
+            held += [steps] * (pool.stats().leased and kept is None)
+            if by == "scope":
+                limit.cancel()
+            else:
+                task.cancel()
+            await asyncio.wait([task])
+            if kept is not None:
+                pool.release(kept)
+            await check_pool(pool)
+            assert not any(conn.in_transaction for conn in driver.alive)
+        await check_pool(pool)
+        assert task.done()
+        await task
+    assert held or is_busy
+    assert cancelled > len(held)
 
 
 # -- clients that vanish -------------------------------------------------------------------------

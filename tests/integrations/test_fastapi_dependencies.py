@@ -1,9 +1,11 @@
 """`connection`, `transaction` and `pool`: what a request gets, when it goes back, what is committed."""
 
 import asyncio
+import inspect
 import logging
 import sqlite3
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import aiosqlite
@@ -19,13 +21,12 @@ from fastapi import (
     WebSocket,
     WebSocketDisconnect,
 )
-from fastapi import __version__ as fastapi_version
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 
 import poolkit.fastapi
-from poolkit import NotLeased
-from poolkit.fastapi import Connection, Transaction
+from poolkit import NotLeased, PoolError
+from poolkit.fastapi import Connection, Lazy, Transaction
 from tests.integrations.live import (
     N,
     SQLitePool,
@@ -41,12 +42,6 @@ Outside = Callable[[str], list[Any]]
 Conn = Connection[aiosqlite.Connection]
 Tx = Transaction[aiosqlite.Connection]
 Pooled = Annotated[SQLitePool, Depends(poolkit.fastapi.pool)]
-
-
-@pytest.fixture
-def app(pool: SQLitePool) -> FastAPI:
-    """Return an application that opens the pool."""
-    return FastAPI(lifespan=poolkit.fastapi.lifespan(pool))
 
 
 # -- the life of a request -----------------------------------------------------------------------
@@ -213,13 +208,57 @@ async def test_connection_works_in_an_endpoint_that_runs_in_a_thread(
 ) -> None:
     """A ``def`` endpoint reaches its connection through `anyio.from_thread`."""
 
+    async def work(conn: aiosqlite.Connection, db: Any) -> Any:
+        async with db as same:
+            assert same is conn
+        return [isinstance(conn, aiosqlite.Connection), await conn.execute_fetchall("SELECT 2")]
+
     @app.get("/")
-    def read(conn: Conn) -> Any:
-        return anyio.from_thread.run(conn.execute_fetchall, "SELECT 1")
+    def read(conn: Tx, db: Lazy[aiosqlite.Connection]) -> Any:
+        assert conn.in_transaction
+        assert conn.total_changes == 0
+        return [
+            anyio.from_thread.run(conn.execute_fetchall, "SELECT 1"),
+            *anyio.from_thread.run(work, conn, db),
+        ]
 
     async with serve(app) as client:
-        assert (await client.get("/")).json == [[1]]
+        assert (await client.get("/")).json == [[[1]], True, [[2]]]
         await nothing_is_lost(pool)
+
+
+@pytest.mark.parametrize("path", ["/forgotten", "/returned", "/transaction", "/lazy"])
+def test_connection_used_in_a_thread_without_the_loop_is_a_clear_error(
+    app: FastAPI, pool: SQLitePool, outside: Outside, path: str
+) -> None:
+    """Nothing awaits there: an INSERT would be lost without a word."""
+    insert = "INSERT INTO items (name) VALUES ('hat')"
+
+    @app.get("/forgotten")
+    def forgotten(conn: Conn) -> str:
+        conn.execute(insert)
+        return "added"
+
+    @app.get("/returned")
+    def returned(conn: Conn) -> Any:
+        return conn.execute_fetchall("SELECT 1")
+
+    @app.get("/transaction")
+    def transaction(conn: Tx) -> str:
+        conn.execute(insert)
+        return "added"
+
+    @app.get("/lazy")
+    def lazily(db: Lazy[aiosqlite.Connection]) -> Any:
+        with db:
+            pass
+
+    with TestClient(app) as client:
+        with pytest.raises(PoolError, match=r"plain `def` endpoint.*anyio\.from_thread\.run\("):
+            client.get(path)
+        assert client.portal is not None
+        client.portal.call(nothing_is_lost, pool)
+    assert outside("SELECT * FROM items") == []
 
 
 async def test_invalid_request_leaves_no_lease(app: FastAPI, pool: SQLitePool) -> None:
@@ -249,7 +288,7 @@ async def test_request_that_gets_no_connection_fails_before_its_endpoint(
 
     async with serve(app) as client:
         async with pool.acquire():
-            assert (await client.get("/")).status == 500
+            assert (await client.get("/")).status == 503
             assert not ran
             assert pool.stats().busy == 1
         assert (await client.get("/")).status == 200
@@ -412,9 +451,12 @@ async def test_every_spelling_shares_one_lease(app: FastAPI, pool: SQLitePool) -
         d: Annotated[Any, Depends(poolkit.fastapi.connection, scope="function")],
         e: Annotated[Any, Depends(poolkit.fastapi.transaction, use_cache=False)],
         f: Annotated[Any, Depends(request_scoped)],
+        lazy: Lazy[aiosqlite.Connection],
+        lazy_too: Annotated[Any, Depends(poolkit.fastapi.lazy, use_cache=False, scope="request")],
         g: aiosqlite.Connection = Depends(poolkit.fastapi.connection),  # noqa: B008, FAST002
     ) -> int:
-        assert {id(conn) for conn in (a, b, c, d, e, f, g)} == {id(a)}
+        assert lazy is lazy_too
+        assert {id(conn) for conn in (a, b, c, d, e, f, g, await lazy)} == {id(a)}
         return pool.stats().leased
 
     async with serve(app) as client:
@@ -422,23 +464,59 @@ async def test_every_spelling_shares_one_lease(app: FastAPI, pool: SQLitePool) -
         await nothing_is_lost(pool)
 
 
-@pytest.mark.skipif(
-    tuple(map(int, fastapi_version.split(".")[:2])) < (0, 123),
-    reason="before FastAPI 0.123 a dependency is cached for each set of security scopes",
-)
-async def test_security_scopes_share_one_lease(app: FastAPI, pool: SQLitePool) -> None:
-    """The connection of an authentication with scopes is the endpoint's."""
+async def test_security_scopes_share_one_lease(
+    app: FastAPI, pool: SQLitePool, outside: Outside
+) -> None:
+    """The connection of an authentication with scopes is the endpoint's, to the end of both.
 
-    async def user(conn: Conn) -> aiosqlite.Connection:
+    Before FastAPI 0.123 a dependency is cached, hence solved, for each set of security scopes.
+    """
+
+    async def user(conn: Tx) -> aiosqlite.Connection:
+        await conn.execute("INSERT INTO items (name) VALUES ('hat')")
         return conn
 
     @app.get("/")
     async def read(first: Annotated[Any, Security(user, scopes=["read"])], second: Conn) -> bool:
-        return first is second
+        return first is second and first.in_transaction
 
     async with serve(app) as client:
         assert (await client.get("/")).json is True
+        assert outside("SELECT name FROM items") == [("hat",)]
         await nothing_is_lost(pool)
+
+
+async def test_request_that_a_middleware_sends_on_twice_holds_one_at_a_time(
+    app: FastAPI, pool: SQLitePool
+) -> None:
+    """Each time through the same scope acquires, and gives back."""
+    leased: list[int] = []
+
+    @app.get("/")
+    async def read(conn: Conn) -> None:
+        leased.append(pool.stats().leased)
+
+    @app.get("/stream")
+    async def stream(
+        conn: Annotated[Any, Depends(poolkit.fastapi.streaming_connection)],
+    ) -> None:
+        leased.append(pool.stats().leased)
+
+    async def twice(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await app(scope, receive, ignore)
+        await app(scope, receive, send)
+
+    async def ignore(_: Any) -> None:
+        pass
+
+    async with serve(twice) as client:
+        for overrides in ({}, {poolkit.fastapi.pool: lambda: pool}):
+            app.dependency_overrides = overrides
+            for path in ("/", "/stream"):
+                assert (await client.get(path)).status == 200
+                await nothing_is_lost(pool)
+    assert leased == [1] * 8
 
 
 # -- where the pool comes from -------------------------------------------------------------------
@@ -517,3 +595,16 @@ def test_websocket_holds_its_connection_until_it_ends(app: FastAPI, pool: SQLite
             assert pool.stats().leased == 1
         assert client.portal is not None
         client.portal.call(nothing_is_lost, pool)
+
+
+# -- the surface ---------------------------------------------------------------------------------
+
+
+def test_every_public_name_is_documented() -> None:
+    """By a docstring, and on the page of the reference; `__all__` is in order."""
+    names = poolkit.fastapi.__all__
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "fastapi.md").read_text()
+    assert names == sorted(names)
+    for name in names:
+        assert inspect.getdoc(getattr(poolkit.fastapi, name)), name
+        assert f"`{name}" in page, name

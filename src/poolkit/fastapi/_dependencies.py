@@ -1,0 +1,255 @@
+"""The dependencies: plain functions over generators whose scope is theirs, not their user's.
+
+::
+
+    pool ──┬──▶ lazy
+           ├──▶ connection
+           ├──▶ _transaction ──▶ transaction
+           └──▶ _stream ──▶ streaming_connection
+
+FastAPI ends a dependency with ``yield`` only after the response, unless its user says otherwise in
+each endpoint: a slow download or a background task would hold a connection that nobody uses, and a
+COMMIT that fails would come after the client's 200. So the generators here are function-scoped, and
+what users depend on are plain functions over them. As FastAPI caches a dependency by its scope as
+well, this also makes it one lease for each request, however its users spell ``Depends``.
+"""
+
+# No `from __future__ import annotations`: FastAPI reads the annotations of dependencies.
+
+import functools
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
+
+from fastapi import Depends
+from starlette.requests import HTTPConnection
+
+from poolkit._errors import PoolClosed
+from poolkit._pool import Pool
+from poolkit._transaction import transaction as _transaction_on
+from poolkit.fastapi._lazy import LazyConnection
+from poolkit.fastapi._request import RequestLeases
+
+T = TypeVar("T")
+
+#: The name of the default pool in the state of a lifespan, and on ``app.state``.
+DEFAULT: Final = "poolkit"
+
+_Dependency: TypeAlias = Callable[..., Coroutine[Any, Any, Any]]
+
+
+def find(http: HTTPConnection, name: str) -> Any:
+    """Return what a lifespan has left under a name, or None.
+
+    The state of the lifespan reaches mounted applications too; ``app.state`` serves where a test
+    client carries no such state.
+    """
+    app_state = getattr(http.scope.get("app"), "state", None)
+    return getattr(http.state, name, None) or getattr(app_state, name, None)
+
+
+async def _request_leases(http: HTTPConnection) -> AsyncIterator[RequestLeases]:
+    """Give back at the end of the function scope; tell the client 503 when there was nothing."""
+    held = RequestLeases.of(http)
+    if held.is_open:
+        yield held
+        return
+    held.begin()
+    with held.answering():
+        try:
+            yield held
+        except BaseException as error:
+            held.end(error, http)
+            raise
+    held.end(None, http)
+
+
+_Held: TypeAlias = Annotated[RequestLeases, Depends(_request_leases, scope="function")]
+
+
+async def pool(http: HTTPConnection, _: _Held) -> Pool[Any]:
+    """Depend on the application's pool; nothing is acquired.
+
+    For what outlives the endpoint or runs beside it: streaming responses, background tasks,
+    WebSockets. Acquire there, for as long as a connection is used::
+
+        db: Annotated[Pool[aiosqlite.Connection], Depends(poolkit.fastapi.pool)]
+
+    Raises:
+        PoolClosed: the application's lifespan has not run, hence no pool was opened.
+
+    """
+    found: Pool[Any] | None = find(http, DEFAULT)
+    if found is None:
+        raise PoolClosed(
+            "no pool was opened for this application: its lifespan has not run, or has ended. Give "
+            "it one with FastAPI(lifespan=poolkit.fastapi.lifespan(pool)). In tests write `with "
+            "TestClient(app) as client:`, for without `with` no lifespan runs; httpx's "
+            "ASGITransport never runs one: put `async with poolkit.fastapi.lifespan(pool)(app):` "
+            "around it"
+        )
+    return found
+
+
+class Dependencies:
+    """The dependencies of one pool, from `for_pool`: the same as those of the default pool.
+
+    They are the same objects each time, so that ``app.dependency_overrides`` finds them.
+    """
+
+    __module__ = "poolkit.fastapi"
+
+    pool: _Dependency
+    connection: _Dependency
+    transaction: _Dependency
+    lazy: _Dependency
+    streaming_connection: _Dependency
+
+    def __init__(self, root: _Dependency) -> None:
+        async def connection(held: _Held, pool: Annotated[Pool[Any], Depends(root)]) -> Any:
+            """Depend on a connection: the request's one lease, given back before the response.
+
+            Statements take effect one by one, as the driver runs them; use `transaction` for writes
+            that belong together. Responses that stream, and background tasks, come after the lease:
+            depend on `pool` there. In a WebSocket the lease lasts as long as the handler.
+
+            Raises whatever `Pool.acquire` raises, before the endpoint begins; what is a
+            `PoolUnavailable` the client sees as 503. Raises `PoolConfigError` in endpoints that are
+            generators, whose body runs later.
+            """
+            return await held.lease(pool, connection).keep()
+
+        async def lazy(
+            held: _Held, pool: Annotated[Pool[Any], Depends(root)]
+        ) -> LazyConnection[Any]:
+            """Depend on a connection that is acquired when it is first needed, if it is.
+
+            ``async with db as conn:`` holds it for the block, ``conn = await db`` to the end of the
+            endpoint or to ``db.release()``: see `LazyConnection`.
+            """
+            return held.lease(pool, lazy)
+
+        async def streaming_connection(
+            connection: Annotated[Any, Depends(self._streaming(root), scope="request")],
+        ) -> Any:
+            """Depend on a connection that is held until the response is sent.
+
+            For a response that streams what a cursor reads. It is held for as long as the client
+            takes to read, so a few slow clients may hold all there are: where pages do as well,
+            depend on `pool`.
+
+            Raises whatever `Pool.acquire` raises, and `PoolConfigError` beside `connection`,
+            `transaction` or `lazy` in one request, which has one connection.
+            """
+            return connection
+
+        self.pool = root
+        self.connection = connection
+        self.lazy = lazy
+        self.streaming_connection = streaming_connection
+        self._transactions: dict[tuple[tuple[str, Any], ...], _Dependency] = {}
+        self.transaction = self.transaction_with()
+
+    def transaction_with(self, **settings: Any) -> _Dependency:
+        """Return `transaction` with settings: ``Depends(transaction_with(isolation=...))``.
+
+        Settings are the driver's: ``isolation``, ``readonly`` and ``deferrable`` for asyncpg,
+        ``mode`` for SQLite. The same settings give the same dependency each time. A request has one
+        transaction: settings that differ in one request raise `PoolConfigError`.
+        """
+        key = tuple(sorted(settings.items()))
+        if key not in self._transactions:
+            self._transactions[key] = self._make_transaction(key)
+        return self._transactions[key]
+
+    def _make_transaction(self, settings: tuple[tuple[str, Any], ...]) -> _Dependency:
+        root = self.pool
+
+        async def _transaction(
+            held: _Held, pool: Annotated[Pool[Any], Depends(root)]
+        ) -> AsyncIterator[Any]:
+            lease = held.lease(pool, transaction)
+            if not lease.begins(settings):
+                yield await lease.keep()
+                return
+            async with _transaction_on(await lease.keep(), **dict(settings)) as view:
+                yield view
+
+        async def transaction(
+            connection: Annotated[Any, Depends(_transaction, scope="function")],
+        ) -> Any:
+            """Depend on a connection in a transaction, which commits before the response is sent.
+
+            Any exception that leaves the endpoint rolls back, `HTTPException` included. If the
+            COMMIT fails its error takes the place of the response, so no client is told of a
+            success that was none. It is the same lease as `connection`'s when a request uses both.
+
+            Raises what `connection` raises, and the driver's own errors of BEGIN and COMMIT.
+            """
+            return connection
+
+        return transaction
+
+    @staticmethod
+    def _streaming(root: _Dependency) -> Callable[..., AsyncIterator[Any]]:
+        async def _stream(
+            http: HTTPConnection, pool: Annotated[Pool[Any], Depends(root)]
+        ) -> AsyncIterator[Any]:
+            held = RequestLeases.of(http)
+            lease, is_new = held.stream(pool)
+            if not is_new:
+                yield await lease.keep()
+                return
+            try:
+                with held.answering():
+                    connection = await lease.keep()
+                yield connection
+            except BaseException as error:
+                held.end_stream(pool, error)
+                raise
+            held.end_stream(pool, None)
+
+        return _stream
+
+
+@functools.cache
+def for_pool(name: str, /) -> Dependencies:
+    """Return the dependencies of a pool that `lifespan` was given by name.
+
+    ``Depends(poolkit.fastapi.for_pool("replica").connection)``, and so on. An override of
+    `poolkit.fastapi.pool` moves these too, one of ``for_pool("replica").pool`` only these.
+
+    Raises, in requests, `PoolClosed` when no pool of this name was opened.
+    """
+
+    async def named(
+        http: HTTPConnection, default: Annotated[Pool[Any], Depends(pool)]
+    ) -> Pool[Any]:
+        """Depend on a pool by its name; nothing is acquired."""
+        if default is not find(http, DEFAULT):
+            return default  # the root is overridden, and everything hangs from it
+        found: Pool[Any] | None = find(http, name)
+        if not isinstance(found, Pool):
+            raise PoolClosed(
+                f"no pool named {name!r} was opened for this application: give it one with "
+                f"poolkit.fastapi.lifespan(pool, {name}=...)"
+            )
+        return found
+
+    return Dependencies(named)
+
+
+_default: Final = Dependencies(pool)
+connection: Final = _default.connection
+transaction: Final = _default.transaction
+transaction_with: Final = _default.transaction_with
+lazy: Final = _default.lazy
+streaming_connection: Final = _default.streaming_connection
+
+Connection: TypeAlias = Annotated[T, Depends(connection)]
+"""``conn: Connection[aiosqlite.Connection]`` depends on `connection`, with its type."""
+
+Transaction: TypeAlias = Annotated[T, Depends(transaction)]
+"""``conn: Transaction[aiosqlite.Connection]`` depends on `transaction`, with its type."""
+
+Lazy: TypeAlias = Annotated[LazyConnection[T], Depends(lazy)]
+"""``db: Lazy[aiosqlite.Connection]`` depends on `lazy`: a `LazyConnection` of this type."""

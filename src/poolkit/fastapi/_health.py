@@ -1,0 +1,73 @@
+"""`router`: what an orchestrator asks, answered from the state of the pools.
+
+Nothing is acquired. A probe that waited in line would fail when the pool is busy, its pod would be
+taken out or restarted, and the others would be busier still.
+"""
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from poolkit._errors import PoolConfigError
+from poolkit._options import check_seconds
+from poolkit._pool import Pool
+from poolkit.fastapi._dependencies import DEFAULT, find
+from poolkit.fastapi._lifespan import ALL
+
+
+def router(*, health: bool = False, unready_after: float = 5.0) -> APIRouter:
+    """Return a router for `FastAPI.include_router`, with the parts that are asked for.
+
+    ``health``: ``/livez`` always answers 200, and has nothing to do with the pools. ``/readyz``
+    answers 200 unless a pool of the lifespan is closed, or has had no connection for
+    ``unready_after`` seconds and cannot open one: then 503, with the reason. A busy pool is ready.
+
+    Raises `PoolConfigError` when no part is asked for.
+    """
+    if not health:
+        raise PoolConfigError("router() has nothing to serve: write router(health=True)")
+    check_seconds("unready_after", unready_after, optional=False)
+
+    async def readyz(request: Request) -> JSONResponse:
+        pools: dict[str, Pool[Any]] | None = find(request, ALL)
+        if pools is None:
+            return JSONResponse({"status": "no pool is open: the lifespan has not run"}, 503)
+        troubles = {
+            "default" if name == DEFAULT else name: trouble
+            for name, pool in pools.items()
+            if (trouble := _trouble(pool, unready_after))
+        }
+        if troubles:
+            return JSONResponse({"status": "not ready", "pools": troubles}, 503)
+        return JSONResponse({"status": "ready"})
+
+    made = APIRouter()
+    # Starlette's own routes: dependencies of the application are none of theirs.
+    made.add_route("/livez", _livez, include_in_schema=False)
+    made.add_route("/readyz", readyz, include_in_schema=False)
+    return made
+
+
+async def _livez(_: Request) -> JSONResponse:
+    return JSONResponse({"status": "alive"})
+
+
+def _trouble(pool: Pool[Any], patience: float) -> str | None:
+    """Say why nobody can be served, if so."""
+    book = pool._book
+    if not book.is_open:
+        return "closed"
+    outage = book.outage
+    if outage is None or book.idle or book.leased or book.recycling:
+        return None
+    now = pool._now()
+    if now - outage.since < patience:
+        return None
+    # Without traffic a pool of `min_size=0` does not find out that the database is back: it has to
+    # be called ready for that.
+    is_trying = book.options.min_size > 0 or book.queue or book.connecting
+    if not is_trying and now >= outage.retry_at:
+        return None
+    return f"cannot connect for {now - outage.since:.0f} s"

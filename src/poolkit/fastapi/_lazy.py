@@ -1,0 +1,175 @@
+"""One lease of one request: acquired when it is first needed, held as long as anybody needs it.
+
+Given back at the end of a block, by ``release()``, and at the end of the function scope at the
+latest, which is before the response is sent. Nothing is awaited on that way.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
+
+import anyio
+
+from poolkit._errors import NotLeased, PoolConfigError
+from poolkit._lease import RELEASED, Released
+from poolkit.fastapi import _routes as routes
+from poolkit.fastapi._threads import needs_a_loop, refuse_in_threads
+
+if TYPE_CHECKING:
+    import types
+    from collections.abc import Generator
+
+    from poolkit._pool import Pool
+    from poolkit.fastapi._request import RequestLeases
+
+T = TypeVar("T")
+
+INSTEAD: Final = "depend on poolkit.fastapi.pool there, and acquire for as long as you use one"
+AT_THE_END: Final = f", at its end; what streams or runs later: {INSTEAD}"
+AFTER_THE_RESPONSE: Final = ", after its response"
+_AFTER_A_BLOCK: Final = ", at the end of a block"
+
+
+class LazyConnection(Generic[T]):
+    """A request's connection, acquired when it is first needed: what `lazy` gives.
+
+    - ``async with db as conn:`` holds it for the block.
+    - ``conn = await db`` holds it to the end of the endpoint, or to ``db.release()``.
+
+    Blocks may be nested, and used by several tasks: they have the same connection. If `connection`
+    or `transaction` is used in the same request, theirs is the same too, and stays with it.
+
+    Entering and awaiting raise whatever `Pool.acquire` raises, and `NotLeased` after the endpoint.
+    """
+
+    __module__ = "poolkit.fastapi"
+    __slots__ = (
+        *("_awaited", "_blocks", "_ended", "_kept"),
+        *("_lock", "_pool", "_request", "_settings", "_view"),
+    )
+
+    def __init__(self, pool: Pool[Any], request: RequestLeases) -> None:
+        self._pool = pool
+        self._request = request
+        self._lock = anyio.Lock(fast_acquire=True)
+        self._view: Any = None
+        self._blocks = 0
+        self._awaited = False
+        self._kept = False
+        self._ended = False
+        #: Those of the transaction it is in, if it is.
+        self._settings: tuple[tuple[str, Any], ...] | None = None
+
+    def __repr__(self) -> str:
+        """Return whose it is, and whether it is held."""
+        state = "held" if self.is_held else "not held"
+        return f"<connection of pool {self._pool.name!r} for {self._request.label}: {state}>"
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        """Acquire, and hold until the end of the endpoint or `release`."""
+        return self._await().__await__()
+
+    async def _await(self) -> T:
+        view: T = await self._use()
+        self._awaited = True
+        return view
+
+    async def __aenter__(self) -> T:
+        """Acquire, and hold for the block."""
+        view: T = await self._use()
+        self._blocks += 1
+        return view
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        """Give back, unless it is held otherwise; nothing is awaited."""
+        self._blocks -= 1
+        self._leave(_AFTER_A_BLOCK, error)
+
+    def release(self) -> Released:
+        """Give back what was awaited: done when this returns; the result may be awaited or not.
+
+        Does nothing while the connection is held otherwise: by `connection` or `transaction` in the
+        same request, or by a block.
+        """
+        self._awaited = False
+        self._leave(", by release()", None)
+        return RELEASED
+
+    def __enter__(self) -> NoReturn:
+        """Raise: there is no connection without an event loop."""
+        raise needs_a_loop("A lazy connection")
+
+    def __exit__(self, *_: object) -> None:
+        """Do nothing; Python asks for this before it enters."""
+
+    # -- for the dependencies --------------------------------------------------------------------
+
+    @property
+    def is_held(self) -> bool:
+        """Tell whether there is a connection."""
+        view = self._view
+        return view is not None and view._poolkit_turn == view._poolkit_slot.turn
+
+    async def keep(self) -> T:
+        """Acquire, and hold to the end."""
+        self._kept = True
+        view: T = await self._use(to_the_end=True)
+        return view
+
+    def begins(self, settings: tuple[tuple[str, Any], ...]) -> bool:
+        """Tell whether this transaction is the first; raise if it differs from the first."""
+        first = self._settings is None
+        self._settings = settings if first else self._settings
+        if self._settings != settings:
+            raise PoolConfigError(
+                f"{self._request.label} asks for a transaction with {_shown(settings)} and for one "
+                f"with {_shown(self._settings)}: a request has one connection of a pool, which is "
+                "in one transaction. Ask for the same settings in all its dependencies, or take "
+                "poolkit.fastapi.pool for a second one, after the first"
+            )
+        return first
+
+    def end(self, error: BaseException | None, remark: str) -> None:
+        """Give back for good."""
+        self._ended = True
+        self._give_back(remark, error)
+
+    async def _use(self, *, to_the_end: bool = False) -> Any:
+        began = self._pool._now() if self._lock.locked() else None
+        async with self._lock:
+            if not (self._ended or self.is_held):
+                lease = self._pool.acquire()
+                lease._code, lease._lasti = self._request.code, routes.ITS_BEGINNING
+                if began is not None and lease._timeout is not None:
+                    # The wait for whoever has tried before, in vain, is part of this one.
+                    lease._timeout = max(0.0, lease._timeout + began - self._pool._now())
+                # What is awaited, anybody may release: it is not counted in a deadlock.
+                self._view = await (lease.__aenter__() if to_the_end else lease)
+                if routes.runs_in_a_thread(self._request.endpoint):
+                    refuse_in_threads(self._view)
+            if self._ended:  # perhaps while waiting, in a task that has outlived the endpoint
+                self._give_back(AT_THE_END, None)
+                raise NotLeased(
+                    f"the connection of {self._request.label} was given back{AT_THE_END}"
+                )
+            return self._view
+
+    def _leave(self, remark: str, error: BaseException | None) -> None:
+        if not (self._kept or self._awaited or self._blocks):
+            self._give_back(remark, error)
+
+    def _give_back(self, remark: str, error: BaseException | None) -> None:
+        view, self._view = self._view, None
+        if view is not None:
+            request = self._request
+            place = routes.labelled(request.endpoint, request.label, remark)
+            self._pool._give_back(view, (place, routes.ITS_BEGINNING), error)
+
+
+def _shown(settings: tuple[tuple[str, Any], ...] | None) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in settings or ()) or "no settings"

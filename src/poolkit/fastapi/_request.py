@@ -1,0 +1,129 @@
+"""What one request holds: of each pool one lease, whoever in the request asks for it.
+
+`connection`, `transaction` and `lazy` share one, which lives to the end of the function scope at
+the latest. `streaming_connection` has one of its own, to the end of the response, and goes with
+nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from poolkit._errors import PoolConfigError, PoolUnavailable
+from poolkit.fastapi import _routes as routes
+from poolkit.fastapi._answers import as_answer
+from poolkit.fastapi._attend import attend, current
+from poolkit.fastapi._lazy import AFTER_THE_RESPONSE, AT_THE_END, INSTEAD, LazyConnection
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from starlette.requests import HTTPConnection
+
+    from poolkit._pool import Pool
+
+
+class RequestLeases:
+    """The leases of one request, and its name."""
+
+    def __init__(self, http: HTTPConnection) -> None:
+        # Not the scope, which has this: a cycle would be left to the garbage collector.
+        self._route = http.scope.get("route")
+        self._is_websocket = http.scope["type"] == "websocket"
+        self.is_open = False
+        self.label: Final = routes.label_of(http.scope)
+        self.endpoint: Final = routes.code_of(http.scope.get("endpoint"))
+        self.code: Final = routes.labelled(self.endpoint, self.label)
+        self._leases: dict[Pool[Any], LazyConnection[Any]] = {}
+        self._streams: dict[Pool[Any], LazyConnection[Any]] = {}
+
+    @staticmethod
+    def of(http: HTTPConnection) -> RequestLeases:
+        """Return what a request holds; there is one such object, though FastAPI may ask twice.
+
+        Before FastAPI 0.123 it does so for each set of security scopes.
+        """
+        held: RequestLeases | None = http.scope.get("poolkit")
+        if held is None:
+            held = http.scope["poolkit"] = RequestLeases(http)
+        return held
+
+    # -- the life of a request -------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Be the one that code in this context belongs to."""
+        self.is_open = True
+        current.set(self)
+
+    def end(self, error: BaseException | None, http: HTTPConnection) -> None:
+        """Give back what is held, as the endpoint has ended."""
+        # A middleware may send the same scope on once more.
+        http.scope.pop("poolkit", None)
+        for lease in self._leases.values():
+            lease.end(error, AT_THE_END)
+        self._leases.clear()
+
+    def end_stream(self, pool: Pool[Any], error: BaseException | None) -> None:
+        """Give back what was held for the whole response."""
+        self._streams.pop(pool).end(error, AFTER_THE_RESPONSE)
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """Raise `PoolUnavailable` in the form that FastAPI answers; task groups raise groups."""
+        try:
+            yield
+        except BaseException as error:
+            first = error
+            if isinstance(error, BaseExceptionGroup) and error.split(PoolUnavailable)[1] is None:
+                while isinstance(first, BaseExceptionGroup):
+                    first = first.exceptions[0]
+            if not isinstance(first, PoolUnavailable):
+                raise
+            answer = as_answer(first, self.label, websocket=self._is_websocket)
+            raise answer from first.__cause__
+
+    # -- its leases ------------------------------------------------------------------------------
+
+    def lease(self, pool: Pool[Any], dependency: object) -> LazyConnection[Any]:
+        """Return the request's lease of a pool; it is acquired when it is first needed.
+
+        Raises `PoolConfigError` where it would be given back before the endpoint begins.
+        """
+        if routes.streams(self.endpoint) and routes.takes(self._route, dependency):
+            raise PoolConfigError(
+                f"{self.label} is a generator: it streams, and its body begins when connections "
+                f"were given back. Either {INSTEAD}, or depend on poolkit.fastapi."
+                "streaming_connection, which is held until the client has read everything"
+            )
+        if pool in self._streams:
+            self._refuse_mix()
+        lease = self._leases.get(pool)
+        if lease is None:
+            attend(pool)
+            lease = self._leases[pool] = LazyConnection(pool, self)
+        return lease
+
+    def stream(self, pool: Pool[Any]) -> tuple[LazyConnection[Any], bool]:
+        """Return the lease for the whole response, and whether it is new."""
+        if pool in self._leases:
+            self._refuse_mix()
+        is_new = pool not in self._streams
+        if is_new:
+            attend(pool)
+            self._streams[pool] = LazyConnection(pool, self)
+        return self._streams[pool], is_new
+
+    def _refuse_mix(self) -> NoReturn:
+        raise PoolConfigError(
+            f"{self.label} depends on streaming_connection, which is held until the response is "
+            "sent, beside connection, lazy or transaction, which are given back before: a request "
+            "has one connection. Use one kind in all its dependencies, or take the others from "
+            "poolkit.fastapi.pool"
+        )
+
+    def holds(self, pool: Pool[Any]) -> bool:
+        """Tell whether a dependency of this request holds a connection of the pool."""
+        return any(
+            pool in leases and leases[pool].is_held for leases in (self._leases, self._streams)
+        )
