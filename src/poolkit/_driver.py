@@ -41,7 +41,6 @@ Optional methods, looked up once when the pool is made:
 from __future__ import annotations
 
 import enum
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Protocol
 
 from typing_extensions import TypeVar
@@ -107,6 +106,8 @@ def load_driver(url: str, scheme: str) -> Driver[Any]:
 
     Raises `PoolConfigError` for a scheme nobody serves, or when its library is not installed.
     """
+    from importlib import metadata  # noqa: PLC0415  # a quarter of what importing poolkit would cost
+
     found = {entry.name: entry for entry in metadata.entry_points(group="poolkit.drivers")}
     if scheme not in found:
         known = ", ".join(sorted(found))

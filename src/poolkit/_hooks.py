@@ -9,13 +9,12 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from poolkit._driver import Verdict
+from poolkit._say import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from poolkit._driver import Driver
-
-logger = logging.getLogger("poolkit")
 
 
 class Hooks:
@@ -79,4 +78,4 @@ class Hooks:
             self._report("terminate", error)
 
     def _report(self, method: str, error: Exception) -> None:
-        logger.error("%s.%s raised", type(self._driver).__name__, method, exc_info=error)
+        say(logging.ERROR, "%s.%s raised", type(self._driver).__name__, method, error=error)

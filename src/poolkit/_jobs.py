@@ -17,6 +17,7 @@ from anyio.lowlevel import checkpoint
 
 from poolkit._driver import Verdict
 from poolkit._lease import view_class
+from poolkit._say import say
 from poolkit._words import place_of
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from poolkit._runtime import Runtime
     from poolkit._slot import Job, Slot
     from poolkit._state import PoolState
-
-logger = logging.getLogger("poolkit")
 
 T = TypeVar("T")
 
@@ -179,7 +178,7 @@ class Workers:
             for _ in range(_LOOP_TURNS):
                 if slot.busy:
                     await checkpoint()
-        logger.debug("terminating a connection: an operation outlived the reset")
+        say(logging.DEBUG, "terminating a connection: an operation outlived the reset")
         self._book.recycle_failed(slot, self._runtime.now(), suspect_others=False)
 
     async def _attempt(
@@ -219,13 +218,13 @@ class Workers:
                         await options.on_close(connection)
                     except BaseException as exc:
                         self._let_through(exc)
-                        logger.debug("on_close failed: %r", exc)
+                        say(logging.DEBUG, "on_close failed: %r", exc)
                 try:
                     await self._driver.close(connection)
                     finished = True
                 except BaseException as exc:
                     self._let_through(exc)
-                    logger.debug("closing a connection failed: %r", exc)
+                    say(logging.DEBUG, "closing a connection failed: %r", exc)
         finally:
             if not finished:
                 self._hooks.terminate(connection)
@@ -247,12 +246,13 @@ class Workers:
         level = logging.WARNING if refused and text not in self._refusals else logging.DEBUG
         if refused:
             self._refusals.add(text)
-        logger.log(level, "terminating a connection that failed its reset or ping: %s", text)
+        say(level, "terminating a connection that failed its reset or ping: %s", text)
 
     def _tell_once(self, note: str, place: str) -> None:
         if (note, place) not in self._told:
             self._told.add((note, place))
-            logger.warning(
+            say(
+                logging.WARNING,
                 "%s was left behind by the lease acquired at %s; it has been undone "
                 "(said once per place)",
                 note,

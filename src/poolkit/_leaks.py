@@ -6,12 +6,11 @@ import logging
 from typing import TYPE_CHECKING
 
 from poolkit import _words as words
+from poolkit._say import say
 
 if TYPE_CHECKING:
     from poolkit._slot import Slot
     from poolkit._state import PoolState
-
-logger = logging.getLogger("poolkit")
 
 
 class Leaks:
@@ -35,7 +34,8 @@ class Leaks:
                 place = words.place_of(slot.holder)
                 self._told[slot] = (slot.turn, slot.leased_at, place)
                 info = words.lease(slot, now)
-                logger.warning(
+                say(
+                    logging.WARNING,
                     "pool %r: leak_after=%s: a connection is held by %s%s",
                     *(self._pool, limit, info, words.indented(info.stack)),
                 )
@@ -43,7 +43,12 @@ class Leaks:
             if slot.turn != turn:
                 del self._told[slot]
                 until = slot.used_at if slot.used_at > since else now
-                logger.warning(
+                say(
+                    logging.WARNING,
                     "pool %r: the connection acquired at %s came back after all, after %.1f s",
                     *(self._pool, place, until - since),
                 )
+
+    def forget(self, slot: Slot) -> None:
+        """Say no more of a lease that has not come back, and never will."""
+        self._told.pop(slot, None)

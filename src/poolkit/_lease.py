@@ -34,14 +34,12 @@ class Lease(Generic[C]):
 
     __slots__ = ("_code", "_lasti", "_pool", "_timeout", "_view")
 
-    def __init__(
-        self, pool: Pool[C], timeout: float | None, code: types.CodeType, lasti: int
-    ) -> None:
-        self._pool = pool
-        self._timeout = timeout
-        self._code = code
-        self._lasti = lasti
-        self._view: Any = None
+    # Set by `Pool.acquire`, which makes one without a call more than it takes.
+    _pool: Pool[C]
+    _timeout: float | None
+    _code: types.CodeType
+    _lasti: int
+    _view: Any
 
     def __await__(self) -> Generator[Any, Any, C]:
         """Acquire; the connection is the caller's until `Pool.release`."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from poolkit._say import say
 from poolkit._upkeep import upkeep
 
 if TYPE_CHECKING:
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 
     from poolkit._jobs import Workers
     from poolkit._runtime import Runtime
-
-logger = logging.getLogger("poolkit")
 
 
 class Life:
@@ -47,7 +46,7 @@ class Life:
                         runtime.spawn(group, upkeep, look_after)
                         self.workers.begin(group)
             except Exception as error:
-                logger.exception("pool %r: its root task failed", name)
+                say(logging.ERROR, "pool %r: its root task failed", name, error=error)
                 cause = error
             finally:
                 # Without `aclose` when the event loop ends under an open pool.

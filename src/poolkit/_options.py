@@ -6,7 +6,6 @@ Seconds are floats, ``None`` means no limit, and an option that is not given has
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
@@ -105,7 +104,7 @@ class Options:
 
     ping_every: float | None = 30.0
     """Seconds after which an idle connection is pinged in the background, out of reach meanwhile,
-    never more than half of them at once; so that dead ones are found before anybody needs them.
+    half of them at once at most; so that dead ones are found before anybody needs them.
     None: never, which lets a database that scales to zero fall asleep."""
 
     max_lifetime: float | None = 1800.0
@@ -231,6 +230,8 @@ def make_options(given: Mapping[str, Any]) -> Options:
 
 def unknown_option(name: str, known: Iterable[str]) -> str:
     """Return the message that refuses an option nobody knows, naming those it may have meant."""
+    import difflib  # noqa: PLC0415  # for this alone
+
     if name in ("timeout", "pool_timeout"):
         near = sorted(option for option in NAMES if option.endswith("_timeout"))
     else:

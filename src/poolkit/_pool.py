@@ -7,6 +7,7 @@ awaited between taking a thing and owning it, and giving back never awaits at al
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import logging
 import random
@@ -21,7 +22,7 @@ import anyio
 from poolkit import _words as words
 from poolkit._deadlock import closed_by
 from poolkit._driver import C, Verdict
-from poolkit._errors import NotLeased, PoolClosed, PoolTimeout
+from poolkit._errors import NotLeased, PoolClosed, PoolTimeout, WrongLoop
 from poolkit._hooks import Hooks
 from poolkit._jobs import Workers
 from poolkit._leaks import Leaks
@@ -38,6 +39,7 @@ from poolkit._lease import (
 from poolkit._life import Life
 from poolkit._options import check_seconds, make_options
 from poolkit._runtime import current_runtime
+from poolkit._say import say
 from poolkit._slot import NEVER, Slot, Waiter
 from poolkit._state import PoolState
 from poolkit._transaction import Transaction
@@ -52,8 +54,6 @@ if TYPE_CHECKING:
     from poolkit._options import Hook, Options, PoolOptions
     from poolkit._runtime import Runtime
     from poolkit._stats import LeaseInfo, PoolStats
-
-logger = logging.getLogger("poolkit")
 
 
 class _NotGiven:
@@ -93,11 +93,12 @@ class Pool(Generic[C]):
         self._driver_is_dead = driver.is_dead
         self._default_limit = given.acquire_timeout
         self._greets = given.on_acquire is not None
-        self._leaks = Leaks(self.name, self._book)
         traces = given.leak_after is not None or sys.flags.dev_mode
         self._new_lease: type[Lease[C]] = TracedLease if traces else Lease
 
-    _runtime: Runtime  # set by open(); nothing asks for it before
+    # Set by open(); nothing asks for them before.
+    _runtime: Runtime
+    _leaks: Leaks
 
     # -- open and close --------------------------------------------------------------------------
 
@@ -192,6 +193,8 @@ class Pool(Generic[C]):
 
     def _abandon_leases(self, life: Life) -> None:
         if self._life is life:
+            for slot in self._book.leased:
+                self._leaks.forget(slot)
             self._book.abandon_leases(self._runtime.now())
             self._settle()
 
@@ -201,16 +204,15 @@ class Pool(Generic[C]):
             self._book, self._driver, self._hooks, runtime, self._settle, self._found_dead
         )
         self._runtime = runtime
+        self._leaks = Leaks(self.name, self._book)
         self._life = life = Life(runtime, workers)
+        _opened.add(self)
         life.begin(self.name, self._upkeep, lambda cause: self._loop_ended(life, cause))
 
     def _loop_ended(self, life: Life, cause: BaseException | None) -> None:
         """End a life whose tasks have ended, or will never run again."""
         if self._life is life and cause is None:
-            _warn(
-                f"pool {self.name!r} was never closed, and its event loop has ended: use `async "
-                "with pool:` or `await pool.aclose()`"
-            )
+            _warn_of_the_open(self.name)
         self._collapse(life, cause)
 
     def _collapse(self, life: Life, cause: BaseException | None) -> None:
@@ -245,7 +247,7 @@ class Pool(Generic[C]):
         frame = sys._getframe(1)
         lease: Lease[C] = new(self._new_lease)
         lease._pool = self
-        lease._timeout = self._default_limit if timeout is NOT_GIVEN else self._limit(timeout)
+        lease._timeout = self._default_limit if timeout is NOT_GIVEN else _checked(timeout)
         lease._code = frame.f_code
         lease._lasti = frame.f_lasti
         lease._view = None
@@ -262,12 +264,6 @@ class Pool(Generic[C]):
         lease._code, lease._lasti = words.caller(2)
         return Transaction(lease, None, settings)
 
-    def _limit(self, timeout: float | _NotGiven | None) -> float | None:
-        if isinstance(timeout, _NotGiven):
-            return self._default_limit
-        check_seconds("timeout", timeout)
-        return timeout
-
     def _lease_now(self, lease: Lease[C]) -> C | None:
         """Lease an idle connection, without waiting; None if there is none, or others wait."""
         book = self._book
@@ -281,7 +277,10 @@ class Pool(Generic[C]):
             self._drain()
         if book.queue or not book.idle or self._greets:
             return None  # waiting, or awaiting the hook, makes this no fast path
-        task = weakref.ref(runtime.current_task(runtime.home))
+        try:
+            task = weakref.ref(runtime.current_task(runtime.home))
+        except TypeError:
+            raise WrongLoop(words.NO_TASK) from None
         now = runtime.now()
         slot = book.take(now)
         try:
@@ -317,7 +316,9 @@ class Pool(Generic[C]):
         hook = book.options.on_acquire
         now = runtime.now()
         deadline = NEVER if lease._timeout is None else now + lease._timeout
-        holder = (weakref.ref(runtime.task()), lease._code, lease._lasti)
+        if (task := runtime.task()) is None:
+            raise WrongLoop(words.NO_TASK)
+        holder = (weakref.ref(task), lease._code, lease._lasti)
         slot = self._take_another(book.take(now), now) if hook is not None else None
         if slot is not None:
             slot.holder, slot.leased_at = holder, now
@@ -328,9 +329,9 @@ class Pool(Generic[C]):
             else:
                 self._settle()
             if waiter.outcome == "waiting":
-                if book.options.deadlock != "off" and (circle := closed_by(waiter, book)):
-                    self._tell_of_deadlock(waiter, circle)
                 try:
+                    if book.options.deadlock != "off" and (circle := closed_by(waiter, book)):
+                        self._tell_of_deadlock(waiter, circle)
                     await waiter.parking
                 except BaseException:
                     book.give_up(waiter, runtime.now())
@@ -354,9 +355,9 @@ class Pool(Generic[C]):
             return  # somebody is being cancelled
         error = words.deadlock(self.name, book, circle, now=self._runtime.now())
         if book.options.deadlock == "warn":
-            logger.warning("%s", error)
+            say(logging.WARNING, "%s", error)
             return
-        book.refuse(waiter, "deadlocked")
+        book.refuse(waiter, "deadlocked", self._runtime.now())
         self._settle()
         raise error
 
@@ -439,8 +440,11 @@ class Pool(Generic[C]):
         if not self._hooks.revoke(connection, derived=slot.derived):
             return True  # whoever kept the cursor would read the next user's session
         verdict = self._hooks.classify(error, connection)
-        if verdict is Verdict.STALE and slot.generation == self._book.generation:
-            self._book.renew(now)
+        book = self._book
+        if verdict is Verdict.STALE and slot.generation == book.generation:
+            # Not for ever again and again, if those that are opened now are no better.
+            if now >= book.renewed_at + book.options.backoff_max:
+                book.renew(now)
         elif verdict is Verdict.SERVER_GONE:
             self._book.suspect(now)
         if verdict in (Verdict.SUSPECT, Verdict.DEAD, Verdict.SERVER_GONE):
@@ -564,6 +568,7 @@ class Pool(Generic[C]):
         if slot.turn != turn or slot.state != "leased":
             return
         slot.turn += 1
+        self._leaks.forget(slot)
         holder = slot.holder
         # Terminated, never reused: nobody knows what was going on with it.
         self._book.release_broken(slot, self._runtime.now())
@@ -581,11 +586,35 @@ class Pool(Generic[C]):
             check(options)
 
 
+_opened: Final[weakref.WeakSet[Pool[Any]]] = weakref.WeakSet()
+
+
+@atexit.register
+def _at_exit() -> None:
+    # Those on a loop that was closed without a word to its tasks; others have noticed its end.
+    for pool in list(_opened):
+        if pool._life is not None and not pool._runtime.forked:
+            _warn_of_the_open(pool.name)
+
+
+def _warn_of_the_open(name: str) -> None:
+    _warn(
+        f"pool {name!r} was never closed, and its event loop has ended: use `async with pool:` or "
+        "`await pool.aclose()`"
+    )
+
+
 def _warn(text: str) -> None:
     try:
         warnings.warn(text, ResourceWarning, stacklevel=2)
     except ResourceWarning:  # made an error, which must not stop the shell
-        logger.error(text)
+        say(logging.ERROR, "%s", text)
+
+
+def _checked(timeout: Any) -> float | None:
+    check_seconds("timeout", timeout)
+    limit: float | None = timeout
+    return limit
 
 
 def _task(slot: Slot) -> object:

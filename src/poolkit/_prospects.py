@@ -19,55 +19,84 @@ if TYPE_CHECKING:
 _PATIENCE: Final = 0.5
 
 
+#: So often at most.
+_DOUBLINGS: Final = 10
+
+
+class _AtWork:
+    """The slots of one container, the longest at it first, and which of them are slow."""
+
+    __slots__ = ("slots", "slow")
+
+    def __init__(self, slots: dict[Slot, None]) -> None:
+        self.slots = slots  # the book's own
+        self.slow: set[Slot] = set()
+
+    def soon(self) -> int:
+        """Count those that may serve somebody soon."""
+        return len(self.slots) - len(self.slow)
+
+    def next_slow(self) -> tuple[float, Slot] | None:
+        """Return which one will be slow next, and when."""
+        if not self.soon():
+            return None
+        slot = next(slot for slot in self.slots if slot not in self.slow)
+        return slot.begun_at + _PATIENCE * 2.0 ** min(len(self.slow), _DOUBLINGS), slot
+
+
 class Prospects:
     """The slots with a job under way, by what is to be expected of them."""
 
-    __slots__ = ("_connecting", "_recycling", "slow", "stuck")
+    __slots__ = ("_connecting", "_recycling", "stuck")
 
     def __init__(self, connecting: dict[Slot, None], recycling: dict[Slot, None]) -> None:
-        self._connecting = connecting  # the book's own, the longest at it first
-        self._recycling = recycling
-        self.slow: set[Slot] = set()
+        self._connecting = _AtWork(connecting)
+        self._recycling = _AtWork(recycling)
         self.stuck: set[Slot] = set()
 
     def ended(self, slot: Slot) -> None:
         """Forget a slot whose job has ended."""
-        self.slow.discard(slot)
+        self._connecting.slow.discard(slot)
+        self._recycling.slow.discard(slot)
         self.stuck.discard(slot)
+
+    def doubt(self) -> None:
+        """Count on no ping or reset that is under way now."""
+        self._recycling.slow.update(self._recycling.slots)
 
     def look(self, now: float) -> None:
         """See which jobs are slow by now, and which are stuck."""
         for at_work in (self._connecting, self._recycling):
-            while (slot := self._next_slow(at_work)) and now >= self._slow_at(slot, at_work):
-                self.slow.add(slot)
-        self.stuck = {slot for slot in self.slow if now >= slot.overdue_at}
+            while (one := at_work.next_slow()) and now >= one[0]:
+                at_work.slow.add(one[1])
+        slow = self._connecting.slow | self._recycling.slow
+        self.stuck = {slot for slot in slow if now >= slot.overdue_at}
 
     def next_look(self) -> float:
         """Return when the next job will be slow."""
         due = NEVER
         for at_work in (self._connecting, self._recycling):
-            if slot := self._next_slow(at_work):
-                due = min(due, self._slow_at(slot, at_work))
+            if one := at_work.next_slow():
+                due = min(due, one[0])
         return due
+
+    def is_slow(self, slot: Slot) -> bool:
+        """Tell whether nobody counts on a slot any more."""
+        return slot in self._connecting.slow or slot in self._recycling.slow
 
     def count(self) -> int:
         """Count the jobs, connects and others, that may serve somebody soon."""
-        return len(self._connecting) + len(self._recycling) - len(self.slow)
+        return self.connects() + self.recycles()
 
     def connects(self) -> int:
         """Count the connects that may serve somebody soon."""
-        return len(self._connecting.keys() - self.slow)
+        return self._connecting.soon()
 
     def recycles(self) -> int:
         """Count the pings and resets that may serve somebody soon."""
-        return len(self._recycling.keys() - self.slow)
+        return self._recycling.soon()
 
     def underway(self) -> int:
         """Count the connects that may still succeed."""
-        return len(self._connecting.keys() - self.stuck) if self.stuck else len(self._connecting)
-
-    def _next_slow(self, at_work: dict[Slot, None]) -> Slot | None:
-        return next((slot for slot in at_work if slot not in self.slow), None)
-
-    def _slow_at(self, slot: Slot, at_work: dict[Slot, None]) -> float:
-        return slot.begun_at + _PATIENCE * 2.0 ** len(self.slow & at_work.keys())
+        connecting = self._connecting.slots
+        return len(connecting.keys() - self.stuck) if self.stuck else len(connecting)

@@ -19,19 +19,24 @@ class Shedding(Protocol):
 
     def begin(self) -> Shedder:
         """Return what decides for one pool."""
+        ...
 
 
 class Shedder(Protocol):
     """What decides for one pool. Times are seconds on the clock of the pool's event loop."""
 
-    def left(self, since: float, now: float) -> None:
-        """Note that the first in line, who came at ``since``, has been served or refused."""
+    def left(self, since: float, now: float, *, served: bool) -> None:
+        """Note that the first in line, who came at ``since``, is no longer in line."""
+
+    def rest(self) -> None:
+        """Note that nobody is in line any more."""
 
     def refuse_at(self, since: float) -> float:
         """Return when the first in line, who came at ``since``, is to be refused if not served.
 
         As things are: the answer may be another one after the next `left`. Infinity: never.
         """
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,24 +76,23 @@ class CoDel:
 
 
 class _CoDel:
-    __slots__ = ("_above_since", "_last_left", "_policy")
+    __slots__ = ("_above_since", "_policy")
 
     def __init__(self, policy: CoDel) -> None:
         self._policy = policy
-        self._last_left = float("-inf")
         #: Since when everybody who came has waited longer than the target; None: somebody has not.
         self._above_since: float | None = None
 
-    def left(self, since: float, now: float) -> None:
-        in_time = now <= since + self._policy.target
-        self._above_since = None if in_time else self._since(since)
-        self._last_left = now
+    def left(self, since: float, now: float, *, served: bool) -> None:
+        if now > since + self._policy.target:
+            self._above_since = since if self._above_since is None else self._above_since
+        elif served:
+            self._above_since = None
+
+    def rest(self) -> None:
+        self._above_since = None
 
     def refuse_at(self, since: float) -> float:
         policy = self._policy
-        return max(self._since(since) + policy.interval, since + 2.0 * policy.target)
-
-    def _since(self, since: float) -> float:
-        if self._above_since is None or since > self._last_left:  # nobody was in line in between
-            return since
-        return self._above_since
+        above_since = since if self._above_since is None else self._above_since
+        return max(above_since + policy.interval, since + 2.0 * policy.target)

@@ -75,6 +75,8 @@ class PoolState:
         self.jobs: deque[tuple[Job, Slot]] = deque()
 
         self.outage: Outage | None = None
+        self._fit_since = -NEVER  # connections can be had
+        self.renewed_at = -NEVER
         self._ramp = 1  # connects under way at once while leases are out; doubles with success
 
         self.direct = 0
@@ -194,15 +196,16 @@ class PoolState:
             self._follow_up(now)
         return False
 
-    def refuse(self, waiter: Waiter, outcome: Outcome) -> None:
+    def refuse(self, waiter: Waiter, outcome: Outcome, now: float) -> None:
         """Send a caller away who is in line."""
-        self._dismiss(waiter, outcome)
+        self._leave(waiter, outcome, now)
 
     def give_up(self, waiter: Waiter, now: float) -> None:
         """Let a caller go that no longer waits; what it was just given goes to the next in line."""
         if waiter in self.openers:
             del self.openers[waiter]
         elif waiter.outcome == "waiting":
+            self._tell_shedder(waiter, now, served=False)
             del self.queue[waiter.key]
             self.outcomes["cancelled"] += 1
         elif waiter.slot is not None:
@@ -270,6 +273,8 @@ class PoolState:
         slot.used_at = now
         self._heard_from(slot, now)
         self.connected_total += 1
+        if self.outage or not self.leased:
+            self._fit_since = now
         self.outage = None
         self._place(slot, now)
         if self._shortage() > 0:
@@ -292,7 +297,7 @@ class PoolState:
         if told != "nobody":
             told_of = len(self.queue) if told == "everybody" else 1
             for waiter in [*self.openers, *itertools.islice(self.queue.values(), told_of)]:
-                self._dismiss(waiter, "failed", error)
+                self._leave(waiter, "failed", now, error)
         self._follow_up(now)
 
     def pinged(self, slot: Slot, now: float) -> None:
@@ -336,13 +341,14 @@ class PoolState:
         """Ping every idle connection before its next use, all together."""
         while self.idle:
             self._begin("ping", self.idle[-1], "recycling", self.options.ping_timeout, now)
-        self.prospects.slow.update(self.recycling)  # whoever waits does not count on them
+        self.prospects.doubt()
 
     def renew(self, now: float, over: float = 0.0) -> None:
         """Replace every connection there is, one after the other in so many seconds.
 
         When its time has come an idle one goes, the others do when they come back.
         """
+        self.renewed_at = now
         if not over:
             self.generation += 1
         slots = [*self.idle, *self.connecting, *self.recycling, *self.leased]
@@ -366,7 +372,7 @@ class PoolState:
     def tick(self, now: float) -> None:
         """Do what is due by time alone; call at `next_tick`, and every second or so."""
         for waiter in self._deadlines.passed(now):
-            self._dismiss(waiter, "timed_out")
+            self._leave(waiter, "timed_out", now)
         self._first_in_line(now)  # dismisses those before
         self.prospects.look(now)
         self._retire_idle(now)
@@ -537,28 +543,41 @@ class PoolState:
                 return waiter
         return None
 
-    def _leave(self, waiter: Waiter, outcome: Outcome, now: float) -> None:
-        """End the wait of the first in line."""
-        self._dismiss(waiter, outcome)
-        if self.shedder:
-            self.shedder.left(waiter.since, now)
+    def _leave(
+        self,
+        waiter: Waiter,
+        outcome: Outcome,
+        now: float,
+        cause: BaseException | None = None,
+    ) -> None:
+        """End the wait of somebody in line, or of an opener."""
+        self._tell_shedder(waiter, now, served=outcome == "served")
+        self._dismiss(waiter, outcome, cause)
+
+    def _tell_shedder(self, waiter: Waiter, now: float, *, served: bool) -> None:
+        """Tell the overload policy that somebody is about to leave the queue."""
+        if self.shedder is None or next(iter(self.queue.values()), None) is not waiter:
+            return
+        self.shedder.left(max(waiter.since, self._fit_since), now, served=served)
+        if len(self.queue) == 1:
+            self.shedder.rest()
 
     def _shed_at(self, first: Waiter) -> float:
         """Return when the first in line is to be refused, as things are.
 
-        What cannot connect is no overload, and what has not begun is none yet.
+        What cannot connect is no overload, and what has not begun is none yet; neither is what
+        was waited for meanwhile.
         """
         if self.shedder is None or self.outage or not self.leased:
             return NEVER
-        return self.shedder.refuse_at(first.since)
+        return self.shedder.refuse_at(max(first.since, self._fit_since))
 
     def _usable(self, now: float) -> Slot | None:
         """Return the hottest idle slot that needs no ping, retiring the overaged on the way."""
         for slot in list(reversed(self.idle)):
             if now < slot.good_until:
                 return slot
-            reason = self._unfit(slot, now)
-            if reason:
+            if now >= slot.retire_at and (reason := self._unfit(slot, now)):
                 self._retire(slot, reason)
             elif now < slot.alive_at + self._ping_after:
                 return slot
@@ -602,13 +621,15 @@ class PoolState:
                 self._retire(slot, reason)
 
     def _ping_idle(self, now: float) -> None:
-        """Ping what has not been heard from for long, half of the idle ones at most at once."""
+        """Ping what has not been heard from for long, so that half stays within reach."""
         every = self.options.ping_every
         if every is None or self.queue:
             return
-        for slot in list(itertools.islice(self.idle, (len(self.idle) + 1) // 2)):
-            if now >= slot.alive_at + every:
-                self._begin("ping", slot, "recycling", self.options.ping_timeout, now)
+        away = len(self.recycling)
+        most = (len(self.idle) + away + 1) // 2 - away
+        quiet = (slot for slot in self.idle if now >= slot.alive_at + every)
+        for slot in list(itertools.islice(quiet, max(0, most))):
+            self._begin("ping", slot, "recycling", self.options.ping_timeout, now)
 
     def _refuses_newcomers(self, now: float) -> bool:
         """Tell whether a newcomer fails at once: the database is down, nothing can come back."""

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 #: Where in a holder that is.
 _STACK = 3
 
+NO_TASK = "a connection can only be acquired in a task, not in a callback of the event loop"
+
 # -- places and people ---------------------------------------------------------------------------
 
 
@@ -65,14 +67,12 @@ def place_of(holder: Holder | None) -> str:
     return "an unknown place" if holder is None else place(holder[1], holder[2])
 
 
-def label_of(holder: Holder | None) -> str:
+def label_of(holder: Holder) -> str:
     """Return what a lease is for.
 
     The code of a lease of a request is a copy that has the name of the route: see
     ``poolkit.fastapi``. Routes have a space, functions have not.
     """
-    if holder is None:
-        return "an unknown place"
     code: types.CodeType = holder[1]
     return code.co_name if " " in code.co_name else code.co_qualname
 

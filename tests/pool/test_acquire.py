@@ -21,7 +21,9 @@ from poolkit import (
     PoolTimeout,
     PoolUnavailable,
     Verdict,
+    WrongLoop,
 )
+from tests.conftest import BACKENDS
 from tests.fakes import Boom, CleanDriver, FakeConnection, FakeDriver, FullDriver
 
 
@@ -608,3 +610,47 @@ async def test_timeout_says_who_holds_how_many() -> None:
         assert labels == ["take", "take", "test_timeout_says_who_holds_how_many"]
         for conn in kept:
             pool.release(conn)
+
+
+@pytest.mark.parametrize("anyio_backend", [b for b in BACKENDS if b.id != "trio"], indirect=True)
+async def test_acquire_outside_of_a_task_says_so() -> None:
+    """There would be nobody to hold it, and nothing is lost."""
+    async with Pool(CleanDriver(), max_size=1) as pool:
+        errors: list[BaseException] = []
+
+        def drive() -> None:
+            coroutine = pool.acquire()._acquire()
+            try:
+                coroutine.send(None)
+            except BaseException as error:
+                errors.append(error)
+            finally:
+                coroutine.close()
+
+        loop = asyncio.get_running_loop()
+        loop.call_soon(drive)
+        await checkpoint()
+        async with pool.acquire():
+            loop.call_soon(drive)
+            await checkpoint()
+        assert [type(error) for error in errors] == [WrongLoop] * 2
+        assert "in a task" in str(errors[0])
+        assert pool.stats().leased == 0
+
+
+async def test_new_connections_that_are_stale_as_well_make_no_storm() -> None:
+    """A name that still leads to the old server: one renewal for each longest pause."""
+    driver = CleanDriver()
+
+    def classify(*_: object) -> Verdict:
+        return Verdict.STALE
+
+    driver.classify = classify  # type: ignore[attr-defined]
+    async with Pool(driver, max_size=1, backoff_max=60.0) as pool:
+        for _ in range(5):
+            with pytest.raises(Boom):
+                async with pool.acquire() as conn:
+                    await conn.query()
+                    raise Boom("read-only")
+        assert driver.calls["connect"] == 2
+        assert pool.stats().retired["stale"] == 1

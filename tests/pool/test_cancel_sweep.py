@@ -135,6 +135,7 @@ async def test_scope_cancelled_at_any_step_loses_nothing(scenario: Scenario) -> 
             group.cancel_scope.cancel()
         await come_to_rest(pool, driver)
         if ended:
+            print(f"{scenario.__name__}: {steps} steps")
             return
     raise AssertionError("the scenario never ended")
 
@@ -156,6 +157,7 @@ async def test_task_cancelled_at_any_step_loses_nothing(
         assert task.cancelled() or task.exception() is None, task
         await come_to_rest(pool, driver)
         if ended:
+            print(f"{scenario.__name__}: {steps} steps")
             return
     raise AssertionError("the scenario never ended")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib.util
+import os
 from typing import Any
 
 import anyio
@@ -14,7 +16,8 @@ from anyio import wait_all_tasks_blocked
 
 import poolkit
 import poolkit._life
-from poolkit import Pool, PoolClosed, PoolError
+import poolkit._runtime
+from poolkit import Pool, PoolClosed, PoolError, WrongLoop
 from poolkit._lease import _is_attached
 from poolkit._pool import NOT_GIVEN
 from tests.fakes import Boom, CleanDriver, FakeDriver, FullDriver
@@ -260,3 +263,61 @@ async def test_transaction_left_with_an_error_after_its_release_keeps_the_error(
             async with pool.transaction() as conn:
                 pool.release(conn)
                 raise Boom("of the block")
+
+
+async def test_transaction_spoiled_inside_keeps_the_error_of_the_block() -> None:
+    """It is not committed, and nothing is said about that: the block raised something else."""
+    driver = FullDriver()
+    async with Pool(driver, max_size=1) as pool:
+        with pytest.raises(Boom, match="of the block"):
+            async with pool.transaction() as conn:
+                with anyio.CancelScope() as scope:
+                    async with poolkit.transaction(conn):
+                        scope.cancel()
+                        await conn.query()
+                raise Boom("of the block")
+        await wait_all_tasks_blocked()
+        assert driver.calls["commit"] == 0
+        assert driver.calls["reset"] == 1
+
+
+async def test_release_takes_in_first_what_has_been_noted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A handle was dropped a moment ago: its connection is gone before the other is back."""
+    async with Pool(CleanDriver(), max_size=2) as pool:
+        dropped, kept = await pool.acquire(), await pool.acquire()
+        del dropped
+        gc.collect()
+        assert pool.stats().leased == 2
+        pool.release(kept)
+        assert (pool.stats().leased, pool.stats().idle) == (0, 1)
+        assert pool.stats().retired == {"broken": 1}
+    assert "was never released" in caplog.text
+
+
+async def test_pool_knows_in_a_child_process_that_it_is_the_parents() -> None:
+    """What runs after a fork marks every pool that is open; nothing of them is touched."""
+    driver = FakeDriver()
+    async with Pool(driver, max_size=1) as pool:
+        calls = dict(driver.calls)
+        before = [(runtime, dict(vars(runtime))) for runtime in poolkit._runtime._runtimes]
+        poolkit._runtime._after_fork()
+        try:
+            with pytest.raises(WrongLoop, match="before a fork"):
+                await pool.acquire()
+            assert dict(driver.calls) == calls
+        finally:
+            for runtime, was in before:
+                vars(runtime).update(was)
+
+
+def test_platform_without_fork_needs_no_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module is imported as it would be there."""
+    monkeypatch.delattr(os, "register_at_fork", raising=False)
+    place = poolkit._runtime.__file__
+    spec = importlib.util.spec_from_file_location("poolkit._runtime_without_fork", place)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert not module._runtimes

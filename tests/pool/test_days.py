@@ -126,7 +126,9 @@ async def _days(random: Random) -> None:
                 group.start_soon(fate)
         check_book(pool._book, pool._now())
         await come_to_rest(pool, driver)
-    assert next(served) > 10_000 * DAYS
+    acquires = next(served)
+    print(f"{DAYS} days, {acquires} acquires, {len(outages)} outages")
+    assert acquires > 10_000 * DAYS
     assert LIFETIME * 0.9 <= driver.oldest <= LIFETIME + 60, driver.oldest
     # One attempt at a time in an outage, after pauses that grow to 1.5 s at most, half of it jitter.
     during = sum(any(a <= t < b for a, b in outages) for t in driver.attempts)

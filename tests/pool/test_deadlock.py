@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from typing import Any
 
 import anyio
@@ -303,3 +304,25 @@ async def test_holder_that_has_ended_is_no_proof() -> None:
             lease, _ = left.pop()
             await lease.__aexit__(None, None, None)
     gc.collect()
+
+
+async def test_log_handler_that_raises_costs_no_place_in_line() -> None:
+    """Whoever is warned of waits, or leaves the queue."""
+    logger = logging.getLogger("poolkit")
+    handler = logging.Handler()
+
+    def emit(_: object) -> None:
+        raise RuntimeError("of the handler")
+
+    handler.emit = emit  # type: ignore[assignment,method-assign]
+    logger.addHandler(handler)
+    try:
+        async with Pool(CleanDriver(), max_size=1, deadlock="warn") as pool:
+            async with pool.acquire():
+                with pytest.raises(PoolTimeout):
+                    await pool.acquire(timeout=0.01)
+            assert pool.stats().waiting == 0
+            async with pool.acquire(timeout=1.0):
+                pass
+    finally:
+        logger.removeHandler(handler)

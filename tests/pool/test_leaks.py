@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import subprocess
 import sys
 import textwrap
@@ -140,6 +141,59 @@ async def test_lease_that_was_waited_for_has_its_stack() -> None:
                 await wait_all_tasks_blocked()
 
 
+@RUNNERS
+def test_log_handler_that_raises_does_not_end_the_pool(run: Any) -> None:
+    """The warning is lost, and nothing else."""
+
+    def emit(_: object) -> None:
+        raise RuntimeError("of the handler")
+
+    async def main() -> None:
+        async with Pool(CleanDriver(), leak_after=1.0) as pool:
+            async with pool.acquire():
+                await anyio.sleep(5.0)
+            await anyio.sleep(2.0)
+            async with pool.acquire() as conn:
+                assert await conn.query() == "row"
+
+    handler = logging.Handler()
+    handler.emit = emit  # type: ignore[assignment,method-assign]
+    logging.getLogger("poolkit").addHandler(handler)
+    try:
+        run(main)
+    finally:
+        logging.getLogger("poolkit").removeHandler(handler)
+
+
+@RUNNERS
+def test_long_lease_that_was_collected_has_not_come_back(
+    run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor one of a life before."""
+
+    async def main() -> None:
+        pool = Pool(CleanDriver(), leak_after=1.0)
+        async with pool:
+            kept = [await pool.acquire()]
+            await anyio.sleep(3.0)
+
+            async def drop() -> None:
+                kept.clear()
+                await anyio.sleep(3.0)
+
+            with pytest.warns(ResourceWarning):
+                await drop()
+            kept.append(await pool.acquire())
+            await anyio.sleep(3.0)
+            await pool.aclose(grace=0.0)
+        async with pool:
+            await anyio.sleep(3.0)
+        assert sum("is held by" in message for message in caplog.messages) == 2
+        assert "came back" not in caplog.text
+
+    run(main)
+
+
 def test_leak_after_has_to_be_seconds() -> None:
     """Like every other limit."""
     with pytest.raises(PoolConfigError, match="leak_after"):
@@ -235,8 +289,16 @@ ENDS = {
 @pytest.mark.parametrize(
     "url", ["fake", "sqlite+aiosqlite:///{}/a.db", "sqlite+threads:///{}/a.db"]
 )
+@pytest.mark.parametrize(
+    "run",
+    [
+        "asyncio.run(main())",
+        "loop = asyncio.new_event_loop(); loop.run_until_complete(main()); loop.close()",
+    ],
+    ids=["run", "close"],
+)
 def test_pool_never_closed_lets_the_program_end_and_says_so(
-    end: str, url: str, tmp_path: Path
+    end: str, url: str, run: str, tmp_path: Path
 ) -> None:
     """`asyncio.run` returns, no thread holds the interpreter, and the warning names the pool."""
     make = "Pool(CleanDriver(), max_size=1, name='shop')"
@@ -253,7 +315,7 @@ pool = {make}
 kept = []
 async def main():
     {ENDS[end]}
-asyncio.run(main())
+{run}
 print("ended")
 """
     done = subprocess.run(
@@ -266,7 +328,8 @@ print("ended")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "ended"
     assert done.stderr.count("pool 'shop' was never closed") == 1, done.stderr
-    assert "Exception ignored" not in done.stderr
+    if "asyncio.run" in run:
+        assert "Exception ignored" not in done.stderr
 
 
 def test_pool_that_was_closed_says_nothing(recwarn: pytest.WarningsRecorder) -> None:

@@ -424,6 +424,13 @@ def test_pool_whose_loop_was_closed_without_a_word_can_be_opened_again() -> None
         assert pool.stats().size == 0
 
 
+async def test_runtime_knows_its_own_loop() -> None:
+    """From a thread it is elsewhere."""
+    async with Pool(FakeDriver()) as pool:
+        assert pool._runtime.is_here()
+        assert not await anyio.to_thread.run_sync(pool._runtime.is_here)
+
+
 async def test_pool_used_from_another_thread_says_so() -> None:
     """A thread without a loop, too."""
     async with Pool(FakeDriver()) as pool, pool.acquire() as conn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import pickle
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import anyio
 import pytest
@@ -14,6 +14,9 @@ from anyio.lowlevel import checkpoint
 
 from poolkit import ConnectFailed, NotLeased, Pool
 from tests.fakes import CleanDriver, FakeConnection, FakeCursor, FakeDriver, FullDriver
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
 
 
 async def test_view_forwards_both_ways() -> None:
@@ -325,3 +328,35 @@ async def test_objects_in_a_list_count_as_made_from_the_connection() -> None:
         async with pool.acquire() as conn:
             await conn.cursors()  # type: ignore[attr-defined]
         assert pool.stats().retired == {"broken": 1}
+
+
+async def test_generator_of_a_connection_ends_with_the_lease() -> None:
+    """It asks the view for each step, and not the connection; what it leaves is not handed on."""
+    driver = CleanDriver()
+
+    class Reading(FakeConnection):
+        async def rows(self, many: int) -> AsyncIterator[int]:
+            """Yield one for each round trip."""
+            for number in range(many):
+                await self.query()
+                yield number
+
+        def numbers(self) -> Iterator[int]:
+            """Yield without I/O."""
+            yield self.peek()
+
+    async def connect() -> FakeConnection:
+        return Reading(driver, next(driver.numbers))
+
+    driver.connect = connect  # type: ignore[method-assign]
+    async with Pool(driver, max_size=1) as pool:
+        async with pool.acquire() as conn:
+            assert isinstance(conn, Reading)
+            assert [number async for number in conn.rows(2)] == [0, 1]
+            assert list(conn.numbers()) == [1]
+            late, later = conn.rows(1), conn.numbers()
+        assert pool.stats().retired == {"broken": 1}
+        with pytest.raises(NotLeased):
+            await anext(late)
+        with pytest.raises(NotLeased):
+            next(later)

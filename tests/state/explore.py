@@ -96,13 +96,13 @@ def key(world: World) -> Any:
         uses = slot.uses if book.options.max_uses else 0
         if slot.state == "connecting":
             begun = time(slot.begun_at), time(slot.overdue_at)
-            return slot in world.at_work, begun, ages, slot in book.prospects.slow
+            return slot in world.at_work, begun, ages, book.prospects.is_slow(slot)
         if slot.state == "idle":
             return time(slot.alive_at), time(slot.used_at), time(slot.good_until), ages, uses
         if slot.state == "recycling":
             begun = time(slot.begun_at), time(slot.overdue_at)
             kept = time(slot.alive_at), time(slot.used_at), uses
-            return world.at_work.get(slot), begun, kept, ages, slot in book.prospects.slow
+            return world.at_work.get(slot), begun, kept, ages, book.prospects.is_slow(slot)
         if slot.state == "leased":
             return time(slot.alive_at), ages, uses
         return (slot.reason,)
@@ -119,7 +119,7 @@ def key(world: World) -> Any:
         tuple(sorted(map(repr, map(slot_key, book.recycling)))),
         tuple(sorted(map(repr, map(slot_key, book.closing)))),
         tuple((time(waiter.deadline), came(waiter.since)) for waiter in book.queue.values()),
-        shedder and (came(shedder._last_left), came(shedder._above_since or -NEVER)),
+        shedder and (came(book._fit_since), came(shedder._above_since or -NEVER)),
         tuple(sorted(job for slot, job in world.at_work.items() if slot.state == "gone")),
         sum(
             c.waiter is not None and c.waiter.slot is not None and c.waiter.slot.state != "leased"

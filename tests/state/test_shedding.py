@@ -27,7 +27,7 @@ def test_codel_refuses_at_twice_the_target_in_an_overload() -> None:
     shedder = POLICY.begin()
     for tenth in range(15):
         now = 10.0 + tenth / 10
-        shedder.left(now - 0.3, now)
+        shedder.left(now - 0.3, now, served=True)
     # The first of them came at 9.7.
     assert shedder.refuse_at(10.4) == pytest.approx(10.7)
     assert shedder.refuse_at(11.3) == pytest.approx(11.5)
@@ -38,26 +38,36 @@ def test_codel_needs_everybody_to_have_waited() -> None:
     shedder = POLICY.begin()
     for tenth in range(15):
         now = 10.0 + tenth / 10
-        shedder.left(now - 0.3, now)
-    shedder.left(11.41, 11.5)
+        shedder.left(now - 0.3, now, served=True)
+    shedder.left(11.41, 11.5, served=True)
     assert shedder.refuse_at(11.45) == pytest.approx(12.45)
 
 
-def test_codel_forgets_an_overload_once_nobody_was_in_line() -> None:
-    """Whoever came after the last one had left."""
+def test_codel_forgets_an_overload_once_nobody_is_in_line() -> None:
+    """The queue is empty: then nobody waits for anybody."""
     shedder = POLICY.begin()
     for tenth in range(15):
         now = 10.0 + tenth / 10
-        shedder.left(now - 0.3, now)
+        shedder.left(now - 0.3, now, served=True)
+    shedder.rest()
     assert shedder.refuse_at(20.0) == pytest.approx(21.0)
-    shedder.left(20.0, 20.3)
-    assert shedder.refuse_at(20.2) == pytest.approx(21.0)
+
+
+def test_codel_learns_nothing_from_those_who_give_up_early() -> None:
+    """They were not served; those who give up late have waited too long as any other."""
+    shedder = POLICY.begin()
+    shedder.left(10.0, 10.3, served=True)
+    shedder.left(10.25, 10.3, served=False)
+    assert shedder.refuse_at(10.9) == pytest.approx(11.1)
+    shedder.left(10.9, 10.95, served=True)
+    shedder.left(10.9, 11.05, served=False)
+    assert shedder.refuse_at(11.8) == pytest.approx(12.0)
 
 
 def test_codel_decides_for_each_pool_by_itself() -> None:
     """One object may be given to many."""
     one, two = POLICY.begin(), POLICY.begin()
-    one.left(0.0, 5.0)
+    one.left(0.0, 5.0, served=True)
     assert two.refuse_at(4.0) == pytest.approx(5.0)
     assert one.refuse_at(4.0) == pytest.approx(4.2)
 
@@ -189,3 +199,47 @@ def test_reopened_pool_has_forgotten_its_overload() -> None:
     office.book.collapse(None)
     office.book.open(Waiter(NEVER, None, None), 0.0)
     assert office.book._shed_at(Waiter(NEVER, None, None)) == pytest.approx(1.0)
+
+
+def test_overload_is_remembered_although_the_first_in_line_gives_up() -> None:
+    """Somebody was in line all the time."""
+    office = Office()
+    waiters = [office.join(1.0 + tenth / 10) for tenth in range(12)]
+    office.serve(1.3)  # from 1.0 on everybody has waited too long
+    office.book.give_up(waiters[1], 2.15)
+    fresh = office.join(2.15)
+    office.book.tick(2.34)
+    assert fresh in office.book.queue.values()
+    office.book.tick(2.35)
+    assert fresh.outcome == "shed"
+
+
+def test_wait_for_the_database_to_come_back_counts_for_nothing() -> None:
+    """Those who have waited it out are served like others."""
+    office = Office(connect_timeout=None)
+    waiters = [office.join(1.0), office.join(1.0)]
+    office.book.release_broken(office.slot, 1.0)
+    for now, outcome in ((1.1, "failed"), (9.0, "ok")):
+        office.book.tick(now)
+        slot = next(slot for job, slot in office.book.jobs if job == "connect")
+        office.book.jobs.clear()
+        if outcome == "ok":
+            office.book.connected(slot, "c2", now)
+        else:
+            office.book.connect_failed(slot, OSError("refused"), Verdict.TRANSIENT, now)
+    assert [waiter.outcome for waiter in waiters] == ["served", "waiting"]
+    office.book.tick(9.9)
+    assert office.book.stats(9.9).shed == 0
+    office.book.tick(10.0)
+    assert waiters[1].outcome == "shed"
+
+
+def test_second_opener_does_not_make_an_overload_forgotten() -> None:
+    """The pool is open already."""
+    office = Office()
+    for tenth in range(12):
+        office.join(1.0 + tenth / 10)
+    office.serve(1.3)
+    office.book.open(Waiter(NEVER, None, None), 1.4)
+    office.book.tick(2.0)
+    assert office.book.stats(2.0).shed > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -684,15 +685,47 @@ def test_connect_that_began_before_a_renewal_says_nothing_when_it_fails() -> Non
 
 
 def test_ping_every_pings_half_of_the_idle_at_most_at_once() -> None:
-    """The coldest first; the others at the next look."""
+    """The coldest first; the others when those are back."""
     desk = Desk(min_size=3, ping_every=30.0, ping_after=None).open()
     desk.tick(29.9)
     assert not desk.jobs("ping")
-    desk.tick(30.0)
-    assert len(desk.jobs("ping")) == 2
-    assert desk.idle == ["c3"]
-    desk.tick(31.0)
-    assert len(desk.jobs("ping")) == 3
+    for now in (30.0, 31.0):
+        desk.tick(now)
+        assert len(desk.jobs("ping")) == 2
+        assert desk.idle == ["c3"]
+    for _ in range(2):
+        desk.book.pinged(desk.begin("ping"), desk.now)
+    desk.tick(32.0)
+    assert [slot.connection for slot in desk.jobs("ping")] == ["c3"]
+
+
+def test_ping_every_reaches_every_idle_connection() -> None:
+    """As often as it says, the hot ones too."""
+    desk = Desk(min_size=6, ping_every=30.0, ping_after=None, max_lifetime=None).open()
+    pings: Counter[str] = Counter()
+    for now in range(3600):
+        desk.tick(float(now))
+        while desk.jobs("ping"):
+            slot = desk.begin("ping")
+            pings[slot.connection] += 1
+            desk.book.pinged(slot, desk.now)
+    assert all(115 <= pings[f"c{number}"] <= 120 for number in range(1, 7))
+
+
+def test_thousands_of_suspects_are_no_trouble() -> None:
+    """The patience doubles with each that is slow, but not for ever."""
+    desk = Desk(min_size=0, max_size=3000, ping_after=None, max_connecting=3000)
+    desk.book.open(desk.waiter(), desk.now)
+    waiters = [desk.join() for _ in range(1500)]
+    while desk.jobs("connect"):
+        desk.count += 1
+        desk.book.connected(desk.begin("connect"), f"c{desk.count}", desk.now)
+    for waiter in waiters:
+        assert waiter.slot is not None
+        desk.book.release(waiter.slot, desk.now)
+    desk.book.suspect(desk.now)
+    desk.join()
+    assert desk.book.next_tick() > desk.now
 
 
 def test_ping_every_counts_from_the_last_sign_of_life() -> None:

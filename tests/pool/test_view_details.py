@@ -1,0 +1,336 @@
+"""The view, rule by rule: what is forwarded how, and what counts as made from the connection."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+from poolkit import NotLeased, Pool, PoolError
+from poolkit._lease import _is_attached, _may_act, view_class
+from tests.fakes import Boom, CleanDriver, FakeConnection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def connecting_to(kind: type[FakeConnection]) -> CleanDriver:
+    """Return a driver whose connections are of a kind, and which can revoke nothing."""
+    driver = CleanDriver()
+
+    async def connect() -> FakeConnection:
+        connection = kind(driver, next(driver.numbers))
+        driver.alive.add(connection)
+        return connection
+
+    driver.connect = connect  # type: ignore[method-assign]
+    return driver
+
+
+async def derived_by(kind: type[FakeConnection], use: Callable[[Any], Any]) -> bool:
+    """Tell whether doing something on a connection counts as making an object from it."""
+    async with Pool(connecting_to(kind), max_size=1) as pool:
+        async with pool.acquire() as conn:
+            view: Any = conn
+            use(view)
+            return bool(view._poolkit_slot.derived)
+
+
+@pytest.mark.parametrize("name", ["__await__", "__aenter__", "__aiter__", "__anext__", "__next__"])
+def test_object_with_one_such_method_may_act(name: str) -> None:
+    """Whatever can be awaited, entered asynchronously, or iterated step by step."""
+    assert _is_attached(type("Acting", (), {name: lambda self: self}))
+
+
+def test_object_with_asynchronous_methods_may_act_and_data_may_not() -> None:
+    """Also if the methods are inherited; what can only be called or listed is data."""
+
+    class Statement:
+        async def fetch(self) -> None:
+            """Do a round trip."""
+
+    class Prepared(Statement):
+        """Inherit."""
+
+    class Row:
+        def get(self) -> None:
+            """Do none."""
+
+        def __iter__(self) -> Any:
+            """Be listed."""
+            return iter(())
+
+    assert _is_attached(Statement)
+    assert _is_attached(Prepared)
+    assert not _is_attached(Row)
+    assert not _is_attached(int)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda thing: thing,
+        lambda thing: [1, thing],
+        lambda thing: (thing,),
+        lambda thing: {thing},
+        lambda thing: frozenset([thing]),
+        lambda thing: {"key": thing},
+        lambda thing: [*range(7), thing],
+    ],
+)
+def test_container_of_what_may_act_may_act(wrap: Callable[[Any], Any]) -> None:
+    """A look at the first eight will do."""
+
+    class Statement:
+        async def fetch(self) -> None:
+            """Do a round trip."""
+
+    assert _may_act(wrap(Statement()))
+    assert not _may_act(wrap(1))
+
+
+def test_ninth_element_is_not_looked_at() -> None:
+    """What a library returns many of is of one kind; and keys are names."""
+    statement = (n for n in range(1))
+    assert not _may_act([*range(8), statement])
+    assert not _may_act({statement: 1})
+
+
+async def test_attribute_that_may_act_counts_and_data_does_not() -> None:
+    """An iterator kept on the connection, against a label."""
+
+    class Holding(FakeConnection):
+        def __init__(self, driver: Any, number: int) -> None:
+            super().__init__(driver, number)
+            self.steps: Iterator[int] = iter([1])
+
+    assert await derived_by(Holding, lambda conn: conn.steps)
+    assert not await derived_by(Holding, lambda conn: conn.label)
+    assert not await derived_by(Holding, lambda conn: conn.query)
+    assert not await derived_by(Holding, lambda conn: conn.peek())
+
+
+async def test_methods_of_the_class_are_the_connections_and_not_the_views() -> None:
+    """Static methods, class methods, classes and properties come from the connection itself."""
+
+    class Various(FakeConnection):
+        class Inner:
+            """A class of its own."""
+
+        @staticmethod
+        def double(number: int) -> int:
+            return 2 * number
+
+        @classmethod
+        def called(cls) -> str:
+            return cls.__name__
+
+        @property
+        def itself(self) -> Any:
+            return self
+
+    async with Pool(connecting_to(Various), max_size=1) as pool, pool.acquire() as conn:
+        view: Any = conn
+        assert view.double(4) == 8
+        assert view.called() == "Various"
+        assert view.Inner is Various.Inner
+        assert view.itself is view
+        assert view.shared == "class attribute"
+
+
+async def test_forwarded_methods_have_their_names_and_their_words() -> None:
+    """For help() and for tracebacks; made once for each class."""
+    async with Pool(CleanDriver(), max_size=2) as pool, pool.acquire() as conn:
+        kind: Any = type(conn)
+        assert kind.__name__ == "FakeConnectionView"
+        assert kind.__doc__ == "A `FakeConnection`, until it is given back."
+        assert kind.query.__name__ == kind.query.__qualname__ == "query"
+        assert kind.query.__doc__ == FakeConnection.query.__doc__
+        assert kind.peek.__doc__ == FakeConnection.peek.__doc__
+        assert kind is view_class(FakeConnection)
+        async with pool.acquire() as other:
+            assert type(other) is kind
+            assert conn != other
+            assert len({conn, other}) == 2
+
+
+async def test_decorated_generator_is_a_generator() -> None:
+    """It is asked for each step what a plain one is."""
+
+    def decorated(function: Any) -> Any:
+        @functools.wraps(function)
+        def wrapper(*args: Any) -> Any:
+            return function(*args)
+
+        return wrapper
+
+    class Reading(FakeConnection):
+        @decorated
+        def numbers(self) -> Iterator[int]:
+            yield self.peek()
+            yield self.peek()
+
+    driver = connecting_to(Reading)
+    async with Pool(driver, max_size=1) as pool:
+        async with pool.acquire() as conn:
+            view: Any = conn
+            numbers = view.numbers()
+            assert next(numbers) == 1
+        with pytest.raises(NotLeased):
+            next(numbers)
+
+
+async def test_methods_of_a_drivers_view_take_the_place_of_the_connections() -> None:
+    """They get the view; what `object` has is no method of theirs."""
+
+    class Hint:
+        __slots__ = ()
+
+        def peek(self) -> str:
+            return f"hinted {self.number}"  # type: ignore[attr-defined]
+
+    driver = CleanDriver()
+    driver.view = (Hint,)  # type: ignore[attr-defined]
+    async with Pool(driver, max_size=1) as pool, pool.acquire() as conn:
+        view: Any = conn
+        assert view.peek() == "hinted 1"
+        assert len(view) == 7
+        assert await view.query("x") == "x"
+        assert isinstance(view, Hint)
+
+
+async def test_dead_view_says_how_it_died() -> None:
+    """At the end of a block, by a release, or with the pool; and what was asked of it."""
+    pool = await Pool(CleanDriver(), max_size=3, name="shop").open()
+    async with pool.acquire() as blocked:
+        pass
+    released, taken = await pool.acquire(), await pool.acquire()
+    pool.release(released)
+    held = await pool.aclose(grace=0)
+    assert len(held) == 1
+    here = r"test_view_details.py:\d+ in test_dead_view_says_how_it_died"
+    for view, how in (
+        (blocked, rf"released at the end of the block entered at .*{here}"),
+        (released, rf"released at .*{here}"),
+        (taken, "taken back when the pool was closed"),
+    ):
+        words = rf"^\.number: this connection of pool 'shop' is no longer leased: it was {how}$"
+        with pytest.raises(NotLeased, match=words):
+            view.number  # noqa: B018
+    with pytest.raises(NotLeased, match=r"^this connection of pool 'shop' is no longer leased"):
+        pool.release(released)
+
+
+async def test_lease_may_be_entered_again_after_its_block() -> None:
+    """One at a time."""
+    async with Pool(CleanDriver(), max_size=1) as pool:
+        lease = pool.acquire()
+        for _ in range(2):
+            async with lease:
+                assert pool.stats().leased == 1
+                with pytest.raises(PoolError, match="entered already"):
+                    await lease.__aenter__()
+            assert pool.stats().leased == 0
+
+
+async def test_failed_operation_is_no_cancelled_one() -> None:
+    """Whether it needs a reset is for the driver to say."""
+
+    class Failing(FakeConnection):
+        async def fail(self) -> None:
+            raise Boom("syntax error")
+
+    driver = connecting_to(Failing)
+    async with Pool(driver, max_size=1) as pool:
+        async with pool.acquire() as conn:
+            view: Any = conn
+            with pytest.raises(Boom, match="syntax error"):
+                await view.fail()
+            slot = view._poolkit_slot
+            assert (slot.touched, slot.busy, slot.cancelled) == (True, 0, False)
+        assert pool.stats().idle == 1
+        assert driver.calls["reset"] == 0
+
+
+async def test_busy_is_counted_while_operations_are_under_way() -> None:
+    """Of whatever task."""
+    driver = CleanDriver()
+    async with Pool(driver, max_size=1) as pool, pool.acquire() as conn:
+        slot = conn._poolkit_slot  # type: ignore[attr-defined]
+        slot.connection.gate = anyio.Event()
+        async with anyio.create_task_group() as group:
+            group.start_soon(conn.query)
+            await anyio.wait_all_tasks_blocked()
+            assert slot.busy == 1
+            slot.connection.gate.set()
+        assert slot.busy == 0
+
+
+async def test_view_keeps_its_own_special_methods() -> None:
+    """What a connection does when it is collected, copied or asked for the unknown is its own."""
+    ended = []
+
+    class Special(FakeConnection):
+        def __del__(self) -> None:
+            ended.append(self.number)
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("column_"):
+                return name.removeprefix("column_")
+            raise AttributeError(name)
+
+        def __copy__(self) -> Any:
+            return self
+
+        def __deepcopy__(self, memo: object) -> Any:
+            return self
+
+    async with Pool(connecting_to(Special), max_size=1) as pool:
+        conn: Any = await pool.acquire()
+        assert conn.column_price == "price"
+        with pytest.raises(AttributeError):
+            conn.nonsense  # noqa: B018
+        for copier in (copy.copy, copy.deepcopy):
+            with pytest.raises(TypeError, match="cannot be copied"):
+                copier(conn)
+        pool.release(conn)
+        del conn
+        async with pool.acquire() as another:
+            assert another.number == 1
+        assert not ended
+
+
+async def test_dead_view_can_still_be_shown_and_compared() -> None:
+    """Or a line of a log would raise."""
+    async with Pool(CleanDriver(), max_size=1) as pool:
+        async with pool.acquire() as conn:
+            assert str(conn) == repr(conn) == f"{conn}"
+        assert str(conn) == repr(conn) == f"{conn}" == "<released connection of pool 'fake'>"
+        assert conn == conn  # noqa: PLR0124
+        assert hash(conn) == hash(conn)
+
+
+async def test_coroutine_functions_are_told_from_others() -> None:
+    """Libraries ask before they call."""
+    async with Pool(CleanDriver(), max_size=1) as pool, pool.acquire() as conn:
+        assert inspect.iscoroutinefunction(conn.query)
+        assert not inspect.iscoroutinefunction(conn.peek)
+
+
+async def test_coroutine_of_a_plain_method_returns_the_view_for_its_connection() -> None:
+    """As everything else does."""
+
+    class Fluent(FakeConnection):
+        async def begin(self) -> Fluent:
+            return self
+
+        def later(self) -> Any:
+            return self.begin()
+
+    async with Pool(connecting_to(Fluent), max_size=1) as pool, pool.acquire() as conn:
+        view: Any = conn
+        assert await view.later() is conn
