@@ -2,13 +2,18 @@
 PORT ?= 8000
 MINUTES ?= 10
 bin = .venv/bin/python -m
+bench = .venv-bench/bin/python -m benchmarks
 # What the example needs. `make test` names it too, so that `make demo` finds it installed.
 example = -e '.[aiosqlite,asyncpg,fastapi]' uvicorn
+
+# What explores takes its time, and reaches no line that the others do not.
+quick = $(addprefix --ignore=tests/,state/test_model.py state/test_state_machine.py \
+	pool/test_gates.py pool/test_days.py pool/test_bad_days.py pool/test_schedules.py)
 
 # These would import from elsewhere than the environment.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help demo test test-oldest test-tools soak check lint types fmt bench clean
+.PHONY: help demo test test-oldest test-tools soak coverage mutants check lint types fmt bench bench-quick clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -e 's/:.*## /: /' -e 's/^/make /'
@@ -41,16 +46,35 @@ types: .test-tools  ## mypy and pyright
 soak: .test-tools  ## explore for MINUTES=10 what the tests explore in seconds
 	.venv/bin/python scripts/soak.py $(MINUTES)
 
-bench: .test-tools  ## measure what acquiring costs
-	.venv/bin/python benchmarks/uncontended.py
+coverage: .test-tools  ## branch coverage of the heart by its own tests; fails below 100 %
+	$(bin) coverage run -m pytest -q tests/state tests/pool tests/test_create.py $(quick)
+	$(bin) coverage report
+
+mutants: .test-tools  ## change the heart in small ways, see that a test fails (ARGS='_state --quick')
+	.venv/bin/python scripts/mutants.py $(ARGS)
+
+bench: .bench-tools  ## measure poolkit beside other pools (BENCH='A B overload'), for an hour or so
+	$(bench) $(BENCH) --page docs/explanation/performance.md
+
+bench-quick: .bench-tools  ## the same in under two minutes, and less exactly
+	$(bench) $(BENCH) --quick
 
 fmt: .test-tools  ## format, and mend what can be mended
 	$(bin) ruff check --fix .
 	$(bin) ruff format .
 
 clean:  ## remove what the other commands have made
-	rm -rf .venv .venv-oldest var build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-oldest .venv-bench benchmarks/results var build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 .PHONY: .test-tools
 .test-tools:
 	@sh scripts/venv.sh .venv $(example) -e '.[test,types]'
+
+# A pool that cannot be installed here is left out, rather than all of them.
+peers = benchmarks/peers/requirements.txt
+.PHONY: .bench-tools
+.bench-tools:
+	@sh scripts/venv.sh .venv-bench $(example) -r benchmarks/requirements.txt
+	@sh scripts/venv.sh .venv-bench -r $(peers) || while read -r peer; do \
+	    sh scripts/venv.sh .venv-bench "$$peer" </dev/null || echo "$$peer is left out"; \
+	done <$(peers)

@@ -1,112 +1,94 @@
-"""What acquiring and releasing costs when a connection is idle, as a multiple of a stated floor.
+"""A: what acquire and release cost when a connection is idle, as a multiple of a stated floor.
 
 The floor is a hand-written ``__slots__`` context manager around a deque: what any correct pool has
-to do at least. Both run in turn within each round, in CPU time; shown are the median of the ratios
-and their range. Run it: ``make bench``.
+to do at least. One task, 10 connections to nothing, in CPU time.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import platform
-import statistics
+import contextlib
+import functools
 import sys
 import time
-from collections import deque
+from collections.abc import Iterator
 
-import anyio
+from benchmarks import loops
+from benchmarks.peers import Acquire, Peer, Want, load, ours
+from benchmarks.rounds import Measured, Spread, by_turns, calibrated, ratios
+from benchmarks.table import Table, Target
 
-import poolkit
-
-ROUNDS = 9
-CYCLES = 20_000
-
-
-class Connection:
-    """Nothing."""
+BASE = "floor"
+NEW = (3, 13)
 
 
-class Driver:
-    """A driver that does nothing, and can tell that nothing was done."""
-
-    name = "nothing"
-
-    async def connect(self) -> Connection:
-        """Connect."""
-        return Connection()
-
-    def is_dead(self, c: Connection) -> bool:  # noqa: ARG002  # the protocol's
-        """Tell."""
-        return False
-
-    async def reset(self, c: Connection) -> None:
-        """Reset."""
-
-    async def ping(self, c: Connection) -> None:
-        """Ping."""
-
-    async def close(self, c: Connection) -> None:
-        """Close."""
-
-    def terminate(self, c: Connection) -> None:
-        """Terminate."""
+async def cycles(acquire: Acquire, number: int) -> float:
+    """Return the CPU seconds of one acquire and release."""
+    begin = time.process_time()
+    for _ in range(number):
+        async with acquire():
+            pass
+    return (time.process_time() - begin) / number
 
 
-class Floor:
-    """The least that acquiring and releasing can be."""
-
-    __slots__ = ("_connection", "_idle")
-
-    def __init__(self, idle: deque[Connection]) -> None:
-        self._idle = idle
-
-    async def __aenter__(self) -> Connection:
-        """Take."""
-        self._connection = self._idle.pop()
-        return self._connection
-
-    async def __aexit__(self, *error: object) -> None:
-        """Give back."""
-        self._idle.append(self._connection)
+async def measure(peers: list[Peer], rounds: int, seconds: float) -> Measured:
+    """Return the CPU seconds of a cycle of each, in each round."""
+    async with contextlib.AsyncExitStack() as stack:
+        measures = {}
+        for peer in peers:
+            acquire = await stack.enter_async_context(peer.open(Want()))
+            if peer.name.startswith("poolkit"):
+                await ours.check_safety(acquire)
+            measures[peer.name] = await calibrated(functools.partial(cycles, acquire), seconds)
+        return await by_turns(measures, rounds)
 
 
-async def measure() -> None:
-    """Measure both in turn and print what came out."""
-    idle = deque(Connection() for _ in range(10))
-    floors, ours = [], []
-    async with poolkit.Pool(Driver(), min_size=10) as pool:
-        for _ in range(ROUNDS):
-            begin = time.process_time()
-            for _ in range(CYCLES):
-                async with Floor(idle):
-                    pass
-            middle = time.process_time()
-            for _ in range(CYCLES):
-                async with pool.acquire():
-                    pass
-            floors.append((middle - begin) / CYCLES * 1e6)
-            ours.append((time.process_time() - middle) / CYCLES * 1e6)
-        assert pool.stats().direct == ROUNDS * CYCLES, "the statistics are on"
-    ratios = [mine / floor for mine, floor in zip(ours, floors, strict=True)]
-    print(
-        f"floor {statistics.median(floors):.2f} µs, poolkit {statistics.median(ours):.2f} µs: "
-        f"{statistics.median(ratios):.1f} x the floor ({min(ratios):.1f} to {max(ratios):.1f})"
-    )
+def settings(peers: list[Peer]) -> list[str]:
+    """Return how each is set up."""
+    return [f"{peer.name}: {peer.settings}" for peer in peers]
 
 
-def main() -> None:
-    """Measure on each event loop asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("backends", nargs="*", default=["asyncio", "trio"])
-    print(f"Python {sys.version.split()[0]}, {platform.machine()}, poolkit {poolkit.__version__}")
-    for backend in parser.parse_args().backends:
-        print(f"{backend:8}", end=" ", flush=True)
-        if backend == "asyncio":
-            asyncio.run(measure())
-        else:
-            anyio.run(measure, backend=backend)
+def run(*, quick: bool) -> Iterator[Table]:
+    """Return a table for each event loop."""
+    rounds, seconds = (5, 0.02) if quick else (15, 0.1)
+    peers, notes = load("PEERS")
+    for loop in loops.installed():
+        if quick and loop == "uvloop":
+            continue
+        here = [p for p in peers if loop in p.loops and not p.name.startswith("bare hand-off")]
+        measured = loops.run(loop, functools.partial(measure, here, rounds, seconds))
+        table = Table(
+            name=f"uncontended-{loop}",
+            title=f"A: acquire and release with nobody waiting, on {loop}",
+            about=f"CPU time, {rounds} interleaved rounds of {1000 * seconds:g} ms; median and "
+            "range. poolkit's view, holders, deadline and statistics are on, as asserted before.",
+            columns=["pool", "µs", f"x the {BASE}", "x poolkit"],
+            charted=f"x the {BASE}",
+            notes=[*settings(here), *notes],
+        )
+        for name, values in measured.items():
+            microseconds = Spread.of(1e6 * value for value in values)
+            base, mine = ratios(measured, name, BASE), ratios(measured, name, "poolkit")
+            table.add(name, microseconds, base, mine)
+        table.targets = targets(loop, measured, here)
+        yield table
 
 
-if __name__ == "__main__":
-    main()
+def targets(loop: str, measured: Measured, peers: list[Peer]) -> list[Target]:
+    """Return what poolkit is held to on this loop."""
+    if loop == "trio":
+        own = 1e6 * Spread.of(measured["poolkit"]).median
+        return [Target("microseconds of poolkit on trio", own, "most", 2.5)]
+    limit = 4.0 if sys.version_info >= NEW else 5.5
+    found = [Target("x the floor", ratios(measured, "poolkit", BASE).median, "most", limit)]
+    medians = {
+        p.name: ratios(measured, p.name, "poolkit").median
+        for p in peers
+        if p.is_pool and p.name != "poolkit"
+    }
+    if medians:
+        best = min(medians, key=lambda name: medians[name])
+        found.append(Target(f"the quickest peer, {best}: x poolkit", medians[best], "least", 1.7))
+    for name, least in (("psycopg_pool", 3.5), ("asyncpg.Pool", 10.0)):
+        if name in medians:
+            found.append(Target(f"{name}: x poolkit", medians[name], "least", least))
+    return found

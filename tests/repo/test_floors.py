@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 #: Extras whose module does not exist yet, or which only tools need.
-UNTESTED = {"all", "cli", "docs", "otel", "prometheus", "sqlalchemy", "test", "types"}
+UNTESTED = {"all", "cli", "docs", "otel", "prometheus", "test", "types"}
 
 
 def test_oldest_versions_are_the_declared_floors() -> None:

@@ -5,6 +5,9 @@ Everything hangs from one root, so that one line moves it all in a test::
     app.dependency_overrides[poolkit.fastapi.pool] = lambda: another_pool
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from poolkit.fastapi import _floor as _floor  # first: it says what is missing
 from poolkit.fastapi._dependencies import (
     Connection,
@@ -23,11 +26,15 @@ from poolkit.fastapi._health import router
 from poolkit.fastapi._lazy import LazyConnection
 from poolkit.fastapi._lifespan import lifespan
 
+if TYPE_CHECKING:
+    from poolkit.fastapi._session import Session, session
+
 __all__ = [
     "Connection",
     "Dependencies",
     "Lazy",
     "LazyConnection",
+    "Session",
     "Transaction",
     "connection",
     "for_pool",
@@ -35,7 +42,15 @@ __all__ = [
     "lifespan",
     "pool",
     "router",
+    "session",
     "streaming_connection",
     "transaction",
     "transaction_with",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("session", "Session"):  # they need SQLAlchemy
+        import_module("poolkit.sqlalchemy")  # says what is missing
+        return getattr(import_module("poolkit.fastapi._session"), name)
+    raise AttributeError(f"module 'poolkit.fastapi' has no attribute {name!r}")

@@ -1,0 +1,41 @@
+"""Has a pool, opened on start-up and closed on shut-down; handlers depend on a connection."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+import aiosqlite
+from fastapi import Depends, FastAPI
+
+import poolkit
+
+pool = poolkit.create_pool(os.environ["DATABASE_URL"])
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+    """Open, see to the table, close."""
+    async with poolkit.fastapi.lifespan(pool)(app) as state:
+        async with pool.acquire() as db:
+            await db.execute("CREATE TABLE IF NOT EXISTS items (id INTEGER PRIMARY KEY, name TEXT)")
+        yield state
+
+
+app = FastAPI(lifespan=lifespan)
+Db = Annotated[aiosqlite.Connection, Depends(poolkit.fastapi.connection)]
+DbTransaction = Annotated[aiosqlite.Connection, Depends(poolkit.fastapi.transaction)]
+
+
+@app.get("/items")
+async def list_items(db: Db) -> list[dict[str, Any]]:
+    """Return all items."""
+    rows = await db.execute_fetchall("SELECT id, name FROM items ORDER BY id")
+    return [{"id": number, "name": name} for number, name in rows]
+
+
+@app.post("/items")
+async def add_item(name: str, db: DbTransaction) -> dict[str, Any]:
+    """Add an item; it is committed before the client is told."""
+    cursor = await db.execute("INSERT INTO items (name) VALUES (:name)", {"name": name})
+    return {"id": cursor.lastrowid, "name": name}

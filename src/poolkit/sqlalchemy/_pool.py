@@ -1,0 +1,393 @@
+"""A pool of SQLAlchemy's that has no connections: it borrows poolkit's.
+
+SQLAlchemy keeps a *record* of each connection, with its adapter, its ``info`` and what it has
+prepared. Here a record belongs to a slot of poolkit's pool for as long as the connection in it
+lives, so nothing has to be prepared twice; a lease comes and goes with each checkout::
+
+    _do_get ─────────▶ lease ─▶ the slot's record gets its view
+    _do_return_conn ─▶ given back; reset by poolkit unless SQLAlchemy's reset has left it idle
+    _close_connection  what SQLAlchemy gives up: poolkit terminates it, or resets it if SQLAlchemy
+                       was interrupted and cannot know
+
+What SQLAlchemy closes is given back through the pool's inbox, because it may do so while garbage is
+collected: in the middle of any line, in any thread.
+
+It leans on these members of SQLAlchemy that are not documented: ``_ConnectionRecord`` with
+its ``checkin`` and ``_soft_invalidate_time``; of `Pool` ``_do_get``, ``_do_return_conn``,
+``_close_connection``, ``_invalidate`` and ``_reset_on_return``; and the name ``_finalize_fairy``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import greenlet  # type: ignore[import-untyped, unused-ignore]
+import sqlalchemy
+from sqlalchemy import exc
+from sqlalchemy.pool import Pool as _Pool
+from sqlalchemy.pool.base import _ConnectionRecord, reset_none
+from sqlalchemy.util.concurrency import await_only
+
+import poolkit
+from poolkit import _words as words
+from poolkit._errors import PoolClosed, PoolConfigError, WrongLoop
+from poolkit._errors import PoolTimeout as _PoolTimeout
+
+if TYPE_CHECKING:
+    import types
+
+    from poolkit._pool import Pool
+    from poolkit._slot import Slot
+    from poolkit.sqlalchemy._adapters import Adapters
+
+    #: The innermost frame first: a code, and an offset in it.
+    Stack = tuple[tuple[types.CodeType, int], ...]
+
+logger = logging.getLogger("poolkit")
+
+
+class PoolTimeout(_PoolTimeout, exc.TimeoutError):
+    """No connection became free in time: `poolkit.PoolTimeout` and `sqlalchemy.exc.TimeoutError`.
+
+    What catches either of them catches it.
+    """
+
+    __module__ = "poolkit.sqlalchemy"
+
+
+class _Record(_ConnectionRecord):
+    """SQLAlchemy's record of one connection, and the lease in which it is in use."""
+
+    def __init__(self, pool: PoolkitPool, slot: Slot, view: Any, stack: Stack) -> None:
+        super().__init__(pool, connect=False)
+        self.pool = pool
+        self.slot = slot
+        #: The lease that ends when this record is checked in; None when it has ended, or will by
+        #: itself: with a detached connection.
+        self.view: Any = view
+        self.stack = stack
+        #: Why SQLAlchemy gives the connection up.
+        self.error: BaseException | None = None
+
+    def get_connection(self) -> Any:
+        """Return the adapter; make one, and run the connect events, if there is none."""
+        before = self.dbapi_connection
+        try:
+            adapter = super().get_connection()
+            if adapter is not before:
+                self.pool._adapters.connected(adapter)
+        except BaseException as error:
+            view = self.view
+            if self.dbapi_connection is None and view is not None:  # nothing SQLAlchemy could close
+                self.view = None
+                self.pool._lender._give_back(view, _HERE, error)
+            raise
+        return adapter
+
+    def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Give the connection up; what an event raises must not keep one that nobody has yet."""
+        self.error = e
+        try:
+            super().invalidate(e, soft)
+        except BaseException:
+            has_user = self.fairy_ref is not None and self.fairy_ref() is not None
+            if not (soft or has_user):
+                self._abandon()
+            raise
+
+    def checkin(self, _fairy_was_created: bool = True) -> None:  # noqa: FBT001, FBT002
+        """Give back; what an event raises must not keep the connection."""
+        try:
+            super().checkin(_fairy_was_created)
+        except BaseException as error:
+            self.error = error
+            self._abandon()
+            raise
+
+    def _abandon(self) -> None:
+        adapter, self.dbapi_connection = self.dbapi_connection, None
+        if adapter is not None:
+            self.pool._close_connection(adapter)
+
+
+class PoolkitPool(_Pool):
+    """What stands in `AsyncEngine.pool`: it borrows its connections from a pool of poolkit's."""
+
+    __module__ = "poolkit.sqlalchemy"  # which is where it logs, too
+    _is_asyncio = True  # pyright: ignore[reportAssignmentType]
+
+    def __init__(
+        self,
+        creator: Any,  # noqa: ARG002  # poolkit opens the connections
+        lender: Pool[Any],
+        adapters: Adapters,
+        pre_ping: bool = False,  # noqa: FBT001, FBT002  # SQLAlchemy's
+        **options: Any,
+    ) -> None:
+        super().__init__(self._open, **options)  # type: ignore[arg-type]
+        self._lender = lender
+        self._adapters = adapters
+        self._asked_to_ping = pre_ping
+        self._records: dict[Slot, _Record] = {}
+
+    # -- checkout --------------------------------------------------------------------------------
+
+    def _do_get(self) -> _ConnectionRecord:
+        stack = _stack()
+        view = self._acquire(stack)
+        try:
+            return self._record_for(view, stack)
+        except BaseException as error:
+            self._lender._give_back(view, _HERE, error)
+            raise
+
+    def _acquire(self, stack: Stack) -> Any:
+        """Wait for a lease, in the name of SQLAlchemy's user."""
+        lender, place = self._lender, stack[0]
+        lease = lender.acquire()
+        lease._code, lease._lasti = place
+        try:
+            view: Any = lender._lease_now(lease)  # without a switch of greenlets
+            if view is None:
+                view = await_only(lender._lease_later(lease))
+        except _PoolTimeout as error:
+            raise PoolTimeout(str(error)) from error.__cause__
+        except (PoolClosed, WrongLoop):
+            _check_loop()
+            raise
+        slot = view._poolkit_slot
+        slot.loose_turn = slot.turn  # any task may close a session
+        slot.holder = (slot.holder[0], *place, stack)
+        return view
+
+    def _record_for(self, view: Any, stack: Stack) -> _Record:
+        slot: Slot = view._poolkit_slot
+        record = self._records.get(slot)
+        if record is None:
+            self._forget_closed()
+            record = self._records[slot] = _Record(self, slot, view, stack)
+            return record
+        if record.dbapi_connection is not None:
+            self._adapters.lend(record.dbapi_connection, view)
+        record.view, record.stack, record.error = view, stack, None
+        return record
+
+    def _open(self, record: Any) -> Any:
+        """Do what SQLAlchemy takes for connecting: adapt the connection that was borrowed."""
+        if self._dialect.dispatch.do_connect:  # type: ignore[union-attr]
+            raise PoolConfigError(
+                "an event listener for do_connect: poolkit opens the connections. Give "
+                "create_pool() what it would set (connect_kwargs={'password': function})"
+            )
+        view = self._exchange(record) if record.view is None else record.view
+        return self._adapters.adapt(self._dialect, view)  # type: ignore[arg-type]
+
+    def _exchange(self, record: _Record) -> Any:
+        """Borrow another connection for a record whose own was closed during its checkout."""
+        view = self._acquire(record.stack)
+        if self._records.get(record.slot) is record:
+            del self._records[record.slot]
+        record.slot = view._poolkit_slot
+        record.view, record.error = view, None
+        self._records[record.slot] = record
+        return view
+
+    # -- checkin ---------------------------------------------------------------------------------
+
+    def _do_return_conn(self, record: Any) -> None:
+        adapter, view = record.dbapi_connection, record.view
+        record.view = None
+        if adapter is None:  # closed, which has ended the lease; or detached, and lives on without
+            caller = sys._getframe(1).f_back
+            dropped = caller is not None and caller.f_code.co_name == "_finalize_fairy"
+            if dropped and view is not None and view._poolkit_turn == record.slot.turn:
+                # Detached, and not by its user: that one was collected without having given back.
+                self._lender._post(functools.partial(self._report, record.stack))
+        elif view is not None:
+            self._give_back(record, adapter, view)
+            if record.slot.generation < 0 or record.slot.state in ("closing", "gone"):
+                self._forget(record)
+
+    def _give_back(self, record: _Record, adapter: Any, view: Any) -> None:
+        lender, slot = self._lender, record.slot
+        if view._poolkit_turn == slot.turn and lender._runtime.is_here():
+            connection, now = slot.connection, lender._runtime.now()
+            if record._soft_invalidate_time > record.starttime:
+                slot.generation, slot.retire_at, slot.expires_at = -1, now, now
+            if (
+                lender._hooks.revoke(connection, derived=False)
+                and self._adapters.settle(adapter, connection)
+                and self._reset_on_return is not reset_none
+                and not (slot.busy or slot.cancelled)
+            ):
+                # SQLAlchemy's reset has run, and all that it has to undo is undone.
+                slot.touched = slot.derived = False
+                slot.alive_at = now
+        lender._give_back(view, _HERE, None)
+
+    def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:
+        view = connection._connection
+        slot: Slot = view._poolkit_slot
+        record, error = self._records.get(slot), None
+        if record is not None and record.view is view:
+            record.view, error = None, record.error
+        self.logger.debug(
+            "%s connection %r", "Hard-closing" if terminate else "Closing", connection
+        )
+        if view._poolkit_turn == slot.turn:
+            self._lender._post(functools.partial(self._give_up, view, error))
+
+    def _give_up(self, view: Any, error: BaseException | None) -> None:
+        """End the lease of a connection that SQLAlchemy has closed."""
+        slot: Slot = view._poolkit_slot
+        if view._poolkit_turn != slot.turn:
+            return
+        slot.touched = True
+        if error is None or (isinstance(error, Exception) and not isinstance(error, TimeoutError)):
+            self._lender._hooks.terminate(slot.connection)
+        # Else it may be good: the driver's reset rolls back, and finds out.
+        self._lender._give_back(view, _HERE, error)
+
+    def _report(self, stack: Stack) -> None:
+        where = "".join(f"\n    {words.place(*frame)}" for frame in stack)
+        logger.error(
+            "pool %r: a connection of SQLAlchemy's was never given back: whoever had it was "
+            "garbage-collected. It is terminated. It was acquired at%s",
+            self._lender.name,
+            where,
+        )
+
+    # -- the others ------------------------------------------------------------------------------
+
+    def _invalidate(
+        self,
+        connection: Any,
+        exception: BaseException | None = None,
+        _checkin: bool = True,  # noqa: FBT001, FBT002
+    ) -> None:
+        """Have the idle connections pinged before their next use: one of them was found dead."""
+        lender = self._lender
+        if lender._book.is_open:
+            lender._book.suspect(lender._runtime.now())
+            lender._settle()
+        if _checkin and getattr(connection, "is_valid", False):
+            connection.invalidate(exception)
+
+    def _forget_closed(self) -> None:
+        """Drop the records of connections that poolkit has closed meanwhile."""
+        for slot, record in list(self._records.items()):
+            if slot.state in ("closing", "gone") and not record.in_use:
+                self._forget(record)
+
+    def _forget(self, record: _Record) -> None:
+        self._records.pop(record.slot, None)
+        try:
+            record.close()
+        except Exception:
+            self.logger.exception("Exception in an event of closing a connection")
+
+    # -- for SQLAlchemy's users ------------------------------------------------------------------
+
+    def dispose(self) -> None:
+        """Have every connection replaced: idle ones now, the others when they come back.
+
+        poolkit's pool stays open. On another event loop, or after a fork, nothing is done.
+        """
+        lender = self._lender
+        if lender._book.is_open and lender._runtime.is_here():
+            lender.renew()
+        self._forget_closed()
+
+    def recreate(self) -> PoolkitPool:
+        """Return another one over the same pool, with the same events."""
+        return type(self)(
+            None,
+            self._lender,
+            self._adapters,
+            pre_ping=self._asked_to_ping,
+            echo=self.echo,
+            logging_name=self._orig_logging_name,
+            reset_on_return=self._reset_on_return,
+            _dispatch=self.dispatch,
+            dialect=self._dialect,
+        )
+
+    def status(self) -> str:
+        """Return the name and the sizes of poolkit's pool, in one line."""
+        return f"pool {self._lender.name!r}: {self._lender.stats()}"
+
+    def size(self) -> int:
+        """Return ``max_size``."""
+        return self._lender._book.options.max_size
+
+    def timeout(self) -> float | None:
+        """Return ``acquire_timeout``, in seconds."""
+        return self._lender._book.options.acquire_timeout
+
+    def checkedin(self) -> int:
+        """Return how many connections are idle."""
+        return self._lender.stats().idle
+
+    def checkedout(self) -> int:
+        """Return how many connections are leased, whoever has them."""
+        return self._lender.stats().leased
+
+    def overflow(self) -> int:
+        """Return by how many connections there are more than ``max_size``; fewer are negative."""
+        return self._lender.stats().size - self.size()
+
+
+#: Where leases end: a handle that is used later says so.
+_HERE: Final = (PoolkitPool._do_return_conn.__code__, 0)
+
+
+def _check_loop() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise PoolConfigError(
+            "SQLAlchemy's AsyncEngine runs on asyncio only, inside its event loop; on trio acquire "
+            "from the pool itself"
+        ) from None
+
+
+# -- where a connection was acquired -------------------------------------------------------------
+
+#: To look at a frame costs as much as a call: enough of them to find the place in a program.
+_DEPTH: Final = 3
+_NOT_USERS: Final = (
+    "<sqlalchemy generated",
+    *(str(Path(str(module.__file__)).parent) + os.sep for module in (sqlalchemy, poolkit)),
+)
+_users: Final[dict[str, bool]] = {}
+
+
+def _stack() -> Stack:
+    """Return the innermost frames of the user's program, without SQLAlchemy's own.
+
+    SQLAlchemy runs its synchronous code on a stack of its own, in a greenlet; the one that awaits
+    it is its parent's.
+    """
+    found: list[tuple[types.CodeType, int]] = []
+    parent = greenlet.getcurrent().parent
+    frame = parent.gr_frame if parent is not None else sys._getframe(1)
+    while frame is not None and len(found) < _DEPTH:
+        code = frame.f_code
+        users = _users.get(code.co_filename)
+        if _is_users(code.co_filename) if users is None else users:
+            found.append((code, frame.f_lasti))
+        frame = frame.f_back
+    return tuple(found) or (_HERE,)
+
+
+def _is_users(filename: str) -> bool:
+    if filename not in _users:
+        own = filename.startswith(_NOT_USERS) or f"{os.sep}sqlmodel{os.sep}" in filename
+        _users[filename] = not own
+    return _users[filename]

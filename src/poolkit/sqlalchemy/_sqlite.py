@@ -1,0 +1,245 @@
+"""SQLite for SQLAlchemy: each statement takes one turn in the connection's thread, not four.
+
+SQLAlchemy's adapter for aiosqlite makes a cursor, executes, fetches and closes, and waits for the
+thread each time; and it waits for rollbacks of nothing. The one here does all of it in one go. It
+also begins the transactions: before the first write and before a savepoint, as sqlite3 does for
+SQLAlchemy by itself. poolkit's connections are in autocommit, and so they stay for the pool's other
+users.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import URL
+from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_connection
+from sqlalchemy.util.concurrency import await_only
+
+from poolkit._errors import NotLeased, PoolConfigError
+from poolkit.drivers._sqlite_connection import Raw, RawCursor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from sqlalchemy.engine import Dialect
+
+#: What a transaction is begun for. (sqlite3 forgets the savepoint, whose release is a COMMIT then.)
+_BEGINS: Final = re.compile(
+    r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(?:INSERT|UPDATE|DELETE|REPLACE|SAVEPOINT)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+class AiosqliteAdapters:
+    """For aiosqlite: what a session has left is seen without asking the thread."""
+
+    def __init__(self, driver: Any, connect_args: Mapping[str, Any]) -> None:
+        for name in connect_args:
+            raise PoolConfigError(
+                f"connect_args={{{name!r}: ...}}: poolkit opens the connections; give "
+                "create_pool() its settings instead"
+            )
+        self.url = URL.create("sqlite+aiosqlite", database=driver.name)
+
+    def adapt(self, dialect: Dialect, view: Any) -> Any:
+        """Return an adapter around a view."""
+        return _Adapter(dialect.dbapi, view)
+
+    def connected(self, adapter: Any) -> None:
+        """Do nothing: functions and pragmas outlast every reset."""
+
+    def lend(self, adapter: Any, view: Any) -> None:
+        """Put in the view."""
+        adapter._connection = view
+
+    def settle(self, adapter: Any, connection: Any) -> bool:  # noqa: ARG002
+        """Tell whether no transaction, no statement and no cursor is open, and nothing was set."""
+        raw: Raw = connection._raw
+        if raw.over or raw.in_transaction or raw._running is not None:
+            return False
+        return raw._cursors.keys() <= set(raw._dropped) and raw._state() == raw._settled
+
+
+class _Adapter(AsyncAdapt_aiosqlite_connection):
+    """What SQLAlchemy takes for a connection."""
+
+    __slots__ = ("level",)
+
+    def __init__(self, dbapi: Any, view: Any) -> None:
+        super().__init__(dbapi, view)
+        #: As `sqlite3.Connection.isolation_level`: what follows BEGIN; None never to begin.
+        self.level: str | None = self._raw.isolation_level or ""
+
+    @property
+    def _raw(self) -> Raw:
+        raw: Raw = self._connection._conn  # raises when the lease has ended
+        return raw
+
+    @property
+    def isolation_level(self) -> Any:
+        """What follows BEGIN; None: autocommit."""
+        return self.level
+
+    @isolation_level.setter
+    def isolation_level(self, value: str | None) -> None:
+        if value is None:
+            self.commit()  # as sqlite3 does
+        self.level = value
+
+    def run(self, function: Any, *args: Any) -> Any:
+        """Run a function in the connection's thread."""
+        try:
+            return await_only(self._connection._execute(function, *args))
+        except Exception as error:
+            self._handle_exception(error)
+
+    def cursor(self, server_side: bool = False) -> Any:  # noqa: FBT001, FBT002  # SQLAlchemy's
+        """Return a cursor, which is not one of SQLite's yet."""
+        return _StreamingCursor(self) if server_side else _Cursor(self)
+
+    def execute(self, operation: Any, parameters: Any = None) -> Any:
+        """Execute one statement; the result is its cursor."""
+        cursor = self.cursor()
+        cursor.execute(operation, parameters)
+        return cursor
+
+    def commit(self) -> None:
+        """Commit, if there is anything to be committed."""
+        if self._raw.in_transaction:
+            self.run(self._raw.commit)
+
+    def rollback(self) -> None:
+        """Roll back, if there is anything to be rolled back."""
+        raw: Raw = self._connection._poolkit_slot.connection._raw
+        if not raw.over and self._raw.in_transaction:
+            self.run(raw.rollback)
+
+
+class _Cursor:
+    """Has its rows from the moment it has executed."""
+
+    server_side = False
+
+    def __init__(self, adapter: _Adapter) -> None:
+        self._adapter = adapter
+        self._rows: deque[Any] = deque()
+        self.description: Any = None
+        self.rowcount = -1
+        self.lastrowid: int | None = None
+        self.arraysize = 1
+
+    def execute(self, operation: str, parameters: Any = None) -> None:
+        """Execute one statement."""
+        self._perform("execute", operation, () if parameters is None else parameters)
+
+    def executemany(self, operation: str, seq_of_parameters: Any) -> None:
+        """Execute one statement for each set of parameters."""
+        self._perform("executemany", operation, seq_of_parameters)
+
+    def _perform(self, method: str, operation: str, parameters: Any) -> None:
+        adapter = self._adapter
+        self._rows, self.description, self.rowcount, self.lastrowid = adapter.run(
+            _whole, adapter._raw, adapter.level, method, operation, parameters
+        )
+
+    def fetchone(self) -> Any:
+        """Return the next row; None after the last one."""
+        return self._rows.popleft() if self._rows else None
+
+    def fetchmany(self, size: int | None = None) -> Sequence[Any]:
+        """Return the next rows."""
+        rows = self._rows
+        return [rows.popleft() for _ in range(min(size or self.arraysize, len(rows)))]
+
+    def fetchall(self) -> Sequence[Any]:
+        """Return the rows that are left."""
+        rows, self._rows = self._rows, deque()
+        return list(rows)
+
+    def __iter__(self) -> Iterator[Any]:
+        while self._rows:
+            yield self._rows.popleft()
+
+    def setinputsizes(self, *_: Any) -> None:
+        """Do nothing, as sqlite3 does."""
+
+    async def _async_soft_close(self) -> None:
+        """Keep the rows: SQLite's own cursor is closed."""
+
+    def close(self) -> None:
+        """Drop the rows that are left."""
+        self._rows.clear()
+
+
+class _StreamingCursor(_Cursor):
+    """Fetches its rows as they are asked for."""
+
+    server_side = True
+    _cursor: RawCursor | None = None
+
+    def _perform(self, method: str, operation: str, parameters: Any) -> None:
+        adapter, raw = self._adapter, self._adapter._raw
+        made = adapter.run(_begun, raw, adapter.level, method, operation, parameters)
+        raw.adopt(made, self)
+        self._cursor = made
+        self.description = made.description
+        self.rowcount, self.lastrowid = made.rowcount, made.lastrowid
+
+    def _fetch(self, method: str, *args: Any) -> Any:
+        return self._adapter.run(getattr(self._cursor, method), *args)
+
+    def fetchone(self) -> Any:
+        """Return the next row; None after the last one."""
+        return self._fetch("fetchone")
+
+    def fetchmany(self, size: int | None = None) -> Sequence[Any]:
+        """Return the next rows."""
+        rows: list[Any] = self._fetch("fetchmany", size or self.arraysize)
+        return rows
+
+    def fetchall(self) -> Sequence[Any]:
+        """Return the rows that are left."""
+        rows: list[Any] = self._fetch("fetchall")
+        return rows
+
+    def __iter__(self) -> Iterator[Any]:
+        while row := self.fetchone():
+            yield row
+
+    def close(self) -> None:
+        """Close, unless the end of the lease has done so."""
+        if self._cursor is not None:
+            with contextlib.suppress(NotLeased):
+                self._fetch("close")
+            self._cursor = None
+
+
+# -- in the connection's thread ------------------------------------------------------------------
+
+
+def _whole(*statement: Any) -> tuple[deque[Any], Any, int, int | None]:
+    """Execute a statement to its end."""
+    cursor = _begun(*statement)
+    try:
+        rows = deque(cursor.fetchall() if cursor.description else ())
+        return rows, cursor.description, cursor.rowcount, cursor.lastrowid
+    finally:
+        cursor.close()
+
+
+def _begun(raw: Raw, level: str | None, method: str, operation: str, parameters: Any) -> RawCursor:
+    """Begin a transaction, if there is to be one, and a statement; return its cursor."""
+    if level is None:
+        if raw.isolation_level is not None:
+            raw.isolation_level = None
+    elif not raw.in_transaction and _BEGINS.match(operation):
+        raw.command(f"BEGIN {level}")
+    if raw.text_factory is not str:
+        raw.text_factory = str
+    cursor: RawCursor = raw.cursor()
+    cursor.row_factory = None
+    getattr(cursor, method)(operation, parameters)
+    return cursor

@@ -1,0 +1,1 @@
+"""poolkit underneath SQLAlchemy."""
