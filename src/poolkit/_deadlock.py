@@ -1,9 +1,10 @@
 """Deadlock: every connection is held by a task that is itself waiting for one.
 
 With ``tasks`` that each hold ``n - 1`` connections while they acquire one more, a pool needs
-``tasks x (n - 1) + 1`` connections, or the day comes when all hold and all wait. Only what is
-certain is called one: if anybody might release, might be served or might give up first, there is no
-verdict.
+``tasks x (n - 1) + 1`` connections, or the day comes when all hold and all wait. If anybody is seen
+who might release, might be served or might give up first, there is no verdict. Not to be seen are a
+time limit around the wait of another task (`asyncio.timeout`, a cancel scope), and a block whose
+lease somebody else ends.
 """
 
 from __future__ import annotations

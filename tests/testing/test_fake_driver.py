@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import anyio
 import pytest
@@ -176,3 +177,10 @@ async def test_reset_tells_of_an_open_transaction() -> None:
     assert await driver.reset(c) is None
     with pytest.raises(Fault, match="without a transaction"):
         await c.commit()
+
+
+@pytest.mark.parametrize("wrong", [Fault, "slow", {"connect": None}])
+async def test_script_that_means_nothing_is_refused(wrong: Any) -> None:
+    """And not taken for a database that fails."""
+    with pytest.raises(TypeError, match="in a script: give None, an exception"):
+        await FakeDriver(connect=wrong).connect()

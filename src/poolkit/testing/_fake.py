@@ -279,10 +279,16 @@ async def _act(action: Any) -> None:
         await action.wait()
     elif isinstance(action, (int, float)):
         await anyio.sleep(action)
-    else:
+    elif action is None:
         await checkpoint()
-        if action is not None:
-            raise action.with_traceback(None)
+    elif isinstance(action, BaseException):
+        await checkpoint()
+        raise action.with_traceback(None)
+    else:
+        raise TypeError(
+            f"{action!r} in a script: give None, an exception (not its class), an event, a number "
+            "of seconds, NEVER, a tuple of these, or a list of what the next calls do"
+        )
 
 
 class FakeDriver(BareDriver[F], Generic[F]):

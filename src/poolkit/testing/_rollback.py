@@ -44,7 +44,8 @@ async def rollback(pool: Pool[C]) -> AsyncIterator[Pool[C]]:
     It differs from a real pool in what a checkout that fails leaves behind: nothing of a checkout
     remains in which a statement has failed in PostgreSQL, or was cancelled. The code under test
     must not end the transaction itself (``COMMIT``, ``conn.commit()``); that is found out at the
-    end of its checkout, and from then on there are no more.
+    end of its checkout, and from then on there are no more. A savepoint of its own that it never
+    releases is kept with the checkout, where a real pool would undo it.
 
     Works with connections that have ``execute(sql)`` and a database with savepoints: asyncpg,
     aiosqlite and `poolkit.drivers.sqlite` are tested. The connection goes back to ``pool``.
