@@ -80,10 +80,6 @@ class Prospects:
                 due = min(due, one[0])
         return due
 
-    def is_slow(self, slot: Slot) -> bool:
-        """Tell whether nobody counts on a slot any more."""
-        return slot in self._connecting.slow or slot in self._recycling.slow
-
     def count(self) -> int:
         """Count the jobs, connects and others, that may serve somebody soon."""
         return self.connects() + self.recycles()

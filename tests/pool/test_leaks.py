@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ import trio
 import trio.testing
 from anyio import wait_all_tasks_blocked
 
+import poolkit._pool
 from poolkit import Pool, PoolConfigError
 from poolkit.testing import VirtualTimeLoop
 from tests.fakes import CleanDriver, FakeConnection, FullDriver
@@ -356,4 +358,23 @@ def test_pool_never_closed_on_trio_says_so() -> None:
 
     with pytest.warns(ResourceWarning, match="'shop' was never closed"):
         trio.run(main)
+    assert not driver.alive
+
+
+@pytest.mark.filterwarnings("ignore:.*was never awaited")
+def test_pool_on_a_loop_that_was_closed_without_a_word_is_told_of_at_exit() -> None:
+    """Once; and one that is opened and closed again no more."""
+    driver = CleanDriver()
+    pool = Pool(driver, name="forgotten")
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(pool.open())
+    for task in asyncio.all_tasks(loop):
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # as meant here
+    loop.close()
+    with pytest.warns(ResourceWarning, match="'forgotten' was never closed"):
+        poolkit._pool._at_exit()
+    anyio.run(pool.aclose)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        poolkit._pool._at_exit()
     assert not driver.alive

@@ -96,19 +96,20 @@ def key(world: World) -> Any:
         uses = slot.uses if book.options.max_uses else 0
         if slot.state == "connecting":
             begun = time(slot.begun_at), time(slot.overdue_at)
-            return slot in world.at_work, begun, ages, book.prospects.is_slow(slot)
+            return slot in world.at_work, begun, ages, slot in slow
         if slot.state == "idle":
             return time(slot.alive_at), time(slot.used_at), time(slot.good_until), ages, uses
         if slot.state == "recycling":
             begun = time(slot.begun_at), time(slot.overdue_at)
             kept = time(slot.alive_at), time(slot.used_at), uses
-            return world.at_work.get(slot), begun, kept, ages, book.prospects.is_slow(slot)
+            return world.at_work.get(slot), begun, kept, ages, slot in slow
         if slot.state == "leased":
             return time(slot.alive_at), ages, uses
         return (slot.reason,)
 
     holders = [(slot_key(slot), _held(world, slot)) for slot in book.leased]
     outage = book.outage
+    slow = book.prospects._connecting.slow | book.prospects._recycling.slow
     shedder: Any = book.shedder
     came = time if shedder else lambda _: None
     return (
