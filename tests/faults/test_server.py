@@ -16,6 +16,7 @@ import asyncpg
 import pytest
 from asyncpg import exceptions as pg
 
+from tests.drivers.asyncpg_help import until
 from tests.faults.harness import (
     PgPool,
     Run,
@@ -165,8 +166,18 @@ async def test_crashed_backend_takes_all_with_it_and_is_waited_out(
             for query in (task, other):
                 with run.sees(pg.ConnectionDoesNotExistError):
                     await query
+            # The server has told all of them to quit, and the idle ones take a moment longer.
+            await until(lambda: not any(map(_exists, victims)))
             assert await run.waits(pool, 10.0) is None
         await run.recovered(pool, own_postgres, gone=tuple(victims))
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @fault(

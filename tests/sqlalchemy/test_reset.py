@@ -227,7 +227,8 @@ async def test_a_statement_still_under_way_is_ended_for_the_next_user(
             else fairy.driver_connection.execute(ENDLESS)
         )
         busy = asyncio.create_task(work)
-        sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        sleeping = "wait_event = 'PgSleep' AND datname = current_database()"
+        sql = f"SELECT count(*) FROM pg_stat_activity WHERE {sleeping}"
 
         async def asleep() -> bool:
             return await asyncio.to_thread(on_postgresql.query, sql) == [(1,)]
