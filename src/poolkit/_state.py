@@ -402,8 +402,9 @@ class PoolState:
     def open(self, waiter: Waiter, now: float) -> None:
         """Begin, or begin again; the waiter is served when `min_size` connections are there."""
         waiter.since = now
-        if not self.is_open and self.options.shedding:
-            self.shedder = self.options.shedding.begin()  # the clock may be another one by now
+        if not self.is_open:  # the clock may be another one by now
+            self._fit_since = self.renewed_at = -NEVER
+            self.shedder = self.options.shedding.begin() if self.options.shedding else None
         self.is_open = True
         self.defunct = False
         self.openers[waiter] = None

@@ -857,3 +857,15 @@ def test_connect_that_outlasts_its_limit_is_counted_as_stuck_and_delays_nobody()
     assert "2 connecting, 0 recycling (1 of them stuck)" in str(stats)
     desk.connect()
     assert waiter.outcome == "served"
+
+
+def test_reopened_pool_measures_by_its_new_clock() -> None:
+    """A renewal on another event loop's clock would put off the next one."""
+    desk = Desk().open()
+    desk.now = 1000.0
+    desk.book.renew(desk.now)
+    desk.book.close()
+    desk.book.collapse(None)
+    desk.now = 0.0
+    desk.book.open(desk.waiter(), desk.now)
+    assert desk.book.renewed_at < desk.now
