@@ -13,7 +13,7 @@ quick = $(addprefix --ignore=tests/,state/test_model.py state/test_state_machine
 # These would import from elsewhere than the environment.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help demo test test-oldest test-tools soak coverage mutants check lint types fmt bench bench-quick clean
+.PHONY: help demo test test-oldest test-tools soak coverage asyncpg-tests mutants check lint types fmt bench bench-quick clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -e 's/:.*## /: /' -e 's/^/make /'
@@ -49,6 +49,9 @@ soak: .test-tools  ## explore for MINUTES=10 what the tests explore in seconds
 coverage: .test-tools  ## branch coverage of the heart by its own tests; fails below 100 %
 	$(bin) coverage run -m pytest -q tests/state tests/pool tests/test_create.py $(quick)
 	$(bin) coverage report
+
+asyncpg-tests: .test-tools  ## run asyncpg's own tests of its pool on poolkit.compat.asyncpg
+	.venv/bin/python scripts/asyncpg_pool_tests.py $(ARGS)
 
 mutants: .test-tools  ## change the heart in small ways, see that a test fails (ARGS='_state --quick')
 	.venv/bin/python scripts/mutants.py $(ARGS)

@@ -29,7 +29,7 @@ from poolkit._stats import LeaseInfo, PoolStats
 from poolkit._transaction import Transaction, transaction
 
 if TYPE_CHECKING:
-    from poolkit import drivers, fastapi, sqlalchemy, testing
+    from poolkit import compat, drivers, fastapi, sqlalchemy, testing
 
 __version__ = "0.1.0.dev0"
 
@@ -56,6 +56,7 @@ __all__ = [
     "Transaction",
     "Verdict",
     "WrongLoop",
+    "compat",
     "create_pool",
     "drivers",
     "fastapi",
@@ -66,7 +67,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("drivers", "fastapi", "sqlalchemy", "testing"):
+    if name in ("compat", "drivers", "fastapi", "sqlalchemy", "testing"):
         return import_module(f"poolkit.{name}")
     raise AttributeError(f"module 'poolkit' has no attribute {name!r}")
 

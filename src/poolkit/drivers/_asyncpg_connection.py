@@ -158,9 +158,13 @@ def _late_class(kind: Any) -> Any:
     """Return the subclass whose coroutines look when they run whether the lease is over."""
 
     def late(method: Any) -> Any:
-        @functools.wraps(method)
-        async def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        async def again(self: Any, *args: Any, **kwargs: Any) -> Any:
             return await method(self, *args, **kwargs)
+
+        @functools.wraps(method)
+        def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+            method(self, *args, **kwargs).close()  # asyncpg's own look, which raises at once
+            return again(self, *args, **kwargs)
 
         return run
 

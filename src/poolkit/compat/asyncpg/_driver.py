@@ -1,0 +1,204 @@
+"""The driver for a pool in asyncpg's words, and its handles, whose errors are asyncpg's as well."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import asyncpg
+
+from poolkit._driver import Verdict
+from poolkit._errors import NotLeased, PoolConfigError
+from poolkit._lease import _Method, _View, watched
+from poolkit._words import caller
+from poolkit.drivers._asyncpg_connection import Handle, forget_named, pooled
+from poolkit.drivers._asyncpg_settings import Settings, check_dsn
+from poolkit.drivers.asyncpg import AsyncpgDriver
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from poolkit._slot import Slot
+
+
+class ReleasedError(NotLeased, asyncpg.InterfaceError):
+    """A connection was used after its release, or released to a pool that it is not of."""
+
+    __module__ = "poolkit.compat.asyncpg"
+
+
+def _refuse(view: Any, name: str, error: NotLeased) -> NoReturn:
+    why: object = error
+    if view._poolkit_pool._book.is_open and isinstance(view._poolkit_turn, int):
+        why = "it was lost"  # nobody has given it back: see `Pool._free`
+    raise ReleasedError(
+        f"cannot call Connection.{name}(): connection has been released back to the pool; {why}"
+    ) from None
+
+
+class _Guarded(_Method):
+    """A forwarded method whose refusal is asyncpg's error as well."""
+
+    __slots__ = ()
+
+    def __get__(self, view: Any, owner: type) -> Any:
+        try:
+            return super().__get__(view, owner)
+        except NotLeased as error:
+            _refuse(view, self._name, error)
+
+
+class PoolConnectionProxy(Handle):
+    """A connection until it is given back; closing it gives its place in the pool back."""
+
+    __slots__ = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Have the class that is made for a type of connections speak asyncpg's language."""
+        super().__init_subclass__(**kwargs)
+        for name, member in vars(cls).items():
+            if isinstance(member, _Method):
+                member.__class__ = _Guarded
+                if hasattr(asyncpg.Connection, name):
+                    functools.update_wrapper(member._call, getattr(asyncpg.Connection, name))
+        view: Any = cls
+        view._poolkit_touch = _touch
+        view.__repr__ = _represent
+
+    async def add_listener(self: Any, channel: str, callback: Any) -> None:
+        try:
+            await super().add_listener(channel, callback)
+        finally:
+            _hold(self)
+
+    def add_log_listener(self: Any, callback: Any) -> None:
+        super().add_log_listener(callback)
+        _hold(self)
+
+    def add_termination_listener(self: Any, callback: Any) -> None:
+        super().add_termination_listener(callback)
+        _hold(self)
+
+    async def close(self: Any, *, timeout: float | None = None) -> None:
+        slot = self._poolkit_touch("close")
+        place = caller(2)
+        try:
+            await watched(slot, slot.connection.close(timeout=timeout))
+        finally:
+            self._poolkit_pool._give_back(self, place, None)
+
+    def terminate(self: Any) -> None:
+        self._poolkit_touch("terminate").connection.terminate()
+        self._poolkit_pool._give_back(self, caller(2), None)
+
+
+def _touch(view: Any, name: str) -> Slot:
+    try:
+        return _View._poolkit_touch(view, name)
+    except NotLeased as error:
+        _refuse(view, name, error)
+
+
+def _hold(view: Any) -> None:
+    """Have a connection that is listened to hold its handle: nobody else may, in asyncpg."""
+    slot = view._poolkit_slot
+    if slot.turn == view._poolkit_turn:
+        slot.connection._handle = lambda: view
+
+
+def _represent(view: Any) -> str:
+    slot = view._poolkit_slot
+    what = repr(slot.connection) if slot.turn == view._poolkit_turn else "[released]"
+    return f"<PoolConnectionProxy {what} {id(view):#x}>"
+
+
+class CompatDriver(AsyncpgDriver):
+    """Connects as `asyncpg.Pool` does; an unreachable database is the next caller's error."""
+
+    view = (PoolConnectionProxy,)
+
+    def __init__(
+        self,
+        dsn: str | None,
+        arguments: Mapping[str, Any],
+        *,
+        connect: Callable[..., Awaitable[Any]] | None,
+        connection_class: Any,
+        record_class: type[asyncpg.Record],
+        reset: Callable[[Any], Awaitable[object]] | None,
+    ) -> None:
+        if reset is None and connection_class.reset is not asyncpg.Connection.reset:
+            reset = _reset_itself
+        super().__init__(reset="full" if reset is None else _as_coroutine(reset))
+        self._connector = connect or asyncpg.connect
+        self._class = connection_class
+        self._kind = pooled(connection_class)
+        self._records = record_class
+        self.set_arguments(dsn, arguments)
+        try:
+            _, self.name = check_dsn(dsn, Settings(connect_kwargs=arguments))
+        except PoolConfigError:  # of no DSN, but for `connect` to read
+            self.name = "asyncpg"
+
+    def set_arguments(self, dsn: str | None, arguments: Mapping[str, Any]) -> None:
+        """Take other arguments for the connects that are to come."""
+        self._dsn, self._arguments = dsn, dict(arguments)
+
+    async def connect(self) -> asyncpg.Connection:
+        """Open a connection, by whatever means the program has given."""
+        c: Any = await self._connector(
+            self._dsn,
+            loop=asyncio.get_running_loop(),
+            connection_class=self._kind,
+            record_class=self._records,
+            **self._arguments,
+        )
+        if not isinstance(c, self._class):
+            wanted, got = self._class, type(c)
+            module = "" if got.__module__ == "builtins" else f"{got.__module__}."
+            raise asyncpg.InterfaceError(
+                f"expected pool connect callback to return an instance of "
+                f"'{wanted.__module__}.{wanted.__name__}', got '{module}{got.__name__}'"
+            )
+        if not hasattr(c, "join"):
+            c = _pool(c)
+        self._adopt(c)
+        return c  # type: ignore[no-any-return]
+
+    def classify(self, exc: BaseException, c: asyncpg.Connection | None, /) -> Verdict | None:
+        """Let nobody wait for an outage to pass: callers of asyncpg are told at once."""
+        verdict = super().classify(exc, c)
+        return None if verdict is Verdict.TRANSIENT else verdict
+
+    def _undo(self, c: Any, *, listening: bool) -> str:
+        able = c._server_caps
+        if able.advisory_locks and able.notifications and able.sql_reset and able.sql_close_all:
+            return super()._undo(c, listening=listening)
+        if callable(self.settings.reset):
+            return forget_named(c)
+        return forget_named(c) + (c.get_reset_query() or "")  # no PostgreSQL proper
+
+
+def _pool(c: Any) -> Any:
+    """Return a connection of ours for one that was made without our class."""
+    kind: Any = type(c)
+    made = pooled(kind)(c._protocol, c._transport, c._loop, c._addr, c._config, c._params)
+    for name in ("_listeners", "_log_listeners", "_termination_listeners", "_query_loggers"):
+        setattr(made, name, getattr(c, name))
+    if hasattr(c, "__dict__"):  # of a subclass
+        vars(made).update(vars(c))
+    c._protocol.set_connection(made)
+    c._aborted = True  # whoever still has it has a closed one
+    return made
+
+
+async def _reset_itself(c: asyncpg.Connection) -> None:
+    await c.reset()
+
+
+def _as_coroutine(reset: Callable[[Any], Awaitable[object]]) -> Any:
+    async def run(c: Any) -> None:
+        await reset(c)
+
+    return run

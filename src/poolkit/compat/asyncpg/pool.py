@@ -1,0 +1,378 @@
+"""`asyncpg.Pool` over poolkit: its names, its defaults, its errors; poolkit's promises.
+
+Everything of `poolkit.Pool` is there too: ``stats()``, ``leases()``, ``transaction()``, ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Self, TypeVar
+
+import asyncpg
+from asyncpg import InterfaceError
+
+from poolkit import _words as words
+from poolkit._errors import ConnectFailed, PoolClosed
+from poolkit._lease import Lease, Released
+from poolkit._pool import Pool as _Pool
+from poolkit.compat.asyncpg._driver import CompatDriver, PoolConnectionProxy, ReleasedError
+
+if TYPE_CHECKING:
+    from poolkit._life import Life
+    from poolkit._pool import _NotGiven
+    from poolkit._slot import Slot
+
+__all__ = ["Pool", "PoolAcquireContext", "PoolConnectionProxy", "create_pool"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Hook = Callable[[Any], Awaitable[object]]
+PoolAcquireContext = Lease
+
+#: Seconds for connecting and `init`. What asyncpg allows for connecting, 60 by default, is less.
+_CONNECT_LIMIT = 120.0
+#: Seconds: poolkit looks for unused connections every second, which is no matter above this.
+_OFTEN_ENOUGH = 5.0
+
+
+class PoolClosedError(PoolClosed, InterfaceError):
+    """The pool is not open: not yet, or no longer."""
+
+    __module__ = "poolkit.compat.asyncpg"
+
+
+class _Done(Released, Coroutine[Any, Any, None]):
+    """What release returns: done already; a task can be made of it, too."""
+
+    __slots__ = ()
+
+    def send(self, _: Any) -> Any:
+        raise StopIteration
+
+    def throw(self, error: Any, *_: Any) -> Any:
+        raise error
+
+    def close(self) -> None:
+        pass
+
+
+_DONE = _Done()
+
+
+def _on_one(
+    method: Callable[Concatenate[asyncpg.Connection, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[Pool, P], Coroutine[Any, Any, R]]:
+    """Return the pool's method that calls this one on a connection of its own."""
+
+    async def call(pool: Pool, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        lease = pool.acquire()
+        lease._code, lease._lasti = words.caller(2)
+        async with lease as conn:
+            run: Callable[P, Coroutine[Any, Any, R]] = getattr(conn, method.__name__)
+            return await run(*args, **kwargs)
+
+    return functools.update_wrapper(call, method)
+
+
+class Pool(_Pool[asyncpg.Connection]):
+    """A pool with the methods of `asyncpg.Pool`: ``async with pool``, or ``await pool``."""
+
+    def __init__(
+        self,
+        dsn: str | None = None,
+        *,
+        init_size: int | None = None,
+        min_size: int = 10,
+        max_size: int = 10,
+        max_queries: int = 50000,
+        max_inactive_connection_lifetime: float = 300.0,
+        connect: Callable[..., Awaitable[Any]] | None = None,
+        setup: Hook | None = None,
+        init: Hook | None = None,
+        reset: Hook | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
+        connection_class: type[Any] = asyncpg.Connection,
+        record_class: type[Any] = asyncpg.Record,
+        **connect_kwargs: Any,
+    ) -> None:
+        refuser: Any = asyncpg.Pool  # what asyncpg refuses is refused, in its words
+        refuser(
+            dsn,
+            init_size=init_size,
+            min_size=min_size,
+            max_size=max_size,
+            max_queries=max_queries,
+            max_inactive_connection_lifetime=max_inactive_connection_lifetime,
+            loop=loop or self,
+            connection_class=connection_class,
+            record_class=record_class,
+        )
+        driver = CompatDriver(
+            dsn,
+            connect_kwargs,
+            connect=connect,
+            connection_class=connection_class,
+            record_class=record_class,
+            reset=reset,
+        )
+        own_limit = connect_kwargs.get("timeout") or 0
+        super().__init__(
+            driver,
+            min_size=min_size if init_size is None else init_size,  # until it is open
+            max_size=max_size,
+            acquire_timeout=None,
+            connect_timeout=max(_CONNECT_LIMIT, 2 * own_limit),
+            reset_timeout=2.0 if reset is None else 60.0,
+            max_lifetime=None,
+            max_idle_time=max_inactive_connection_lifetime or None,
+            deadlock="warn",  # whoever waits with a timeout expects a timeout
+            on_connect=init,
+            on_acquire=None if setup is None else _or_terminate(setup),
+        )
+        self._compat = driver
+        self._asked_loop = loop
+        self._sizes = self._book.options.min_size, min_size
+        self._max_queries = max_queries
+        self._max_idle = max_inactive_connection_lifetime
+        self._always_resets = reset is not None
+        self._phase: Literal["new", "opening", "used"] = "new"
+
+    # -- open and close --------------------------------------------------------------------------
+
+    async def open(self) -> Self:
+        """Open the pool, with ``init_size`` connections; the driver's own error if that fails."""
+        if self._phase == "opening":
+            raise InterfaceError("pool is being initialized in another task")
+        if self._asked_loop not in (None, asyncio.get_running_loop()):
+            raise InterfaceError("the pool was made for another event loop (loop=)")
+        if self._book.is_open and self._life is not None and not self._runtime.has_ended():
+            return await super().open()  # raises WrongLoop
+        self._phase = "opening"
+        try:
+            await super().open()
+            self.resize(min_size=self._min_to_keep())
+        except ConnectFailed as failed:
+            error: BaseException = failed.__cause__ or failed
+        except PoolClosed as closed:
+            error = PoolClosedError(str(closed))
+        else:
+            if 0 < self._max_idle < _OFTEN_ENOUGH and self._life is not None:
+                _look_for_unused(weakref.ref(self), weakref.ref(self._life))
+            return self
+        finally:
+            self._phase = "used"
+        raise error.with_traceback(None)
+
+    def __await__(self) -> Generator[Any, Any, Self]:
+        """Open the pool."""
+        return self.open().__await__()
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the pool, as `close` does: without a limit."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the pool: wait for every connection to be given back; cancelled, terminate them."""
+        self._check_initialized()
+        await self.aclose(grace=None)
+
+    def terminate(self) -> None:
+        """Close the pool and all its connections at once."""
+        self._check_initialized()
+        if (life := self._life) is None:
+            return
+        self._abandon_leases(life)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:  # its tasks end when it runs again
+            self._book.collapse(None)
+            self._settle()
+            life.runtime.call_soon(lambda: self._collapse(life, None))
+        else:
+            self._collapse(life, None)
+
+    def is_closing(self) -> bool:
+        """Tell whether the pool is being closed, or is closed."""
+        return self._phase == "used" and not self._book.is_open
+
+    async def expire_connections(self) -> None:
+        """Replace every connection: the idle ones now, the others when they come back."""
+        self.renew()
+
+    def set_connect_args(self, dsn: str | None = None, **connect_kwargs: Any) -> None:
+        """Connect with other arguments from now on."""
+        self._compat.set_arguments(dsn, connect_kwargs)
+
+    def _check_initialized(self) -> None:
+        if self._phase == "new":
+            raise PoolClosedError("pool is not initialized")
+        if self._phase == "opening":
+            raise PoolClosedError(
+                "pool is being initialized, but not yet ready: likely there is a race between "
+                "creating a pool and using it"
+            )
+
+    def _not_open(self) -> PoolClosedError:
+        return PoolClosedError(f"pool is {'closed' if self._life is None else 'closing'}")
+
+    # -- acquire and release ---------------------------------------------------------------------
+
+    def acquire(self, *, timeout: float | _NotGiven | None = None) -> Lease[asyncpg.Connection]:
+        """Return what gives a connection: ``async with pool.acquire()``, or await it.
+
+        Raises `TimeoutError` after so many seconds; asyncpg's error, or the system's, when
+        connecting fails; `asyncpg.InterfaceError` when the pool is not open.
+        """
+        if isinstance(timeout, (int, float)) and timeout < 0:  # what is left of a deadline
+            timeout = 0.0
+        lease = super().acquire(timeout=timeout)
+        lease._code, lease._lasti = words.caller(2)
+        return lease
+
+    def _lease_now(self, lease: Lease[Any]) -> Any:
+        if self._phase != "used":
+            self._check_initialized()
+        try:
+            return super()._lease_now(lease)
+        except PoolClosed as error:
+            raise self._not_open() from error
+
+    async def _lease_later(self, lease: Lease[Any]) -> Any:
+        try:
+            return await super()._lease_later(lease)
+        except ConnectFailed as failed:
+            error = failed.__cause__ or failed
+        except PoolClosed as closed:
+            raise self._not_open() from closed
+        raise error.with_traceback(None)  # of the connect, and of others who were told
+
+    def release(self, connection: Any, *, timeout: float | None = None) -> Released:  # noqa: ARG002
+        """Give a connection back: done when this returns; a second time changes nothing.
+
+        There is nothing to wait for: ``timeout`` is taken, and has no meaning.
+        """
+        is_ours = issubclass(type(connection), PoolConnectionProxy)
+        if not is_ours or connection._poolkit_pool is not self:
+            raise ReleasedError(
+                f"Pool.release() received invalid connection: {connection!r} is not a member of "
+                "this pool"
+            )
+        if not self._book.defunct:
+            self._runtime.task()  # raises WrongLoop
+        self._give_back(connection, words.caller(2), None)
+        return _DONE
+
+    def _give_back(self, view: Any, place: Any, error: BaseException | None) -> None:
+        slot: Slot = view._poolkit_slot
+        if slot.turn == view._poolkit_turn:
+            slot.touched |= self._always_resets
+            protocol = slot.connection._protocol
+            if protocol is not None and protocol.queries_count >= self._max_queries:
+                slot.reason = "used_up"
+                slot.retire_at = slot.expires_at = slot.good_until = 0.0
+        super()._give_back(view, place, error)
+
+    def _found_dead(self, slot: Slot) -> None:
+        super()._found_dead(slot)
+        turn = slot.turn
+        self._post(lambda: self._free(slot, turn))
+
+    def _free(self, slot: Slot, turn: int) -> None:
+        """Give the place of a lost connection back, whoever still holds it.
+
+        One with which nothing was done may be on its way to its holder, who is to find out.
+        """
+        if slot.state == "leased" and slot.turn == turn and slot.touched:
+            slot.turn += 1
+            self._leaks.forget(slot)
+            self._book.release_broken(slot, self._now())
+
+    # -- on a connection of its own --------------------------------------------------------------
+
+    execute = _on_one(asyncpg.Connection.execute)
+    executemany = _on_one(asyncpg.Connection.executemany)
+    fetch = _on_one(asyncpg.Connection.fetch)
+    fetchval = _on_one(asyncpg.Connection.fetchval)
+    fetchrow = _on_one(asyncpg.Connection.fetchrow)
+    fetchmany = _on_one(asyncpg.Connection.fetchmany)
+    copy_from_table = _on_one(asyncpg.Connection.copy_from_table)
+    copy_from_query = _on_one(asyncpg.Connection.copy_from_query)
+    copy_to_table = _on_one(asyncpg.Connection.copy_to_table)
+    copy_records_to_table = _on_one(asyncpg.Connection.copy_records_to_table)
+
+    # -- sizes -----------------------------------------------------------------------------------
+
+    def get_size(self) -> int:
+        """Return how many connections are open."""
+        return self.get_idle_size() + sum(map(_is_open, self._book.leased))
+
+    def get_idle_size(self) -> int:
+        """Return how many connections are open and nobody's, those being reset included."""
+        now, book = self._now(), self._book
+        return sum(
+            _is_open(slot) and now < slot.expires_at for slot in (*book.idle, *book.recycling)
+        )
+
+    def get_init_size(self) -> int:
+        """Return how many connections the pool opens with."""
+        return self._sizes[0]
+
+    def get_min_size(self) -> int:
+        """Return how many connections are kept."""
+        return self._min_to_keep() if self._phase != "used" else self._book.options.min_size
+
+    def _min_to_keep(self) -> int:
+        """Return what `init_size` has the place of until the pool is open, unless resized."""
+        init_size, min_size = self._sizes
+        now = self._book.options.min_size
+        return min_size if now == init_size else now
+
+    def get_max_size(self) -> int:
+        """Return how many connections there can be."""
+        return self._book.options.max_size
+
+
+def _as_function(make: Callable[P, R]) -> Callable[P, R]:
+    @functools.wraps(make)
+    def create_pool(*args: P.args, **kwargs: P.kwargs) -> R:
+        """Return a pool; options and their defaults are those of `asyncpg.create_pool`."""
+        return make(*args, **kwargs)
+
+    create_pool.__name__ = create_pool.__qualname__ = "create_pool"
+    return create_pool
+
+
+create_pool = _as_function(Pool)
+
+
+def _look_for_unused(ref: weakref.ref[Pool], life: weakref.ref[Life]) -> None:
+    """Look, and again, until the pool is closed; opened again, it has another life."""
+    pool = ref()
+    if pool is not None and pool._life is not None and pool._life is life() and pool._book.is_open:
+        pool._on_alarm()
+        pause = max(pool._max_idle / 4, 0.02)
+        asyncio.get_running_loop().call_later(pause, _look_for_unused, ref, life)
+
+
+def _is_open(slot: Slot) -> bool:
+    return not slot.connection.is_closed()
+
+
+def _or_terminate(setup: Hook) -> Hook:
+    async def run(conn: Any) -> None:
+        connection = conn._poolkit_slot.connection
+        changed = connection._codecs
+        try:
+            await setup(conn)
+        except BaseException:
+            with contextlib.suppress(ReleasedError):  # `setup` has closed it itself
+                conn.terminate()
+            raise
+        connection._codecs = changed  # every lease has those of `setup`
+
+    return run

@@ -1,0 +1,1 @@
+"""The tests of other pools' names over ours."""
