@@ -12,6 +12,9 @@ Start it with ``make demo``, or ``uvicorn examples.app:app``. Then try::
 
     python examples/hammer.py       # 50 clients at once: five connections are enough
 
+and in a browser http://localhost:8000/, with a button that loads it, beside the pool's live page,
+http://localhost:8000/poolkit.
+
 ``DATABASE_URL`` says where the data is, ``postgresql://user:password@host/database`` for example.
 By default that is ``var/example.db``, a SQLite file: no server is needed.
 """
@@ -19,14 +22,18 @@ By default that is ``var/example.db``, a SQLite file: no server is needed.
 import contextlib
 import dataclasses
 import os
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, HTTPException
+import anyio
+from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException
+from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
 import poolkit
+from poolkit.dashboard import ServerTiming
 from poolkit.fastapi import Connection, Lazy, Transaction
 
 DATABASE_URL = os.environ.get("DATABASE_URL", "")
@@ -59,7 +66,9 @@ async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
 
 
 app = FastAPI(title="poolkit's example", lifespan=lifespan)
-app.include_router(poolkit.fastapi.router(health=True))
+app.add_middleware(ServerTiming)
+# Everybody may look, as this is an example: elsewhere give it dependencies=[Depends(an_admin)].
+app.include_router(poolkit.fastapi.router(health=True, dashboard=True, public=True))
 
 Number = Annotated[int, Field(gt=0, lt=2**31)]
 
@@ -76,6 +85,43 @@ class Transfer(BaseModel):
     source: Number
     target: Number
     amount: Number
+
+
+HERE = Path(__file__).parent
+
+
+@app.get("/", include_in_schema=False)
+async def show_page() -> FileResponse:
+    """Return the page with the button."""
+    return FileResponse(HERE / "breathe.html")
+
+
+@app.get("/breathe.js", include_in_schema=False)
+async def show_script() -> FileResponse:
+    """Return what the page does."""
+    return FileResponse(HERE / "breathe.js", media_type="text/javascript")
+
+
+@app.post("/breathe", status_code=202)
+async def breathe(
+    pool: Annotated[poolkit.Pool[Any], Depends(poolkit.fastapi.pool)], tasks: BackgroundTasks
+) -> dict[str, int]:
+    """Send in twelve visitors for ten seconds, each holding a connection for a while, and again."""
+
+    async def visit() -> None:
+        while True:
+            async with pool.acquire():
+                await anyio.sleep(random.uniform(0.2, 1.0))
+            await anyio.sleep(random.uniform(0.1, 0.5))
+
+    async def visits() -> None:
+        with anyio.move_on_after(10):
+            async with anyio.create_task_group() as group:
+                for _ in range(12):
+                    group.start_soon(visit)
+
+    tasks.add_task(visits)
+    return {"visitors": 12}
 
 
 @app.get("/items")

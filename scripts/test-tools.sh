@@ -1,9 +1,10 @@
 #!/bin/sh
-# Install what the tests need and Python does not bring: PgBouncer, from the distribution.
+# Install what the tests need and Python does not bring: PgBouncer, Chromium and its driver, from the
+# distribution.
 #
 #     sh scripts/test-tools.sh [PROGRAM ...]
 #
-# Or other programs, each of the package of its name. Needs root and apt-get; where there is none, it
+# Or other programs, each of the package of its name, but for chromedriver. Needs root and apt-get; where there is none, it
 # says so and goes on: the tests say what they lack. Starts no service. A second call returns at
 # once. Settings for proxies and package sources are left as they are.
 set -eu
@@ -15,8 +16,13 @@ PATH=${PATH:-/usr/bin:/bin}:/usr/local/sbin:/usr/sbin:/sbin
 export PATH DEBIAN_FRONTEND=noninteractive
 
 missing=
-for tool in "${@:-pgbouncer}"; do
-    command -v "$tool" >/dev/null 2>&1 || missing="$missing $tool"
+[ $# -gt 0 ] || set -- pgbouncer chromium chromedriver
+for tool; do
+    command -v "$tool" >/dev/null 2>&1 && continue
+    case $tool in
+    chromedriver) missing="$missing chromium-driver" ;;
+    *) missing="$missing $tool" ;;
+    esac
 done
 [ -n "$missing" ] || exit 0
 

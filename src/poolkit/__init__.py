@@ -29,7 +29,7 @@ from poolkit._stats import LeaseInfo, PoolStats
 from poolkit._transaction import Transaction, transaction
 
 if TYPE_CHECKING:
-    from poolkit import compat, drivers, fastapi, sqlalchemy, testing
+    from poolkit import compat, dashboard, drivers, fastapi, sqlalchemy, testing
 
 __version__ = "0.1.0.dev0"
 
@@ -58,6 +58,7 @@ __all__ = [
     "WrongLoop",
     "compat",
     "create_pool",
+    "dashboard",
     "drivers",
     "fastapi",
     "sqlalchemy",
@@ -67,7 +68,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("compat", "drivers", "fastapi", "sqlalchemy", "testing"):
+    if name in ("compat", "dashboard", "drivers", "fastapi", "sqlalchemy", "testing"):
         return import_module(f"poolkit.{name}")
     raise AttributeError(f"module 'poolkit' has no attribute {name!r}")
 

@@ -168,3 +168,19 @@ def test_items_are_listed_with_and_without_the_pool(example: Example) -> None:
     assert example.request("POST", "/items", {"name": "spade"}) == (201, {"id": 1, "name": "spade"})
     for path in ("/items", "/unpooled/items"):
         assert example.request("GET", path) == (200, [{"id": 1, "name": "spade"}])
+
+
+def test_page_and_its_parts_are_served(example: Example) -> None:
+    """The page with the button, the pool's own, and what they ask for."""
+    conn = http.client.HTTPConnection("127.0.0.1", example.port, timeout=30)
+    with contextlib.closing(conn):
+        for path in ("/", "/breathe.js", "/poolkit", "/poolkit/page.js", "/poolkit/page.css"):
+            conn.request("GET", path)
+            answer = conn.getresponse()
+            assert (answer.status, bool(answer.read())) == (200, True), path
+            assert answer.getheader("Server-Timing") == (
+                'pool;dur=0.0;desc="wait", db;dur=0.0;desc="held"'
+            )
+    status, state = example.request("GET", "/poolkit/state")
+    assert status == 200
+    assert len(state["slots"]) == 5

@@ -1,9 +1,11 @@
-"""`router`: what an orchestrator asks, answered from the state of the pools.
+"""`router`: what an orchestrator asks, answered from the state of the pools; and the live page.
 
 Nothing is acquired. A probe that waited in line would fail when the pool is busy, its pod would be
 taken out or restarted, and the others would be busier still.
 """
 
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from fastapi import APIRouter
@@ -17,17 +19,39 @@ from poolkit.fastapi._dependencies import DEFAULT, find
 from poolkit.fastapi._lifespan import ALL
 
 
-def router(*, health: bool = False, unready_after: float = 5.0) -> APIRouter:
+def router(
+    *,
+    health: bool = False,
+    unready_after: float = 5.0,
+    dashboard: bool = False,
+    dependencies: Sequence[Any] = (),
+    public: bool = False,
+) -> APIRouter:
     """Return a router for `FastAPI.include_router`, with the parts that are asked for.
 
     ``health``: ``/livez`` always answers 200, and has nothing to do with the pools. ``/readyz``
     answers 200 unless a pool of the lifespan is closed, or has had no connection for
     ``unready_after`` seconds and cannot open one: then 503, with the reason. A busy pool is ready.
 
-    Raises `PoolConfigError` when no part is asked for.
+    ``dashboard``: ``/poolkit`` is a live page of the pools: who holds what, who waits, the places
+    in the code. So it is behind ``dependencies``, ``[Depends(an_admin)]`` for example, which are
+    its own and not those of the probes; ``public=True`` shows it to everybody.
+
+    Raises `PoolConfigError` when no part is asked for, and for a dashboard with neither
+    ``dependencies`` nor ``public=True``.
     """
-    if not health:
+    if not (health or dashboard):
         raise PoolConfigError("router() has nothing to serve: write router(health=True)")
+    if dashboard and not (dependencies or public):
+        raise PoolConfigError(
+            "router(dashboard=True) would show everybody who holds what: give it dependencies="
+            "[Depends(...)] that let the right ones in, or say public=True"
+        )
+    if (dependencies or public) and not dashboard:
+        raise PoolConfigError(
+            "dependencies= and public= of router() are those of the dashboard, and probes take "
+            "none: write router(dashboard=True, ...), or leave them out"
+        )
     check_seconds("unready_after", unready_after, optional=False)
 
     async def readyz(request: Request) -> JSONResponse:
@@ -44,10 +68,18 @@ def router(*, health: bool = False, unready_after: float = 5.0) -> APIRouter:
         return JSONResponse({"status": "ready"})
 
     made = APIRouter()
-    # Starlette's own routes: dependencies of the application are none of theirs.
-    made.add_route("/livez", _livez, include_in_schema=False)
-    made.add_route("/readyz", readyz, include_in_schema=False)
+    if health:
+        # Starlette's own routes: dependencies of the application are none of theirs.
+        made.add_route("/livez", _livez, include_in_schema=False)
+        made.add_route("/readyz", readyz, include_in_schema=False)
+    if dashboard:
+        import_module("poolkit.dashboard._routes").add_routes(made, dependencies, _pools_by_name)
     return made
+
+
+def _pools_by_name(request: Request) -> dict[str, Pool[Any]]:
+    pools: dict[str, Pool[Any]] = find(request, ALL) or {}
+    return {"default" if name == DEFAULT else name: pool for name, pool in pools.items()}
 
 
 async def _livez(_: Request) -> JSONResponse:

@@ -1,0 +1,74 @@
+"""The example's page in a real browser: its button loads the pool, and the pool's page shows it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.dashboard.browser import Browser
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="the browser is Debian's")
+
+
+@pytest.fixture
+def example(tmp_path: Path) -> Iterator[str]:
+    """Start what `make demo` starts, on a database of its own and any free port."""
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts" / "demo.py"), "0"],
+        env={**os.environ, "DATABASE_URL": f"sqlite:///{tmp_path}/example.db"},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        try:
+            found = (re.search(r"http://[0-9.:]+", line) for line in server.stdout)
+            yield next(address[0] for address in found if address)
+        finally:
+            server.terminate()
+
+
+def test_button_draws_both_latencies_and_the_pool_is_busy(example: str, browser: Browser) -> None:
+    """Both lines grow, and the pool counts the acquires that its page shows."""
+    browser.go(example)
+    browser.run("document.querySelector('#load').click()")
+    browser.until("return document.querySelectorAll('#chart polyline').length === 2")
+    points = (
+        "return [...document.querySelectorAll('#chart polyline')]"
+        ".every(line => line.getAttribute('points').split(' ').length > 4)"
+    )
+    browser.until(points)
+    for kind in ("#pooled", "#unpooled", "#waited", "#held"):
+        assert browser.text(kind).endswith(" ms"), kind
+    answered = int(browser.text("#done"))
+    browser.until("return !document.querySelector('#load').disabled")
+    assert int(browser.text("#done")) > answered
+    if folder := os.environ.get("SCREENSHOTS"):
+        browser.look(width=900, height=420, dark=False)
+        browser.until("return innerWidth === 900")
+        browser.screenshot(Path(folder) / "example.png")
+    assert browser.complaints() == []
+    browser.go(f"{example}/poolkit")
+    direct = (
+        "return Number([...document.querySelectorAll('#counters dt')]"
+        ".find(one => one.textContent === 'direct')?.nextElementSibling.textContent)"
+    )
+    browser.until(f"return ({direct.removeprefix('return ')}) > {answered // 10}")
+    assert browser.complaints() == []
+
+
+def test_twelve_visitors_are_seen_in_line(example: str, browser: Browser) -> None:
+    """The five connections are held, and the others wait, by the name of the route."""
+    browser.go(example)
+    browser.run("document.querySelector('#visitors').click()")
+    browser.go(f"{example}/poolkit")
+    browser.until("return document.querySelectorAll('#slots .leased').length === 5")
+    browser.until("return Number(document.querySelector('#waiting').innerText) > 0")
+    assert "POST /breathe" in browser.text("#leases")
+    assert browser.complaints() == []
