@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = ROOT / "var" / "mutants.json"
-FILES: Final = ("_state", "_pool", "_lease")
+FILES: Final = ("_state", "_pool", "_lease", "_view")
 
 
 def _tests(folder: str, *names: str) -> list[str]:

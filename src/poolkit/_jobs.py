@@ -3,7 +3,8 @@
 A job never raises: whatever happens is an outcome, told to the book. It is not shielded either: no
 caller can cancel it, and the end of the run must be able to. Idle workers are parked, because
 waking one costs a third of what starting a task costs; a job that hangs keeps its worker and no
-other, since there are never more jobs than slots.
+other, since there are never more jobs than slots. The pool's one alarm minds the time limits, and
+each worker has one cancel scope: a timer and a scope for each job would cost as much as a reset.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from poolkit._driver import Verdict
-from poolkit._lease import view_class
 from poolkit._say import say
+from poolkit._slot import NEVER
+from poolkit._view import view_class
 from poolkit._words import place_of
 
 if TYPE_CHECKING:
@@ -40,11 +42,17 @@ _LOOP_TURNS = 5
 class _Worker:
     """A parked task, or one at work."""
 
-    __slots__ = ("job", "parking")
+    __slots__ = ("job", "limit_at", "parking", "scope")
 
-    def __init__(self, job: tuple[Job, Slot] | None) -> None:
-        self.job = job
+    def __init__(self, job: tuple[Job, Slot]) -> None:
+        self.job: tuple[Job, Slot] | None = job
         self.parking: Any = None
+        self.scope: Any = None  # made in its task, from where it can be cancelled
+        self.limit_at = NEVER  # when its job is to be cancelled
+
+    def is_late(self, error: BaseException) -> bool:
+        """Tell whether that has ended its job with this error."""
+        return bool(self.scope.cancel_called) and not isinstance(error, Exception)
 
 
 class Workers:
@@ -67,7 +75,7 @@ class Workers:
         self._found_dead = found_dead
         self._group: TaskGroup | None = None
         self._parked: list[_Worker] = []
-        self._connects: dict[Slot, anyio.CancelScope] = {}
+        self._busy: dict[_Worker, Job] = {}
         self._told: set[tuple[str, str]] = set()
         self._refusals: set[str] = set()
 
@@ -90,8 +98,17 @@ class Workers:
 
     def abort_connects(self) -> None:
         """Cancel the connects under way: nobody wants them any more."""
-        for scope in self._connects.values():
-            scope.cancel()
+        for worker, job in self._busy.items():
+            if job == "connect":
+                worker.scope.cancel()
+
+    def mind_limits(self, now: float) -> None:
+        """Cancel the jobs whose time is over; call when the alarm rings."""
+        for worker in self._busy:
+            if now >= worker.limit_at:
+                worker.scope.cancel()
+            else:
+                self._runtime.set_alarm(worker.limit_at)
 
     async def _run(self, worker: _Worker) -> None:
         run = {
@@ -100,23 +117,35 @@ class Workers:
             "reset": self._reset,
             "close": self._close,
         }
-        while True:
-            if worker.job is None:
-                await worker.parking
-            assert worker.job is not None
-            job, slot = worker.job
-            worker.job = None
-            await run[job](slot)
-            # Parked before the outcome is settled, so that what is owed next needs no new worker.
-            worker.parking = self._runtime.create_parking()
-            self._parked.append(worker)
-            self._settle()
-            if worker.job is not None:  # the driver may never yield: let others run
-                await checkpoint()
+        with anyio.CancelScope() as worker.scope:
+            while True:
+                if worker.job is None:
+                    await worker.parking
+                assert worker.job is not None
+                (job, slot), worker.job = worker.job, None
+                self._busy[worker] = job
+                try:
+                    await run[job](slot, worker)
+                finally:
+                    del self._busy[worker]
+                if worker.scope.cancel_called:
+                    break
+                # Parked before the outcome is settled: what is owed next needs no new worker.
+                worker.parking = self._runtime.create_parking()
+                self._parked.append(worker)
+                self._settle()
+                if worker.job is not None:  # the driver may never yield: let others run
+                    await checkpoint()
+        self._settle()  # its scope is used up, others go on
+
+    def _limit(self, worker: _Worker, seconds: float | None) -> None:
+        """Have what the worker does from now on cancelled after so many seconds."""
+        worker.limit_at = NEVER if seconds is None else self._runtime.now() + seconds
+        self._runtime.set_alarm(worker.limit_at)
 
     # -- the four jobs ---------------------------------------------------------------------------
 
-    async def _connect(self, slot: Slot) -> None:
+    async def _connect(self, slot: Slot, worker: _Worker) -> None:
         options = self._book.options
         if slot.generation != self._book.generation:  # nobody wants it any more
             unwanted = TimeoutError("the pool was closed or renewed before this connect began")
@@ -124,47 +153,43 @@ class Workers:
             return
         connection: Any = None
         error: BaseException | None = None
-        scope = anyio.move_on_after(options.connect_timeout)
-        self._connects[slot] = scope
+        self._limit(worker, options.connect_timeout)
         try:
-            with scope:
-                try:
-                    connection = await self._driver.connect()
-                    slot.view = view_class(type(connection), self._hooks.view)
-                    if options.on_connect is not None:
-                        await options.on_connect(connection)
-                    if self._hooks.watch is not None:
-                        self._hooks.watch(connection, functools.partial(self._found_dead, slot))
-                except BaseException as exc:
-                    error = exc
-                    self._let_through(exc)
+            connection = await self._driver.connect()
+            slot.view = view_class(type(connection), self._hooks.view)
+            if options.on_connect is not None:
+                await options.on_connect(connection)
+            if self._hooks.watch is not None:
+                self._hooks.watch(connection, functools.partial(self._found_dead, slot))
+        except BaseException as exc:
+            error = exc
+            self._let_through(exc)
         finally:
-            del self._connects[slot]
-            if scope.cancelled_caught:
-                error = TimeoutError(f"connecting took longer than {options.connect_timeout} s")
             if error is None:
                 self._book.connected(slot, connection, self._runtime.now())
             else:
                 if connection is not None:
                     self._hooks.terminate(connection)
-                late = scope.cancelled_caught
+                if late := worker.is_late(error):
+                    error = TimeoutError(f"connecting took longer than {options.connect_timeout} s")
                 verdict = Verdict.TRANSIENT if late else self._hooks.classify(error, None)
                 self._book.connect_failed(slot, error, verdict, self._runtime.now())
             del error  # its traceback refers to this frame
 
-    async def _ping(self, slot: Slot) -> None:
-        alive, _ = await self._attempt(self._driver.ping, slot, self._book.options.ping_timeout)
+    async def _ping(self, slot: Slot, worker: _Worker) -> None:
+        self._limit(worker, self._book.options.ping_timeout)
+        alive, _ = await self._attempt(self._driver.ping, slot, worker)
         if alive:
             self._book.pinged(slot, self._runtime.now())
 
-    async def _reset(self, slot: Slot) -> None:
+    async def _reset(self, slot: Slot, worker: _Worker) -> None:
         left_behind = None
         for _ in range(2):
-            limit = self._book.options.reset_timeout
+            self._limit(worker, self._book.options.reset_timeout)
             # What an operation that was under way at release has made since then is revoked, too.
             was_busy = slot.busy
             self._hooks.revoke(slot.connection, derived=False)
-            clean, note = await self._attempt(self._driver.reset, slot, limit)
+            clean, note = await self._attempt(self._driver.reset, slot, worker)
             if not clean:
                 return
             left_behind = left_behind or note
@@ -182,49 +207,46 @@ class Workers:
         self._book.recycle_failed(slot, self._runtime.now(), suspect_others=False)
 
     async def _attempt(
-        self, call: Callable[[Any], Awaitable[T]], slot: Slot, limit: float | None
+        self, call: Callable[[Any], Awaitable[T]], slot: Slot, worker: _Worker
     ) -> tuple[bool, T | None]:
         """Await a ping or a reset; return whether it succeeded, having told the book if not."""
         result: T | None = None
         error: BaseException | None = None
-        scope = anyio.move_on_after(limit)
         try:
-            with scope:
-                try:
-                    result = await call(slot.connection)
-                    if self._hooks.is_dead(slot.connection):
-                        raise ConnectionError("the connection has died meanwhile")
-                except BaseException as exc:
-                    error = exc
-                    self._let_through(exc)
+            result = await call(slot.connection)
+            if self._hooks.is_dead(slot.connection):
+                raise ConnectionError("the connection has died meanwhile")
+        except BaseException as exc:
+            error = exc
+            self._let_through(exc)
         finally:
             succeeded = error is None
             if error is not None:
                 verdict = self._hooks.classify(error, slot.connection)
                 self._tell_of(error, refused=verdict is Verdict.OK)
-                gone = scope.cancelled_caught or verdict is Verdict.SERVER_GONE
+                gone = worker.is_late(error) or verdict is Verdict.SERVER_GONE
                 self._book.recycle_failed(slot, self._runtime.now(), suspect_others=gone)
             del error  # its traceback refers to this frame
         return succeeded, result
 
-    async def _close(self, slot: Slot) -> None:
+    async def _close(self, slot: Slot, worker: _Worker) -> None:
         options = self._book.options
         connection = slot.connection
         finished = False
+        self._limit(worker, options.close_timeout)
         try:
-            with anyio.move_on_after(options.close_timeout):
-                if options.on_close is not None:
-                    try:
-                        await options.on_close(connection)
-                    except BaseException as exc:
-                        self._let_through(exc)
-                        say(logging.DEBUG, "on_close failed: %r", exc)
+            if options.on_close is not None:
                 try:
-                    await self._driver.close(connection)
-                    finished = True
+                    await options.on_close(connection)
                 except BaseException as exc:
                     self._let_through(exc)
-                    say(logging.DEBUG, "closing a connection failed: %r", exc)
+                    say(logging.DEBUG, "on_close failed: %r", exc)
+            try:
+                await self._driver.close(connection)
+                finished = True
+            except BaseException as exc:
+                self._let_through(exc)
+                say(logging.DEBUG, "closing a connection failed: %r", exc)
         finally:
             if not finished:
                 self._hooks.terminate(connection)

@@ -15,7 +15,7 @@ import sys
 import warnings
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, Generic, Self
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self
 
 import anyio
 
@@ -26,16 +26,7 @@ from poolkit._errors import NotLeased, PoolClosed, PoolTimeout, WrongLoop
 from poolkit._hooks import Hooks
 from poolkit._jobs import Workers
 from poolkit._leaks import Leaks
-from poolkit._lease import (
-    RELEASED,
-    Handle,
-    Lease,
-    Released,
-    TracedLease,
-    held_slot,
-    make_view,
-    set_turn,
-)
+from poolkit._lease import RELEASED, Lease, Released, TracedLease
 from poolkit._life import Life
 from poolkit._options import check_seconds, make_options
 from poolkit._runtime import current_runtime
@@ -43,9 +34,9 @@ from poolkit._say import say
 from poolkit._slot import NEVER, Slot, Waiter
 from poolkit._state import PoolState
 from poolkit._transaction import Transaction
+from poolkit._view import Handle, held_slot, make_view
 
 if TYPE_CHECKING:
-    import types
     from collections.abc import Callable
 
     from typing_extensions import Unpack
@@ -246,11 +237,11 @@ class Pool(Generic[C]):
         # The hot path begins: what follows is written out, for the sake of two calls less.
         frame = sys._getframe(1)
         lease: Lease[C] = new(self._new_lease)
+        lease._slot = lease._over = None  # before all else: its finalizer looks at it
         lease._pool = self
         lease._timeout = self._default_limit if timeout is NOT_GIVEN else _checked(timeout)
         lease._code = frame.f_code
         lease._lasti = frame.f_lasti
-        lease._view = None
         return lease
 
     def transaction(
@@ -293,10 +284,10 @@ class Pool(Generic[C]):
             return None
         slot.holder = (task, lease._code, lease._lasti)
         slot.leased_at = now
+        lease._slot = slot
+        lease._turn = slot.turn
         view: Any = Handle()
-        view._poolkit_pool = self
-        view._poolkit_slot = slot
-        view._poolkit_turn = slot.turn
+        view._poolkit_lease = lease
         view.__class__ = slot.view
         return view  # type: ignore[no-any-return]
 
@@ -316,7 +307,7 @@ class Pool(Generic[C]):
         hook = book.options.on_acquire
         now = runtime.now()
         deadline = NEVER if lease._timeout is None else now + lease._timeout
-        if (task := runtime.task()) is None:
+        if (task := runtime.current_task(runtime.home)) is None:
             raise WrongLoop(words.NO_TASK)
         holder = (weakref.ref(task), lease._code, lease._lasti)
         slot = self._take_another(book.take(now), now) if hook is not None else None
@@ -342,7 +333,11 @@ class Pool(Generic[C]):
                 raise words.refusal(self.name, book, waiter, lease._timeout, now=runtime.now())
             if slot.state != "leased":  # taken back between hand-off and now
                 raise PoolClosed(f"pool {self.name!r} was closed while handing out a connection")
-        view: C = make_view(self, slot)
+        if lease._slot is not None:  # used a second time while this one waited
+            book.release(slot, runtime.now())
+            self._settle()
+            raise lease.is_used()
+        view: C = make_view(lease, slot)
         if hook is not None:
             await self._greet(hook, view, slot, deadline, lease)
         return view
@@ -375,7 +370,7 @@ class Pool(Generic[C]):
                     "this acquire had passed"
                 )
         except BaseException as error:
-            self._give_back(view, (lease._code, lease._lasti), error)
+            self._give_back(lease, (lease._code, lease._lasti), error)
             raise
 
     # -- release ---------------------------------------------------------------------------------
@@ -395,24 +390,26 @@ class Pool(Generic[C]):
             )
         if not self._book.defunct:
             self._runtime.task()  # raises WrongLoop
-        self._give_back(connection, words.caller(2), None)
+        lease = connection._poolkit_lease  # type: ignore[attr-defined]  # held_slot saw a view
+        self._give_back(lease, words.caller(2), None)
         return RELEASED
 
     def _give_back(
         self,
-        view: Any,
-        place: Lease[C] | tuple[types.CodeType, int],
+        lease: Lease[C],
+        over: words.Place | Literal["block"],
         error: BaseException | None,
     ) -> None:
         """End a lease, unless it has ended. Never awaits, hence cannot be interrupted."""
-        book, slot = self._book, view._poolkit_slot
+        book = self._book
+        slot: Any = lease._slot
         runtime = self._runtime
         here = runtime.where() is runtime.home or book.defunct
         if self._inbox and here:
             self._drain()
-        if view._poolkit_turn != slot.turn:
+        if lease._turn != slot.turn:
             return
-        set_turn(view, place)
+        lease._over = over
         if not here:
             # A block that is closed by the garbage collector, in whatever thread.
             self._dropped(slot, slot.turn)
@@ -532,7 +529,10 @@ class Pool(Generic[C]):
 
     def _on_alarm(self) -> None:
         self._drain()
-        self._book.tick(self._runtime.now())
+        now = self._runtime.now()
+        if self._life is not None:
+            self._life.workers.mind_limits(now)
+        self._book.tick(now)
         self._settle()
 
     def _upkeep(self) -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from poolkit._slot import NEVER
-
 if TYPE_CHECKING:
     from poolkit._slot import Slot
 
@@ -38,10 +36,11 @@ class _AtWork:
 
     def next_slow(self) -> tuple[float, Slot] | None:
         """Return which one will be slow next, and when."""
-        if not self.soon():
-            return None
-        slot = next(slot for slot in self.slots if slot not in self.slow)
-        return slot.begun_at + _PATIENCE * 2.0 ** min(len(self.slow), _DOUBLINGS), slot
+        slow = self.slow
+        for slot in self.slots:
+            if slot not in slow:
+                return slot.begun_at + _PATIENCE * 2.0 ** min(len(slow), _DOUBLINGS), slot
+        return None
 
 
 class Prospects:
@@ -56,9 +55,9 @@ class Prospects:
 
     def ended(self, slot: Slot) -> None:
         """Forget a slot whose job has ended."""
-        self._connecting.slow.discard(slot)
-        self._recycling.slow.discard(slot)
-        self.stuck.discard(slot)
+        for slots in (self._connecting.slow, self._recycling.slow, self.stuck):
+            if slots:
+                slots.discard(slot)
 
     def doubt(self) -> None:
         """Count on no ping or reset that is under way now."""
@@ -72,12 +71,11 @@ class Prospects:
         slow = self._connecting.slow | self._recycling.slow
         self.stuck = {slot for slot in slow if now >= slot.overdue_at}
 
-    def next_look(self) -> float:
-        """Return when the next job will be slow."""
-        due = NEVER
+    def next_look(self, due: float) -> float:
+        """Return when the next job will be slow, or what is due if that is earlier."""
         for at_work in (self._connecting, self._recycling):
-            if one := at_work.next_slow():
-                due = min(due, one[0])
+            if at_work.slots and (one := at_work.next_slow()) and one[0] < due:
+                due = one[0]
         return due
 
     def count(self) -> int:

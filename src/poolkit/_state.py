@@ -191,8 +191,9 @@ class PoolState:
                 key = waiter
                 self.queue[key] = waiter
             waiter.key = key
-            if len(self.leased) >= self.options.capacity and self.shedder is None:
-                return True  # there is nothing that could be owed
+            if self._is_full() and self.shedder is None:
+                # Nothing could be owed; how long to count on what is under way, the first has said.
+                return len(self.queue) > 1 or not (self.connecting or self.recycling)
             self._follow_up(now)
         return False
 
@@ -382,6 +383,11 @@ class PoolState:
     def next_tick(self) -> float:
         """Return the time of the earliest thing that is due by time alone."""
         due = self._deadlines.next()
+        if self.queue:
+            if self.connecting or self.recycling:
+                due = self.prospects.next_look(due)
+            if self.shedder is not None:
+                due = min(due, self._shed_at(next(iter(self.queue.values()))))
         if (
             self.outage
             and self._wanted() > 0
@@ -389,10 +395,6 @@ class PoolState:
             and self._room() > 0
         ):
             due = min(due, self.outage.retry_at)
-        if self.queue and (self.connecting or self.recycling):
-            due = min(due, self.prospects.next_look())
-        if self.queue and self.shedder is not None:
-            due = min(due, self._shed_at(next(iter(self.queue.values()))))
         if self.idle and self.options.overflow_linger and self.live > self.options.max_size:
             due = min(due, self.idle[0].used_at + self.options.overflow_linger)
         return due
@@ -456,10 +458,11 @@ class PoolState:
 
         Connections are handed out where they become free, in `_place`: nobody waits beside one.
         """
-        ready = len(self.idle) + len(self.leased) + len(self.recycling)
-        if self.openers and ready >= self.options.min_size:
-            for waiter in list(self.openers):
-                self._dismiss(waiter, "served")
+        if self.openers:
+            ready = len(self.idle) + len(self.leased) + len(self.recycling)
+            if ready >= self.options.min_size:
+                for waiter in list(self.openers):
+                    self._dismiss(waiter, "served")
         if self.is_open:
             self._owe(now)
 
@@ -467,6 +470,8 @@ class PoolState:
         """Owe pings and connects: one for each waiter without a prospect, and for `min_size`."""
         options = self.options
         prospects = self.prospects
+        if self._is_full():
+            return
         for _ in range(min(len(self.queue) - prospects.recycles(), len(self.idle))):
             # Idle, but not to be trusted without a ping, which beats any connect under way.
             self._begin("ping", self.idle[-1], "recycling", options.ping_timeout, now)
@@ -500,6 +505,11 @@ class PoolState:
         return max(
             self._shortage(), self.options.min_size - (self.live - len(self.prospects.stuck))
         )
+
+    def _is_full(self) -> bool:
+        """Tell whether there is neither an idle connection nor room for another."""
+        away = len(self.leased) + len(self.recycling) + len(self.connecting) + len(self.closing)
+        return away >= self.options.capacity and not self.idle
 
     def _room(self) -> int:
         """Count the free slots."""
@@ -538,7 +548,7 @@ class PoolState:
             waiter = next(iter(self.queue.values()))
             if now >= waiter.deadline:
                 self._leave(waiter, "timed_out", now)
-            elif now >= self._shed_at(waiter):
+            elif self.shedder is not None and now >= self._shed_at(waiter):
                 self._leave(waiter, "shed", now)
             else:
                 return waiter
@@ -552,7 +562,8 @@ class PoolState:
         cause: BaseException | None = None,
     ) -> None:
         """End the wait of somebody in line, or of an opener."""
-        self._tell_shedder(waiter, now, served=outcome == "served")
+        if self.shedder is not None:
+            self._tell_shedder(waiter, now, served=outcome == "served")
         self._dismiss(waiter, outcome, cause)
 
     def _tell_shedder(self, waiter: Waiter, now: float, *, served: bool) -> None:
@@ -656,17 +667,15 @@ class PoolState:
             else:
                 self.idle.remove(slot)
         elif slot.state != "new":
-            del self._container(slot.state)[slot]
+            container: dict[Slot, None] = getattr(self, slot.state)
+            del container[slot]
         self.prospects.ended(slot)
         slot.state = to
         if to == "idle":
             self.idle.append(slot)
         elif to != "gone":
-            self._container(to)[slot] = None
-
-    def _container(self, state: str) -> dict[Slot, None]:
-        container: dict[Slot, None] = getattr(self, state)
-        return container
+            container = getattr(self, to)
+            container[slot] = None
 
     def _begin(self, job: Job, slot: Slot, state: str, limit: float | None, now: float) -> None:
         self._move(slot, state)

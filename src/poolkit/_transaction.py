@@ -8,7 +8,7 @@ import anyio
 
 from poolkit._driver import C
 from poolkit._errors import PoolConfigError
-from poolkit._lease import held_slot, watched
+from poolkit._view import held_slot, watched
 
 if TYPE_CHECKING:
     import types

@@ -56,10 +56,10 @@ class TimedPool(Pool[Any]):
         super().__init__(AsyncpgDriver(dsn), min_size=SIZE, max_size=SIZE, acquire_timeout=1.0)
         self.holds: list[float] = []
 
-    def _give_back(self, view: Any, place: Any, error: BaseException | None) -> None:
-        if view._poolkit_turn == view._poolkit_slot.turn:
-            self.holds.append(self._runtime.now() - view._poolkit_slot.leased_at)
-        super()._give_back(view, place, error)
+    def _give_back(self, lease: Any, over: Any, error: BaseException | None) -> None:
+        if lease._turn == lease._slot.turn:
+            self.holds.append(self._runtime.now() - lease._slot.leased_at)
+        super()._give_back(lease, over, error)
 
 
 def make_app(pool: TimedPool, dependency: Any) -> FastAPI:

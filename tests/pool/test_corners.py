@@ -18,8 +18,8 @@ import poolkit
 import poolkit._life
 import poolkit._runtime
 from poolkit import Pool, PoolClosed, PoolError, WrongLoop
-from poolkit._lease import _is_attached
 from poolkit._pool import NOT_GIVEN
+from poolkit._view import _is_attached
 from tests.fakes import Boom, CleanDriver, FakeDriver, FullDriver
 
 
@@ -46,7 +46,7 @@ async def test_lease_entered_by_two_tasks_at_once_is_held_by_one() -> None:
                 await wait_all_tasks_blocked()
         outcomes.sort()
         assert outcomes[0] == "held"
-        assert "entered already" in outcomes[1]
+        assert "used already" in outcomes[1]
         assert (pool.stats().leased, pool.stats().idle) == (0, 2)
 
 
@@ -65,7 +65,7 @@ def test_classes_without_end_are_not_remembered_without_end() -> None:
     """A library may make one for each query."""
     for number in range(2500):
         assert not _is_attached(type(f"Row{number}", (), {}))
-    assert len(poolkit._lease._attached) <= 1001
+    assert len(poolkit._view._attached) <= 1001
 
 
 def test_signature_of_acquire_says_where_its_default_comes_from() -> None:

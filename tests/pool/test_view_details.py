@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from poolkit import NotLeased, Pool, PoolError
-from poolkit._lease import _is_attached, _may_act, view_class
+from poolkit._view import _is_attached, _may_act, view_class
 from tests.fakes import Boom, CleanDriver, FakeConnection
 
 if TYPE_CHECKING:
@@ -225,16 +225,24 @@ async def test_dead_view_says_how_it_died() -> None:
         pool.release(released)
 
 
-async def test_lease_may_be_entered_again_after_its_block() -> None:
-    """One at a time."""
-    async with Pool(CleanDriver(), max_size=1) as pool:
+@pytest.mark.parametrize("awaited", [False, True])
+async def test_lease_is_good_for_one_connection(*, awaited: bool) -> None:
+    """Neither in its block nor after it does the same acquire() give another."""
+    async with Pool(CleanDriver(), max_size=2) as pool:
         lease = pool.acquire()
-        for _ in range(2):
+        if awaited:
+            pool.release(await lease)
+        else:
             async with lease:
                 assert pool.stats().leased == 1
-                with pytest.raises(PoolError, match="entered already"):
+                with pytest.raises(PoolError, match="used already: call acquire"):
                     await lease.__aenter__()
-            assert pool.stats().leased == 0
+        with pytest.raises(PoolError, match="used already: call acquire"):
+            async with lease:
+                pass
+        with pytest.raises(PoolError, match="used already: call acquire"):
+            await lease
+        assert pool.stats().leased == 0
 
 
 async def test_failed_operation_is_no_cancelled_one() -> None:

@@ -390,7 +390,7 @@ def test_next_tick_is_the_earliest_deadline_of_those_who_still_wait() -> None:
     early, late = desk.waiter(patience=20.0), desk.waiter(patience=30.0)
     for waiter in (late, early):
         desk.book.join(waiter, desk.now)
-    slow = desk.book.prospects.next_look()
+    slow = desk.book.prospects.next_look(NEVER)
     assert slow == NEVER, "nothing is under way"
     assert desk.book.next_tick() == 20.0
     desk.book.give_up(early, desk.now)

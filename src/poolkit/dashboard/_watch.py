@@ -107,13 +107,13 @@ class Watch:
             elif not self._times:
                 self._step_aside()
 
-    def _end(self, view: Any, place: Any, error: BaseException | None) -> None:
-        slot = view._poolkit_slot
+    def _end(self, lease: Lease[Any], over: Any, error: BaseException | None) -> None:
+        slot: Any = lease._slot
         # Giving back twice is harmless, and is to count once.
-        if view._poolkit_turn == slot.turn:
+        if lease._turn == slot.turn:
             for timing in _timings(self._pool):
                 timing.held += timing.held_since(self._pool, slot)
-        self._give_back(view, place, error)
+        self._give_back(lease, over, error)
 
     def _step_aside(self) -> None:
         own = vars(self._pool)

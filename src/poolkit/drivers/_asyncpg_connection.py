@@ -17,7 +17,7 @@ from asyncpg.connection import _ConnectionProxy
 from asyncpg.cursor import CursorFactory
 from asyncpg.protocol.protocol import PreparedStatementState
 
-from poolkit._lease import watched
+from poolkit._view import watched
 
 if TYPE_CHECKING:
     import types

@@ -269,6 +269,8 @@ async def _settle(c: Any) -> None:
     Another task's, whose lease is over. `asyncpg.Connection.reset` would return early here, before
     the cancelled BEGIN has taken effect.
     """
+    if c.is_closed():
+        raise ConnectionError("the connection was closed")
     try:
         # asyncpg refuses to close a statement in use, and at the right moment: it has waited for a
         # cancellation and found nothing under way, and has sent nothing yet.

@@ -168,7 +168,7 @@ class LazyConnection(Generic[T]):
         if view is not None:
             request = self._request
             place = routes.labelled(request.endpoint, request.label, remark)
-            self._pool._give_back(view, (place, routes.ITS_BEGINNING), error)
+            self._pool._give_back(view._poolkit_lease, (place, routes.ITS_BEGINNING), error)
 
 
 def _shown(settings: tuple[tuple[str, Any], ...] | None) -> str:

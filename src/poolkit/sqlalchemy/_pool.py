@@ -86,7 +86,7 @@ class _Record(_ConnectionRecord):
             view = self.view
             if self.dbapi_connection is None and view is not None:  # nothing SQLAlchemy could close
                 self.view = None
-                self.pool._lender._give_back(view, _HERE, error)
+                self.pool._lender._give_back(view._poolkit_lease, _HERE, error)
             raise
         return adapter
 
@@ -144,7 +144,7 @@ class PoolkitPool(_Pool):
         try:
             return self._record_for(view, stack)
         except BaseException as error:
-            self._lender._give_back(view, _HERE, error)
+            self._lender._give_back(view._poolkit_lease, _HERE, error)
             raise
 
     def _acquire(self, stack: Stack) -> Any:
@@ -229,7 +229,7 @@ class PoolkitPool(_Pool):
                 # SQLAlchemy's reset has run, and all that it has to undo is undone.
                 slot.touched = slot.derived = False
                 slot.alive_at = now
-        lender._give_back(view, _HERE, None)
+        lender._give_back(view._poolkit_lease, _HERE, None)
 
     def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:
         view = connection._connection
@@ -252,7 +252,7 @@ class PoolkitPool(_Pool):
         if error is None or (isinstance(error, Exception) and not isinstance(error, TimeoutError)):
             self._lender._hooks.terminate(slot.connection)
         # Else it may be good: the driver's reset rolls back, and finds out.
-        self._lender._give_back(view, _HERE, error)
+        self._lender._give_back(view._poolkit_lease, _HERE, error)
 
     def _report(self, stack: Stack) -> None:
         where = "".join(f"\n    {words.place(*frame)}" for frame in stack)

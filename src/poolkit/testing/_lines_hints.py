@@ -9,8 +9,8 @@ import anyio
 
 from poolkit._driver import Verdict
 from poolkit._errors import PoolConfigError
-from poolkit._lease import view_class
 from poolkit._options import Options
+from poolkit._view import view_class
 from poolkit.testing._contract import Broken, Chapter
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import asyncpg
 
 from poolkit._driver import Verdict
 from poolkit._errors import NotLeased, PoolConfigError
-from poolkit._lease import _Method, _View, watched
+from poolkit._view import _Method, _View, watched
 from poolkit._words import caller
 from poolkit.drivers._asyncpg_connection import Handle, forget_named, pooled
 from poolkit.drivers._asyncpg_settings import Settings, check_dsn
@@ -86,11 +86,11 @@ class PoolConnectionProxy(Handle):
         try:
             await watched(slot, slot.connection.close(timeout=timeout))
         finally:
-            self._poolkit_pool._give_back(self, place, None)
+            self._poolkit_pool._give_back(self._poolkit_lease, place, None)
 
     def terminate(self: Any) -> None:
         self._poolkit_touch("terminate").connection.terminate()
-        self._poolkit_pool._give_back(self, caller(2), None)
+        self._poolkit_pool._give_back(self._poolkit_lease, caller(2), None)
 
 
 def _touch(view: Any, name: str) -> Slot:

@@ -264,18 +264,18 @@ class Pool(_Pool[asyncpg.Connection]):
             )
         if not self._book.defunct:
             self._runtime.task()  # raises WrongLoop
-        self._give_back(connection, words.caller(2), None)
+        self._give_back(connection._poolkit_lease, words.caller(2), None)
         return _DONE
 
-    def _give_back(self, view: Any, place: Any, error: BaseException | None) -> None:
-        slot: Slot = view._poolkit_slot
-        if slot.turn == view._poolkit_turn:
+    def _give_back(self, lease: Lease[Any], over: Any, error: BaseException | None) -> None:
+        slot: Any = lease._slot
+        if slot.turn == lease._turn:
             slot.touched |= self._always_resets
             protocol = slot.connection._protocol
             if protocol is not None and protocol.queries_count >= self._max_queries:
                 slot.reason = "used_up"
                 slot.retire_at = slot.expires_at = slot.good_until = 0.0
-        super()._give_back(view, place, error)
+        super()._give_back(lease, over, error)
 
     def _found_dead(self, slot: Slot) -> None:
         super()._found_dead(slot)

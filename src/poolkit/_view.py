@@ -1,0 +1,311 @@
+"""The view: a handle on a connection that dies with its lease.
+
+A view is valid while its lease's turn is the slot's turn; release moves the slot's turn on, first
+of all. Everything else is forwarded to the connection, both ways, and noted on the slot: that
+something was done (*touched*), that an operation is under way (*busy*: a child task may run one),
+that one was cancelled, and that an object was made from the connection (*derived*). By these the
+release decides.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import types
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from poolkit._errors import NotLeased, PoolConfigError
+from poolkit._words import place
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from poolkit._lease import Lease
+    from poolkit._pool import Pool
+    from poolkit._slot import Slot
+
+
+class Handle:
+    """A view in the making: its attribute can still be set like any other's."""
+
+    __slots__ = ("__weakref__", "_poolkit_lease")
+
+    _poolkit_lease: Lease[Any]
+
+    @property
+    def _poolkit_slot(self) -> Slot:
+        slot: Any = self._poolkit_lease._slot
+        return slot  # type: ignore[no-any-return]
+
+    @property
+    def _poolkit_turn(self) -> int:
+        return self._poolkit_lease._turn
+
+    @property
+    def _poolkit_pool(self) -> Pool[Any]:
+        return self._poolkit_lease._pool
+
+
+def make_view(lease: Lease[Any], slot: Slot) -> Any:
+    """Return a new view of a leased connection."""
+    lease._slot = slot
+    lease._turn = slot.turn
+    view: Any = Handle()
+    view._poolkit_lease = lease
+    # A view forwards assignments, so it becomes one last: cheaper than going past it.
+    view.__class__ = slot.view
+    return view
+
+
+def held_slot(view: Any) -> Slot:
+    """Return the slot of a view that is still leased; raise `NotLeased` otherwise."""
+    if not issubclass(type(view), _View):
+        raise NotLeased(
+            f"{type(view).__name__!r} object was not acquired from a pool: pass what acquire() gave"
+        )
+    lease = view._poolkit_lease
+    slot: Slot = lease._slot
+    if slot.turn != lease._turn:
+        _refuse(view, "")
+    return slot
+
+
+def _usable_slot(view: Any, name: str) -> Slot:
+    lease = view._poolkit_lease
+    slot: Slot = lease._slot
+    if slot.turn != lease._turn or slot.spoiled:
+        _refuse(view, name)
+    return slot
+
+
+def _refuse(view: Any, name: str) -> NoReturn:
+    lease = view._poolkit_lease
+    pool = lease._pool.name
+    what = f".{name}: this" if name else "this"
+    if lease._slot.turn == lease._turn:
+        raise NotLeased(
+            f"{what} connection of pool {pool!r} was in a transaction that was cancelled, and is "
+            "rolled back when it is released: acquire another to go on"
+        )
+    if lease._over == "block":
+        where = f"released at the end of the block entered at {place(lease._code, lease._lasti)}"
+    elif lease._over is not None:
+        where = f"released at {place(*lease._over)}"
+    else:
+        where = "taken back when the pool was closed"
+    raise NotLeased(f"{what} connection of pool {pool!r} is no longer leased: it was {where}")
+
+
+class _View(Handle):
+    """What all views share; `view_class` adds the methods of one connection type."""
+
+    __slots__ = ()
+
+    def _poolkit_touch(self, name: str) -> Slot:
+        slot = _usable_slot(self, name)
+        slot.touched = True
+        return slot
+
+    def __getattr__(self, name: str) -> Any:
+        slot = self._poolkit_touch(name)
+        value = getattr(slot.connection, name)
+        if getattr(value, "__self__", None) is slot.connection:
+            return types.MethodType(_call(name), self)
+        if value is slot.connection:
+            return self
+        if callable(value) or _may_act(value):
+            slot.derived = True
+        return value
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self._poolkit_touch(name).connection, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self._poolkit_touch(name).connection, name)
+
+    def __dir__(self) -> list[str]:
+        return dir(_usable_slot(self, "__dir__").connection)
+
+    def __repr__(self) -> str:
+        slot = self._poolkit_slot
+        pool = self._poolkit_pool.name
+        if slot.turn != self._poolkit_turn:
+            return f"<released connection of pool {pool!r}>"
+        return f"<{slot.connection!r} leased from pool {pool!r}>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a leased connection cannot be copied or pickled: acquire another one")
+
+    def __copy__(self) -> NoReturn:
+        self.__reduce_ex__(2)
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        self.__reduce_ex__(2)
+
+
+#: Special methods that say what a view is, rather than what its connection does.
+_OWN: Final = frozenset(
+    {"__class__", "__del__", "__eq__", "__hash__", "__init__", "__new__", "__subclasshook__"}
+    | {"__getattr__", "__getattribute__", "__setattr__", "__delattr__", "__dir__", "__dict__"}
+    | {"__init_subclass__", "__class_getitem__", "__repr__", "__sizeof__", "__getstate__"}
+    | {"__setstate__", "__reduce__", "__reduce_ex__", "__copy__", "__deepcopy__", "__slots__"}
+    | {"__doc__", "__module__", "__weakref__", "__annotations__", "__orig_bases__"}
+)
+
+
+_UNBOUND: Final = (staticmethod, classmethod)
+_classes: Final[dict[tuple[type, tuple[type, ...]], type]] = {}
+
+
+def view_class(kind: type, bases: tuple[type, ...] = ()) -> type:
+    """Return the view class for one type of connection: made once.
+
+    ``bases`` are classes without slots of their own that make the library's own ``isinstance``
+    checks pass; methods they define take the place of the connection's.
+    """
+    if (kind, bases) not in _classes:
+        _classes[kind, bases] = _make_class(kind, bases)
+    return _classes[kind, bases]
+
+
+def _make_class(kind: type, bases: tuple[type, ...]) -> type:
+    members: dict[str, Any] = {
+        "__slots__": (),
+        "__class__": property(lambda _: kind),
+        "__doc__": f"A `{kind.__qualname__}`, until it is given back.",
+    }
+    own = {name for base in bases for name in dir(base) if not hasattr(object, name)}
+    for name in dir(kind):
+        special = name.startswith("__") and name.endswith("__")
+        if name in _OWN or (special and hasattr(object, name)) or name in own:
+            continue
+        value = inspect.getattr_static(kind, name)
+        if callable(value) and inspect.isroutine(value) and not isinstance(value, _UNBOUND):
+            members[name] = _Method(name, value)
+    made = type(f"{kind.__name__}View", (_View, *bases), members)
+    try:
+        trial = Handle()
+        trial.__class__ = made
+    except TypeError:
+        raise PoolConfigError(
+            f"a driver's view may name only classes with empty __slots__, unlike {bases}"
+        ) from None
+    return made
+
+
+class _Method:
+    """A forwarded method: asking a dead view for it is an error already."""
+
+    __slots__ = ("_call", "_name")
+
+    def __init__(self, name: str, function: Any) -> None:
+        self._name = name
+        inner = inspect.unwrap(function)
+        if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
+            self._call = _generating(name, function)
+        else:
+            self._call = (_async_call if inspect.iscoroutinefunction(function) else _call)(name)
+        self._call.__doc__ = function.__doc__
+
+    def __get__(self, view: Any, owner: type) -> Any:
+        if view is None:
+            return self._call
+        _usable_slot(view, self._name)
+        return types.MethodType(self._call, view)
+
+
+def _call(name: str) -> Callable[..., Any]:
+    def call(view: Any, /, *args: Any, **kwargs: Any) -> Any:
+        slot: Slot = view._poolkit_touch(name)
+        result = getattr(slot.connection, name)(*args, **kwargs)
+        if result is slot.connection:
+            return view
+        if type(result) is types.CoroutineType:
+            return _later(view, name, result)
+        if _may_act(result):
+            slot.derived = True
+        return result
+
+    return _named(call, name)
+
+
+def _async_call(name: str) -> Callable[..., Any]:
+    async def call(view: Any, /, *args: Any, **kwargs: Any) -> Any:
+        slot: Slot = view._poolkit_touch(name)
+        result = await watched(slot, getattr(slot.connection, name)(*args, **kwargs))
+        return view if result is slot.connection else result
+
+    return _named(call, name)
+
+
+def _generating(name: str, function: Any) -> Callable[..., Any]:
+    """Have a generator hold the view, which dies with the lease, and not the connection."""
+
+    def call(view: Any, /, *args: Any, **kwargs: Any) -> Any:
+        slot: Slot = view._poolkit_touch(name)
+        slot.derived = True
+        return function(view, *args, **kwargs)
+
+    return _named(call, name)
+
+
+async def _later(view: Any, name: str, operation: Coroutine[Any, Any, Any]) -> Any:
+    """Await what a plain method has returned, unless the lease has ended before it began."""
+    try:
+        slot: Slot = view._poolkit_touch(name)
+    except BaseException:
+        operation.close()
+        raise
+    result = await watched(slot, operation)
+    return view if result is slot.connection else result
+
+
+def _named(call: Callable[..., Any], name: str) -> Callable[..., Any]:
+    call.__name__ = call.__qualname__ = name
+    return call
+
+
+async def watched(slot: Slot, operation: Coroutine[Any, Any, Any]) -> Any:
+    """Await an operation on a leased connection, noting on the slot how it goes."""
+    turn = slot.turn
+    slot.busy += 1
+    try:
+        result = await operation
+    except BaseException as error:
+        if slot.turn == turn and not isinstance(error, Exception):
+            slot.cancelled = True
+        raise
+    finally:
+        slot.busy -= 1
+    if slot.turn == turn and _may_act(result):
+        slot.derived = True
+    return result
+
+
+def _may_act(value: Any) -> bool:
+    """Tell whether a value is, or a list of, something that may act on the connection."""
+    if type(value) in (list, tuple, set, frozenset, dict):
+        parts = value.values() if type(value) is dict else value
+        # What a library returns many of is of one kind: a look at the first ones will do.
+        return any(_is_attached(type(part)) for part in itertools.islice(parts, 8))
+    return _is_attached(type(value))
+
+
+_attached: Final[dict[type, bool]] = {}
+_MANY: Final = 1000
+
+
+def _is_attached(kind: type) -> bool:
+    """Tell whether such an object may act on the connection it came from, or is merely data.
+
+    Cursors, statements, transactions and generators have asynchronous methods, or are iterators.
+    """
+    if kind not in _attached:
+        if len(_attached) > _MANY:  # a library may make a class for each query
+            _attached.clear()
+        acts = ("__await__", "__aenter__", "__aiter__", "__anext__", "__next__")
+        _attached[kind] = any(hasattr(kind, name) for name in acts) or any(
+            inspect.iscoroutinefunction(inspect.getattr_static(kind, name, None))
+            for name in dir(kind)
+        )
+    return _attached[kind]
