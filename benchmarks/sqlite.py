@@ -41,7 +41,7 @@ async def _connect(path: str) -> aiosqlite.Connection:
     return connection
 
 
-#: What poolkit's driver does between two leases, in one hop to the thread.
+#: What poolkit's driver does after a lease that may have left something, in one hop to the thread.
 RESET = "PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 5000; PRAGMA synchronous = NORMAL"
 
 
@@ -108,7 +108,9 @@ async def _no_pool(path: str, size: int) -> AsyncIterator[tuple[Request, Request
 
 
 NAKED = _by_hand("by hand, no reset", "aiosqlite behind a bare hand-off", None)
-HAND = _by_hand("by hand, same reset", "and one more hop that undoes what poolkit undoes", RESET)
+HAND = _by_hand(
+    "by hand, same reset", "and one more hop, always, that undoes what poolkit undoes", RESET
+)
 SPLIT = Sqlite(
     name="poolkit, one writer beside readers", settings="two pools of one file", open=_one_writer
 )

@@ -38,6 +38,9 @@ T = TypeVar("T")
 #: How soon the tasks whose operations a reset has ended must have noticed.
 _LOOP_TURNS = 5
 
+#: Errors that are remembered as told.
+_MANY = 1000
+
 
 class _Worker:
     """A parked task, or one at work."""
@@ -267,6 +270,8 @@ class Workers:
         text = repr(error)
         level = logging.WARNING if refused and text not in self._refusals else logging.DEBUG
         if refused:
+            if len(self._refusals) > _MANY:  # each with a number of its own in it, perhaps
+                self._refusals.clear()
             self._refusals.add(text)
         say(level, "terminating a connection that failed its reset or ping: %s", text)
 

@@ -56,7 +56,10 @@ class _NotGiven:
 
 NOT_GIVEN: Final = _NotGiven()
 
+# What the hot path calls, without the look-ups.
 new: Final = object.__new__
+getframe: Final = sys._getframe
+ref: Final = weakref.ref
 
 
 class Pool(Generic[C]):
@@ -235,7 +238,7 @@ class Pool(Generic[C]):
 
         """
         # The hot path begins: what follows is written out, for the sake of two calls less.
-        frame = sys._getframe(1)
+        frame = getframe(1)
         lease: Lease[C] = new(self._new_lease)
         lease._slot = lease._over = None  # before all else: its finalizer looks at it
         lease._pool = self
@@ -262,14 +265,15 @@ class Pool(Generic[C]):
             book.outcomes["closed"] += 1
             raise words.not_open(self.name)
         runtime = self._runtime
-        if runtime.where() is not runtime.home:
+        home = runtime.home
+        if runtime.where() is not home:
             runtime.task()  # raises WrongLoop
         if self._inbox:
             self._drain()
-        if book.queue or not book.idle or self._greets:
+        if book.queue or self._greets:
             return None  # waiting, or awaiting the hook, makes this no fast path
         try:
-            task = weakref.ref(runtime.current_task(runtime.home))
+            task = ref(runtime.current_task(home))
         except TypeError:
             raise WrongLoop(words.NO_TASK) from None
         now = runtime.now()
@@ -309,7 +313,7 @@ class Pool(Generic[C]):
         deadline = NEVER if lease._timeout is None else now + lease._timeout
         if (task := runtime.current_task(runtime.home)) is None:
             raise WrongLoop(words.NO_TASK)
-        holder = (weakref.ref(task), lease._code, lease._lasti)
+        holder = (ref(task), lease._code, lease._lasti)
         slot = self._take_another(book.take(now), now) if hook is not None else None
         if slot is not None:
             slot.holder, slot.leased_at = holder, now
@@ -419,7 +423,8 @@ class Pool(Generic[C]):
         if error is not None and not isinstance(error, Exception):
             slot.cancelled = slot.touched
         if not slot.touched and not (book.queue and self._is_dead(slot.connection)):
-            book.release(slot, now)
+            if not book.release(slot, now):
+                return
         elif self._ended_badly(slot, error, now):
             book.release_broken(slot, now)
         elif self._needs_reset(slot):

@@ -217,10 +217,11 @@ class PoolState:
                 self.release(slot, now)
         waiter.outcome = "cancelled"
 
-    def release(self, slot: Slot, now: float) -> None:
+    def release(self, slot: Slot, now: float) -> bool:
         """Take back a connection that is fit for the next user as it is.
 
-        The hot edges leased -> idle and leased -> leased, written out.
+        Return whether there is anything to be done. The hot edges leased -> idle and leased ->
+        leased, written out.
         """
         slot.used_at = now
         if slot.touched:
@@ -228,16 +229,16 @@ class PoolState:
             self._heard_from(slot, now)
         if self._ask_on_return or now >= slot.retire_at:
             self._place(slot, now)
-            return
+            return True
         if not self.queue:
             del self.leased[slot]
             slot.state = "idle"
             self.idle.append(slot)
-            return
+            return False
         waiter = next(iter(self.queue.values()))
         if now >= waiter.deadline or self.shedder is not None:
             self._place(slot, now)
-            return
+            return True
         del self.queue[waiter.key]
         del self.leased[slot]
         self.leased[slot] = None  # the last one now
@@ -248,6 +249,7 @@ class PoolState:
         waiter.outcome = "served"
         self.outcomes["served"] += 1
         self.woken.append(waiter)
+        return True
 
     def release_dirty(self, slot: Slot, now: float) -> None:
         """Take back a connection that has to be reset first."""

@@ -644,19 +644,196 @@ async def test_reset_that_cannot_make_sure_raises(driver: Any) -> None:
         await c._within(raw.lease, hidden.close)
 
 
-async def test_connection_is_clean_until_something_is_done(driver: Any) -> None:
-    """A ping is nothing; any operation is something, whatever it was; a reset undoes it."""
+# -- is_clean ------------------------------------------------------------------------------------
+
+
+async def test_unused_connection_is_clean(driver: Any) -> None:
+    """A ping is nothing."""
     async with connected(driver) as c:
         assert driver.is_clean(c)
         await driver.ping(c)
         assert driver.is_clean(c)
-        await c.execute_fetchall("SELECT 1")
+
+
+TAME = [
+    "SELECT 1",
+    "\n\t select x from t",
+    "INSERT INTO t VALUES (1)",
+    "INSERT INTO t VALUES (1) RETURNING x",
+    "REPLACE INTO t VALUES (1)",
+    "UPDATE t SET x = 2",
+    "DELETE FROM t",
+    "VALUES (1), (2)",
+    "WITH a(x) AS (SELECT 1) INSERT INTO t SELECT x FROM a",
+    "SELECT * FROM pragma_foreign_keys, pragma_busy_timeout, pragma_synchronous",
+    "SELECT * FROM pragma_table_info('t')",
+]
+
+
+@pytest.mark.parametrize("sql", TAME)
+async def test_connection_is_clean_after_a_tame_statement(driver: Any, sql: str) -> None:
+    """Whichever way it is executed, as long as no row is left to come."""
+    async with connected(driver) as c:
+        await c.execute_fetchall(sql)
+        assert driver.is_clean(c)
+        async with c.execute(sql):
+            pass
+        assert driver.is_clean(c)
+        cursor = await c.execute(sql)
+        await cursor.fetchall()
+        assert driver.is_clean(c)
+        await cursor.execute(sql)
+        await cursor.fetchall()
+        await cursor.close()
+        await c.execute_insert("INSERT INTO t VALUES (1)")
+        assert driver.is_clean(c)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "PRAGMA foreign_keys=OFF",
+        "PRAGMA user_version",
+        "EXPLAIN PRAGMA foreign_keys=OFF",
+        "; PRAGMA foreign_keys=OFF",
+        "/* a comment */ PRAGMA foreign_keys=OFF",
+        "ATTACH ':memory:' AS other",
+        "CREATE TEMP TABLE only_here (x)",
+        "CREATE TABLE u (x)",
+        "DROP TABLE t",
+        "BEGIN",
+        "SAVEPOINT s",
+        "ANALYZE",
+        "SELECT 'LOAD_EXTENSION'",
+        "selection",
+        "",
+    ],
+)
+async def test_connection_is_not_clean_after_any_other_statement(driver: Any, sql: str) -> None:
+    """They may change what the next user finds, or nobody has looked whether they do."""
+    for way in ("execute_fetchall", "execute", "executescript", "cursor"):
+        async with connected(driver) as c:
+            with contextlib.suppress(sqlite3.OperationalError):
+                if way == "cursor":
+                    async with c.execute("SELECT 1") as cursor:
+                        await cursor.execute(sql)
+                else:
+                    await getattr(c, way)(sql)
+            assert not driver.is_clean(c)
+            await driver.reset(c)
+            assert driver.is_clean(c)
+
+
+@pytest.mark.parametrize("name", ["foreign_keys", "busy_timeout", "synchronous"])
+async def test_settings_cannot_be_changed_by_a_select(driver: Any, name: str) -> None:
+    """The tables of the pragmas that a reset restores have no parameter for the value."""
+    async with connected(driver) as c:
+        before = await value(c, f"PRAGMA {name}")
+        for sql in (f"SELECT * FROM pragma_{name}(0)", f"SELECT * FROM pragma_{name} WHERE arg=0"):
+            with contextlib.suppress(sqlite3.OperationalError):
+                await c.execute_fetchall(sql)
+        with pytest.raises(sqlite3.OperationalError):
+            await c.execute(f"UPDATE pragma_{name} SET {name} = 0")
+        assert await value(c, f"PRAGMA {name}") == before
+
+
+async def test_second_statement_is_refused_by_sqlite3(driver: Any) -> None:
+    """So that the first word speaks for all of it."""
+    async with connected(driver) as c:
+        with pytest.raises((sqlite3.Warning, sqlite3.ProgrammingError)):
+            await c.execute_fetchall("SELECT 1; PRAGMA foreign_keys=OFF")
+        assert not driver.is_clean(c)
+        assert await value(c, "PRAGMA foreign_keys") == 1
+
+
+async def test_connection_with_an_open_cursor_is_not_clean(driver: Any) -> None:
+    """Whether somebody still has it or not; read to its end it may as well be executed again."""
+    many = "SELECT 1 UNION SELECT 2"
+    async with connected(driver) as c:
+        cursor = await c.execute(many)
+        assert not driver.is_clean(c)
+        await cursor.fetchone()
+        assert not driver.is_clean(c)
+        await cursor.fetchall()
+        assert driver.is_clean(c)
+        await cursor.execute(many)
+        assert not driver.is_clean(c)
+        del cursor
+        gc.collect()
+        assert not driver.is_clean(c)
+
+
+async def test_connection_in_a_transaction_is_not_clean(driver: Any, path: Path) -> None:
+    """But it is after one that has ended, either way."""
+    async with connected(driver) as c:
+        async with driver.transaction(c):
+            await c.execute("INSERT INTO t VALUES (1)")
+            assert not driver.is_clean(c)
+        assert driver.is_clean(c)
+        with pytest.raises(KeyError):
+            async with driver.transaction(c):
+                raise KeyError
+        assert driver.is_clean(c)
+        await driver.transaction(c).__aenter__()
+        assert not driver.is_clean(c)
+    assert look(path) == 1
+
+
+@pytest.mark.parametrize("attribute", ["row_factory", "text_factory", "isolation_level"])
+async def test_connection_with_an_attribute_set_is_not_clean(driver: Any, attribute: str) -> None:
+    """A reset puts it back."""
+    async with connected(driver) as c:
+        setattr(c._raw, attribute, {"isolation_level": "DEFERRED"}.get(attribute, lambda *_: None))
         assert not driver.is_clean(c)
         await driver.reset(c)
         assert driver.is_clean(c)
-        async with driver.transaction(c):
-            pass
+
+
+async def test_connection_is_not_clean_after_anything_but_statements(driver: Any) -> None:
+    """Functions stay, but a reset undoes whatever registering one brought with it."""
+    async with connected(driver) as c:
+        await c.create_function("f", 0, lambda: 1)
         assert not driver.is_clean(c)
+        await driver.reset(c)
+        assert await value(c, "SELECT f()") == 1
+        assert driver.is_clean(c)
+
+
+async def test_connection_is_not_clean_after_a_failed_statement(driver: Any) -> None:
+    """Nobody has thought of everything that may have failed."""
+    async with connected(driver) as c:
+        with pytest.raises(sqlite3.OperationalError):
+            await c.execute_fetchall("SELECT * FROM missing")
+        assert not driver.is_clean(c)
+
+
+async def test_connection_is_not_clean_while_a_statement_runs(driver: Any) -> None:
+    """Nor when its caller has been cancelled."""
+    gate = Gate()
+    async with connected(driver) as c:
+        await gate.install(c)
+        await driver.reset(c)
+        await abandon(c, gate, "SELECT hold()")
+        assert not driver.is_clean(c)
+        gate.let_go()
+        await c.execute_fetchall("SELECT 1")
+        assert not driver.is_clean(c)
+
+
+async def test_connection_is_not_clean_after_a_callback_that_used_it(driver: Any) -> None:
+    """A row factory is given a cursor, and that has the connection."""
+
+    def make_row(cursor: Any, row: Any) -> Any:
+        cursor.connection.execute("PRAGMA foreign_keys=OFF")
+        return row
+
+    async with connected(driver) as c:
+        c.row_factory = make_row
+        await c.execute_fetchall("SELECT 1")
+        c.row_factory = None
+        assert not driver.is_clean(c)
+        await driver.reset(c)
+        assert await value(c, "PRAGMA foreign_keys") == 1
 
 
 # -- revoke --------------------------------------------------------------------------------------
@@ -1076,4 +1253,54 @@ async def test_pool_keeps_what_on_connect_has_set(module: Any, path: Path) -> No
                 (row,) = await c.execute_fetchall("SELECT 1 AS one")
                 assert row["one"] == 1
                 c.row_factory = None
+    await ended()
+
+
+async def test_pool_resets_only_what_is_not_clean(module: Any, path: Path) -> None:
+    """A connection of which a cursor was made is idle at once, unless there is something to undo."""
+    async with module.create_pool(path, max_size=1) as pool:
+        kept = []
+        async with pool.acquire() as c:
+            kept += [await c.execute("INSERT INTO t VALUES (1)"), c.execute("SELECT 1")]
+            async with c.execute("SELECT x FROM t") as cursor:
+                kept.append(cursor)
+                assert [row async for row in cursor] == [(1,)]
+        assert pool.stats().idle == 1
+        async with pool.transaction() as c:
+            await c.execute_insert("INSERT INTO t VALUES (2)")
+        assert pool.stats().idle == 1
+        with pytest.raises(NotLeased):
+            await kept[0].execute("SELECT 1")
+        with pytest.raises(NotLeased):
+            await kept[1]
+        async with pool.acquire() as c:
+            await c.execute("PRAGMA foreign_keys=OFF")
+        assert pool.stats().recycling == 1
+        async with pool.acquire() as c:
+            assert await value(c, "PRAGMA foreign_keys") == 1
+    await ended()
+
+
+async def test_operation_of_a_clean_lease_that_has_not_begun_is_refused(
+    module: Any, path: Path
+) -> None:
+    """Its connection is somebody else's by the time its turn comes."""
+
+    async def insert(c: Any) -> None:
+        with pytest.raises(NotLeased):
+            await c.execute("INSERT INTO t VALUES (1)")
+
+    async with module.create_pool(path, max_size=1) as pool:
+        async with anyio.create_task_group() as group:
+            async with pool.acquire() as c:
+                turn = c._raw._turn
+                await c.execute_fetchall("SELECT 1")
+            async with pool.acquire() as c:
+                with turn:
+                    group.start_soon(insert, c)
+                    await anyio.wait_all_tasks_blocked()
+                    pool.release(c)
+                    assert pool.stats().idle == 1
+        async with pool.acquire() as c:
+            assert await value(c, "SELECT count(*) FROM t") == 0
     await ended()

@@ -9,6 +9,7 @@ import anyio
 import pytest
 from anyio import wait_all_tasks_blocked
 
+import poolkit._jobs
 from poolkit import ConnectFailed, Pool, PoolTimeout, Verdict
 from tests.fakes import Boom, CleanDriver, FakeConnection, FakeDriver, FullDriver
 
@@ -270,3 +271,18 @@ async def test_reset_that_the_server_refuses_is_told_aloud_once(
                 conn.cursor()
     told = [record.levelname for record in caplog.records if "no such statement" in record.message]
     assert told.count("WARNING") == 1
+
+
+async def test_refusals_that_are_remembered_as_told_are_limited(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server may put a number of its own into each."""
+    monkeypatch.setattr(poolkit._jobs, "_MANY", 1)
+    driver = FullDriver(reset=[Boom("first"), Boom("second"), Boom("third"), Boom("first")])
+    driver.verdicts[Boom] = Verdict.OK
+    async with Pool(driver, max_size=1) as pool:
+        for _ in range(4):
+            async with pool.acquire(timeout=LONG) as conn:
+                conn.cursor()
+    told = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert sum("first" in message for message in told) == 2

@@ -34,7 +34,9 @@ class Threaded(Protocol):
 
     _raw: Raw
 
-    def _within(self, lease: int, function: Callable[[], T]) -> Coroutine[Any, Any, T]:
+    def _within(
+        self, lease: int, function: Callable[[], T], *, tame: bool = False
+    ) -> Coroutine[Any, Any, T]:
         """Run a function in the connection's thread, for a lease."""
         ...
 
@@ -141,7 +143,7 @@ class SQLiteDriver(Generic[C]):
 
     def is_dead(self, c: C, /) -> bool:
         """Tell whether it was closed."""
-        raw = self._inside(c)._raw
+        raw: Raw = c._raw  # type: ignore[attr-defined]
         if not raw.over:
             try:
                 raw.in_transaction  # noqa: B018  # raises on a closed connection
@@ -162,7 +164,7 @@ class SQLiteDriver(Generic[C]):
     async def ping(self, c: C, /) -> None:
         """Ask for an answer, in one hop to the thread."""
         inside = self._inside(c)
-        await inside._within(inside._raw.lease, inside._raw.ping)
+        await inside._within(inside._raw.lease, inside._raw.ping, tame=True)
 
     async def close(self, c: C, /) -> None:
         """Close, and wait for it."""
@@ -176,11 +178,12 @@ class SQLiteDriver(Generic[C]):
 
     def revoke(self, c: C, /) -> None:
         """End the lease: what was made from the connection is dead, what runs is interrupted."""
-        self._inside(c)._raw.revoke()
+        c._raw.revoke()  # type: ignore[attr-defined]
 
     def is_clean(self, c: C, /) -> bool:
-        """Tell whether nothing was done since the last reset."""
-        return self._inside(c)._raw.is_clean()
+        """Tell whether a reset would find nothing to undo; see `Raw.is_clean`."""
+        raw: Raw = c._raw  # type: ignore[attr-defined]
+        return raw.is_clean()
 
     def watch(self, c: C, dead: Callable[[], None], /) -> None:  # noqa: ARG002  # nothing dies by itself
         """Take what ``on_connect`` has made of the connection for what a reset returns to.
@@ -234,6 +237,20 @@ _BROKEN = frozenset(
 )
 
 
+def lent(name: str) -> Callable[..., Any]:
+    """Return a method of a view that calls the connection's, whatever comes of it.
+
+    The view itself would have a connection reset after every method whose result can act on it. Our
+    cursors cannot once the lease is over, and whether one is open is seen by `Raw.is_clean`.
+    """
+
+    def call(view: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return getattr(view._poolkit_touch(name).connection, name)(*args, **kwargs)
+
+    call.__name__ = call.__qualname__ = name
+    return call
+
+
 class Transaction:
     """Begins; commits at the end of the block, or rolls back after an exception.
 
@@ -247,9 +264,9 @@ class Transaction:
         self._mode = mode
 
     async def _command(self, sql: str) -> None:
-        raw = self._connection._raw
-        raw.touched = True
-        await self._connection._within(self._lease, functools.partial(raw.command, sql))
+        command = functools.partial(self._connection._raw.command, sql)
+        # Tame: a transaction that is open at the end of the lease is seen.
+        await self._connection._within(self._lease, command, tame=True)
 
     async def __aenter__(self) -> None:
         await self._command(f"BEGIN {self._mode}")

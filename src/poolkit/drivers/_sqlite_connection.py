@@ -6,18 +6,21 @@
   whose caller was cancelled, and would commit it.
 - A reset closes the lease's cursors first. One that is half read keeps its snapshot of the database
   although no transaction is open, and no WAL file is ever truncated behind it.
+- A lease that provably left nothing behind needs no reset (see `is_tame`, `Raw.is_clean`): with the
+  job and the hop that it is, one costs several times as much as the statement before it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import sqlite3
 import sys
 import threading
 import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from poolkit._errors import NotLeased
 
@@ -27,23 +30,79 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+_TAME: Final = re.compile(
+    r"\s*(?:SELECT|INSERT|UPDATE|DELETE|REPLACE|VALUES|WITH)\b", re.IGNORECASE
+)
+_READ: Final = frozenset({"cursor", "fetchone", "fetchmany", "fetchall", "close"})
+_EXECUTE: Final = frozenset({"execute", "fetch", "insert"})
+
+
+def is_tame(method: str, args: tuple[Any, ...]) -> bool:
+    """Tell whether what a method of ours does to its connection is seen by `Raw.is_clean`.
+
+    Of a statement its first word says so, for sqlite3 refuses a second one behind it. What changes
+    a connection's settings (PRAGMA, ATTACH, ...) is a statement of its own and never part of these:
+    WITH goes before the others only, and a trigger has no others. EXPLAIN is missing because
+    EXPLAIN PRAGMA does set. ``pragma_foreign_keys`` and the like are tables that take no value. Of
+    SQL's functions load_extension() alone lets in strange code.
+    """
+    if method in _EXECUTE:
+        sql: str = args[0]
+        return _TAME.match(sql) is not None and "load_extension" not in sql.lower()
+    return method in _READ
+
+
 class RawCursor(sqlite3.Cursor):
-    """A cursor that knows which lease it was made in."""
+    """A cursor that knows which lease it was made in, and whether it was read to its end."""
 
     lease: int
+    _spent = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether rows may be left. A statement without columns ends where it is executed."""
+        return not self._spent and self.description is not None
+
+    def execute(self, sql: str, parameters: Any = (), /) -> RawCursor:
+        """Execute a statement."""
+        self._spent = False
+        return super().execute(sql, parameters)
+
+    def fetchall(self) -> list[Any]:
+        """Fetch the rows that are left."""
+        rows = super().fetchall()
+        self._spent = True
+        return rows
+
+    def close(self) -> None:
+        """Close."""
+        super().close()
+        self._spent = True
 
 
 class Operation(Generic[T]):
     """A function to be run on a connection, in its thread, for the sake of one lease."""
 
-    __slots__ = ("abandoned", "chased", "finished", "function", "lease", "made", "raw", "withdrawn")
+    __slots__ = (
+        "abandoned",
+        "chased",
+        "finished",
+        "function",
+        "lease",
+        "made",
+        "raw",
+        "tame",
+        "withdrawn",
+    )
 
-    def __init__(self, raw: Raw, lease: int, function: Callable[[], T]) -> None:
+    def __init__(self, raw: Raw, lease: int, function: Callable[[], T], *, tame: bool) -> None:
         self.raw = raw
         self.lease = lease
         self.function = function
+        #: Whether nothing is left by it, if it ends well, that `Raw.is_clean` does not see.
+        self.tame = tame
         #: The cursors it has made.
-        self.made: list[sqlite3.Cursor] = []
+        self.made: list[RawCursor] = []
         self.finished = False
         #: Whether its caller has gone.
         self.abandoned = False
@@ -70,13 +129,13 @@ class Raw(sqlite3.Connection):
         super().__init__(*args, **kwargs)
         #: Counts the leases: what belongs to an earlier one is dead.
         self.lease = 0
-        #: Whether anything was done since the last reset.
-        self.touched = False
+        #: Operations since the last reset that were not tame, failed, were left, or are under way.
+        self._doubts = 0
         #: Whether it was closed, or will be as soon as its thread comes to it.
         self.over = False
         self.pragmas: list[str] = []
-        self._cursors: dict[sqlite3.Cursor, weakref.ref[Any] | None] = {}
-        self._dropped: deque[sqlite3.Cursor] = deque()
+        self._cursors: dict[RawCursor, weakref.ref[Any] | None] = {}
+        self._dropped: deque[RawCursor] = deque()
         self._turn = threading.Lock()  # held while an operation runs
         self._gate = threading.Lock()  # held for a moment, around what two threads decide by
         self._running: Operation[Any] | None = None
@@ -95,19 +154,19 @@ class Raw(sqlite3.Connection):
         self._cursors[made] = None
         return made
 
-    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+    def execute(self, sql: str, parameters: Any = (), /) -> RawCursor:
         """Execute a statement on a new cursor."""
-        return cast("sqlite3.Cursor", self.cursor().execute(sql, parameters))
+        return cast("RawCursor", self.cursor().execute(sql, parameters))
 
-    def executemany(self, sql: str, parameters: Any, /) -> sqlite3.Cursor:
+    def executemany(self, sql: str, parameters: Any, /) -> RawCursor:
         """Execute a statement on a new cursor, once for each set of parameters."""
-        return cast("sqlite3.Cursor", self.cursor().executemany(sql, parameters))
+        return cast("RawCursor", self.cursor().executemany(sql, parameters))
 
-    def executescript(self, sql_script: str, /) -> sqlite3.Cursor:
+    def executescript(self, sql_script: str, /) -> RawCursor:
         """Execute statements on a new cursor."""
-        return cast("sqlite3.Cursor", self.cursor().executescript(sql_script))
+        return cast("RawCursor", self.cursor().executescript(sql_script))
 
-    def adopt(self, cursor: sqlite3.Cursor, owner: object) -> None:
+    def adopt(self, cursor: RawCursor, owner: object) -> None:
         """Close a cursor once its owner is gone."""
         dropped = self._dropped
         if cursor in self._cursors:
@@ -125,15 +184,38 @@ class Raw(sqlite3.Connection):
         with self._turn:
             self.close()
 
+    # On cursors that nobody else sees, and which need not be known therefore.
+
     def command(self, sql: str) -> None:
         """Execute a statement, and be done with it."""
-        super().execute(sql).close()
+        cursor = super().cursor()
+        try:
+            cursor.execute(sql)
+        finally:
+            cursor.close()
+
+    def fetch(self, sql: str, parameters: Any = ()) -> list[Any]:
+        """Execute a statement; return its rows."""
+        cursor = super().cursor()
+        try:
+            return cursor.execute(sql, parameters).fetchall()
+        finally:
+            cursor.close()
+
+    def insert(self, sql: str, parameters: Any = ()) -> Any:
+        """Execute an INSERT; return a row with the id of the new one."""
+        cursor = super().cursor()
+        try:
+            cursor.execute(sql, parameters)
+            return cursor.execute("SELECT last_insert_rowid()").fetchone()
+        finally:
+            cursor.close()
 
     def set_journal(self, mode: str) -> str:
         """Set the journal mode; return the mode that the file has now."""
-        with contextlib.closing(super().execute(f"PRAGMA journal_mode={mode}")) as cursor:
-            row: tuple[str] = cursor.fetchone()
-            return row[0].upper()
+        row: tuple[str]
+        (row,) = self.fetch(f"PRAGMA journal_mode={mode}")
+        return row[0].upper()
 
     def ping(self) -> None:
         """Ask for an answer."""
@@ -157,15 +239,23 @@ class Raw(sqlite3.Connection):
                     return cast("T", None)  # nobody is there to see it
                 self.check(operation.lease)
                 self._running = operation
+                self._doubts += 1
+            tame = False
             try:
-                self._sweep()
-                return operation.function()
+                if self._dropped:
+                    self._sweep()
+                result = operation.function()
+                # Not if a callback has got hold of the connection, to do nobody knows what.
+                tame = operation.tame and operation.made in ([], [result])
+                return result
             finally:
                 with self._gate:
                     self._running = None
                     operation.finished = True
                     if operation.abandoned:
                         self._dropped.extend(operation.made)
+                    elif tame:
+                        self._doubts -= 1
 
     def _sweep(self) -> None:
         while self._dropped:
@@ -175,7 +265,9 @@ class Raw(sqlite3.Connection):
 
     def claim(self, operation: Operation[Any], kept: sqlite3.Cursor | None) -> None:
         """Note that the caller has its result; of the cursors that were made it has this one."""
-        self._dropped.extend(cursor for cursor in operation.made if cursor is not kept)
+        for cursor in operation.made:
+            if cursor is not kept:
+                self._dropped.append(cursor)
 
     def abandon(self, operation: Operation[Any]) -> None:
         """Note that the caller has gone without its result."""
@@ -183,19 +275,22 @@ class Raw(sqlite3.Connection):
             operation.abandoned = True
             if operation.finished:
                 self._dropped.extend(operation.made)
+                if operation.lease == self.lease:
+                    self._doubts += 1
 
     def withdraw(self, operation: Operation[Any]) -> None:
         """Abandon an operation that must not be begun any more; one that runs ends soon.
 
         Inside a transaction it goes on until the lease ends: to interrupt a write there is to roll
         back all of the transaction, and what the lease does next would be committed without it. It
-        goes on as well while there are other cursors, which the interrupt would hit too.
+        goes on as well while other cursors are open, which the interrupt would hit too.
         """
         self.abandon(operation)
         operation.withdrawn = True
         with self._gate:
             runs = self._running is operation
-        if runs and not self.in_transaction and self._cursors.keys() <= set(operation.made):
+        others = self._cursors.keys() - operation.made
+        if runs and not self.in_transaction and not any(cursor.is_open for cursor in others):
             self._chase(operation)
 
     def revoke(self) -> None:
@@ -238,8 +333,16 @@ class Raw(sqlite3.Connection):
         self._settled = self._state()
 
     def is_clean(self) -> bool:
-        """Tell whether nothing was done since the last reset."""
-        return not self.touched and self._state() == self._settled
+        """Tell whether a reset would find nothing to undo; in any thread.
+
+        What is still queued for the lease does not count: it will be refused (`run`).
+        """
+        return (
+            not self._doubts
+            and not self.in_transaction
+            and self._state() == self._settled
+            and not (self._cursors and any(cursor.is_open for cursor in list(self._cursors)))
+        )
 
     def clean(self) -> str | None:
         """Undo what a lease has left behind, verify it, and return what that was."""
@@ -262,7 +365,7 @@ class Raw(sqlite3.Connection):
         # After the rollback: to assign an isolation level of None is to commit.
         self.row_factory, self.text_factory, self.isolation_level = cast("Any", self._settled)
         self.set_up()
-        self.touched = False
+        self._doubts = 0
         return note
 
     def _is_busy(self) -> bool:
@@ -272,7 +375,7 @@ class Raw(sqlite3.Connection):
         tell as well, but spoils every prepared statement.
         """
         try:
-            super().execute("VACUUM INTO NULL")
+            self.command("VACUUM INTO NULL")
         except sqlite3.Error as error:
             interrupted = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_INTERRUPT
             return interrupted or str(error).startswith("cannot VACUUM")

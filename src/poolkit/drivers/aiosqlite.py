@@ -9,7 +9,6 @@ closed event loop. Here each operation belongs to a lease (see
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import inspect
 import threading
@@ -19,8 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from poolkit._driver import missing_extra
 from poolkit._errors import PoolConfigError
 from poolkit._pool import Pool
-from poolkit.drivers._sqlite import SQLiteDriver
-from poolkit.drivers._sqlite_connection import Operation, Raw, RawCursor
+from poolkit.drivers._sqlite import SQLiteDriver, lent
+from poolkit.drivers._sqlite_connection import Operation, Raw, RawCursor, is_tame
 from poolkit.drivers._sqlite_settings import CreateOptions, parse_url, split_options
 
 try:
@@ -66,8 +65,16 @@ def from_url(url: str) -> AiosqliteDriver:
     return AiosqliteDriver(database, **settings)
 
 
+class View:
+    """What the view of a connection has of its own; methods are added below."""
+
+    __slots__ = ()
+
+
 class AiosqliteDriver(SQLiteDriver["aiosqlite.Connection"]):
     """How connections of aiosqlite are opened, cleaned and closed. On asyncio only."""
+
+    view = (View,)
 
     async def connect(self) -> aiosqlite.Connection:
         """Open a connection in a thread of its own; if cancelled, the thread closes it and ends."""
@@ -142,10 +149,12 @@ class _Worker:
 def _tell(future: asyncio.Future[Any], result: object, error: BaseException | None) -> None:
     if isinstance(error, StopIteration):  # no future takes it
         error = RuntimeError(f"StopIteration raised in a database thread: {error}")
-    # The loop may have been closed meanwhile: then there is nobody to be told.
-    with contextlib.suppress(RuntimeError):
+    # (Not contextlib.suppress: what the thread does here, the loop waits for.)
+    try:
         if not future.cancelled():
             future.get_loop().call_soon_threadsafe(_settle, future, result, error)
+    except RuntimeError:
+        pass  # the loop was closed meanwhile: there is nobody to be told
 
 
 def _settle(future: asyncio.Future[Any], result: object, error: BaseException | None) -> None:
@@ -176,14 +185,18 @@ class Connection(aiosqlite.Connection):
         lease = owner.lease if isinstance(owner, RawCursor) else raw.lease
         if lease != raw.lease and fn.__name__ == "close":
             return None  # closed by the reset; the end of an `async with` is no misuse
-        raw.check(lease)
-        raw.touched = True
-        return await self._within(lease, functools.partial(fn, *args, **kwargs))
+        return await self._perform(lease, fn, *args, **kwargs)
 
-    async def _within(self, lease: int, function: Callable[[], T]) -> T:
+    async def _perform(self, lease: int, fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        self._raw.check(lease)
+        owner = getattr(fn, "__self__", None)
+        tame = isinstance(owner, (Raw, RawCursor)) and is_tame(fn.__name__, args)
+        return await self._within(lease, functools.partial(fn, *args, **kwargs), tame=tame)
+
+    async def _within(self, lease: int, function: Callable[[], T], *, tame: bool = False) -> T:
         if self._raw.over:
             raise ValueError("no active connection")
-        operation = Operation(self._raw, lease, function)
+        operation = Operation(self._raw, lease, function, tame=tame)
         try:
             result = await self._worker.submit(operation)
         except BaseException:
@@ -191,6 +204,28 @@ class Connection(aiosqlite.Connection):
             raise
         self._raw.claim(operation, result if isinstance(result, RawCursor) else None)
         return result
+
+    # The library's own would do, wrapped as the others are below, in twice as many coroutines.
+
+    def execute(self, sql: str, parameters: Any = None) -> Any:
+        """Execute a statement; the result is a cursor."""
+        return Result(self._make(self._raw.lease, sql, parameters))
+
+    async def _make(self, lease: int, sql: str, parameters: Any) -> aiosqlite.Cursor:
+        made = await self._perform(lease, self._raw.execute, sql, _given(parameters))
+        return self._adopt(Cursor(self, made))
+
+    def execute_fetchall(self, sql: str, parameters: Any = None) -> Any:
+        """Execute a statement; the result is all of its rows."""
+        return Result(self._perform(self._raw.lease, self._raw.fetch, sql, _given(parameters)))
+
+    def execute_insert(self, sql: str, parameters: Any = None) -> Any:
+        """Execute an INSERT; the result is a row with the id of the new one."""
+        return Result(self._perform(self._raw.lease, self._raw.insert, sql, _given(parameters)))
+
+    def _adopt(self, cursor: aiosqlite.Cursor) -> aiosqlite.Cursor:
+        self._raw.adopt(cast("RawCursor", cursor._cursor), cursor)
+        return cursor
 
     async def close(self) -> None:
         """Close, after what is queued already. Closing twice is harmless."""
@@ -205,6 +240,10 @@ class Connection(aiosqlite.Connection):
         self._connection = None
         self._raw.revoke()
         self._worker.end()
+
+
+def _given(parameters: Any) -> Any:
+    return () if parameters is None else parameters
 
 
 class Cursor(aiosqlite.Cursor):
@@ -224,13 +263,15 @@ def _of_its_lease(method: Callable[..., Any]) -> Callable[..., Any]:
 
     Its coroutine may be awaited much later: then it must not run on the next user's connection.
     """
+    generates = inspect.isasyncgenfunction(method)
+    plain = inspect.iscoroutinefunction(method)
 
     async def later(self: Connection, lease: int, call: Callable[[], Awaitable[Any]]) -> Any:
         self._raw.check(lease)
         result = await call()
         if type(result) is aiosqlite.Cursor:
-            self._raw.adopt(result._cursor, result)
             result.__class__ = Cursor
+            self._adopt(result)
         return result
 
     async def iterate(
@@ -244,15 +285,17 @@ def _of_its_lease(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def bound(self: Connection, *args: Any, **kwargs: Any) -> Any:
         call = functools.partial(method, self, *args, **kwargs)
-        if inspect.isasyncgenfunction(method):
+        if generates:
             return iterate(self, self._raw.lease, call)
         coroutine = later(self, self._raw.lease, call)
-        return coroutine if inspect.iscoroutinefunction(method) else Result(coroutine)
+        return coroutine if plain else Result(coroutine)
 
     return bound
 
 
 for _name, _method in inspect.getmembers(aiosqlite.Connection, inspect.isfunction):
-    if not _name.startswith("_") and _name != "stop":
-        _method = vars(Connection).get(_name, _method)
-        setattr(Connection, _name, _of_its_lease(_method))
+    _own = vars(Connection).get(_name, _method)
+    if not _name.startswith("_") and (_own is _method or inspect.iscoroutinefunction(_own)):
+        setattr(Connection, _name, _of_its_lease(_own))
+    if hasattr(_method, "__wrapped__"):  # those that return a `Result`
+        setattr(View, _name, lent(_name))

@@ -22,22 +22,20 @@ says why). The connection is not used before it has ended.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import threading
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import anyio
 import anyio.to_thread
 
 from poolkit._pool import Pool
-from poolkit.drivers._sqlite import SQLiteDriver
-from poolkit.drivers._sqlite_connection import Operation, Raw, RawCursor, start_thread
+from poolkit.drivers._sqlite import SQLiteDriver, lent
+from poolkit.drivers._sqlite_connection import Operation, Raw, RawCursor, is_tame, start_thread
 from poolkit.drivers._sqlite_settings import CreateOptions, parse_url, split_options
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import AsyncIterator, Callable, Generator, Iterable
     from pathlib import Path
 
@@ -72,8 +70,23 @@ def from_url(url: str) -> ThreadsDriver:
     return ThreadsDriver(database, **settings)
 
 
+class View:
+    """What the view of a connection has of its own."""
+
+    __slots__ = ()
+
+    execute = lent("execute")
+    executemany = lent("executemany")
+    executescript = lent("executescript")
+    execute_fetchall = lent("execute_fetchall")
+    execute_insert = lent("execute_insert")
+    cursor = lent("cursor")
+
+
 class ThreadsDriver(SQLiteDriver["Connection"]):
     """How connections are opened, cleaned and closed in anyio's worker threads."""
+
+    view = (View,)
 
     async def connect(self) -> Connection:
         """Open a connection; if cancelled, the thread that is opening it closes it."""
@@ -157,33 +170,23 @@ class Connection:
 
     def execute(self, sql: str, parameters: Any = ()) -> Call:
         """Execute one statement; the result is a cursor."""
-        return self._make(lambda: self._raw.execute(sql, parameters))
+        return self._make(self._raw.execute, sql, parameters)
 
     def executemany(self, sql: str, parameters: Iterable[Any]) -> Call:
         """Execute one statement for each set of parameters."""
-        return self._make(lambda: self._raw.executemany(sql, parameters))
+        return self._make(self._raw.executemany, sql, parameters)
 
     def executescript(self, sql_script: str) -> Call:
         """Execute several statements; commits an open transaction first."""
-        return self._make(lambda: self._raw.executescript(sql_script))
+        return self._make(self._raw.executescript, sql_script)
 
     def execute_fetchall(self, sql: str, parameters: Any = ()) -> Coroutine[Any, Any, list[Any]]:
         """Execute one statement; the result is all of its rows, after one hop to the thread."""
-
-        def fetch() -> list[Any]:
-            with contextlib.closing(self._raw.execute(sql, parameters)) as cursor:
-                return cursor.fetchall()
-
-        return self._call(fetch)
+        return self._call(self._raw.fetch, sql, parameters)
 
     def execute_insert(self, sql: str, parameters: Any = ()) -> Coroutine[Any, Any, Any]:
         """Execute an INSERT; the result is a row with the id of the new one."""
-
-        def insert() -> Any:
-            with contextlib.closing(self._raw.execute(sql, parameters)) as cursor:
-                return cursor.execute("SELECT last_insert_rowid()").fetchone()
-
-        return self._call(insert)
+        return self._call(self._raw.insert, sql, parameters)
 
     def cursor(self) -> Call:
         """Make a cursor that has not executed anything yet."""
@@ -202,7 +205,7 @@ class Connection:
     ) -> Coroutine[Any, Any, None]:
         """Register a function for statements of this connection."""
         create = self._raw.create_function
-        return self._call(lambda: create(name, narg, function, deterministic=deterministic))
+        return self._call(create, name, narg, function, deterministic=deterministic)
 
     @property
     def in_transaction(self) -> bool:
@@ -234,12 +237,7 @@ class Connection:
 
     def close(self) -> Coroutine[Any, Any, None]:
         """Close, after what is under way. Closing twice is harmless."""
-
-        def close() -> None:
-            self._raw.over = True
-            self._raw.close()
-
-        return self._call(close)
+        return self._call(self._close)
 
     def stop(self) -> None:
         """Close without waiting: what has not begun is refused, what runs is interrupted."""
@@ -250,19 +248,36 @@ class Connection:
 
     # -- the thread ------------------------------------------------------------------------------
 
-    def _make(self, function: Callable[[], sqlite3.Cursor]) -> Call:
-        return Call(self._call(lambda: Cursor(self, cast("RawCursor", function()))))
+    def _close(self) -> None:
+        self._raw.over = True
+        self._raw.close()
 
-    def _call(self, function: Callable[[], T], lease: int | None = None) -> Coroutine[Any, Any, T]:
-        return self._perform(self._raw.lease if lease is None else lease, function)
+    def _make(self, method: Callable[..., RawCursor], *args: Any) -> Call:
+        return Call(self._perform(self._raw.lease, method, args, {}, self._wrap))
 
-    async def _perform(self, lease: int, function: Callable[[], T]) -> T:
+    def _wrap(self, cursor: RawCursor) -> Cursor:
+        made = Cursor(self, cursor)
+        self._raw.adopt(cursor, made)
+        return made
+
+    def _call(self, method: Callable[..., T], *args: Any, **kwargs: Any) -> Coroutine[Any, Any, T]:
+        return self._perform(self._raw.lease, method, args, kwargs)
+
+    async def _perform(
+        self,
+        lease: int,
+        method: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        finish: Callable[[Any], Any] | None = None,
+    ) -> Any:
         self._raw.check(lease)
-        self._raw.touched = True
-        return await self._within(lease, function)
+        tame = is_tame(method.__name__, args)
+        result = await self._within(lease, functools.partial(method, *args, **kwargs), tame=tame)
+        return result if finish is None else finish(result)
 
-    async def _within(self, lease: int, function: Callable[[], T]) -> T:
-        operation = Operation(self._raw, lease, function)
+    async def _within(self, lease: int, function: Callable[[], T], *, tame: bool = False) -> T:
+        operation = Operation(self._raw, lease, function, tame=tame)
         try:
             # The limiter keeps the order. asyncio gives it back with the caller, while the thread
             # may go on: that no two are at work even so is seen to by `Raw.run`.
@@ -272,10 +287,7 @@ class Connection:
         except BaseException:
             self._raw.withdraw(operation)
             raise
-        kept = result._cursor if isinstance(result, Cursor) else None
-        self._raw.claim(operation, kept)
-        if kept is not None:
-            self._raw.adopt(kept, result)
+        self._raw.claim(operation, result if isinstance(result, RawCursor) else None)
         return result
 
 
@@ -288,15 +300,15 @@ class Cursor:
 
     def execute(self, sql: str, parameters: Any = ()) -> Call:
         """Execute one statement; the result is this cursor."""
-        return self._again(lambda: self._cursor.execute(sql, parameters))
+        return self._again(self._cursor.execute, sql, parameters)
 
     def executemany(self, sql: str, parameters: Iterable[Any]) -> Call:
         """Execute one statement for each set of parameters."""
-        return self._again(lambda: self._cursor.executemany(sql, parameters))
+        return self._again(self._cursor.executemany, sql, parameters)
 
     def executescript(self, sql_script: str) -> Call:
         """Execute several statements; commits an open transaction first."""
-        return self._again(lambda: self._cursor.executescript(sql_script))
+        return self._again(self._cursor.executescript, sql_script)
 
     def fetchone(self) -> Coroutine[Any, Any, Any]:
         """Fetch the next row; None after the last one."""
@@ -304,7 +316,7 @@ class Cursor:
 
     def fetchmany(self, size: int | None = None) -> Coroutine[Any, Any, list[Any]]:
         """Fetch the next rows: as many as given, or as ``arraysize``."""
-        return self._call(lambda: self._cursor.fetchmany(size or self._cursor.arraysize))
+        return self._call(self._cursor.fetchmany, size or self._cursor.arraysize)
 
     def fetchall(self) -> Coroutine[Any, Any, list[Any]]:
         """Fetch all rows that are left."""
@@ -362,12 +374,16 @@ class Cursor:
     def row_factory(self, factory: Any) -> None:
         self._cursor.row_factory = factory
 
-    def _again(self, function: Callable[[], object]) -> Call:
-        def execute() -> Cursor:
-            function()
-            return self
+    def _again(self, method: Callable[..., object], *args: Any) -> Call:
+        return Call(self._perform(method, args, lambda _: self))
 
-        return Call(self._call(execute))
+    def _call(self, method: Callable[..., T], *args: Any) -> Coroutine[Any, Any, T]:
+        return self._perform(method, args)
 
-    def _call(self, function: Callable[[], T]) -> Coroutine[Any, Any, T]:
-        return self._connection._call(function, self._cursor.lease)
+    def _perform(
+        self,
+        method: Callable[..., Any],
+        args: tuple[Any, ...],
+        finish: Callable[[Any], Any] | None = None,
+    ) -> Coroutine[Any, Any, Any]:
+        return self._connection._perform(self._cursor.lease, method, args, {}, finish)
