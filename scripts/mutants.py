@@ -61,6 +61,11 @@ _ALL: Final = [*_tests("pool", *_SHELL, *_VIEW), *_REST]
 _STORMS: Final = _tests("pool", "cancel_sweep", "schedules")
 _LONG: Final = _tests("pool", "gates", "days")
 _KIT: Final = ["tests/testing", "-k", "not asyncpg"]
+_OF_LEASES: Final = [
+    [*_tests("pool", *_VIEW), *_HERE],
+    [*_tests("pool", *_SHELL), *_HERE],
+    [*_REST, *_HERE],
+]
 #: The tests in the order in which they are asked; the first that fails ends the mutant.
 QUICK: Final = {
     "_state": [_others("state", "model", "state_machine"), [*_ALL, *_HERE]],
@@ -69,16 +74,14 @@ QUICK: Final = {
         [*_tests("pool", *_VIEW), *_HERE],
         [*_REST, *_HERE],
     ],
-    "_lease": [
-        [*_tests("pool", *_VIEW), *_HERE],
-        [*_tests("pool", *_SHELL), *_HERE],
-        [*_REST, *_HERE],
-    ],
+    "_lease": _OF_LEASES,
+    "_view": _OF_LEASES,
 }
 SLOW: Final = {
     "_state": [_tests("state", "model", "state_machine"), [*_ALL, *_ELSEWHERE], _STORMS, _LONG],
     "_pool": [[*_ALL, *_ELSEWHERE], _STORMS, _LONG, _KIT],
     "_lease": [[*_ALL, *_ELSEWHERE], _STORMS, _KIT],
+    "_view": [[*_ALL, *_ELSEWHERE], _STORMS, _KIT],
 }
 #: Imported once, before the first fork; nothing of poolkit's.
 LIBRARIES: Final = (
