@@ -441,6 +441,8 @@ class Pool(Generic[C]):
         connection = slot.connection
         if not self._hooks.revoke(connection, derived=slot.derived):
             return True  # whoever kept the cursor would read the next user's session
+        if error is None:
+            return self._is_dead(connection)
         verdict = self._hooks.classify(error, connection)
         book = self._book
         if verdict is Verdict.STALE and slot.generation == book.generation:

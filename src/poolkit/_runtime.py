@@ -8,7 +8,6 @@ quarter of what an `anyio.Event` inside `anyio.fail_after` costs.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import contextvars
 import functools
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from poolkit._errors import WrongLoop
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Coroutine, Generator
 
     from anyio.abc import TaskGroup
@@ -97,8 +97,11 @@ class _Asyncio(_Loop):
     """asyncio, uvloop included."""
 
     def __init__(self, ring: Callable[[], None]) -> None:
+        import asyncio  # noqa: PLC0415  # half of the time that importing this package would take
+
         super().__init__(ring)
         self._loop = self.home = asyncio.get_running_loop()
+        self._cancelled = asyncio.CancelledError
         self.where = asyncio._get_running_loop  # raises nothing where there is none
         # The public one is a Python function in 3.11, around this.
         self.current_task = (
@@ -118,7 +121,7 @@ class _Asyncio(_Loop):
         self, group: TaskGroup, function: Callable[..., Coroutine[Any, Any, None]], *args: Any
     ) -> None:
         """Start a child of the root task, also out of a callback, where anyio cannot."""
-        if asyncio.current_task(self._loop) is not None:
+        if self.current_task(self._loop) is not None:
             super().spawn(group, function, *args)
             return
 
@@ -132,10 +135,8 @@ class _Asyncio(_Loop):
 
     def is_stray(self, error: BaseException) -> bool:
         """Tell whether a cancellation came out of a library by itself: nobody cancelled us."""
-        task = asyncio.current_task(self._loop)
-        return (
-            isinstance(error, asyncio.CancelledError) and task is not None and not task.cancelling()
-        )
+        task = self.current_task(self._loop)
+        return isinstance(error, self._cancelled) and task is not None and not task.cancelling()
 
     def has_ended(self) -> bool:
         """Tell whether the loop was closed without a word to its tasks."""
@@ -226,15 +227,17 @@ class _Trio(_Loop):
         self._alarm: trio.CancelScope | None = None
         self.now = trio.lowlevel.current_clock().current_time  # works after the run as well
         self.create_parking = functools.partial(_Parking, trio.lowlevel)
+        # Closures, because each acquire asks: as methods they cost a third more.
+        current_token, current_task = trio.lowlevel.current_trio_token, trio.lowlevel.current_task
 
-    def where(self) -> Any:
-        try:
-            return self._lowlevel.current_trio_token()
-        except RuntimeError:
-            return None
+        def where() -> Any:
+            try:
+                return current_token()
+            except RuntimeError:
+                return None
 
-    def current_task(self, _: Any) -> Any:
-        return self._lowlevel.current_task()
+        self.where = where
+        self.current_task = lambda _: current_task()
 
     def is_stray(self, error: BaseException) -> bool:  # noqa: ARG002  # there is no such thing
         return False

@@ -70,14 +70,6 @@ def held_slot(view: Any) -> Slot:
     return slot
 
 
-def _usable_slot(view: Any, name: str) -> Slot:
-    lease = view._poolkit_lease
-    slot: Slot = lease._slot
-    if slot.turn != lease._turn or slot.spoiled:
-        _refuse(view, name)
-    return slot
-
-
 def _refuse(view: Any, name: str) -> NoReturn:
     lease = view._poolkit_lease
     pool = lease._pool.name
@@ -102,9 +94,12 @@ class _View(Handle):
     __slots__ = ()
 
     def _poolkit_touch(self, name: str) -> Slot:
-        slot = _usable_slot(self, name)
+        lease = self._poolkit_lease
+        slot: Any = lease._slot
+        if slot.turn != lease._turn or slot.spoiled:
+            _refuse(self, name)
         slot.touched = True
-        return slot
+        return slot  # type: ignore[no-any-return]
 
     def __getattr__(self, name: str) -> Any:
         slot = self._poolkit_touch(name)
@@ -124,7 +119,7 @@ class _View(Handle):
         delattr(self._poolkit_touch(name).connection, name)
 
     def __dir__(self) -> list[str]:
-        return dir(_usable_slot(self, "__dir__").connection)
+        return dir(held_slot(self).connection)
 
     def __repr__(self) -> str:
         slot = self._poolkit_slot
@@ -154,6 +149,7 @@ _OWN: Final = frozenset(
 
 
 _UNBOUND: Final = (staticmethod, classmethod)
+_bound: Final = types.MethodType
 _classes: Final[dict[tuple[type, tuple[type, ...]], type]] = {}
 
 
@@ -210,8 +206,11 @@ class _Method:
     def __get__(self, view: Any, owner: type) -> Any:
         if view is None:
             return self._call
-        _usable_slot(view, self._name)
-        return types.MethodType(self._call, view)
+        lease = view._poolkit_lease
+        slot = lease._slot
+        if slot.turn != lease._turn or slot.spoiled:
+            _refuse(view, self._name)
+        return _bound(self._call, view)
 
 
 def _call(name: str) -> Callable[..., Any]:
@@ -232,8 +231,22 @@ def _call(name: str) -> Callable[..., Any]:
 def _async_call(name: str) -> Callable[..., Any]:
     async def call(view: Any, /, *args: Any, **kwargs: Any) -> Any:
         slot: Slot = view._poolkit_touch(name)
-        result = await watched(slot, getattr(slot.connection, name)(*args, **kwargs))
-        return view if result is slot.connection else result
+        # What `watched` does, without a coroutine more to resume through.
+        connection, turn = slot.connection, slot.turn
+        slot.busy += 1
+        try:
+            result = await getattr(connection, name)(*args, **kwargs)
+        except BaseException as error:
+            if slot.turn == turn and not isinstance(error, Exception):
+                slot.cancelled = True
+            raise
+        finally:
+            slot.busy -= 1
+        if result is connection:
+            return view
+        if type(result) not in _PLAIN and slot.turn == turn and _may_act(result):
+            slot.derived = True
+        return result
 
     return _named(call, name)
 
@@ -280,6 +293,10 @@ async def watched(slot: Slot, operation: Coroutine[Any, Any, Any]) -> Any:
     if slot.turn == turn and _may_act(result):
         slot.derived = True
     return result
+
+
+#: What most results are: data, for certain.
+_PLAIN: Final = frozenset({bool, bytes, float, int, str, type(None)})
 
 
 def _may_act(value: Any) -> bool:

@@ -218,7 +218,8 @@ class AsyncpgDriver:
         """Tell whether nothing has to be sent."""
         if not self._is_light or c._left_behind or c._codecs or c._named:
             return False
-        return not (c._protocol._is_cancelling() or c.is_in_transaction())
+        protocol = c._protocol
+        return not (protocol._is_cancelling() or protocol.is_in_transaction())
 
     async def reset(self, c: Any, /) -> str | None:
         """Settle, roll back, undo, and look."""
