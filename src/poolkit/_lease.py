@@ -42,7 +42,7 @@ class Lease(Generic[C]):
         return self._acquire().__await__()
 
     async def _acquire(self) -> C:
-        view = await self.__aenter__()
+        view = await Lease.__aenter__(self)  # and not of the subclass, which notes a stack
         slot: Any = self._slot
         slot.loose_turn = self._turn
         return view

@@ -128,6 +128,20 @@ async def test_stacks_are_noted_only_if_asked_for() -> None:
                 assert not any("asyncio/events.py" in line for line in info.stack)
 
 
+async def test_stack_of_a_lease_awaited_elsewhere_has_no_lines_of_the_pool() -> None:
+    """Only those of its users."""
+    async with Pool(CleanDriver(), leak_after=60.0) as pool:
+
+        def ask() -> Any:
+            return pool.acquire()
+
+        conn = await ask()
+        (info,) = pool.leases()
+        assert ".ask" in info.stack[0]
+        assert "test_leaks.py" in info.stack[1]
+        pool.release(conn)
+
+
 async def test_lease_that_was_waited_for_has_its_stack() -> None:
     """It was handed off by another task."""
     async with Pool(CleanDriver(), max_size=1, leak_after=60.0) as pool:

@@ -145,7 +145,7 @@ class Raw(sqlite3.Connection):
 
     def cursor(self, factory: Any = RawCursor) -> Any:
         """Return a cursor that the next reset will close."""
-        made = super().cursor(factory)
+        made: Any = super().cursor(factory)
         running = self._running
         if isinstance(made, RawCursor):
             made.lease = self.lease if running is None else running.lease
