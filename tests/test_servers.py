@@ -446,11 +446,21 @@ async def test_proxy_stands_between_asyncpg_and_its_server(
         conn = await asyncpg.connect(dsn)
         try:
             name = urlsplit(database).path[1:]
-            with pytest.raises(TimeoutError):
-                await conn.fetch("SELECT pg_sleep(100)", timeout=0.1)
+
+            async def come_to(state: str) -> None:
+                states = [state]
+                await asyncio.to_thread(
+                    until, lambda: [each.state for each in postgres.backends(name)] == states
+                )
+
+            asking = asyncio.create_task(conn.fetch("SELECT pg_sleep(100)"))
+            await come_to("active")  # a cancellation that is there before the query finds nothing
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
             await proxy.until(1)
             assert proxy.accepted == 2
-            until(lambda: [each.state for each in postgres.backends(name)] == ["idle"])
+            await come_to("idle")
             proxy.hole()
             with pytest.raises(TimeoutError):
                 await asyncpg.connect(dsn, timeout=0.1)
