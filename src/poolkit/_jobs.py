@@ -180,19 +180,19 @@ class Workers:
             del error  # its traceback refers to this frame
 
     async def _ping(self, slot: Slot, worker: _Worker) -> None:
-        self._limit(worker, self._book.options.ping_timeout)
-        alive, _ = await self._attempt(self._driver.ping, slot, worker)
+        limit = self._book.options.ping_timeout
+        alive, _ = await self._attempt(self._driver.ping, slot, worker, limit)
         if alive:
             self._book.pinged(slot, self._runtime.now())
 
     async def _reset(self, slot: Slot, worker: _Worker) -> None:
         left_behind = None
         for _ in range(2):
-            self._limit(worker, self._book.options.reset_timeout)
+            limit = self._book.options.reset_timeout
             # What an operation that was under way at release has made since then is revoked, too.
             was_busy = slot.busy
             self._hooks.revoke(slot.connection, derived=False)
-            clean, note = await self._attempt(self._driver.reset, slot, worker)
+            clean, note = await self._attempt(self._driver.reset, slot, worker, limit)
             if not clean:
                 return
             left_behind = left_behind or note
@@ -201,6 +201,8 @@ class Workers:
                     self._tell_once(left_behind, place_of(slot.holder))
                 self._book.was_reset(slot, self._runtime.now())
                 return
+            if worker.scope.cancel_called:
+                break  # the driver did not notice; here the next await would, and tell nobody
             # An operation of the ended lease is under way still. If the reset has ended it, its
             # task is about to be told; what it does until then, a second reset undoes.
             for _ in range(_LOOP_TURNS):
@@ -210,11 +212,12 @@ class Workers:
         self._book.recycle_failed(slot, self._runtime.now(), suspect_others=False)
 
     async def _attempt(
-        self, call: Callable[[Any], Awaitable[T]], slot: Slot, worker: _Worker
+        self, call: Callable[[Any], Awaitable[T]], slot: Slot, worker: _Worker, limit: float | None
     ) -> tuple[bool, T | None]:
         """Await a ping or a reset; return whether it succeeded, having told the book if not."""
         result: T | None = None
         error: BaseException | None = None
+        self._limit(worker, limit)
         try:
             result = await call(slot.connection)
             if self._hooks.is_dead(slot.connection):
@@ -223,6 +226,7 @@ class Workers:
             error = exc
             self._let_through(exc)
         finally:
+            worker.limit_at = NEVER
             succeeded = error is None
             if error is not None:
                 verdict = self._hooks.classify(error, slot.connection)

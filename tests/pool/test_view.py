@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import pickle
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 import pytest
@@ -14,6 +14,7 @@ from anyio.lowlevel import checkpoint
 
 from poolkit import ConnectFailed, NotLeased, Pool
 from tests.fakes import CleanDriver, FakeConnection, FakeCursor, FakeDriver, FullDriver
+from tests.pool.test_bad_days import RUNNERS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -240,6 +241,32 @@ async def test_operation_that_outlives_the_reset_costs_the_connection() -> None:
             assert conn.number == 2
         assert pool.stats().retired == {"broken": 1}
         rows.set()
+
+
+@RUNNERS
+def test_reset_that_succeeds_after_its_limit_loses_no_slot(run: Any) -> None:
+    """Its driver did not notice that it was cancelled, and an operation of the lease goes on."""
+
+    class Stubborn(CleanDriver):
+        async def reset(self, c: FakeConnection) -> None:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(2.0)
+
+    async def main() -> None:
+        driver = Stubborn()
+        async with Pool(driver, max_size=1, reset_timeout=1.0) as pool:
+            async with anyio.create_task_group() as group:
+                async with pool.acquire() as conn:
+                    real = next(iter(driver.alive))
+                    real.gate = anyio.Event()
+                    group.start_soon(conn.query)
+                    await wait_all_tasks_blocked()
+                async with pool.acquire(timeout=10.0) as conn:
+                    assert conn.number == 2
+                real.gate.set()
+            assert pool.stats().retired == {"broken": 1}
+
+    run(main)
 
 
 async def test_connection_that_returns_itself_stays_behind_the_view() -> None:
