@@ -255,7 +255,7 @@ def test_terminate_works_while_the_loop_does_not_run(database: str) -> None:
         pool = loop.run_until_complete(of_one(database))
         pool.terminate()
         assert pool.is_closing()
-        loop.run_until_complete(asyncio.sleep(0.01))
+        loop.run_until_complete(asyncio.wait(asyncio.all_tasks(loop), timeout=10))
         assert not asyncio.all_tasks(loop)
     finally:
         loop.close()
@@ -489,15 +489,17 @@ async def test_leases_are_told_with_the_callers_place(database: str) -> None:
     async with create_pool(database, min_size=1, max_size=2) as pool:
         async with pool.acquire():
             assert __file__ in pool.leases()[0].place
-        running = asyncio.create_task(pool.fetchval("SELECT pg_sleep(0.2)"))
+        running = asyncio.create_task(pool.fetchval("SELECT pg_sleep(600)"))
 
         async def call() -> None:
-            await pool.fetchval("SELECT pg_sleep(0.2)")
+            await pool.fetchval("SELECT pg_sleep(600)")
 
         other = asyncio.create_task(call())
         await until(lambda: len(pool.leases()) == 2)
         assert any(__file__ in lease.place for lease in pool.leases())
-        await asyncio.gather(running, other)
+        running.cancel()
+        other.cancel()
+        await asyncio.wait([running, other])
 
 
 # -- methods -------------------------------------------------------------------------------------

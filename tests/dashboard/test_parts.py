@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
 import anyio
@@ -17,7 +19,7 @@ from poolkit import Pool, PoolConfigError
 from poolkit.dashboard import ServerTiming, _watch
 from poolkit.dashboard._snapshot import judge, snapshot
 from poolkit.dashboard._watch import current, percentile, watch
-from poolkit.testing import FakeDriver
+from poolkit.testing import FakeDriver, VirtualTimeLoop
 
 PATHS = ["/poolkit", "/poolkit/icon.svg", "/poolkit/page.js", "/poolkit/page.css", "/poolkit/state"]
 
@@ -25,6 +27,12 @@ PATHS = ["/poolkit", "/poolkit/icon.svg", "/poolkit/page.js", "/poolkit/page.css
 def make_pool(**options: Any) -> Pool[Any]:
     """Return a pool of two."""
     return Pool(FakeDriver(), **{"min_size": 2, "max_size": 2, "name": "shop", **options})
+
+
+def in_virtual_time(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run where a sleep takes no time, and exactly as long as it says."""
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(main())
 
 
 def make_app(pool: Pool[Any], **options: Any) -> FastAPI:
@@ -295,38 +303,46 @@ async def header(app: Any) -> list[bytes]:
     return found
 
 
-async def test_two_wrappers_say_the_same() -> None:
+def test_two_wrappers_say_the_same() -> None:
     """One inside the other, as of an application that is mounted in another."""
-    async with make_pool() as pool:
 
-        async def app(scope: Any, receive: Any, send: Any) -> None:
-            async with pool.acquire():
-                await anyio.sleep(0.01)
-            await send({"type": "http.response.start", "headers": []})
+    async def main() -> None:
+        async with make_pool() as pool:
 
-        inner = ServerTiming(app, pools=[pool])
-        first, second = await header(ServerTiming(inner, pools=[pool]))
-        assert first == second != (await header(ServerTiming(app, pools=[])))[0]
+            async def app(scope: Any, receive: Any, send: Any) -> None:
+                async with pool.acquire():
+                    await anyio.sleep(0.01)
+                await send({"type": "http.response.start", "headers": []})
+
+            inner = ServerTiming(app, pools=[pool])
+            found = await header(ServerTiming(inner, pools=[pool]))
+            assert found == [b'pool;dur=0.0;desc="wait", db;dur=10.0;desc="held"'] * 2
+
+    in_virtual_time(main)
 
 
-async def test_request_is_told_of_its_own_pools_and_its_own_time() -> None:
+def test_request_is_told_of_its_own_pools_and_its_own_time() -> None:
     """Not of a pool that another wrapper watches, nor of what was held before it began."""
-    async with make_pool() as mine, make_pool() as others:
-        watch(others).time()
-        held = await mine.acquire()
-        before = await mine.acquire()
-        await anyio.sleep(0.1)
 
-        async def app(scope: Any, receive: Any, send: Any) -> None:
-            mine.release(before)
-            async with others.acquire():
-                await anyio.sleep(0.02)
-            await send({"type": "http.response.start", "headers": []})
+    async def main() -> None:
+        async with make_pool() as mine, make_pool() as others:
+            watch(others).time()
+            held = await mine.acquire()
+            before = await mine.acquire()
+            await anyio.sleep(0.1)
 
-        ((said),) = await header(ServerTiming(app, pools=[mine]))
-        milliseconds = float(said.split(b"db;dur=")[1].split(b";")[0])
-        assert 15 < milliseconds < 90  # `held` is, meanwhile, by this task
-        mine.release(held)
+            async def app(scope: Any, receive: Any, send: Any) -> None:
+                mine.release(before)
+                async with others.acquire():
+                    await anyio.sleep(0.02)
+                await send({"type": "http.response.start", "headers": []})
+
+            # `held` is, meanwhile, by this task.
+            found = await header(ServerTiming(app, pools=[mine]))
+            assert found == [b'pool;dur=0.0;desc="wait", db;dur=20.0;desc="held"']
+            mine.release(held)
+
+    in_virtual_time(main)
 
 
 def test_requests_are_served_while_a_pool_is_on_another_loop() -> None:
