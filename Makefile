@@ -1,7 +1,12 @@
 # Two commands are all: `make demo` and `make test`. The rest is for working on poolkit itself.
 PORT ?= 8000
 MINUTES ?= 10
-bin = .venv/bin/python -m
+# Another environment, beside another PYTHON: make test PYTHON=python3.11 VENV=.venv-3.11
+VENV ?= .venv
+# Processes that share out the tests, each with servers of its own.
+WORKERS ?= auto
+python = $(VENV)/bin/python
+bin = $(python) -m
 bench = .venv-bench/bin/python -m benchmarks
 # What the example needs. `make test` names it too, so that `make demo` finds it installed.
 example = -e '.[aiosqlite,asyncpg,fastapi]' uvicorn
@@ -9,6 +14,9 @@ example = -e '.[aiosqlite,asyncpg,fastapi]' uvicorn
 # What explores takes its time, and reaches no line that the others do not.
 quick = $(addprefix --ignore=tests/,state/test_model.py state/test_state_machine.py \
 	pool/test_gates.py pool/test_days.py pool/test_bad_days.py pool/test_schedules.py)
+
+# Where another version of a dependency may behave in another way.
+versioned = $(addprefix tests/,drivers integrations sqlalchemy compat dashboard)
 
 # These would import from elsewhere than the environment.
 unexport PYTHONPATH PYTHONHOME
@@ -19,42 +27,43 @@ help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -e 's/:.*## /: /' -e 's/^/make /'
 
 demo:  ## serve the example on 127.0.0.1:8000 (PORT=..., DATABASE_URL=postgresql://...)
-	@sh scripts/venv.sh .venv $(example)
-	@exec .venv/bin/python scripts/demo.py $(PORT)
+	@sh scripts/venv.sh $(VENV) $(example)
+	@exec $(python) scripts/demo.py $(PORT)
 
 test: .test-tools  ## run the whole suite
-	$(bin) pytest $(ARGS)
+	$(bin) pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-test-oldest:  ## run the suite with the oldest version of every dependency
-	@sh scripts/venv.sh .venv-oldest -c tests/oldest.txt -e '.[test]'
-	.venv-oldest/bin/python -m pytest $(ARGS)
+test-oldest: VENV = .venv-oldest
+test-oldest:  ## run what versions can break with the oldest version of every dependency
+	@sh scripts/venv.sh $(VENV) -c tests/oldest.txt -e '.[test]'
+	$(bin) pytest -n $(WORKERS) --dist worksteal $(or $(ARGS),$(versioned))
 
 test-tools:  ## install what tests need beyond Python (root, apt)
 	@sh scripts/test-tools.sh
 
 check: lint types  ## lint, types, import arrows
 
-lint: .test-tools  ## style and import arrows
+lint: .check-tools  ## style and import arrows
 	$(bin) ruff check .
 	$(bin) ruff format --check .
-	.venv/bin/lint-imports
+	$(VENV)/bin/lint-imports
 
-types: .test-tools  ## mypy and pyright
+types: .check-tools  ## mypy and pyright
 	$(bin) mypy
-	$(bin) pyright --pythonpath .venv/bin/python
+	$(bin) pyright --pythonpath $(python)
 
 soak: .test-tools  ## explore for MINUTES=10 what the tests explore in seconds
-	.venv/bin/python scripts/soak.py $(MINUTES)
+	$(python) scripts/soak.py $(MINUTES)
 
 coverage: .test-tools  ## branch coverage of the heart by its own tests; fails below 100 %
 	$(bin) coverage run -m pytest -q tests/state tests/pool tests/test_create.py $(quick)
 	$(bin) coverage report
 
 asyncpg-tests: .test-tools  ## run asyncpg's own tests of its pool on poolkit.compat.asyncpg
-	.venv/bin/python scripts/asyncpg_pool_tests.py $(ARGS)
+	$(python) scripts/asyncpg_pool_tests.py $(ARGS)
 
 mutants: .test-tools  ## change the heart in small ways, see that a test fails (ARGS='_state --quick')
-	.venv/bin/python scripts/mutants.py $(ARGS)
+	$(python) scripts/mutants.py $(ARGS)
 
 bench: .bench-tools  ## measure poolkit beside other pools (BENCH='A B overload'), for an hour or so
 	$(bench) $(BENCH) --page docs/explanation/performance.md
@@ -62,16 +71,19 @@ bench: .bench-tools  ## measure poolkit beside other pools (BENCH='A B overload'
 bench-quick: .bench-tools  ## the same in under two minutes, and less exactly
 	$(bench) $(BENCH) --quick
 
-fmt: .test-tools  ## format, and mend what can be mended
+fmt: .check-tools  ## format, and mend what can be mended
 	$(bin) ruff check --fix .
 	$(bin) ruff format .
 
 clean:  ## remove what the other commands have made
-	rm -rf .venv .venv-oldest .venv-bench benchmarks/results var build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-* benchmarks/results var build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
-.PHONY: .test-tools
+.PHONY: .test-tools .check-tools
 .test-tools:
-	@sh scripts/venv.sh .venv $(example) -e '.[test,types]'
+	@sh scripts/venv.sh $(VENV) $(example) -e '.[test]'
+
+.check-tools:
+	@sh scripts/venv.sh $(VENV) $(example) -e '.[test]' -e '.[check]'
 
 # A pool that cannot be installed here is left out, rather than all of them.
 peers = benchmarks/peers/requirements.txt

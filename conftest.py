@@ -1,4 +1,7 @@
-"""The code in README.md and docs/ is run as tests, each page in an empty folder."""
+"""The code in README.md and docs/ is run as tests, each page in an empty folder.
+
+And how many processes share out the tests, for ``pytest -n auto``.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,11 @@ from typing import Any
 
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return a few: each has servers of its own, and waits for them half of the time."""
+    return min(4, 1 + (os.cpu_count() or 1))
 
 
 def _enter_empty_folder(namespace: dict[str, Any]) -> None:

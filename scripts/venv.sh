@@ -44,7 +44,7 @@ fi
 if moved || ! works ||
     { [ -n "${PYTHON-}" ] && [ "$(identity "$PYTHON")" != "$(identity "$inside")" ]; }; then
     python=
-    for candidate in "${PYTHON-}" python3.13 python3.12 python3.11 python3 python; do
+    for candidate in "${PYTHON-}" python3.14 python3.13 python3.12 python3.11 python3 python; do
         if [ -n "$candidate" ] && new_enough "$candidate"; then
             python=$candidate
             break
@@ -61,7 +61,7 @@ if moved || ! works ||
         rm -rf "$dir"
         "$python" -m venv --without-pip "$dir"
         said=
-        for candidate in "$python" python3 python python3.13 python3.12 python3.11; do
+        for candidate in "$python" python3 python python3.14 python3.13 python3.12 python3.11; do
             "$candidate" -m pip --python "$inside" --version >/dev/null 2>&1 || continue
             said=$("$candidate" -m pip --python "$inside" install -q pip 2>&1) && break
         done

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +31,20 @@ __all__ = [
     "postgres_binaries",
     "pytest_terminal_summary",
 ]
+
+ROOT = Path(__file__).resolve().parents[1]
+
+#: How many tests there are, by folder, before any are left out by an option.
+COLLECTED = pytest.StashKey[Counter[str]]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Count the tests of each folder, see ``tests/repo/test_collected.py``."""
+    paths = (item.path.relative_to(ROOT) for item in items)
+    folders = ("/".join(path.parts[:-1][:2]) or path.name for path in paths)
+    config.stash[COLLECTED] = Counter(folders)
+
 
 BACKENDS = [
     pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),

@@ -8,7 +8,6 @@ before him goes into a heap.
 from __future__ import annotations
 
 import heapq
-import itertools
 from typing import TYPE_CHECKING, Any
 
 from poolkit._slot import NEVER
@@ -31,7 +30,7 @@ class Deadlines:
         self._queue = queue
         self._latest = -NEVER  # of those in line
         self._heap: list[tuple[float, int, Waiter]] = []  # who no longer waits leaves it lazily
-        self._order = itertools.count()
+        self._order = 0  # among equals, who came first; an iterator could not be copied
 
     def joins(self, waiter: Waiter) -> None:
         """Note a waiter who is about to join the queue."""
@@ -42,7 +41,8 @@ class Deadlines:
 
     def add(self, waiter: Waiter) -> None:
         """Note a waiter who is not in line, or out of order."""
-        heapq.heappush(self._heap, (waiter.deadline, next(self._order), waiter))
+        self._order += 1
+        heapq.heappush(self._heap, (waiter.deadline, self._order, waiter))
         if len(self._heap) > 2 * len(self._queue) + _SLACK:
             self._heap = [entry for entry in self._heap if entry[2].outcome == "waiting"]
             heapq.heapify(self._heap)

@@ -172,6 +172,19 @@ def test_shim_that_does_not_run_is_passed_over(checkout: Path, tmp_path: Path) -
     assert inside(checkout, "print('alive')") == "alive"
 
 
+def test_newest_interpreter_on_path_is_preferred(checkout: Path, tmp_path: Path) -> None:
+    """Of the supported ones, whatever `python3` is."""
+    folder = tmp_path / "bin"
+    path = tools(folder)
+    program(folder / "python3.14", f'exec "{sys.executable}" "$@"')
+    program(folder / "python3.13", "echo '3.13 was asked' >&2; exit 1")
+    (folder / "python3").symlink_to(sys.executable)
+    assert venv(checkout, PATH=path, PYTHON="").returncode == 0
+    home = (checkout / ".venv" / "pyvenv.cfg").read_text()
+    assert inside(checkout, "print('alive')") == "alive"
+    assert f"{sys.version_info[0]}.{sys.version_info[1]}" in home
+
+
 def test_no_interpreter_is_one_clear_line(checkout: Path, tmp_path: Path) -> None:
     """With the remedy."""
     done = venv(checkout, PATH=tools(tmp_path / "bin"), PYTHON="")
@@ -248,6 +261,116 @@ def test_interrupted_install_is_begun_again(made: Path, tmp_path: Path) -> None:
     assert venv(made, "--no-index", four).returncode == 0
     assert venv(made, "--no-index", "poolkit-no-such-thing").returncode == 1
     assert "installing" in venv(made, "--no-index", four).stderr
+
+
+# -- which interpreters there are ----------------------------------------------------------------
+
+
+def interpreter(path: Path, said: str) -> None:
+    """Write what says of itself that it is this version, as a Python would."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    program(path, f'[ "$1" = -I ] && [ "$2" = -c ] && echo "{said} $0"')
+
+
+def pythons(path: str, **environment: str) -> list[str]:
+    """Return what scripts/pythons.sh finds."""
+    done = subprocess.run(
+        ["/bin/sh", str(ROOT / "scripts" / "pythons.sh")],
+        env={"PATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return done.stdout.splitlines()
+
+
+def test_interpreters_are_found_on_path_and_in_the_folders_of_pyenv_and_uv(tmp_path: Path) -> None:
+    """One of each version, the oldest first; what is on PATH wins, shims that do not run lose."""
+    path, pyenv, uv = tools(tmp_path / "bin"), tmp_path / "pyenv", tmp_path / "uv"
+    program(tmp_path / "bin" / "python3.13", "echo 'version not installed' >&2; exit 127")
+    interpreter(tmp_path / "bin" / "python3.12", "3.12")
+    interpreter(pyenv / "versions" / "3.12.1" / "bin" / "python3.12", "3.12")
+    interpreter(pyenv / "versions" / "3.13.0" / "bin" / "python3.13", "3.13")
+    interpreter(pyenv / "versions" / "3.10.0" / "bin" / "python3.10", "3.10")
+    interpreter(uv / "cpython-3.14.2-linux" / "bin" / "python3.14", "3.14")
+    interpreter(tmp_path / "bin" / "python3", "3.11")
+    found = pythons(path, PYENV_ROOT=str(pyenv), UV_PYTHON_INSTALL_DIR=str(uv))
+    assert found == [
+        f"3.11 {tmp_path}/bin/python3",
+        f"3.12 {tmp_path}/bin/python3.12",
+        f"3.13 {pyenv}/versions/3.13.0/bin/python3.13",
+        f"3.14 {uv}/cpython-3.14.2-linux/bin/python3.14",
+    ]
+
+
+def test_this_interpreter_is_found(tmp_path: Path) -> None:
+    """The question is understood by a real one."""
+    path = tools(tmp_path / "bin")
+    name = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    (tmp_path / "bin" / name).symlink_to(sys.executable)
+    (found,) = pythons(path)
+    assert found.startswith(name.removeprefix("python") + " ")
+    assert subprocess.run([found.partition(" ")[2], "-c", ""], check=False).returncode == 0
+
+
+def test_machine_without_a_python_has_none(tmp_path: Path) -> None:
+    """Without HOME, too."""
+    assert pythons(tools(tmp_path / "bin")) == []
+
+
+# -- what CI runs --------------------------------------------------------------------------------
+
+
+def ci_run(tmp_path: Path, *versions: str) -> tuple[list[str], subprocess.CompletedProcess[str]]:
+    """Run .ci/run where make only notes what it was asked for."""
+    folder = tmp_path / "bin"
+    path = tools(folder)
+    for name in ("bash", "head"):
+        (folder / name).symlink_to(str(shutil.which(name)))
+    for version in versions:
+        interpreter(folder / f"python{version}", version)
+    asked = tmp_path / "asked"
+    program(folder / "make", f'echo "$* effort=$POOLKIT_TEST_EFFORT" >>"{asked}"')
+    done = subprocess.run(
+        [str(ROOT / ".ci" / "run")],
+        env={"PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return asked.read_text().splitlines() if asked.exists() else [], done
+
+
+def test_ci_runs_the_suite_on_the_oldest_and_the_newest_python(tmp_path: Path) -> None:
+    """And says which; the one in between is left alone."""
+    asked, done = ci_run(tmp_path, "3.11", "3.12", "3.14")
+    assert done.returncode == 0, done.stderr
+    suites = [line for line in asked if " test " in line]
+    newest, oldest = suites
+    assert f"PYTHON={tmp_path}/bin/python3.14 VENV=.venv-3.14" in newest
+    assert f"PYTHON={tmp_path}/bin/python3.11 VENV=.venv-3.11" in oldest
+    assert all("effort=1" not in line for line in suites)
+    assert "Python 3.11 (" in done.stdout
+    assert " and 3.14 (" in done.stdout
+    assert "WARNING" not in done.stderr
+
+
+def test_ci_warns_aloud_when_there_is_one_python_only(tmp_path: Path) -> None:
+    """A green run says nothing of the other versions then."""
+    asked, done = ci_run(tmp_path, "3.13")
+    assert done.returncode == 0, done.stderr
+    assert len([line for line in asked if " test " in line]) == 1
+    assert "WARNING" in done.stderr
+
+
+def test_ci_without_a_python_fails_with_one_clear_line(tmp_path: Path) -> None:
+    """Nothing is run then."""
+    asked, done = ci_run(tmp_path)
+    assert done.returncode == 1
+    assert asked == []
+    assert len(done.stderr.splitlines()) == 1
 
 
 def machine(folder: Path, *, user: int = 0, apt_get: str = "") -> str:

@@ -6,7 +6,6 @@ events: by Hypothesis (`test_state_machine`) and by visiting every state there i
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, Any
 
 from poolkit import Options, Verdict
@@ -52,8 +51,8 @@ class World:
         self.opener: Waiter | None = None
         self.line: list[Caller] = []  # who waits, in the order they came
         self.at_work: dict[Slot, str] = {}
-        self.names = itertools.count()
-        self.alive: set[int] = set()  # connections that were opened and have not ended
+        self.opened = 0  # connections so far; each is known by its number
+        self.alive: set[int] = set()  # those that have not ended
         self.stale_at: dict[Slot, float] = {}  # from when on a renewal forbids its use
         self.size_limit = book.options.capacity
         self.acquires = 0
@@ -174,7 +173,8 @@ class World:
         slot = list(self.at_work)[i]
         job = self.at_work.pop(slot)
         if job == "connect" and outcome == "ok":
-            self.alive.add(connection := next(self.names))
+            self.opened += 1
+            self.alive.add(connection := self.opened)
             self.book.connected(slot, connection, self.now)
         elif job == "connect":
             self.book.connect_failed(slot, OSError("refused"), VERDICTS[outcome], self.now)
