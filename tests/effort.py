@@ -1,4 +1,4 @@
-"""How hard to look: `make soak` multiplies what `make test` does in passing."""
+"""How hard to look: 1 is what `make test` does in passing, 4 what CI does, `make soak` goes on from there."""
 
 from __future__ import annotations
 

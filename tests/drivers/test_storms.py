@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tests.postgres import Postgres
 
 USERS = 12
-ROUNDS = 12 * EFFORT
+ROUNDS = 3 * EFFORT
 ACCOUNTS = 5
 TABLES = """
     CREATE TABLE account (id INTEGER PRIMARY KEY, balance INTEGER NOT NULL);

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 DAY = 86_400.0
 LIFETIME = 1800.0
-DAYS = EFFORT
+DAYS = EFFORT / 4
 
 
 def run_on_asyncio(main: Callable[[], Awaitable[None]]) -> None:
@@ -127,7 +127,7 @@ async def _days(random: Random) -> None:
         check_book(pool._book, pool._now())
         await come_to_rest(pool, driver)
     acquires = next(served)
-    print(f"{DAYS} days, {acquires} acquires, {len(outages)} outages")
+    print(f"{DAYS:g} days, {acquires} acquires, {len(outages)} outages")
     assert acquires > 10_000 * DAYS
     assert LIFETIME * 0.9 <= driver.oldest <= LIFETIME + 60, driver.oldest
     # One attempt at a time in an outage, after pauses that grow to 1.5 s at most, half of it jitter.

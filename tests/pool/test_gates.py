@@ -60,8 +60,8 @@ class GatedDriver(FullDriver):
 
 
 def combinations() -> Iterator[Gates]:
-    """Return every triple of phases with every triple of outcomes; with more effort, all seven."""
-    many = 3 if EFFORT == 1 else len(PHASES)
+    """Return every pair of phases with every pair of outcomes; with effort triples, then all seven."""
+    many = 2 if EFFORT < 4 else 3 if EFFORT == 4 else len(PHASES)
     for phases in itertools.combinations(PHASES, many):
         for outcomes in itertools.product(OUTCOMES, repeat=many):
             yield dict(zip(phases, outcomes, strict=True))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 explored = settings(
-    max_examples=200 * EFFORT,
+    max_examples=50 * EFFORT,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     print_blob=True,

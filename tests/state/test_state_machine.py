@@ -65,7 +65,7 @@ class Book(RuleBasedStateMachine):
 
 
 Book.TestCase.settings = settings(
-    max_examples=300 * EFFORT,
+    max_examples=75 * EFFORT,
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
