@@ -67,6 +67,7 @@ class Workers:
         driver: Driver[Any],
         hooks: Hooks,
         runtime: Runtime,
+        tell: Callable[..., object],
         settle: Callable[[], None],
         found_dead: Callable[[Slot], None],
     ) -> None:
@@ -74,6 +75,7 @@ class Workers:
         self._driver = driver
         self._hooks = hooks
         self._runtime = runtime
+        self._tell = tell
         self._settle = settle
         self._found_dead = found_dead
         self._group: TaskGroup | None = None
@@ -152,7 +154,7 @@ class Workers:
         options = self._book.options
         if slot.generation != self._book.generation:  # nobody wants it any more
             unwanted = TimeoutError("the pool was closed or renewed before this connect began")
-            self._book.connect_failed(slot, unwanted, None, self._runtime.now())
+            self._tell(self._book.connect_failed, slot, unwanted, None, self._runtime.now())
             return
         connection: Any = None
         error: BaseException | None = None
@@ -169,21 +171,21 @@ class Workers:
             self._let_through(exc)
         finally:
             if error is None:
-                self._book.connected(slot, connection, self._runtime.now())
+                self._tell(self._book.connected, slot, connection, self._runtime.now())
             else:
                 if connection is not None:
                     self._hooks.terminate(connection)
                 if late := worker.is_late(error):
                     error = TimeoutError(f"connecting took longer than {options.connect_timeout} s")
                 verdict = Verdict.TRANSIENT if late else self._hooks.classify(error, None)
-                self._book.connect_failed(slot, error, verdict, self._runtime.now())
+                self._tell(self._book.connect_failed, slot, error, verdict, self._runtime.now())
             del error  # its traceback refers to this frame
 
     async def _ping(self, slot: Slot, worker: _Worker) -> None:
         limit = self._book.options.ping_timeout
         alive, _ = await self._attempt(self._driver.ping, slot, worker, limit)
         if alive:
-            self._book.pinged(slot, self._runtime.now())
+            self._tell(self._book.pinged, slot, self._runtime.now())
 
     async def _reset(self, slot: Slot, worker: _Worker) -> None:
         left_behind = None
@@ -199,7 +201,7 @@ class Workers:
             if not (slot.busy or was_busy):
                 if left_behind and not slot.cancelled:
                     self._tell_once(left_behind, place_of(slot.holder))
-                self._book.was_reset(slot, self._runtime.now())
+                self._tell(self._book.was_reset, slot, self._runtime.now())
                 return
             if worker.scope.cancel_called:
                 break  # the driver did not notice; here the next await would, and tell nobody
@@ -209,7 +211,7 @@ class Workers:
                 if slot.busy:
                     await checkpoint()
         say(logging.DEBUG, "terminating a connection: an operation outlived the reset")
-        self._book.recycle_failed(slot, self._runtime.now(), suspect_others=False)
+        self._recycle_failed(slot, suspect_others=False)
 
     async def _attempt(
         self, call: Callable[[Any], Awaitable[T]], slot: Slot, worker: _Worker, limit: float | None
@@ -232,7 +234,7 @@ class Workers:
                 verdict = self._hooks.classify(error, slot.connection)
                 self._tell_of(error, refused=verdict is Verdict.OK)
                 gone = worker.is_late(error) or verdict is Verdict.SERVER_GONE
-                self._book.recycle_failed(slot, self._runtime.now(), suspect_others=gone)
+                self._recycle_failed(slot, suspect_others=gone)
             del error  # its traceback refers to this frame
         return succeeded, result
 
@@ -257,9 +259,13 @@ class Workers:
         finally:
             if not finished:
                 self._hooks.terminate(connection)
-            self._book.closed(slot, self._runtime.now())
+            self._tell(self._book.closed, slot, self._runtime.now())
 
     # -- helpers ---------------------------------------------------------------------------------
+
+    def _recycle_failed(self, slot: Slot, *, suspect_others: bool) -> None:
+        failed = functools.partial(self._book.recycle_failed, suspect_others=suspect_others)
+        self._tell(failed, slot, self._runtime.now())
 
     def _let_through(self, error: BaseException) -> None:
         """Raise what is not an outcome: our own cancellation, and what ends the process."""

@@ -52,3 +52,8 @@ class Leaks:
     def forget(self, slot: Slot) -> None:
         """Say no more of a lease that has not come back, and never will."""
         self._told.pop(slot, None)
+
+    def forget_leases(self) -> None:
+        """Say no more of the leases that have not come back: they never will."""
+        for slot in self._book.leased:
+            self._told.pop(slot, None)

@@ -3,19 +3,24 @@
 Every public method follows one pattern: tell the book what happened, then `_settle`: terminate what
 is doomed, wake whose wait is over, set the workers to the jobs owed, and set the alarm. Nothing is
 awaited between taking a thing and owning it, and giving back never awaits at all.
+
+The book handles one event at a time. The garbage collector may run a `finally` that releases, or
+close a waiting task, in the middle of any line of ours: while `_amid` is True, an event is noted in
+the inbox, and handled as soon as the other one is done.
 """
 
 from __future__ import annotations
 
 import atexit
 import dataclasses
+import functools
 import logging
 import random
 import sys
 import warnings
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeVar
 
 import anyio
 
@@ -34,6 +39,7 @@ from poolkit._say import say
 from poolkit._slot import NEVER, Slot, Waiter
 from poolkit._state import PoolState
 from poolkit._transaction import Transaction
+from poolkit._upkeep import upkeep
 from poolkit._view import Handle, held_slot, make_view
 
 if TYPE_CHECKING:
@@ -45,6 +51,9 @@ if TYPE_CHECKING:
     from poolkit._options import Hook, Options, PoolOptions
     from poolkit._runtime import Runtime
     from poolkit._stats import LeaseInfo, PoolStats
+
+
+T = TypeVar("T")
 
 
 class _NotGiven:
@@ -81,7 +90,8 @@ class Pool(Generic[C]):
         )
         self._book = PoolState(given, random.random)
         self._life: Life | None = None
-        self._inbox: deque[Callable[[], None]] = deque()
+        self._amid = False
+        self._inbox: deque[Callable[[], object]] = deque()
         self._hooks = Hooks(driver)
         self._is_dead = self._hooks.is_dead
         self._driver_is_dead = driver.is_dead
@@ -123,14 +133,14 @@ class Pool(Generic[C]):
         now = runtime.now()
         limit = book.options.acquire_timeout
         waiter = Waiter(NEVER if limit is None else now + limit, None, runtime.create_parking())
-        book.open(waiter, now)
+        self._tell(book.open, waiter, now)
         self._settle()
         try:
             await waiter.parking
             if waiter.outcome != "served" or self._life is not life:
-                raise words.refusal(self.name, book, waiter, limit, now=runtime.now())
+                raise self._look(words.refusal, self.name, book, waiter, limit, runtime.now())
         except BaseException:
-            book.give_up(waiter, runtime.now())
+            self._tell(book.give_up, waiter, runtime.now())
             if not (life.opened or book.openers) and life is self._life and book.is_open:
                 self._collapse(life, None)  # nobody else has opened it, or is about to
             raise
@@ -163,7 +173,7 @@ class Pool(Generic[C]):
             self._collapse(life, None)
             return held
         own = life.runtime.task()
-        book.close()
+        self._tell(book.close)
         life.workers.abort_connects()
         self._settle()
         try:
@@ -187,16 +197,22 @@ class Pool(Generic[C]):
 
     def _abandon_leases(self, life: Life) -> None:
         if self._life is life:
-            for slot in self._book.leased:
-                self._leaks.forget(slot)
-            self._book.abandon_leases(self._runtime.now())
+            self._tell(self._leaks.forget_leases)
+            self._tell(self._book.abandon_leases, self._runtime.now())
             self._settle()
 
     def _begin(self) -> None:
         runtime = current_runtime(self._on_alarm)
         workers = Workers(
-            self._book, self._driver, self._hooks, runtime, self._settle, self._found_dead
+            self._book,
+            self._driver,
+            self._hooks,
+            runtime,
+            self._tell,
+            self._settle,
+            self._found_dead,
         )
+        runtime.protect(Pool, Lease, TracedLease, Transaction, Workers, Life, upkeep, but=_run)
         self._runtime = runtime
         self._leaks = Leaks(self.name, self._book)
         self._life = life = Life(runtime, workers)
@@ -213,7 +229,7 @@ class Pool(Generic[C]):
         """End a life at once, without waiting for anything."""
         if self._life is life:
             self._life = None
-            self._book.collapse(cause)
+            self._tell(self._book.collapse, cause)
             self._settle()
             life.cancel()
         life.changed()
@@ -276,20 +292,29 @@ class Pool(Generic[C]):
             task = ref(runtime.current_task(home))
         except TypeError:
             raise WrongLoop(words.NO_TASK) from None
-        now = runtime.now()
-        slot = book.take(now)
+        if self._amid:
+            raise words.amid(self.name)
+        self._amid = True
         try:
-            doubtful = slot is None or book.jobs or self._driver_is_dead(slot.connection)
-        except Exception:  # it will be asked again, by those who report it
-            doubtful = True
-        if doubtful:
-            slot = self._take_another(slot, now)
+            now = runtime.now()
+            slot = book.take(now)
+            try:
+                doubtful = slot is None or self._driver_is_dead(slot.connection)
+            except Exception:  # it will be asked again, by those who report it
+                doubtful = True
+            if doubtful:
+                slot = self._take_another(slot, now)
+            if slot is not None:
+                slot.holder = (task, lease._code, lease._lasti)
+                slot.leased_at = now
+                lease._slot = slot
+                lease._turn = slot.turn
+        finally:
+            self._amid = False
+        if doubtful or book.jobs:  # the overaged ones passed over are to be closed
+            self._settle()
         if slot is None:
             return None
-        slot.holder = (task, lease._code, lease._lasti)
-        slot.leased_at = now
-        lease._slot = slot
-        lease._turn = slot.turn
         view: Any = Handle()
         view._poolkit_lease = lease
         view.__class__ = slot.view
@@ -299,10 +324,7 @@ class Pool(Generic[C]):
         """Take an idle connection that is not known to be dead, in place of one that may be."""
         while slot is not None and self._is_dead(slot.connection):
             self._book.untake(slot, now)
-            self._settle()
             slot = self._book.take(now)
-        if self._book.jobs:  # the overaged ones passed over are to be closed
-            self._settle()
         return slot
 
     async def _lease_later(self, lease: Lease[C]) -> C:
@@ -314,31 +336,36 @@ class Pool(Generic[C]):
         if (task := runtime.current_task(runtime.home)) is None:
             raise WrongLoop(words.NO_TASK)
         holder = (ref(task), lease._code, lease._lasti)
-        slot = self._take_another(book.take(now), now) if hook is not None else None
-        if slot is not None:
-            slot.holder, slot.leased_at = holder, now
-        else:
+        slot = self._take_for_hook(holder, now) if hook is not None else None
+        if slot is None:
             waiter = Waiter(deadline, holder, runtime.create_parking())
-            if book.join(waiter, now):
+            self._amid = True
+            try:
+                is_all = book.join(waiter, now)
+            finally:
+                self._amid = False
+            if is_all:
                 runtime.set_alarm(deadline)
             else:
                 self._settle()
             if waiter.outcome == "waiting":
                 try:
-                    if book.options.deadlock != "off" and (circle := closed_by(waiter, book)):
-                        self._tell_of_deadlock(waiter, circle)
+                    if book.options.deadlock != "off":
+                        self._tell_of_deadlock(waiter)
                     await waiter.parking
                 except BaseException:
-                    book.give_up(waiter, runtime.now())
+                    self._tell(book.give_up, waiter, runtime.now())
                     self._settle()
                     raise
             slot = waiter.slot
             if slot is None:
-                raise words.refusal(self.name, book, waiter, lease._timeout, now=runtime.now())
+                raise self._look(
+                    words.refusal, self.name, book, waiter, lease._timeout, runtime.now()
+                )
             if slot.state != "leased":  # taken back between hand-off and now
                 raise PoolClosed(f"pool {self.name!r} was closed while handing out a connection")
         if lease._slot is not None:  # used a second time while this one waited
-            book.release(slot, runtime.now())
+            self._tell(book.release, slot, runtime.now())
             self._settle()
             raise lease.is_used()
         view: C = make_view(lease, slot)
@@ -346,17 +373,33 @@ class Pool(Generic[C]):
             await self._greet(hook, view, slot, deadline, lease)
         return view
 
-    def _tell_of_deadlock(self, waiter: Waiter, circle: list[Waiter]) -> None:
+    def _take_for_hook(self, holder: words.Holder, now: float) -> Slot | None:
+        """Take an idle connection, as the fast path does, for a caller that has a hook to await."""
+
+        def take() -> Slot | None:
+            slot = self._take_another(self._book.take(now), now)
+            if slot is not None:
+                slot.holder, slot.leased_at = holder, now
+            return slot
+
+        slot = self._look(take)
+        self._settle()
+        return slot
+
+    def _tell_of_deadlock(self, waiter: Waiter) -> None:
         """Raise, or warn, when a caller has begun to wait for itself; the others are in line."""
         book = self._book
+        circle = self._look(closed_by, waiter, book)
+        if not circle:
+            return
         others = (other.parking for other in circle if other is not waiter)
         if not all(map(self._runtime.is_parked, others)):
             return  # somebody is being cancelled
-        error = words.deadlock(self.name, book, circle, now=self._runtime.now())
+        error = self._look(words.deadlock, self.name, book, circle, self._runtime.now())
         if book.options.deadlock == "warn":
             say(logging.WARNING, "%s", error)
             return
-        book.refuse(waiter, "deadlocked", self._runtime.now())
+        self._tell(book.refuse, waiter, "deadlocked", self._runtime.now())
         self._settle()
         raise error
 
@@ -366,7 +409,7 @@ class Pool(Generic[C]):
         """Run ``on_acquire`` like the first line of the caller's block, within its deadline."""
         try:
             with anyio.CancelScope(deadline=deadline) as scope:
-                await hook(view)
+                await _run(hook, view)
             if scope.cancelled_caught:
                 slot.cancelled = True
                 raise PoolTimeout(
@@ -419,22 +462,39 @@ class Pool(Generic[C]):
             self._dropped(slot, slot.turn)
             return
         slot.turn += 1
-        now = runtime.now()
+        if self._amid:  # closed by the collector, in the middle of a line of ours
+            self._post(functools.partial(self._take_back, slot, slot.turn, error))
+            return
+        self._amid = True
+        try:
+            if error is None and not slot.touched and not book.queue:
+                if not book.release(slot, runtime.now()):
+                    return
+            else:
+                self._take_back(slot, slot.turn, error)
+            if book.woken:
+                self._wake()
+        finally:
+            self._amid = False
+        if book.jobs or book.doomed or book.shedder:
+            self._settle()
+
+    def _take_back(self, slot: Slot, turn: int, error: BaseException | None) -> None:
+        """Tell the book how a lease has left its connection, unless that was taken away already."""
+        if slot.turn != turn or slot.state != "leased":
+            return
+        book = self._book
+        now = self._runtime.now()
         if error is not None and not isinstance(error, Exception):
             slot.cancelled = slot.touched
         if not slot.touched and not (book.queue and self._is_dead(slot.connection)):
-            if not book.release(slot, now):
-                return
+            book.release(slot, now)
         elif self._ended_badly(slot, error, now):
             book.release_broken(slot, now)
         elif self._needs_reset(slot):
             book.release_dirty(slot, now)
         else:
             book.release(slot, now)
-        if book.jobs or book.doomed or book.shedder:
-            self._settle()
-        elif book.woken:
-            self._wake()
 
     def _ended_badly(self, slot: Slot, error: BaseException | None, now: float) -> bool:
         """Tell whether a used connection must not be used again; renew or suspect the others."""
@@ -464,11 +524,11 @@ class Pool(Generic[C]):
 
     def stats(self) -> PoolStats:
         """Return the sizes and counters, as they are now."""
-        return self._book.stats(self._now())
+        return self._look(self._book.stats, self._now())
 
     def leases(self) -> list[LeaseInfo]:
         """Return who holds what, for how long, and where it was acquired; the longest first."""
-        return words.leases(self._book, self._now())
+        return self._look(words.leases, self._book, self._now())
 
     def resize(
         self,
@@ -487,7 +547,7 @@ class Pool(Generic[C]):
         self._check_options(options)
         if self._book.is_open:
             self._runtime.task()  # raises WrongLoop
-        self._book.resize(options, self._now())
+        self._tell(self._book.resize, options, self._now())
         self._settle()
 
     def renew(self, *, over: float = 0.0) -> None:
@@ -503,7 +563,7 @@ class Pool(Generic[C]):
         check_seconds("over", over, optional=False)
         if self._book.is_open:
             self._runtime.task()  # raises WrongLoop
-            self._book.renew(self._runtime.now(), over)
+            self._tell(self._book.renew, self._runtime.now(), over)
             self._settle()
 
     def __repr__(self) -> str:
@@ -513,20 +573,42 @@ class Pool(Generic[C]):
 
     # -- the shell's own -------------------------------------------------------------------------
 
+    def _tell(self, event: Callable[..., T], *arguments: Any) -> T | None:
+        """Have the book handle an event; while it is amid another, note it, and return None."""
+        if self._amid:
+            self._post(functools.partial(event, *arguments))
+            return None
+        return self._look(event, *arguments)
+
+    def _look(self, look: Callable[..., T], *arguments: Any) -> T:
+        """Look at the book, or change it, while nobody else changes it."""
+        amid, self._amid = self._amid, True
+        try:
+            return look(*arguments)
+        finally:
+            self._amid = amid
+
     def _settle(self) -> None:
         """Do what the book has decided: after every event, in this order."""
-        book = self._book
-        while book.doomed:
-            self._hooks.terminate(book.doomed.popleft())
-        if book.woken:
-            self._wake()
-        life = self._life
-        if life is not None:
-            if book.jobs:
-                life.workers.work()
-            self._runtime.set_alarm(book.next_tick())
-            if life.watchers:
-                life.changed()
+        if self._amid:
+            return  # whoever is amid an event settles after it
+        self._amid = True
+        try:
+            book, life = self._book, self._life
+            while book.doomed:
+                self._hooks.terminate(book.doomed.popleft())
+            if book.woken:
+                self._wake()
+            if life is not None:
+                if book.jobs:
+                    life.workers.work()
+                self._runtime.set_alarm(book.next_tick())
+                if life.watchers:
+                    life.changed()
+        finally:
+            self._amid = False
+        if self._inbox:
+            self._drain()
 
     def _wake(self) -> None:
         """Wake whose wait is over. That alone makes nothing due earlier."""
@@ -536,39 +618,45 @@ class Pool(Generic[C]):
 
     def _on_alarm(self) -> None:
         self._drain()
+        self._tell(self._tick)
+        self._settle()
+
+    def _tick(self) -> None:
         now = self._runtime.now()
         if self._life is not None:
             self._life.workers.mind_limits(now)
         self._book.tick(now)
-        self._settle()
 
     def _upkeep(self) -> None:
         self._drain()
+        self._tell(self._bury_the_dead)
+        self._tell(self._leaks.look, self._runtime.now())
+        self._on_alarm()
+
+    def _bury_the_dead(self) -> None:
         now = self._runtime.now()
         for slot in list(self._book.idle):
             if self._is_dead(slot.connection):
                 self._book.died(slot, now)
-        self._leaks.look(now)
-        self._on_alarm()
 
     def _dropped(self, slot: Slot, turn: int) -> None:
         """Note that a handle was collected without a release; callable from anywhere."""
-        self._post(lambda: self._reclaim(slot, turn))
+        self._post(functools.partial(self._reclaim, slot, turn))
 
     def _found_dead(self, slot: Slot) -> None:
         """Note that a connection has died; callable from anywhere."""
         self._post(lambda: self._book.died(slot, self._runtime.now()))
 
-    def _post(self, note: Callable[[], None]) -> None:
+    def _post(self, note: Callable[[], object]) -> None:
         self._inbox.append(note)
         if not self._runtime.call_soon(self._drain):
-            self._drain()  # the loop has ended: there is no line of its that this could be amidst
+            self._drain()  # the loop has ended
 
     def _drain(self) -> None:
         """Take in what other threads, callbacks and finalizers have noted."""
-        if self._inbox:
+        if self._inbox and not self._amid:
             while self._inbox:
-                self._inbox.popleft()()
+                self._tell(self._inbox.popleft())
             self._settle()
 
     def _reclaim(self, slot: Slot, turn: int) -> None:
@@ -616,6 +704,10 @@ def _warn(text: str) -> None:
         warnings.warn(text, ResourceWarning, stacklevel=2)
     except ResourceWarning:  # made an error, which must not stop the shell
         say(logging.ERROR, "%s", text)
+
+
+async def _run(hook: Hook, connection: Any) -> None:
+    await hook(connection)
 
 
 def _checked(timeout: Any) -> float | None:

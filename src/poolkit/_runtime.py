@@ -15,6 +15,7 @@ import math
 import os
 import sys
 import time
+import types
 import weakref
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -85,6 +86,13 @@ class _Loop:
     def is_here(self) -> bool:
         """Tell whether this loop is running the calling code."""
         return self.where() is self.home
+
+    def protect(self, *parts: Callable[..., Any], but: Callable[..., Any]) -> None:
+        """Let Ctrl-C wait for the caller's next checkpoint while these functions and methods run.
+
+        Nothing to do on asyncio, whose runner turns it into a cancellation. ``but`` calls code of
+        the user's, to which that does not apply.
+        """
 
     def spawn(
         self, group: TaskGroup, function: Callable[..., Coroutine[Any, Any, None]], *args: Any
@@ -238,6 +246,13 @@ class _Trio(_Loop):
 
         self.where = where
         self.current_task = lambda _: current_task()
+
+    def protect(self, *parts: Callable[..., Any], but: Callable[..., Any]) -> None:
+        for part in (_Trio, *parts):
+            for function in vars(part).values() if isinstance(part, type) else (part,):
+                if isinstance(function, types.FunctionType):
+                    self._lowlevel.enable_ki_protection(function)
+        self._lowlevel.disable_ki_protection(but)
 
     def is_stray(self, error: BaseException) -> bool:  # noqa: ARG002  # there is no such thing
         return False

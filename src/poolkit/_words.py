@@ -99,7 +99,8 @@ def lease(slot: Slot, now: float) -> LeaseInfo:
 
 def leases(book: PoolState, now: float) -> list[LeaseInfo]:
     """Return who holds what, the longest first."""
-    return [lease(slot, now) for slot in book.leased]
+    # A finalizer may ask while a connection is on its way to a holder.
+    return [lease(slot, now) for slot in book.leased if slot.holder is not None]
 
 
 #: Where the event loop begins, which says nothing.
@@ -131,8 +132,15 @@ def not_open(pool: str) -> PoolClosed:
     )
 
 
+def amid(pool: str) -> PoolBusy:
+    """Return the error for a finalizer that acquires in the middle of a line of the pool's."""
+    return PoolBusy(
+        f"pool {pool!r}: a finalizer interrupted the pool and cannot acquire: do so in a task"
+    )
+
+
 def refusal(
-    pool: str, book: PoolState, waiter: Waiter, limit: float | None, *, now: float
+    pool: str, book: PoolState, waiter: Waiter, limit: float | None, now: float
 ) -> PoolError:
     """Return the error for a wait that ended without a connection."""
     stats = book.stats(now)
@@ -162,7 +170,7 @@ def refusal(
     return error
 
 
-def deadlock(pool: str, book: PoolState, circle: list[Waiter], *, now: float) -> PoolDeadlock:
+def deadlock(pool: str, book: PoolState, circle: list[Waiter], now: float) -> PoolDeadlock:
     """Return the error for a circle of tasks that wait for each other, the last one first."""
     held = Counter(slot.holder[0] for slot in book.leased)
     tasks = "; ".join(

@@ -177,7 +177,9 @@ async def test_planted_waiter_that_does_not_give_up_is_found(
 ) -> None:
     """Cancelled in line."""
     pool = poolkit._pool.Pool
-    plant(monkeypatch, pool, "_lease_later", "book.give_up(waiter, runtime.now())", "pass")
+    plant(
+        monkeypatch, pool, "_lease_later", "self._tell(book.give_up, waiter, runtime.now())", "pass"
+    )
     await check_found(wait_in_line)
 
 

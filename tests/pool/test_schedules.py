@@ -73,7 +73,9 @@ def test_planted_waiter_that_does_not_give_up_is_found(
 ) -> None:
     """Cancelled in line, or after the hand-off: what it was given is lost."""
     pool = poolkit._pool.Pool
-    plant(monkeypatch, pool, "_lease_later", "book.give_up(waiter, runtime.now())", "pass")
+    plant(
+        monkeypatch, pool, "_lease_later", "self._tell(book.give_up, waiter, runtime.now())", "pass"
+    )
     check_found(RUNS[backend])
 
 
@@ -87,8 +89,8 @@ def test_planted_hand_off_lost_to_a_cancellation_is_found(
         monkeypatch,
         pool,
         "_lease_later",
-        "book.give_up(waiter, runtime.now())",
-        "waiter.slot or book.give_up(waiter, runtime.now())",
+        "self._tell(book.give_up, waiter, runtime.now())",
+        "waiter.slot or self._tell(book.give_up, waiter, runtime.now())",
     )
     check_found(RUNS[backend])
 

@@ -1,0 +1,276 @@
+"""The garbage collector strikes at every line of the heart, and Ctrl-C does so on trio.
+
+A collected task's `finally` runs in the loop's own thread, in the middle of whatever line allocated:
+a release inside a release. Here it runs at each line of a life of the pool in turn, and afterwards
+nothing may be lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+import trio
+import trio.testing
+from anyio.lowlevel import checkpoint
+
+import poolkit
+from poolkit import NotLeased, Pool, PoolError, PoolTimeout
+from poolkit.testing._invariants import check_book
+from poolkit.testing._loops import VirtualTimeLoop
+from tests.effort import EFFORT
+from tests.fakes import FakeConnection, FullDriver
+from tests.pool.storm import come_to_rest
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Iterable, Iterator
+
+pytestmark = pytest.mark.skipif(
+    sys.version_info < (3, 12), reason="sys.monitoring came with Python 3.12"
+)
+
+monitoring: Any = getattr(sys, "monitoring", None)
+
+Line = tuple[CodeType, int]
+Strike = Callable[[Pool[FakeConnection], list[FakeConnection]], None]
+
+
+@contextlib.contextmanager
+def watching(codes: Iterable[CodeType], at: Callable[[CodeType, int], object]) -> Iterator[None]:
+    """Call ``at`` before each line of these while the block runs."""
+    tool, line = monitoring.DEBUGGER_ID, monitoring.events.LINE
+    codes = list(codes)
+    monitoring.use_tool_id(tool, "strike")
+    try:
+        monitoring.register_callback(tool, line, at)
+        for code in codes:
+            monitoring.set_local_events(tool, code, line)
+        yield
+    finally:
+        for code in codes:
+            monitoring.set_local_events(tool, code, 0)
+        monitoring.register_callback(tool, line, None)
+        monitoring.free_tool_id(tool)
+
+
+def codes_of_the_heart() -> Iterator[CodeType]:
+    """Return every function of the heart: neither a driver's nor of a test's tools."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("poolkit._"):
+            for function in functions_in(vars(module).values(), name):
+                yield from nested(function.__code__)
+
+
+def functions_in(values: Iterable[Any], module: str) -> Iterator[Any]:
+    """Return the functions and methods among them that this module defines."""
+    for value in values:
+        inner = getattr(value, "fget", None) or getattr(value, "__func__", value)
+        if isinstance(inner, type) and inner.__module__ == module:
+            yield from functions_in(vars(inner).values(), module)
+        elif isinstance(inner, FunctionType) and inner.__module__ == module:
+            yield inner
+
+
+def nested(code: CodeType) -> Iterator[CodeType]:
+    """Return it, and the code of the functions that it makes."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from nested(constant)
+
+
+async def life(pool: Pool[FakeConnection]) -> None:
+    """Have everything happen that a pool does: what follows holds at most two of three."""
+    pool.stats()
+    repr(pool)
+    async with pool.acquire() as conn:
+        await conn.query()
+    async with pool.acquire() as conn:
+        conn.cursor()
+        pool.leases()
+        async with pool.transaction():
+            pool.leases()
+            with contextlib.suppress(PoolTimeout):
+                await pool.acquire(timeout=0.1)
+            with anyio.move_on_after(0.1):
+                await pool.acquire()
+            with contextlib.suppress(PoolTimeout):
+                await pool.acquire(timeout=0)
+
+            async def wait() -> None:
+                async with pool.acquire() as mine:
+                    await mine.query()
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(wait)
+                group.start_soon(wait)
+                await checkpoint()
+                pool.release(conn)
+    await anyio.sleep(2.0)  # upkeep; and what was not heard from is pinged before its use
+    async with pool.acquire() as conn:
+        pool.renew()
+    pool.resize(max_size=2)
+    pool.resize(max_size=3)
+    await anyio.sleep(0.5)
+
+
+async def make(driver: FullDriver) -> Pool[FakeConnection]:
+    """Return an open pool of three."""
+    return await Pool(
+        driver, max_size=3, deadlock="off", shedding=poolkit.CoDel(), leak_after=1.0
+    ).open()
+
+
+async def seen() -> list[Line]:
+    """Return the lines of the heart that run in such a life."""
+    lines: dict[Line, None] = {}
+    for _ in range(2):  # what is remembered is worked out the first time only
+        lines.clear()
+        pool = await make(driver := FullDriver())
+        victim = await pool.acquire()
+        await victim.query()
+        with watching(codes_of_the_heart(), lambda *line: lines.setdefault(line)):
+            await life(pool)
+        pool.release(victim)
+        await come_to_rest(pool, driver)
+    return list(lines)
+
+
+async def struck(line: Line, strike: Strike) -> None:
+    """Let it strike once, at the first time that this line runs, and look what is left."""
+    pool = await make(driver := FullDriver())
+    victims = [await pool.acquire()]
+    await victims[0].query()
+
+    def at(code: CodeType, number: int) -> object:
+        if number == line[1] and victims:
+            strike(pool, victims)
+        return None if victims else monitoring.DISABLE
+
+    with watching([line[0]], at):
+        with contextlib.suppress(PoolError):
+            await life(pool)
+        await anyio.sleep(0.1)
+    assert not victims, "it never struck"
+    check_book(pool._book, pool._now())
+    await come_to_rest(pool, driver)
+    assert sum(pool.stats().retired.values()) == driver.calls["connect"]
+
+
+def releases(pool: Pool[FakeConnection], victims: list[FakeConnection]) -> None:
+    """Be a `finally` that gives back; the connection is dead at once."""
+    conn = victims.pop()
+    pool.release(conn)
+    with pytest.raises(NotLeased):
+        conn.peek()
+    with pytest.raises(NotLeased):
+        pool.release(conn)
+
+
+def forgets(pool: Pool[FakeConnection], victims: list[FakeConnection]) -> None:
+    """Collect the last reference to what was leased."""
+    victims.clear()
+
+
+def runs_on(pool: Pool[FakeConnection], victims: list[FakeConnection]) -> None:
+    """Be a `finally` that gives back, looks around, and tries to acquire, which cannot wait."""
+    pool.release(victims.pop())
+    pool.stats()
+    pool.leases()
+    pool.renew()
+
+    async def another() -> None:
+        async with pool.acquire():
+            pass
+
+    coroutine = another()
+    with contextlib.suppress(PoolError, StopIteration):
+        coroutine.send(None)
+    with contextlib.suppress(PoolError, RuntimeError):
+        coroutine.close()
+
+
+def on_asyncio(main: Callable[[], Awaitable[Any]]) -> Any:
+    """Run on asyncio, in virtual time."""
+
+    async def coroutine() -> Any:
+        return await main()
+
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        return runner.run(coroutine())
+
+
+def on_trio(main: Callable[[], Awaitable[Any]]) -> Any:
+    """Run on trio, likewise."""
+    return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+@pytest.mark.parametrize("strike", [releases, forgets, runs_on])
+@pytest.mark.parametrize("run", [on_asyncio, on_trio])
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore:.*never released.*:ResourceWarning")
+def test_release_in_the_middle_of_any_line_loses_nothing(run: Any, strike: Strike) -> None:
+    """Whatever the heart is doing, another lease ends, as the collector has it."""
+    lines = run(seen)
+    assert len(lines) > 250
+    failed = []
+    for line in lines[:: max(1, 4 // EFFORT)]:
+        try:
+            run(functools.partial(struck, line, strike))
+        except BaseException as error:
+            failed.append(f"{Path(line[0].co_filename).name}:{line[1]}: {error!r}")
+    assert not failed, f"{len(failed)} of {len(lines)} lines:\n" + "\n".join(failed)
+
+
+# -- Ctrl-C --------------------------------------------------------------------------------------
+
+
+async def interrupted(line: Line) -> None:
+    """Press Ctrl-C the first time that this line runs; the caller is told, and nothing is lost."""
+    pool = await make(driver := FullDriver())
+    victim = await pool.acquire()
+    await victim.query()
+    pressed = False
+
+    def at(_: CodeType, number: int) -> object:
+        nonlocal pressed
+        if number == line[1] and not pressed:
+            pressed = True
+            signal.raise_signal(signal.SIGINT)
+        return monitoring.DISABLE if pressed else None
+
+    told = False
+    with watching([line[0]], at):
+        try:
+            await life(pool)
+            await checkpoint()
+        except* KeyboardInterrupt:
+            told = True
+    assert pressed, "it was never pressed"
+    assert told, "nobody was told"
+    pool.release(victim)
+    await anyio.sleep(0.1)
+    check_book(pool._book, pool._now())
+    await come_to_rest(pool, driver)
+    assert sum(pool.stats().retired.values()) == driver.calls["connect"]
+
+
+def test_interrupt_at_any_line_loses_nothing_on_trio() -> None:
+    """Ctrl-C arrives at the caller's next checkpoint, and the line runs to its end."""
+    lines = [line for line in on_trio(seen) if not line[0].co_filename.endswith("_view.py")]
+    failed = []
+    for line in lines[:: max(1, 4 // EFFORT)]:
+        try:
+            on_trio(functools.partial(interrupted, line))
+        except BaseException as error:
+            failed.append(f"{Path(line[0].co_filename).name}:{line[1]}: {error!r}")
+    assert not failed, f"{len(failed)} of {len(lines)} lines:\n" + "\n".join(failed)
