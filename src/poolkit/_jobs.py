@@ -166,6 +166,8 @@ class Workers:
                 await options.on_connect(connection)
             if self._hooks.watch is not None:
                 self._hooks.watch(connection, functools.partial(self._found_dead, slot))
+            if self._hooks.is_dead(connection):  # the watch tells of what comes, not of this
+                raise ConnectionError("the connection died, or was closed, while it was set up")
         except BaseException as exc:
             error = exc
             self._let_through(exc)

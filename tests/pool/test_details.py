@@ -415,14 +415,17 @@ async def test_driver_that_raises_when_it_is_asked_at_an_acquire_loses_a_connect
 
     class Rude(CleanDriver):
         def is_dead(self, c: FakeConnection, /) -> bool:
-            """Raise about the first."""
-            if c.number == 1:
+            """Raise about the first, once the pool is open."""
+            if c.number == 1 and is_open:
                 raise Boom("is_dead")
             return super().is_dead(c)
 
-    async with Pool(Rude(), min_size=1, max_size=1) as pool, pool.acquire(timeout=5) as conn:
-        assert conn.number == 2
-        assert pool.stats().retired == {"broken": 1}
+    is_open = False
+    async with Pool(Rude(), min_size=1, max_size=1) as pool:
+        is_open = True
+        async with pool.acquire(timeout=5) as conn:
+            assert conn.number == 2
+            assert pool.stats().retired == {"broken": 1}
     assert "Rude.is_dead raised" in caplog.text
 
 

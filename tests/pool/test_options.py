@@ -136,6 +136,7 @@ async def test_driver_that_raises_where_it_must_not_loses_at_most_its_connection
         is_rude = True
         if method == "is_dead":
             pool._upkeep()
+            is_rude = False  # the next one would be lost as well
             await wait_all_tasks_blocked()
         else:
             with pytest.raises(ValueError, match="of the block"):
@@ -172,6 +173,21 @@ async def test_on_connect_that_fails_is_a_failed_connect() -> None:
     driver = FakeDriver()
     with pytest.raises(ConnectFailed, match="no such schema"):
         await Pool(driver, on_connect=on_connect).open()
+    assert not driver.alive
+
+
+async def test_connection_that_on_connect_closes_is_handed_to_nobody() -> None:
+    """It is a failed connect: the first who waits is told, the next is given another."""
+    driver = FakeDriver()
+
+    async def on_connect(conn: FakeConnection) -> None:
+        conn.dead = conn.number == 1
+
+    async with Pool(driver, min_size=0, on_connect=on_connect) as pool:
+        with pytest.raises(ConnectFailed, match="closed, while it was set up"):
+            await pool.acquire(timeout=LONG)
+        async with pool.acquire(timeout=LONG) as conn:
+            assert conn.number == 2
     assert not driver.alive
 
 
