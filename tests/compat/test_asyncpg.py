@@ -306,7 +306,8 @@ async def test_released_connection_is_dead(database: str) -> None:
         assert "[released]" in repr(conn)
         for name in ("execute", "is_closed", "close", "terminate"):
             with pytest.raises(
-                asyncpg.InterfaceError, match=rf"Connection\.{name}.*released back to the pool"
+                asyncpg.InterfaceError,
+                match=rf"Connection\.{name}.*released back to the pool; .*at the end of the block",
             ) as caught:
                 await getattr(conn, name)()
             assert isinstance(caught.value, poolkit.NotLeased)
@@ -624,6 +625,8 @@ async def test_failed_setup_and_init_cost_their_connection(database: str) -> Non
             with pytest.raises(LookupError, match=name):
                 await pool.acquire(timeout=5)
         assert seen[0].is_closed() and seen[1].is_closed()
+        with pytest.raises(asyncpg.InterfaceError, match=r"released at .*test_asyncpg\.py"):
+            seen[2].is_closed()
         assert await pool.fetchval("SELECT 1") == 1
         assert len({id(each) for each in seen}) == 5
 
@@ -769,6 +772,70 @@ async def test_servers_that_are_no_postgresql_get_their_own_reset(database: str)
             await conn.execute("SET application_name = 'gone'; SET ROLE pg_monitor")
         assert await pool.fetchval("SELECT current_user::text") == "pg_monitor"
         assert await pool.fetchval("SELECT current_setting('application_name')") != "gone"
+
+
+async def test_connection_that_cannot_be_replaced_is_logged(
+    database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once an outage, where asyncpg says so and in its words; not if a caller is told."""
+    is_offline = False
+    failed: list[int] = []
+
+    async def connect(*args: Any, **kwargs: Any) -> Any:
+        if is_offline:
+            failed.append(len(failed))
+            raise OSError("offline")
+        return await original.connect(*args, **kwargs)
+
+    async with of_one(database, connect=connect) as pool:
+        for _ in range(2):
+            failed.clear()
+            async with pool.acquire() as conn:
+                pid = conn.get_server_pid()
+            is_offline = True
+            await _end(database, pid)
+            await until(lambda: len(failed) >= 3)
+            is_offline = False
+            await until(lambda: pool.get_size() == 1)
+    said = [record for record in caplog.records if record.name == "asyncpg.pool"]
+    assert [record.getMessage() for record in said] == [
+        "Failed to restore the pool connection floor; retrying"
+    ] * 2
+    assert all(record.exc_info and isinstance(record.exc_info[1], OSError) for record in said)
+    caplog.clear()
+    is_offline = True
+    async with create_pool(database, min_size=0, connect=connect) as pool:
+        for _ in range(2):
+            with pytest.raises(OSError, match="offline"):
+                await pool.acquire()
+    assert not caplog.records
+
+
+async def test_connection_that_init_closes_is_handed_to_nobody(database: str) -> None:
+    """The first who waits for it is told, the next is given another."""
+    closed: list[Any] = []
+
+    async def init(conn: Any) -> None:
+        if not closed:
+            closed.append(conn)
+            await conn.close()
+
+    async with create_pool(database, min_size=0, max_size=1, init=init) as pool:
+        with pytest.raises(OSError, match="closed, while it was set up"):
+            await pool.acquire()
+        assert await pool.fetchval("SELECT 1") == 1
+
+
+async def test_terminated_pool_is_collected_when_the_loop_has_run(database: str) -> None:
+    """Its tasks let go of it in a few turns."""
+    pool = await of_one(database)
+    pool.terminate()
+    ref = weakref.ref(pool)
+    del pool
+    for _ in range(10):
+        await asyncio.sleep(0)
+    gc.collect()
+    assert ref() is None
 
 
 async def test_outage_is_the_next_callers_error(own_postgres: Server, own_database: str) -> None:

@@ -29,12 +29,13 @@ class ReleasedError(NotLeased, asyncpg.InterfaceError):
 
 
 def _refuse(view: Any, name: str, error: NotLeased) -> NoReturn:
-    why: object = error
-    if view._poolkit_pool._book.is_open and isinstance(view._poolkit_turn, int):
-        why = "it was lost"  # nobody has given it back: see `Pool._free`
-    raise ReleasedError(
-        f"cannot call Connection.{name}(): connection has been released back to the pool; {why}"
-    ) from None
+    lease = view._poolkit_lease
+    why = f"connection has been released back to the pool; {error}"
+    if lease._slot.turn == lease._turn:  # it is held still, but of no more use
+        why = str(error)
+    elif lease._over is None and lease._pool._book.is_open:  # see `Pool._free`
+        why = "connection has been released back to the pool; it was lost"
+    raise ReleasedError(f"cannot call Connection.{name}(): {why}") from None
 
 
 class _Guarded(_Method):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Self, TypeVar
@@ -23,6 +24,7 @@ from poolkit.compat.asyncpg._driver import CompatDriver, PoolConnectionProxy, Re
 
 if TYPE_CHECKING:
     from poolkit._life import Life
+    from poolkit._outage import Outage
     from poolkit._pool import _NotGiven
     from poolkit._slot import Slot
 
@@ -33,6 +35,9 @@ R = TypeVar("R")
 
 Hook = Callable[[Any], Awaitable[object]]
 PoolAcquireContext = Lease
+
+#: asyncpg's: programs watch it for the warning that lost connections cannot be replaced.
+logger = logging.getLogger("asyncpg.pool")
 
 #: Seconds for connecting and `init`. What asyncpg allows for connecting, 60 by default, is less.
 _CONNECT_LIMIT = 120.0
@@ -140,6 +145,7 @@ class Pool(_Pool[asyncpg.Connection]):
         self._max_queries = max_queries
         self._max_idle = max_inactive_connection_lifetime
         self._always_resets = reset is not None
+        self._outage_told: Outage | None = None  # to a caller or to the log
         self._phase: Literal["new", "opening", "used"] = "new"
 
     # -- open and close --------------------------------------------------------------------------
@@ -292,6 +298,24 @@ class Pool(_Pool[asyncpg.Connection]):
             self._leaks.forget(slot)
             self._book.release_broken(slot, self._now())
 
+    def _settle(self) -> None:
+        if self._book.outage is not self._outage_told:
+            self._tell_of_outage()
+        super()._settle()
+
+    def _tell_of_outage(self) -> None:
+        """Log, once an outage, that `min_size` cannot be kept, unless a caller is told why."""
+        book = self._book
+        if book.outage is not None and all(waiter.outcome != "failed" for waiter in book.woken):
+            if len(book.idle) + len(book.leased) + len(book.recycling) >= self.get_min_size():
+                return
+            with contextlib.suppress(Exception):  # a handler must not end the pool's tasks
+                logger.warning(
+                    "Failed to restore the pool connection floor; retrying",
+                    exc_info=book.outage.error,
+                )
+        self._outage_told = book.outage
+
     # -- on a connection of its own --------------------------------------------------------------
 
     execute = _on_one(asyncpg.Connection.execute)
@@ -371,7 +395,7 @@ def _or_terminate(setup: Hook) -> Hook:
             await setup(conn)
         except BaseException:
             with contextlib.suppress(ReleasedError):  # `setup` has closed it itself
-                conn.terminate()
+                conn._poolkit_touch("terminate").connection.terminate()
             raise
         connection._codecs = changed  # every lease has those of `setup`
 
