@@ -578,9 +578,9 @@ class Server(Program, Postgres):
 # ── fixtures ──────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture(scope="session")
-def postgres_binaries() -> Iterator[Path]:
-    """Return the folder with the binaries to use, at a place where they run."""
+@contextlib.contextmanager
+def usable_binaries() -> Iterator[Path]:
+    """Yield the folder with the binaries to use, at a place where they run."""
     found = find_binaries()
     if _runs(found):
         yield found
@@ -599,6 +599,13 @@ def postgres_binaries() -> Iterator[Path]:
         yield bin_folder
     finally:
         copy.close()
+
+
+@pytest.fixture(scope="session")
+def postgres_binaries() -> Iterator[Path]:
+    """Return the folder of `usable_binaries`."""
+    with usable_binaries() as found:
+        yield found
 
 
 @contextlib.contextmanager
