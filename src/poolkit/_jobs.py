@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -106,6 +107,10 @@ class Workers:
         for worker, job in self._busy.items():
             if job == "connect":
                 worker.scope.cancel()
+
+    def under_way(self) -> str:
+        """Return the driver calls under way, in words."""
+        return ", ".join(f"{job} ({n})" for job, n in Counter(self._busy.values()).items())
 
     def mind_limits(self, now: float) -> None:
         """Cancel the jobs whose time is over; call when the alarm rings."""

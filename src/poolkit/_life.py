@@ -23,9 +23,7 @@ class Life:
     def __init__(self, runtime: Runtime, workers: Workers) -> None:
         self.runtime = runtime
         self.workers = workers
-        self.opened = False  # an open() has returned
-        self.ended = False
-        self._over = False
+        self.ended = False  # its tasks have
         self._scope = anyio.CancelScope()
         self.watchers: list[Any] = []
 
@@ -40,7 +38,7 @@ class Life:
             try:
                 with self._scope:
                     async with anyio.create_task_group() as group:
-                        if self._over:
+                        if self._scope.cancel_called:
                             return  # closed before it began
                         runtime.spawn(group, runtime.keep_alarm)
                         runtime.spawn(group, upkeep, look_after)
@@ -58,7 +56,6 @@ class Life:
 
     def cancel(self) -> None:
         """End the root task and all its children, without waiting."""
-        self._over = True
         if not self.runtime.has_ended():
             self._scope.cancel()
 

@@ -65,6 +65,9 @@ class _NotGiven:
 
 NOT_GIVEN: Final = _NotGiven()
 
+#: Seconds for tasks that have been cancelled to end.
+_LAST_WAIT: Final = 1.0
+
 # What the hot path calls, without the look-ups.
 new: Final = object.__new__
 getframe: Final = sys._getframe
@@ -90,6 +93,7 @@ class Pool(Generic[C]):
         )
         self._book = PoolState(given, random.random)
         self._life: Life | None = None
+        self._held_at_end: list[LeaseInfo] = []  # when a life has ended without `aclose`
         self._amid = False
         self._inbox: deque[Callable[[], object]] = deque()
         self._hooks = Hooks(driver)
@@ -123,12 +127,12 @@ class Pool(Generic[C]):
             self._loop_ended(self._life, None)
         if self._life is None:
             self._begin()
-        elif not book.is_open:
+        elif book.phase == "closing":
             raise PoolClosed(f"pool {self.name!r} is being closed: await that, then open it")
         runtime, life = self._runtime, self._life
         assert life is not None
         runtime.task()  # raises WrongLoop
-        if book.is_open and not book.openers:
+        if book.phase == "open":
             return self
         now = runtime.now()
         limit = book.options.acquire_timeout
@@ -141,10 +145,11 @@ class Pool(Generic[C]):
                 raise self._look(words.refusal, self.name, book, waiter, limit, runtime.now())
         except BaseException:
             self._tell(book.give_up, waiter, runtime.now())
-            if not (life.opened or book.openers) and life is self._life and book.is_open:
+            if life is self._life and book.phase == "opening" and not book.openers:
                 self._collapse(life, None)  # nobody else has opened it, or is about to
+                await self._wait_ended(life)
             raise
-        life.opened = True
+        book.opened()
         return self
 
     async def __aenter__(self) -> Self:
@@ -166,11 +171,11 @@ class Pool(Generic[C]):
         """
         check_seconds("grace", grace)
         life, book = self._life, self._book
-        if life is None:
-            return []
-        if life.runtime.has_ended():
-            held = self.leases()
+        if life is not None and life.runtime.has_ended():
             self._collapse(life, None)
+            life = None
+        if life is None:
+            held, self._held_at_end = self._held_at_end, []
             return held
         own = life.runtime.task()
         self._tell(book.close)
@@ -190,10 +195,20 @@ class Pool(Generic[C]):
         finally:
             self._abandon_leases(life)
             self._collapse(life, None)
-        with anyio.move_on_after(1.0):  # a driver call that ignores its cancellation is left behind
+            await self._wait_ended(life)
+        return held
+
+    async def _wait_ended(self, life: Life) -> None:
+        """Wait until the tasks of a life have ended; leave behind those that ignore their end."""
+        with anyio.move_on_after(_LAST_WAIT, shield=True):
             while not life.ended:
                 await life.change()
-        return held
+        if not life.ended:
+            say(
+                logging.WARNING,
+                "pool %r: abandoned what ignores its cancellation: %s",
+                *(self.name, life.workers.under_way() or "its root task"),
+            )
 
     def _abandon_leases(self, life: Life) -> None:
         if self._life is life:
@@ -229,6 +244,7 @@ class Pool(Generic[C]):
         """End a life at once, without waiting for anything."""
         if self._life is life:
             self._life = None
+            self._held_at_end = self.leases()
             self._tell(self._book.collapse, cause)
             self._settle()
             life.cancel()
@@ -277,7 +293,7 @@ class Pool(Generic[C]):
     def _lease_now(self, lease: Lease[C]) -> C | None:
         """Lease an idle connection, without waiting; None if there is none, or others wait."""
         book = self._book
-        if not book.is_open:
+        if book.phase != "open" and not book.is_open:
             book.outcomes["closed"] += 1
             raise words.not_open(self.name)
         runtime = self._runtime
@@ -435,8 +451,7 @@ class Pool(Generic[C]):
                 f"this connection belongs to pool {pool.name!r}, not to pool {self.name!r}: "
                 "release it there"
             )
-        if not self._book.defunct:
-            self._runtime.task()  # raises WrongLoop
+        self._runtime.task()  # raises WrongLoop
         lease = connection._poolkit_lease  # type: ignore[attr-defined]  # held_slot saw a view
         self._give_back(lease, words.caller(2), None)
         return RELEASED
@@ -451,7 +466,7 @@ class Pool(Generic[C]):
         book = self._book
         slot: Any = lease._slot
         runtime = self._runtime
-        here = runtime.where() is runtime.home or book.defunct
+        here = runtime.where() is runtime.home
         if self._inbox and here:
             self._drain()
         if lease._turn != slot.turn:
@@ -649,8 +664,10 @@ class Pool(Generic[C]):
 
     def _post(self, note: Callable[[], object]) -> None:
         self._inbox.append(note)
-        if not self._runtime.call_soon(self._drain):
-            self._drain()  # the loop has ended
+        if not self._runtime.call_soon(self._drain):  # the loop has ended
+            if self._life is not None:
+                self._loop_ended(self._life, None)
+            self._drain()
 
     def _drain(self) -> None:
         """Take in what other threads, callbacks and finalizers have noted."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
+#: Of a pool: *opening* until an `open()` has returned, *closing* while jobs and leases end.
+Phase = Literal["closed", "opening", "open", "closing"]
 Job = Literal["connect", "ping", "reset", "close"]
 Reason = Literal["expired", "unused", "used_up", "stale", "broken", "surplus", "pool_closed"]
 Outcome = Literal[

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 from poolkit._deadlines import Deadlines
 from poolkit._outage import Outage
 from poolkit._prospects import Prospects
-from poolkit._slot import NEVER, TRANSITIONS, Job, Outcome, Reason, Slot, Waiter
+from poolkit._slot import NEVER, TRANSITIONS, Job, Outcome, Phase, Reason, Slot, Waiter
 from poolkit._stats import PoolStats
 
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ class PoolState:
 
     def __init__(self, options: Options, random: Callable[[], float]) -> None:
         self._random = random
-        self.is_open = False
-        self.defunct = True  # nobody is there to run jobs: connections are terminated directly
+        self.phase: Phase = "closed"
         self.generation = 0
 
         self.connecting: dict[Slot, None] = {}
@@ -96,6 +95,11 @@ class PoolState:
         )
 
     # -- inspect ---------------------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether connections are to be had, now or soon."""
+        return self.phase in ("opening", "open")
 
     @property
     def last_error(self) -> BaseException | None:
@@ -254,9 +258,6 @@ class PoolState:
     def release_dirty(self, slot: Slot, now: float) -> None:
         """Take back a connection that has to be reset first."""
         slot.used_at = now
-        if self.defunct:
-            self._retire(slot, "pool_closed")
-            return
         self._begin("reset", slot, "recycling", self.options.reset_timeout, now)
         self._follow_up(now)
 
@@ -406,18 +407,22 @@ class PoolState:
     def open(self, waiter: Waiter, now: float) -> None:
         """Begin, or begin again; the waiter is served when `min_size` connections are there."""
         waiter.since = now
-        if not self.is_open:  # the clock may be another one by now
+        if self.phase == "closed":  # the clock may be another one by now
             self._fit_since = self.renewed_at = -NEVER
             self.shedder = self.options.shedding.begin() if self.options.shedding else None
-        self.is_open = True
-        self.defunct = False
+            self.phase = "opening"
         self.openers[waiter] = None
         self._deadlines.add(waiter)
         self._follow_up(now)
 
+    def opened(self) -> None:
+        """Record that an `open()` has returned: from now on only closing ends this life."""
+        if self.phase == "opening":
+            self.phase = "open"
+
     def close(self, cause: BaseException | None = None) -> None:
         """Stop serving: waiters fail, idle connections close, the others when they come back."""
-        self.is_open = False
+        self.phase = "closing"
         self.outage = None
         self.generation += 1
         for waiter in [*self.openers, *self.queue.values()]:
@@ -435,16 +440,19 @@ class PoolState:
         """
         for slot in list(self.leased):
             slot.turn += 1
-            if slot.busy and not self.defunct:
+            if slot.busy:
                 self._begin("reset", slot, "recycling", self.options.reset_timeout, now)
             else:
                 self._doom(slot, "pool_closed")
 
     def collapse(self, cause: BaseException | None) -> None:
-        """Close with nobody left to run jobs: terminate all but what is still leased."""
+        """End a life with nobody left to run jobs: terminate all there is; its leases end too."""
         self.close(cause)
-        self.defunct = True
+        self.phase = "closed"
         self.jobs.clear()
+        for slot in list(self.leased):
+            slot.turn += 1
+            self._doom(slot, "pool_closed")
         for slot in list(self.recycling):
             self._doom(slot, "pool_closed")
         for slot in list(self.closing):
@@ -687,7 +695,7 @@ class PoolState:
 
     def _retire(self, slot: Slot, reason: Reason) -> None:
         """Decide that a connection goes: politely if it is healthy, at once if it is not."""
-        if reason == "broken" or self.defunct:
+        if reason == "broken":
             self._doom(slot, reason)
             return
         self.retired[reason] += 1

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
 import textwrap
 import threading
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
+import trio
 from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
 
@@ -100,7 +103,7 @@ async def test_open_waits_out_a_transient_error_until_the_acquire_timeout() -> N
     """As an acquire would."""
     driver = FullDriver(connect=[Boom("starting up")] * 99)
     driver.verdicts[Boom] = Verdict.TRANSIENT
-    pool = Pool(driver, acquire_timeout=0.03, backoff_min=0.002, backoff_max=0.002)
+    pool = Pool(driver, acquire_timeout=0.5, backoff_min=0.002, backoff_max=0.002)
     with pytest.raises(PoolTimeout, match="starting up"):
         await pool.open()
     assert driver.calls["connect"] > 1
@@ -728,3 +731,147 @@ def test_pool_under_plain_asyncio_starts_workers_out_of_callbacks(anyio_backend:
 
     asyncio.run(main())
     assert not driver.alive
+
+
+# -- a life that ends without aclose -------------------------------------------------------------
+
+
+class Ended:
+    """What is left of a pool whose loop has ended while somebody held a connection."""
+
+    def __init__(self, run: str, **options: Any) -> None:
+        self.driver = FullDriver()
+        self.pool = Pool(self.driver, min_size=1, max_size=2, acquire_timeout=0.5, **options)
+        self.lease = self.pool.acquire()
+        self.conn: Any = None
+        with pytest.warns(ResourceWarning, match="never closed"):
+            {"asyncio": asyncio.run, "trio": lambda main: trio.run(lambda: main)}[run](self.hold())
+
+    async def hold(self) -> None:
+        """Acquire, and come to the end of the run."""
+        await self.pool.open()
+        self.conn = await self.lease.__aenter__()
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def ended(request: pytest.FixtureRequest) -> Ended:
+    """Return a pool whose run has ended under it."""
+    return Ended(request.param)
+
+
+def test_lease_dies_with_the_life_of_its_pool(ended: Ended) -> None:
+    """Nothing is leased any more, and the handle is dead; the connection is terminated."""
+    assert (ended.pool.stats().leased, ended.pool.stats().size) == (0, 0)
+    assert not ended.driver.alive
+    with pytest.raises(NotLeased, match="taken back when the pool was closed"):
+        ended.conn.peek()
+    with pytest.raises(NotLeased):
+        ended.pool.release(ended.conn)
+    assert "closed" in repr(ended.pool)
+
+
+def test_close_of_a_pool_whose_run_has_ended_says_who_had_not_given_back(ended: Ended) -> None:
+    """Once; and whoever holds a dead handle may leave its block."""
+
+    async def main() -> None:
+        (held,) = await ended.pool.aclose()
+        assert "Ended.__init__" in held.place
+        assert await ended.pool.aclose() == []
+        await ended.lease.__aexit__(None, None, None)
+        assert ended.pool.stats().size == 0
+
+    asyncio.run(main())
+
+
+def test_next_life_counts_no_connection_of_the_one_before(ended: Ended) -> None:
+    """Opening needs the database, all of the capacity can be had, and old handles stay dead."""
+
+    async def main() -> None:
+        ended.driver.script["connect"] = [Boom("down")]
+        with pytest.raises(ConnectFailed, match="down"):
+            await ended.pool.open()
+        async with ended.pool as pool, pool.acquire() as one, pool.acquire() as two:
+            assert {await one.query(), await two.query()} == {"row"}
+            with pytest.raises(NotLeased):
+                await ended.conn.query()
+            with pytest.raises(NotLeased):
+                pool.release(ended.conn)
+            await ended.lease.__aexit__(None, None, None)
+            assert pool.stats().leased == 2
+
+    asyncio.run(main())
+
+
+class Slow(FullDriver):
+    """A driver whose connects take their time to end when they are cancelled."""
+
+    def __init__(self, takes: float) -> None:
+        super().__init__()
+        self.takes = takes
+        self.under_way = self.most = 0
+        self.begun = anyio.Event()
+
+    async def connect(self) -> FakeConnection:
+        """Hang; clean up after being cancelled."""
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        self.begun.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(self.takes)
+            self.under_way -= 1
+        raise AssertionError
+
+
+@pytest.mark.parametrize("how", ["fails", "is cancelled"])
+async def test_open_that_ends_badly_returns_when_its_connects_have_ended(how: str) -> None:
+    """Or opening again would make more of them than there may be."""
+    driver = Slow(0.05)
+    pool = Pool(driver, min_size=2, max_size=2, acquire_timeout=0.02 if how == "fails" else 10)
+    for _ in range(3):
+        driver.begun = anyio.Event()
+        if how == "fails":
+            with pytest.raises(PoolTimeout):
+                await pool.open()
+        else:
+            async with anyio.create_task_group() as group:
+                group.start_soon(pool.open)
+                await driver.begun.wait()
+                group.cancel_scope.cancel()
+        assert driver.under_way == 0
+        assert pool.stats().size == 0
+    assert driver.most == 2
+
+
+async def test_close_that_is_cancelled_returns_when_its_tasks_have_ended() -> None:
+    """Its clean-up is shielded, inside a limit."""
+    driver = Slow(0.05)
+    pool = await Pool(driver, min_size=0, max_size=1).open()
+    async with anyio.create_task_group() as group:
+        group.start_soon(_acquire, pool)
+        await driver.begun.wait()
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await pool.aclose()
+        assert driver.under_way == 0
+        group.cancel_scope.cancel()
+
+
+async def _acquire(pool: Pool[FakeConnection]) -> None:
+    with contextlib.suppress(PoolClosed):
+        await pool.acquire()
+
+
+async def test_what_ignores_its_end_is_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Open returns nevertheless, after a second."""
+    driver = Slow(1.5)
+    pool = Pool(driver, acquire_timeout=0.02)
+    with pytest.raises(PoolTimeout):
+        await pool.open()
+    assert driver.under_way == 1
+    (said,) = (r.getMessage() for r in caplog.records if r.levelname == "WARNING")
+    assert "abandoned what ignores its cancellation: connect (1)" in said
+    while driver.under_way:  # noqa: ASYNC110  # no event tells
+        await anyio.sleep(0.01)

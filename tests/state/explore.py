@@ -113,7 +113,7 @@ def key(world: World) -> Any:
     shedder: Any = book.shedder
     came = time if shedder else lambda _: None
     return (
-        (book.is_open, book.defunct, bool(book.openers), book._ramp, book.options.capacity),
+        (book.phase, bool(book.openers), book._ramp, book.options.capacity),
         tuple(sorted(map(repr, map(slot_key, book.connecting)))),
         tuple(map(slot_key, book.idle)),
         tuple(sorted(map(repr, holders))),

@@ -198,6 +198,10 @@ def test_reopened_pool_has_forgotten_its_overload() -> None:
     office.book.close()
     office.book.collapse(None)
     office.book.open(Waiter(NEVER, None, None), 0.0)
+    job, slot = office.book.jobs.popleft()
+    assert job == "connect"
+    office.book.connected(slot, "new", 0.0)
+    assert office.book.take(0.0) is slot
     assert office.book._shed_at(Waiter(NEVER, None, None)) == pytest.approx(1.0)
 
 

@@ -555,16 +555,15 @@ def test_close_decides_at_once() -> None:
     assert desk.join().outcome == "closed"
 
 
-def test_collapse_terminates_all_but_the_leased() -> None:
-    """Those are terminated when they come back."""
+def test_collapse_terminates_all_and_ends_the_leases() -> None:
+    """Slots belong to one life of the pool; the handle of a lease is dead from now on."""
     desk = Desk(min_size=3).open()
     leased = desk.take()
+    turn = leased.turn
     desk.book.collapse(None)
-    assert sorted(desk.book.doomed) == ["c1", "c2"]
-    assert desk.book.size == 1
-    desk.release(leased)
-    assert "c3" in desk.book.doomed
-    assert desk.book.size == 0
+    assert sorted(desk.book.doomed) == ["c1", "c2", "c3"]
+    assert (desk.book.size, desk.book.phase) == (0, "closed")
+    assert leased.turn == turn + 1
     assert not desk.book.jobs
 
 

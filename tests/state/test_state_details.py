@@ -174,17 +174,6 @@ def test_expired_waiter_is_passed_over_on_the_very_second() -> None:
     assert slot.state == "idle"
 
 
-def test_connection_released_dirty_after_the_end_is_terminated() -> None:
-    """Nobody is there to reset it."""
-    desk = Desk(max_size=1).open()
-    slot = desk.take()
-    desk.book.collapse(None)
-    desk.book.release_dirty(slot, desk.now)
-    assert list(desk.book.doomed) == ["c1"]
-    assert not desk.book.jobs
-    assert desk.book.retired == {"pool_closed": 1}
-
-
 def test_connection_that_arrives_after_the_end_is_terminated() -> None:
     """Its slot is gone already."""
     desk = Desk(min_size=0, max_size=1).open()
@@ -299,17 +288,6 @@ def test_abandoned_lease_is_terminated_and_its_handle_is_dead() -> None:
     desk.book.was_reset(busy, 6.0)
     assert (busy.state, busy.reason) == ("closing", "pool_closed")
     assert desk.book.retired == {"pool_closed": 2}
-
-
-def test_abandoned_lease_is_terminated_when_nobody_can_reset_it() -> None:
-    """The loop has ended."""
-    desk = Desk(max_size=1).open()
-    slot = desk.take()
-    slot.busy = 1
-    desk.book.collapse(None)
-    desk.book.abandon_leases(desk.now)
-    assert list(desk.book.doomed) == ["c1"]
-    assert not desk.book.jobs
 
 
 def test_leased_connection_outlives_neither_a_close_nor_a_reopening() -> None:

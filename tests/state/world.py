@@ -89,8 +89,7 @@ class World:
         yield from (("resize", *size) for size in sizes)
         yield from (("renew", span) for span in spans)
         if lives:
-            held = any(caller.slot or caller.waiter for caller in self.callers)
-            if not book.is_open and not held and not self.at_work:
+            if book.phase == "closed":
                 yield ("open",)
             elif book.is_open:
                 yield ("renew",)
@@ -249,8 +248,10 @@ class World:
         """End the event loop: nobody is there to run jobs."""
         self.book.collapse(None)
         self.settle()
-        # The jobs under way will still report; nothing may come of that.
-        assert self.book.size == len(self.book.leased)
+        for caller in self.callers:
+            caller.slot = None
+        # The jobs under way will still report; nothing may come of that, in the next life either.
+        assert self.book.size == 0
 
     # -- what the shell does after each event ----------------------------------------------------
 
@@ -281,6 +282,8 @@ class World:
         assert waiter.outcome != "waiting"
         if waiter is self.opener:
             self.opener = None
+            if waiter.outcome == "served":
+                self.book.opened()
             return
         caller = next(c for c in self.callers if c.waiter is waiter)
         place = self.line.index(caller)

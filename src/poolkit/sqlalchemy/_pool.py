@@ -274,7 +274,7 @@ class PoolkitPool(_Pool):
         """Have the idle connections pinged before their next use: one of them was found dead."""
         lender = self._lender
         if lender._book.is_open:
-            lender._book.suspect(lender._runtime.now())
+            lender._tell(lender._book.suspect, lender._runtime.now())
             lender._settle()
         if _checkin and getattr(connection, "is_valid", False):
             connection.invalidate(exception)

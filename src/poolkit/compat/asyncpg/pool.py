@@ -196,7 +196,7 @@ class Pool(_Pool[asyncpg.Connection]):
         try:
             asyncio.get_running_loop()
         except RuntimeError:  # its tasks end when it runs again
-            self._book.collapse(None)
+            self._tell(self._book.collapse, None)
             self._settle()
             life.runtime.call_soon(lambda: self._collapse(life, None))
         else:
@@ -268,8 +268,7 @@ class Pool(_Pool[asyncpg.Connection]):
                 f"Pool.release() received invalid connection: {connection!r} is not a member of "
                 "this pool"
             )
-        if not self._book.defunct:
-            self._runtime.task()  # raises WrongLoop
+        self._runtime.task()  # raises WrongLoop
         self._give_back(connection._poolkit_lease, words.caller(2), None)
         return _DONE
 
