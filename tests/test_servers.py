@@ -458,9 +458,9 @@ async def test_proxy_stands_between_asyncpg_and_its_server(
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking
-            await proxy.until(1)
+            await come_to("idle")  # so the cancellation has come, on a connection of its own
             assert proxy.accepted == 2
-            await come_to("idle")
+            await proxy.until(1)
             proxy.hole()
             with pytest.raises(TimeoutError):
                 await asyncpg.connect(dsn, timeout=0.1)

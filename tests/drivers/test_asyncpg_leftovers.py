@@ -18,6 +18,7 @@ from tests.drivers.asyncpg_help import (
     LOOPS,
     leave_nothing,
     left_running,
+    loop_is_told_only,
     nothing_is_lost,
     of_one,
     rows,
@@ -25,7 +26,6 @@ from tests.drivers.asyncpg_help import (
     states,
     until,
     until_true,
-    within,
 )
 
 if TYPE_CHECKING:
@@ -160,49 +160,90 @@ async def test_operation_under_way_at_release_is_cancelled(
             async with pool.acquire() as conn:
                 task = await stack.enter_async_context(left_running(lambda: run(conn)))
                 pid = await running(outside, text)
-            with within(1.0):
-                async with pool.acquire() as conn:
-                    assert conn.get_server_pid() == pid
-                    assert (await states(outside))[pid] == "idle"
-                    await until(task.done)
-                    error = task.exception()
-                    while not isinstance(error, asyncpg.QueryCanceledError):
-                        assert "released back to the pool" in str(error)
-                        assert error is not None
-                        error = error.__context__
-                    assert await conn.fetchval("SELECT 17") == 17
+            async with pool.acquire() as conn:
+                assert conn.get_server_pid() == pid
+                assert (await states(outside))[pid] == "idle"
+                await until(task.done)
+                error = task.exception()
+                while not isinstance(error, asyncpg.QueryCanceledError):
+                    assert "released back to the pool" in str(error)
+                    assert error is not None
+                    error = error.__context__
+                assert await conn.fetchval("SELECT 17") == 17
         await nothing_is_lost(pool, outside)
         assert await rows(outside) == []
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("way", [Stuck.copy_out, Stuck.copy_in, Stuck.copy_in_records])
+@pytest.mark.parametrize(
+    ("way", "waits_for"),
+    [
+        (Stuck.copy_out, "ClientWrite"),
+        (Stuck.copy_in, "ClientRead"),
+        (Stuck.copy_in_records, "ClientRead"),
+    ],
+)
 async def test_copy_that_is_stuck_at_release_costs_the_connection(
-    dsn: str, outside: asyncpg.Connection, level: Any, way: Any
+    dsn: str, outside: asyncpg.Connection, level: Any, way: Any, waits_for: str
 ) -> None:
-    """Its client's end may go on whatever the server is told, so the next user has another."""
-    stuck = Stuck()
-    loop = asyncio.get_running_loop()
+    """The server waits for the client's end and heeds no cancellation; the next user has another."""
     # asyncpg forgets that the server's end had an error to tell.
-    loop.set_exception_handler(lambda _, context: told.append(str(context["exception"])))
-    told: list[str] = []
+    with loop_is_told_only("connection was closed in the middle of operation"):
+        await _leave_stuck(dsn, outside, level, way, waits_for, contextlib.nullcontext())
+
+
+@pytest.mark.parametrize("level", LEVELS)
+async def test_copy_whose_end_on_the_server_is_cancelled_costs_the_connection(
+    dsn: str, outside: asyncpg.Connection, level: Any
+) -> None:
+    """The client's end may go on whatever the server is told, so the next user has another."""
+    with loop_is_told_only("canceling statement due to user request") as told:
+        # A wait for a lock is one that the server does end.
+        await _leave_stuck(dsn, outside, level, Stuck.copy_in, "relation", _locked(dsn))
+    assert told
+
+
+async def _leave_stuck(
+    dsn: str,
+    outside: asyncpg.Connection,
+    level: Any,
+    way: Any,
+    waits_for: str,
+    meanwhile: contextlib.AbstractAsyncContextManager[None],
+) -> None:
+    """Release in the middle of a COPY, and let its client's end go on under the next lease.
+
+    ``waits_for``: what its server's end waits for when the lease ends.
+    """
+    stuck = Stuck()
     async with of_one(dsn, reset=level, reset_timeout=0.2) as pool:
         async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(meanwhile)
             async with pool.acquire() as conn:
                 task = await stack.enter_async_context(left_running(lambda: way(stuck, conn)))
                 await stuck.reached.wait()
                 pid = await running(outside, "COPY", asleep=False)
-            with within(1.0):
-                async with pool.acquire() as conn:
-                    assert conn.get_server_pid() != pid
-                    stuck.go.set()
-                    await until(task.done)
-                    assert isinstance(task.exception(), Exception)
-                    assert await conn.fetchval("SELECT 17") == 17
+                ask = "SELECT wait_event = $2 FROM pg_stat_activity WHERE pid = $1"
+                await until_true(lambda: outside.fetchval(ask, pid, waits_for))
+            async with pool.acquire() as conn:
+                assert conn.get_server_pid() != pid
+                stuck.go.set()
+                await until(task.done)
+                assert isinstance(task.exception(), Exception)
+                assert await conn.fetchval("SELECT 17") == 17
         await nothing_is_lost(pool, outside)
         assert await rows(outside) == []
-    gc.collect()
-    assert set(told) <= {"connection was closed in the middle of operation"}
+
+
+@contextlib.asynccontextmanager
+async def _locked(dsn: str) -> AsyncIterator[None]:
+    """Have the table locked by somebody else."""
+    other = await asyncpg.connect(dsn)
+    try:
+        await other.execute("BEGIN; LOCK TABLE t")
+        yield
+    finally:
+        await other.close()
 
 
 @pytest.mark.parametrize("level", ["full", "transaction"])
@@ -233,9 +274,8 @@ async def test_flood_under_way_at_release_is_ended(dsn: str, outside: asyncpg.Co
                 await until_true(
                     lambda: outside.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted")
                 )
-            with within(3.0):
-                async with pool.acquire() as conn:
-                    assert await conn.fetchval("SELECT 17") == 17
+            async with pool.acquire() as conn:
+                assert await conn.fetchval("SELECT 17") == 17
         await nothing_is_lost(pool, outside)
         assert await rows(outside) == []
 

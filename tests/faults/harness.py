@@ -117,15 +117,16 @@ class Run:
         alive = {backend.pid for backend in server.backends()}
         for pid in pids:
             assert pid in alive, f"{pid} is no backend of the server"
-            self._note("backend pid", pid)
         _note_version(server)
+        for pid in pids:  # asking takes a while: the time begins after it
+            self._note("backend pid", pid)
 
     def hits_server(self, server: Server) -> None:
         """Call just before: the server says itself that this is its process."""
         ((pid,),) = server.query(r"SELECT split_part(pg_read_file('postmaster.pid'), E'\n', 1)")
         assert int(pid) == server.pid, f"{server.pid} is not the server"
-        self._note("server pid", server.pid)
         _note_version(server)
+        self._note("server pid", server.pid)
 
     def hits_sockets(self, proxy: Proxy) -> None:
         """Call just before: there are connections through the proxy."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import asyncpg
@@ -72,7 +73,8 @@ async def test_terminated_busy_backend_fails_its_query_and_no_other(
 @fault(
     name="`idle_session_timeout` of the server",
     sees="nothing",
-    pool="is told by the socket: the connections leave at once, and up to `min_size` are replaced",
+    pool="is told by the socket: the connections leave at once, and up to `min_size` are replaced "
+    "(here with `reset='none'`)",
     hits="backend pid",
     bound=1.0,
 )
@@ -83,12 +85,12 @@ async def test_sessions_ended_for_being_idle_leave_the_pool(
     ((version,),) = postgres.query("SHOW server_version_num")
     if int(version) < 140_000:
         need("PostgreSQL 14", "this one has no idle_session_timeout", "a newer one")
-    name = database.partition("?")[0].rpartition("/")[2]
-    postgres.query(f"ALTER DATABASE \"{name}\" SET idle_session_timeout = '300ms'")
-    async with create(database) as pool:
+    async with create(database, reset="none") as pool:  # or the setting would not last
         victims = await have_all(pool)
         run.hits_backend(postgres, *victims)
-        postgres.query(f'ALTER DATABASE "{name}" RESET idle_session_timeout')
+        async with contextlib.AsyncExitStack() as stack:
+            for conn in [await stack.enter_async_context(pool.acquire()) for _ in victims]:
+                await conn.execute("SET idle_session_timeout = '300ms'")
         await until(_has_retired(pool, SIZE), 5.0)
         run.over()
         assert await run.waits(pool, 1.0) is None

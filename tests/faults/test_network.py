@@ -129,8 +129,10 @@ async def test_connections_that_are_reset_are_replaced(
             proxy.reset_all()
             with run.sees(pg.ConnectionDoesNotExistError, cause=ConnectionResetError):
                 await task
-        terminate(postgres, victim)  # it does not look at its socket until its query is done
         assert await run.waits(pool, 1.0) is None
+        await have_all(pool)
+        run.is_normal()
+        terminate(postgres, victim)  # it does not look at its socket until its query is done
         await run.recovered(pool, postgres, gone=tuple(victims))
 
 
@@ -152,8 +154,10 @@ async def test_connections_that_are_ended_are_replaced(
             proxy.fin_all()
             with run.sees(pg.ConnectionDoesNotExistError):
                 await task
-        terminate(postgres, victim)  # it does not look at its socket until its query is done
         assert await run.waits(pool, 1.0) is None
+        await have_all(pool)
+        run.is_normal()
+        terminate(postgres, victim)  # it does not look at its socket until its query is done
         await run.recovered(pool, postgres, gone=tuple(victims))
 
 
