@@ -193,7 +193,7 @@ class Pool(Generic[C]):
             self._settle()
 
     def _begin(self) -> None:
-        runtime = current_runtime(self._on_alarm)
+        runtime = current_runtime(self.name, self._on_alarm)
         workers = Workers(
             self._book, self._driver, self._hooks, runtime, self._settle, self._found_dead
         )
@@ -309,7 +309,7 @@ class Pool(Generic[C]):
         """Wait in line for a connection; then greet it, if there is a hook for that."""
         runtime, book = self._runtime, self._book
         hook = book.options.on_acquire
-        now = runtime.now()
+        now = runtime.read_clock()
         deadline = NEVER if lease._timeout is None else now + lease._timeout
         if (task := runtime.current_task(runtime.home)) is None:
             raise WrongLoop(words.NO_TASK)
@@ -544,7 +544,7 @@ class Pool(Generic[C]):
 
     def _upkeep(self) -> None:
         self._drain()
-        now = self._runtime.now()
+        now = self._runtime.read_clock()
         for slot in list(self._book.idle):
             if self._is_dead(slot.connection):
                 self._book.died(slot, now)
@@ -585,7 +585,7 @@ class Pool(Generic[C]):
         )
 
     def _now(self) -> float:
-        return self._runtime.now() if hasattr(self, "_runtime") else 0.0
+        return self._runtime.read_clock() if hasattr(self, "_runtime") else 0.0
 
     def _check_options(self, options: Options) -> None:
         check = getattr(self._driver, "check_options", None)
