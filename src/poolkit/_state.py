@@ -27,7 +27,7 @@ Rule 3: after a move that frees something the queue is served, first come, first
 from __future__ import annotations
 
 import itertools
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from poolkit._deadlines import Deadlines
@@ -83,7 +83,7 @@ class PoolState:
         self.outcomes: dict[Outcome, int] = dict.fromkeys(get_args(Outcome), 0)
         self.connected_total = 0
         self.connect_failures = 0
-        self.retired: Counter[str] = Counter()
+        self.retired: dict[str, int] = dict.fromkeys(get_args(Reason), 0)
 
         self._adopt(options)
 
