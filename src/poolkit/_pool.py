@@ -22,7 +22,7 @@ import anyio
 from poolkit import _words as words
 from poolkit._deadlock import closed_by
 from poolkit._driver import C, Verdict
-from poolkit._errors import NotLeased, PoolClosed, PoolTimeout, WrongLoop
+from poolkit._errors import NotLeased, PoolClosed, PoolTimeout
 from poolkit._hooks import Hooks
 from poolkit._jobs import Workers
 from poolkit._leaks import Leaks
@@ -128,7 +128,7 @@ class Pool(Generic[C]):
         try:
             await waiter.parking
             if waiter.outcome != "served" or self._life is not life:
-                raise words.refusal(self.name, book, waiter, limit, now=runtime.now())
+                raise words.refusal(self.name, waiter, limit)
         except BaseException:
             book.give_up(waiter, runtime.now())
             if not (life.opened or book.openers) and life is self._life and book.is_open:
@@ -275,7 +275,7 @@ class Pool(Generic[C]):
         try:
             task = ref(runtime.current_task(home))
         except TypeError:
-            raise WrongLoop(words.NO_TASK) from None
+            raise words.no_task(self.name) from None
         now = runtime.now()
         slot = book.take(now)
         try:
@@ -312,7 +312,7 @@ class Pool(Generic[C]):
         now = runtime.read_clock()
         deadline = NEVER if lease._timeout is None else now + lease._timeout
         if (task := runtime.current_task(runtime.home)) is None:
-            raise WrongLoop(words.NO_TASK)
+            raise words.no_task(self.name)
         holder = (ref(task), lease._code, lease._lasti)
         slot = self._take_another(book.take(now), now) if hook is not None else None
         if slot is not None:
@@ -334,7 +334,7 @@ class Pool(Generic[C]):
                     raise
             slot = waiter.slot
             if slot is None:
-                raise words.refusal(self.name, book, waiter, lease._timeout, now=runtime.now())
+                raise words.refusal(self.name, waiter, lease._timeout)
             if slot.state != "leased":  # taken back between hand-off and now
                 raise PoolClosed(f"pool {self.name!r} was closed while handing out a connection")
         if lease._slot is not None:  # used a second time while this one waited
