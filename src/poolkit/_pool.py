@@ -17,7 +17,7 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self
 
-import anyio
+from anyio.lowlevel import checkpoint
 
 from poolkit import _words as words
 from poolkit._deadlock import closed_by
@@ -162,25 +162,28 @@ class Pool(Generic[C]):
             held = self.leases()
             self._collapse(life, None)
             return held
-        own = life.runtime.task()
+        runtime = life.runtime
+        own = runtime.task()
         book.close()
         life.workers.abort_connects()
         self._settle()
         try:
-            with anyio.move_on_after(grace):
+            with runtime.limited(runtime.after(grace)):
                 while self._life is life and any(_task(slot) is not own for slot in book.leased):
                     await life.change()
             held = self.leases()
             self._abandon_leases(life)
             options = book.options
             limits = (options.reset_timeout, options.close_timeout, options.ping_timeout)
-            with anyio.move_on_after(None if None in limits else sum(filter(None, limits)) + 0.5):
+            limit = None if None in limits else sum(filter(None, limits)) + 0.5
+            with runtime.limited(runtime.after(limit)):
                 while self._life is life and book.size:
                     await life.change()
         finally:
             self._abandon_leases(life)
             self._collapse(life, None)
-        with anyio.move_on_after(1.0):  # a driver call that ignores its cancellation is left behind
+        with runtime.limited(runtime.after(1.0)):
+            # A driver call that ignores its cancellation is left behind.
             while not life.ended:
                 await life.change()
         return held
@@ -326,17 +329,17 @@ class Pool(Generic[C]):
             if waiter.outcome == "waiting":
                 try:
                     if book.options.deadlock != "off" and (circle := closed_by(waiter, book)):
-                        self._tell_of_deadlock(waiter, circle)
+                        await self._tell_of_deadlock(waiter, circle)
                     await waiter.parking
                 except BaseException:
                     book.give_up(waiter, runtime.now())
                     self._settle()
                     raise
+            elif waiter.slot is None:
+                await checkpoint()  # refused at once: who tries again and again lets others run
             slot = waiter.slot
-            if slot is None:
+            if slot is None or slot.state != "leased":  # taken back between hand-off and now
                 raise words.refusal(self.name, waiter, lease._timeout)
-            if slot.state != "leased":  # taken back between hand-off and now
-                raise PoolClosed(f"pool {self.name!r} was closed while handing out a connection")
         if lease._slot is not None:  # used a second time while this one waited
             book.release(slot, runtime.now())
             self._settle()
@@ -346,7 +349,7 @@ class Pool(Generic[C]):
             await self._greet(hook, view, slot, deadline, lease)
         return view
 
-    def _tell_of_deadlock(self, waiter: Waiter, circle: list[Waiter]) -> None:
+    async def _tell_of_deadlock(self, waiter: Waiter, circle: list[Waiter]) -> None:
         """Raise, or warn, when a caller has begun to wait for itself; the others are in line."""
         book = self._book
         others = (other.parking for other in circle if other is not waiter)
@@ -358,6 +361,7 @@ class Pool(Generic[C]):
             return
         book.refuse(waiter, "deadlocked", self._runtime.now())
         self._settle()
+        await checkpoint()  # as below
         raise error
 
     async def _greet(
@@ -365,7 +369,7 @@ class Pool(Generic[C]):
     ) -> None:
         """Run ``on_acquire`` like the first line of the caller's block, within its deadline."""
         try:
-            with anyio.CancelScope(deadline=deadline) as scope:
+            with self._runtime.limited(deadline) as scope:
                 await hook(view)
             if scope.cancelled_caught:
                 slot.cancelled = True

@@ -140,7 +140,8 @@ def refusal(pool: str, waiter: Waiter, limit: float | None) -> PoolError:
     """Return the error for a wait that ended without a connection: its facts are the waiter's."""
     facts: Facts | None = waiter.facts
     if facts is None:
-        error: PoolError = PoolClosed(f"pool {pool!r} was closed while waiting for a connection")
+        meanwhile = "waiting for" if waiter.slot is None else "handing out"
+        error: PoolError = PoolClosed(f"pool {pool!r} was closed while {meanwhile} a connection")
         error.__cause__ = waiter.cause
         return error
     kinds = {"timed_out": PoolTimeout, "failed": ConnectFailed}

@@ -211,7 +211,7 @@ class Dependencies:
         return _stream
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1000)
 def for_pool(name: str, /) -> Dependencies:
     """Return the dependencies of a pool that `lifespan` was given by name.
 
