@@ -143,7 +143,7 @@ async def check_cancelled(
     def cancel() -> None:
         requested.append(task.cancel())
 
-    loop.call_at(cancel_at, loop.call_soon if soon else cancel, *[cancel] * soon)
+    loop.call_at(cancel_at, (lambda: loop.call_soon(cancel)) if soon else cancel)
     await asyncio.wait([task])
     await asyncio.sleep(0)
     assert requested == [task.cancelled()], "the cancellation was lost"
@@ -356,6 +356,29 @@ def test_view_classes_of_connection_classes_that_are_gone_go_too() -> None:
         del kind
     gc.collect()
     assert sum(kind() is not None for kind in kinds) <= 256
+
+
+def test_files_that_made_sessions_are_not_remembered_without_end() -> None:
+    """Code that is made while the program runs has a name of its own each time."""
+    pytest.importorskip("sqlalchemy")
+    from poolkit.sqlalchemy import _pool  # it may not be installed
+
+    for number in range(3000):
+        assert _pool._is_users(f"<made {number}>")
+        assert len(_pool._users) <= 1000
+
+
+def test_dependencies_with_settings_are_not_remembered_without_end() -> None:
+    """An application may make them of anything."""
+    pytest.importorskip("fastapi")
+    import poolkit.fastapi  # it may not be installed
+
+    made = poolkit.fastapi.transaction_with(mode="0")
+    assert poolkit.fastapi.transaction_with(mode="0") is made
+    dependencies = poolkit.fastapi.for_pool("replica")
+    for number in range(1100):
+        dependencies.transaction_with(mode=str(number))
+    assert dependencies._transaction.cache_info().currsize == 1000
 
 
 def test_every_cache_has_a_bound() -> None:
