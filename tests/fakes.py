@@ -12,7 +12,8 @@ from poolkit.testing._fake import FakeCursor
 if TYPE_CHECKING:
     import anyio
 
-    from poolkit import Verdict
+    from poolkit import PoolStats, Verdict
+    from poolkit._state import PoolState
 
 __all__ = [
     "Boom",
@@ -22,7 +23,14 @@ __all__ = [
     "FakeDriver",
     "FakeTransaction",
     "FullDriver",
+    "gone",
 ]
+
+
+def gone(counts: PoolStats | PoolState) -> dict[str, int]:
+    """Return why connections have gone, without the reasons for which none has."""
+    return {reason: number for reason, number in counts.retired.items() if number}
+
 
 #: What a fake driver raises.
 Boom = _fake.Fault

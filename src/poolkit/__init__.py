@@ -29,7 +29,12 @@ from poolkit._stats import LeaseInfo, PoolStats
 from poolkit._transaction import Transaction, transaction
 
 if TYPE_CHECKING:
-    from poolkit import compat, dashboard, drivers, fastapi, sqlalchemy, testing
+    from poolkit import compat as compat
+    from poolkit import dashboard as dashboard
+    from poolkit import drivers as drivers
+    from poolkit import fastapi as fastapi
+    from poolkit import sqlalchemy as sqlalchemy
+    from poolkit import testing as testing
 
 __version__ = "0.1.0.dev0"
 
@@ -56,22 +61,19 @@ __all__ = [
     "Transaction",
     "Verdict",
     "WrongLoop",
-    "compat",
     "create_pool",
-    "dashboard",
-    "drivers",
-    "fastapi",
-    "sqlalchemy",
-    "testing",
     "transaction",
 ]
 
+#: Not in `__all__`: a star would import them all, and what they need may not be installed.
+_PARTS = ("compat", "dashboard", "drivers", "fastapi", "sqlalchemy", "testing")
+
 
 def __getattr__(name: str) -> Any:
-    if name in ("compat", "dashboard", "drivers", "fastapi", "sqlalchemy", "testing"):
+    if name in _PARTS:
         return import_module(f"poolkit.{name}")
     raise AttributeError(f"module 'poolkit' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted([*__all__, *_PARTS])

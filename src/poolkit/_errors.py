@@ -18,11 +18,58 @@ A message carries the numbers, the phase, the cause and the remedy, and never a 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Self
+
 
 class PoolError(Exception):
     """The base of every error that poolkit itself raises."""
 
     __module__ = "poolkit"
+
+    #: What composes the message, until somebody reads it: most are caught and never read.
+    _compose: Callable[[], str] | None = None
+
+    @classmethod
+    def composed_by(cls, compose: Callable[[], str]) -> Self:
+        """Return an error whose message is composed when it is read for the first time."""
+        error = cls()
+        error._compose = compose
+        return error
+
+    def _read(self) -> None:
+        compose = self._compose
+        if compose is not None:
+            self.args = (compose(),)
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """The message."""
+        self._read()
+        return super().args
+
+    @args.setter
+    def args(self, args: tuple[Any, ...]) -> None:
+        vars(BaseException)["args"].__set__(self, args)
+        self.__dict__.pop("_compose", None)
+
+    def __str__(self) -> str:
+        """Return the message."""
+        self._read()
+        return super().__str__()
+
+    def __repr__(self) -> str:
+        """Return the message in the class's name."""
+        self._read()
+        return super().__repr__()
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """Return it as words: what they are composed of stays where it is."""
+        self._read()
+        return super().__reduce__()
 
 
 class PoolUnavailable(PoolError):

@@ -18,7 +18,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from poolkit._driver import Verdict
-from poolkit._say import say
+from poolkit._say import Told, say
 from poolkit._slot import NEVER
 from poolkit._view import view_class
 from poolkit._words import place_of
@@ -82,7 +82,7 @@ class Workers:
         self._group: TaskGroup | None = None
         self._parked: list[_Worker] = []
         self._busy: dict[_Worker, Job] = {}
-        self._told: set[tuple[str, str]] = set()
+        self._told = Told()
         self._refusals: set[str] = set()
 
     def begin(self, group: TaskGroup) -> None:

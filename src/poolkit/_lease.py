@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal
 
+from anyio.lowlevel import checkpoint
+
 from poolkit._driver import C
-from poolkit._errors import PoolError
+from poolkit._errors import PoolClosed, PoolError
 from poolkit._words import callers
 
 if TYPE_CHECKING:
@@ -52,7 +54,11 @@ class Lease(Generic[C]):
         if self._slot is not None:
             raise self.is_used()
         pool = self._pool
-        view: C | None = pool._lease_now(self)
+        try:
+            view: C | None = pool._lease_now(self)
+        except PoolClosed:
+            await checkpoint()  # whoever tries again and again lets others run
+            raise
         return await pool._lease_later(self) if view is None else view
 
     def is_used(self) -> PoolError:

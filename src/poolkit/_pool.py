@@ -22,12 +22,12 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeVar
 
-import anyio
+from anyio.lowlevel import checkpoint
 
 from poolkit import _words as words
 from poolkit._deadlock import closed_by
 from poolkit._driver import C, Verdict
-from poolkit._errors import NotLeased, PoolClosed, PoolTimeout, WrongLoop
+from poolkit._errors import NotLeased, PoolClosed, PoolTimeout
 from poolkit._hooks import Hooks
 from poolkit._jobs import Workers
 from poolkit._leaks import Leaks
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from poolkit._driver import Driver
     from poolkit._options import Hook, Options, PoolOptions
     from poolkit._runtime import Runtime
-    from poolkit._stats import LeaseInfo, PoolStats
+    from poolkit._stats import Holder, LeaseInfo, PoolStats
 
 
 T = TypeVar("T")
@@ -142,7 +142,7 @@ class Pool(Generic[C]):
         try:
             await waiter.parking
             if waiter.outcome != "served" or self._life is not life:
-                raise self._look(words.refusal, self.name, book, waiter, limit, runtime.now())
+                raise words.refusal(self.name, waiter, limit)
         except BaseException:
             self._tell(book.give_up, waiter, runtime.now())
             if life is self._life and book.phase == "opening" and not book.openers:
@@ -177,19 +177,21 @@ class Pool(Generic[C]):
         if life is None:
             held, self._held_at_end = self._held_at_end, []
             return held
-        own = life.runtime.task()
+        runtime = life.runtime
+        own = runtime.task()
         self._tell(book.close)
         life.workers.abort_connects()
         self._settle()
         try:
-            with anyio.move_on_after(grace):
+            with runtime.limited(runtime.after(grace)):
                 while self._life is life and any(_task(slot) is not own for slot in book.leased):
                     await life.change()
             held = self.leases()
             self._abandon_leases(life)
             options = book.options
             limits = (options.reset_timeout, options.close_timeout, options.ping_timeout)
-            with anyio.move_on_after(None if None in limits else sum(filter(None, limits)) + 0.5):
+            limit = None if None in limits else sum(filter(None, limits)) + 0.5
+            with runtime.limited(runtime.after(limit)):
                 while self._life is life and book.size:
                     await life.change()
         finally:
@@ -200,7 +202,7 @@ class Pool(Generic[C]):
 
     async def _wait_ended(self, life: Life) -> None:
         """Wait until the tasks of a life have ended; leave behind those that ignore their end."""
-        with anyio.move_on_after(_LAST_WAIT, shield=True):
+        with life.runtime.limited(life.runtime.after(_LAST_WAIT), shield=True):
             while not life.ended:
                 await life.change()
         if not life.ended:
@@ -217,7 +219,7 @@ class Pool(Generic[C]):
             self._settle()
 
     def _begin(self) -> None:
-        runtime = current_runtime(self._on_alarm)
+        runtime = current_runtime(self.name, self._on_alarm)
         workers = Workers(
             self._book,
             self._driver,
@@ -307,7 +309,7 @@ class Pool(Generic[C]):
         try:
             task = ref(runtime.current_task(home))
         except TypeError:
-            raise WrongLoop(words.NO_TASK) from None
+            raise words.no_task(self.name) from None
         if self._amid:
             raise words.amid(self.name)
         self._amid = True
@@ -347,10 +349,10 @@ class Pool(Generic[C]):
         """Wait in line for a connection; then greet it, if there is a hook for that."""
         runtime, book = self._runtime, self._book
         hook = book.options.on_acquire
-        now = runtime.now()
+        now = runtime.read_clock()
         deadline = NEVER if lease._timeout is None else now + lease._timeout
         if (task := runtime.current_task(runtime.home)) is None:
-            raise WrongLoop(words.NO_TASK)
+            raise words.no_task(self.name)
         holder = (ref(task), lease._code, lease._lasti)
         slot = self._take_for_hook(holder, now) if hook is not None else None
         if slot is None:
@@ -367,19 +369,17 @@ class Pool(Generic[C]):
             if waiter.outcome == "waiting":
                 try:
                     if book.options.deadlock != "off":
-                        self._tell_of_deadlock(waiter)
+                        await self._tell_of_deadlock(waiter)
                     await waiter.parking
                 except BaseException:
                     self._tell(book.give_up, waiter, runtime.now())
                     self._settle()
                     raise
+            elif waiter.slot is None:
+                await checkpoint()  # refused at once: who tries again and again lets others run
             slot = waiter.slot
-            if slot is None:
-                raise self._look(
-                    words.refusal, self.name, book, waiter, lease._timeout, runtime.now()
-                )
-            if slot.state != "leased":  # taken back between hand-off and now
-                raise PoolClosed(f"pool {self.name!r} was closed while handing out a connection")
+            if slot is None or slot.state != "leased":  # taken back between hand-off and now
+                raise words.refusal(self.name, waiter, lease._timeout)
         if lease._slot is not None:  # used a second time while this one waited
             self._tell(book.release, slot, runtime.now())
             self._settle()
@@ -389,7 +389,7 @@ class Pool(Generic[C]):
             await self._greet(hook, view, slot, deadline, lease)
         return view
 
-    def _take_for_hook(self, holder: words.Holder, now: float) -> Slot | None:
+    def _take_for_hook(self, holder: Holder, now: float) -> Slot | None:
         """Take an idle connection, as the fast path does, for a caller that has a hook to await."""
 
         def take() -> Slot | None:
@@ -402,7 +402,7 @@ class Pool(Generic[C]):
         self._settle()
         return slot
 
-    def _tell_of_deadlock(self, waiter: Waiter) -> None:
+    async def _tell_of_deadlock(self, waiter: Waiter) -> None:
         """Raise, or warn, when a caller has begun to wait for itself; the others are in line."""
         book = self._book
         circle = self._look(closed_by, waiter, book)
@@ -417,6 +417,7 @@ class Pool(Generic[C]):
             return
         self._tell(book.refuse, waiter, "deadlocked", self._runtime.now())
         self._settle()
+        await checkpoint()  # as below
         raise error
 
     async def _greet(
@@ -424,7 +425,7 @@ class Pool(Generic[C]):
     ) -> None:
         """Run ``on_acquire`` like the first line of the caller's block, within its deadline."""
         try:
-            with anyio.CancelScope(deadline=deadline) as scope:
+            with self._runtime.limited(deadline) as scope:
                 await _run(hook, view)
             if scope.cancelled_caught:
                 slot.cancelled = True
@@ -644,6 +645,7 @@ class Pool(Generic[C]):
 
     def _upkeep(self) -> None:
         self._drain()
+        self._runtime.read_clock()
         self._tell(self._bury_the_dead)
         self._tell(self._leaks.look, self._runtime.now())
         self._on_alarm()
@@ -690,7 +692,7 @@ class Pool(Generic[C]):
         )
 
     def _now(self) -> float:
-        return self._runtime.now() if hasattr(self, "_runtime") else 0.0
+        return self._runtime.read_clock() if hasattr(self, "_runtime") else 0.0
 
     def _check_options(self, options: Options) -> None:
         check = getattr(self._driver, "check_options", None)

@@ -19,22 +19,24 @@ import types
 import weakref
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import anyio
+
 from poolkit._errors import WrongLoop
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Coroutine, Generator
+    from collections.abc import Callable, Coroutine, Generator, Iterator
 
     from anyio.abc import TaskGroup
 
 
-def current_runtime(ring: Callable[[], None]) -> Runtime:
+def current_runtime(pool: str, ring: Callable[[], None]) -> Runtime:
     """Return a runtime for the running event loop; `ring` is what its alarm calls."""
     trio = sys.modules.get("trio")
     if trio is not None and trio.lowlevel.in_trio_task():
-        runtime: Runtime = _Trio(ring)
+        runtime: Runtime = _Trio(pool, ring)
     else:
-        runtime = _Asyncio(ring)
+        runtime = _Asyncio(pool, ring)
     _runtimes.add(runtime)
     return runtime
 
@@ -53,10 +55,15 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 _ELSEWHERE = (
-    "this pool was opened on another event loop: open one pool per loop, inside the loop that "
-    "uses it (with a test client, use `with TestClient(app)`, which keeps one loop)"
+    "was opened on another event loop: open one pool per loop, inside the loop that uses it (with "
+    "a test client, use `with TestClient(app)`, which keeps one loop)"
 )
-_FORKED = "this pool was opened before a fork: open a pool of its own in each process"
+_FORKED = "was opened before a fork: open a pool of its own in each process"
+
+#: Seconds: the coarsest timers there are. Those of uvloop count milliseconds.
+_COARSE = max(0.001, time.get_clock_info("monotonic").resolution)
+#: The clock of asyncio's own loops, which have it in a Python function that costs as much again.
+_MONOTONIC = time.monotonic
 
 
 class _Loop:
@@ -68,11 +75,13 @@ class _Loop:
     #: Return the running task, given `home`.
     current_task: Callable[[Any], Any]
     now: Callable[[], float]
+    read_clock: Callable[[], float]
     #: Return what a task may await until it is unparked, which may have happened already.
     create_parking: Callable[[], Any]
 
-    def __init__(self, ring: Callable[[], None]) -> None:
+    def __init__(self, pool: str, ring: Callable[[], None]) -> None:
         self.forked = False
+        self._pool = pool
         self._ring = ring
         self._context = contextvars.copy_context()
         self._alarm_at = math.inf
@@ -80,7 +89,7 @@ class _Loop:
     def task(self) -> Any:
         """Return the running task; raise `WrongLoop` when it is not one of this loop's."""
         if self.where() is not self.home:
-            raise WrongLoop(_FORKED if self.forked else _ELSEWHERE)
+            raise WrongLoop(f"pool {self._pool!r} {_FORKED if self.forked else _ELSEWHERE}")
         return self.current_task(self.home)
 
     def is_here(self) -> bool:
@@ -94,6 +103,10 @@ class _Loop:
         the user's, to which that does not apply.
         """
 
+    def after(self, seconds: float | None) -> float:
+        """Return the time in so many seconds; None: never."""
+        return math.inf if seconds is None else self.read_clock() + seconds
+
     def spawn(
         self, group: TaskGroup, function: Callable[..., Coroutine[Any, Any, None]], *args: Any
     ) -> None:
@@ -104,10 +117,10 @@ class _Loop:
 class _Asyncio(_Loop):
     """asyncio, uvloop included."""
 
-    def __init__(self, ring: Callable[[], None]) -> None:
+    def __init__(self, pool: str, ring: Callable[[], None]) -> None:
         import asyncio  # noqa: PLC0415  # half of the time that importing this package would take
 
-        super().__init__(ring)
+        super().__init__(pool, ring)
         self._loop = self.home = asyncio.get_running_loop()
         self._cancelled = asyncio.CancelledError
         self.where = asyncio._get_running_loop  # raises nothing where there is none
@@ -120,9 +133,8 @@ class _Asyncio(_Loop):
         self._alarm: asyncio.TimerHandle | None = None
         self._root: asyncio.Task[None] | None = None
         self._starters: set[asyncio.Task[None]] = set()
-        # What asyncio's own loops do in a Python function, which costs as much as the clock.
-        plain = type(self._loop).time is asyncio.BaseEventLoop.time
-        self.now = time.monotonic if plain else self._loop.time
+        self._own_time = asyncio.BaseEventLoop.time
+        self.read_clock()
         self.create_parking = self._loop.create_future
 
     def spawn(
@@ -137,14 +149,32 @@ class _Asyncio(_Loop):
             with contextlib.suppress(RuntimeError):  # the group has ended meanwhile
                 group.start_soon(function, *args)
 
-        starter = self._loop.create_task(start(), context=self._context.copy())
+        starter = self._create_task(start)
         self._starters.add(starter)
         starter.add_done_callback(self._starters.discard)
+
+    def _create_task(self, function: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
+        # As an argument the context, or a name, would be too much for some task factories.
+        return self._context.copy().run(lambda: self._loop.create_task(function()))
 
     def is_stray(self, error: BaseException) -> bool:
         """Tell whether a cancellation came out of a library by itself: nobody cancelled us."""
         task = self.current_task(self._loop)
         return isinstance(error, self._cancelled) and task is not None and not task.cancelling()
+
+    @contextlib.contextmanager
+    def limited(self, deadline: float, *, shield: bool = False) -> Iterator[anyio.CancelScope]:
+        """Cancel a block of the caller's at a deadline, and lose no other cancellation.
+
+        Until 4.15 anyio took one that comes in the same turn of the loop for the deadline's (its
+        issue 1214), and the caller, whom somebody had cancelled, went on.
+        """
+        task = self.current_task(self._loop)
+        requests = task.cancelling()
+        with anyio.CancelScope(deadline=deadline, shield=shield) as scope:
+            yield scope
+        if scope.cancelled_caught and task.cancelling() > requests:
+            raise self._cancelled
 
     def has_ended(self) -> bool:
         """Tell whether the loop was closed without a word to its tasks."""
@@ -162,6 +192,23 @@ class _Asyncio(_Loop):
             except RuntimeError:
                 assert self._loop.is_closed()
 
+    def read_clock(self) -> float:
+        """Return the time by the clock that the loop has by now, and have `now` go by it.
+
+        Libraries for virtual time put a clock in place of the loop's, or of its class's, at any
+        moment. Asking for it at each acquire would cost as much as the clock itself, so it is asked
+        for where a deadline or an alarm depends on it: when somebody begins to wait or the alarm
+        rings, and by upkeep.
+        """
+        loop = self._loop
+        plain = (
+            type(loop).time is self._own_time
+            and "time" not in loop.__dict__
+            and time.monotonic is _MONOTONIC
+        )
+        self.now = _MONOTONIC if plain else loop.time
+        return self.now()
+
     def set_alarm(self, when: float) -> None:
         """Ring then, or earlier: a later time never replaces an earlier one."""
         if when < self._alarm_at:
@@ -170,6 +217,12 @@ class _Asyncio(_Loop):
             self._alarm = self._loop.call_at(when, self._alarmed, context=self._context)
 
     def _alarmed(self) -> None:
+        if self.read_clock() < self._alarm_at:
+            # The loop's timers are coarser than its clock: the same time again would ring at once,
+            # and again, until the clock is there; one that is moved by its timers never would be.
+            later = self._alarm_at + _COARSE
+            self._alarm = self._loop.call_at(later, self._alarmed, context=self._context)
+            return
         self._alarm_at = math.inf
         self._ring()
 
@@ -178,9 +231,9 @@ class _Asyncio(_Loop):
 
     def start_root(self, root: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run the pool's root task until it ends or the loop does."""
-        self._root = self._loop.create_task(
-            root(), name="poolkit root", context=self._context.copy()
-        )
+        self._root = self._create_task(root)
+        if hasattr(self._root, "set_name"):
+            self._root.set_name("poolkit root")
 
     def stop_alarm(self) -> None:
         """Ring no more."""
@@ -225,15 +278,16 @@ class _Parking:
 class _Trio(_Loop):
     """trio."""
 
-    def __init__(self, ring: Callable[[], None]) -> None:
+    def __init__(self, pool: str, ring: Callable[[], None]) -> None:
         import trio  # noqa: PLC0415  # not installed where only asyncio is used
 
-        super().__init__(ring)
+        super().__init__(pool, ring)
         self._trio = trio
         self._lowlevel = trio.lowlevel
         self._token = self.home = trio.lowlevel.current_trio_token()
         self._alarm: trio.CancelScope | None = None
-        self.now = trio.lowlevel.current_clock().current_time  # works after the run as well
+        # Works after the run as well; a run has one clock.
+        self.now = self.read_clock = trio.lowlevel.current_clock().current_time
         self.create_parking = functools.partial(_Parking, trio.lowlevel)
         # Closures, because each acquire asks: as methods they cost a third more.
         current_token, current_task = trio.lowlevel.current_trio_token, trio.lowlevel.current_task
@@ -253,6 +307,9 @@ class _Trio(_Loop):
                 if isinstance(function, types.FunctionType):
                     self._lowlevel.enable_ki_protection(function)
         self._lowlevel.disable_ki_protection(but)
+
+    def limited(self, deadline: float, *, shield: bool = False) -> anyio.CancelScope:
+        return anyio.CancelScope(deadline=deadline, shield=shield)
 
     def is_stray(self, error: BaseException) -> bool:  # noqa: ARG002  # there is no such thing
         return False

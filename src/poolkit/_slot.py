@@ -87,7 +87,17 @@ class Slot:
 class Waiter:
     """A caller in line: until when, and how it ended."""
 
-    __slots__ = ("cause", "deadline", "holder", "key", "outcome", "parking", "since", "slot")
+    __slots__ = (
+        "cause",
+        "deadline",
+        "facts",
+        "holder",
+        "key",
+        "outcome",
+        "parking",
+        "since",
+        "slot",
+    )
 
     def __init__(self, deadline: float, holder: Any, parking: Any) -> None:
         self.deadline = deadline
@@ -98,3 +108,4 @@ class Waiter:
         self.outcome: Outcome = "waiting"
         self.slot: Slot | None = None
         self.cause: BaseException | None = None
+        self.facts: Any = None  # of the pool at the end of a wait without a connection

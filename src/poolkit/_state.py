@@ -27,14 +27,14 @@ Rule 3: after a move that frees something the queue is served, first come, first
 from __future__ import annotations
 
 import itertools
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from poolkit._deadlines import Deadlines
 from poolkit._outage import Outage
 from poolkit._prospects import Prospects
 from poolkit._slot import NEVER, TRANSITIONS, Job, Outcome, Phase, Reason, Slot, Waiter
-from poolkit._stats import PoolStats
+from poolkit._stats import Facts, PoolStats, task_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 #: Replacements for age that may be under way at once, so that a fleet of equals does not vanish.
 _AGING: Final = 2
+#: Leases that are counted for an error: errors are many when there is much to do.
+_COUNTED: Final = 1000
 #: Connects that upkeep, which nobody waits for, may have under way at once.
 _UPKEEP: Final = 2
 
@@ -82,7 +84,7 @@ class PoolState:
         self.outcomes: dict[Outcome, int] = dict.fromkeys(get_args(Outcome), 0)
         self.connected_total = 0
         self.connect_failures = 0
-        self.retired: Counter[str] = Counter()
+        self.retired: dict[str, int] = dict.fromkeys(get_args(Reason), 0)
 
         self._adopt(options)
 
@@ -144,6 +146,22 @@ class PoolState:
             retired=dict(self.retired),
         )
 
+    def facts(self, now: float) -> Facts:
+        """Return what errors tell of a pool: small, and fit to be shared by many of them."""
+        outage = self.outage
+        held = [slot for slot in itertools.islice(self.leased, _COUNTED) if slot.holder]
+        return Facts(
+            now=now,
+            stats=self.stats(now),
+            options=self.options,
+            failures=outage.failures if outage else 0,
+            error=outage.error if outage else None,
+            longest=tuple(
+                (task_name(slot.holder), now - slot.leased_at, slot.holder) for slot in held[:3]
+            ),
+            holders=tuple(slot.holder for slot in held),
+        )
+
     # -- callers ---------------------------------------------------------------------------------
 
     def take(self, now: float) -> Slot | None:
@@ -183,11 +201,11 @@ class PoolState:
         if not self.is_open:
             self._dismiss(waiter, "closed")
         elif waiter.deadline <= now:
-            self._dismiss(waiter, "timed_out")
+            self._leave(waiter, "timed_out", now)
         elif limit is not None and len(self.queue) - len(self.idle) >= limit:  # idle: to be pinged
-            self._dismiss(waiter, "busy")
+            self._leave(waiter, "busy", now)
         elif self._refuses_newcomers(now):
-            self._dismiss(waiter, "failed", self.last_error)
+            self._leave(waiter, "failed", now, self.last_error)
         else:
             self._deadlines.joins(waiter)
             key = waiter.holder[0] if waiter.holder else waiter
@@ -257,12 +275,16 @@ class PoolState:
 
     def release_dirty(self, slot: Slot, now: float) -> None:
         """Take back a connection that has to be reset first."""
+        if self.queue:
+            self._end_overdue(now)
         slot.used_at = now
         self._begin("reset", slot, "recycling", self.options.reset_timeout, now)
         self._follow_up(now)
 
     def release_broken(self, slot: Slot, now: float) -> None:
         """Take back a connection that nobody may use again."""
+        if self.queue:
+            self._end_overdue(now)
         self._retire(slot, "broken")
         self._follow_up(now)
 
@@ -300,8 +322,9 @@ class PoolState:
         told = self.outage.record(error, verdict, slot.begun_at, now, self.options, self._random())
         if told != "nobody":
             told_of = len(self.queue) if told == "everybody" else 1
+            facts = None
             for waiter in [*self.openers, *itertools.islice(self.queue.values(), told_of)]:
-                self._leave(waiter, "failed", now, error)
+                facts = self._leave(waiter, "failed", now, error, facts)
         self._follow_up(now)
 
     def pinged(self, slot: Slot, now: float) -> None:
@@ -375,8 +398,7 @@ class PoolState:
 
     def tick(self, now: float) -> None:
         """Do what is due by time alone; call at `next_tick`, and every second or so."""
-        for waiter in self._deadlines.passed(now):
-            self._leave(waiter, "timed_out", now)
+        self._end_overdue(now)
         self._first_in_line(now)  # dismisses those before
         self.prospects.look(now)
         self._retire_idle(now)
@@ -554,15 +576,22 @@ class PoolState:
 
     def _first_in_line(self, now: float) -> Waiter | None:
         """Return the first waiter whose time has not passed, dismissing those before it."""
+        facts = None
         while self.queue:
             waiter = next(iter(self.queue.values()))
             if now >= waiter.deadline:
-                self._leave(waiter, "timed_out", now)
+                facts = self._leave(waiter, "timed_out", now, None, facts)
             elif self.shedder is not None and now >= self._shed_at(waiter):
-                self._leave(waiter, "shed", now)
+                facts = self._leave(waiter, "shed", now, None, facts)
             else:
                 return waiter
         return None
+
+    def _end_overdue(self, now: float) -> None:
+        """Dismiss all whose time has passed, while what they have waited for is as it was then."""
+        facts = None
+        for waiter in self._deadlines.passed(now):
+            facts = self._leave(waiter, "timed_out", now, None, facts)
 
     def _leave(
         self,
@@ -570,11 +599,18 @@ class PoolState:
         outcome: Outcome,
         now: float,
         cause: BaseException | None = None,
-    ) -> None:
-        """End the wait of somebody in line, or of an opener."""
+        facts: Facts | None = None,
+    ) -> Facts | None:
+        """End the wait of a caller in line, of an opener, or of one who comes and is refused.
+
+        Return the facts that the error tells: the next whose wait ends for the same is given them.
+        """
         if self.shedder is not None:
             self._tell_shedder(waiter, now, served=outcome == "served")
         self._dismiss(waiter, outcome, cause)
+        if outcome != "served":
+            waiter.facts = facts = facts or self.facts(now)
+        return facts
 
     def _tell_shedder(self, waiter: Waiter, now: float, *, served: bool) -> None:
         """Tell the overload policy that somebody is about to leave the queue."""

@@ -7,6 +7,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
+
+    from poolkit._options import Options
+
+    #: The task, weakly; where it has acquired: a code and an offset in it; and how it got there, if
+    #: that was noted.
+    Holder = tuple[Any, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +66,7 @@ class PoolStats:
     """Attempts to connect that failed."""
     retired: Mapping[str, int]
     """Connections closed, by reason: ``expired``, ``unused``, ``used_up``, ``stale``, ``broken``,
-    ``surplus``, ``pool_closed``."""
+    ``surplus``, ``pool_closed``. Each of them is there, if with 0."""
 
     @property
     def size(self) -> int:
@@ -95,3 +102,29 @@ class LeaseInfo:
     def __str__(self) -> str:
         """Return it as it stands in error messages."""
         return f"{self.task} for {self.seconds:.2f} s, acquired at {self.place}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
+class Facts:
+    """What errors tell of a pool, as of one moment: noted then, and put into words if asked."""
+
+    now: float
+    stats: PoolStats
+    options: Options
+    failures: int
+    """How often in a row connecting has failed."""
+    error: BaseException | None
+    """Why."""
+    longest: tuple[tuple[str, float, Holder], ...]
+    """The name of the task, the seconds and the rest, of the leases held longest."""
+    holders: tuple[Holder, ...]
+    """Of all leases, or of as many as are counted."""
+
+
+def task_name(holder: Holder) -> str:
+    """Return the name of the task that has acquired."""
+    task = holder[0]()
+    if task is None:
+        return "a task that has ended"
+    name: str = task.get_name() if hasattr(task, "get_name") else task.name
+    return name

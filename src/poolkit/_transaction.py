@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic
 
-import anyio
-
 from poolkit._driver import C
 from poolkit._errors import PoolConfigError
 from poolkit._view import held_slot, watched
@@ -93,10 +91,11 @@ class Transaction(Generic[C]):
                 await self._lease.__aexit__(None, error, None)
 
     async def _roll_back(self, error: Exception) -> None:
-        limit = self._view._poolkit_pool._book.options.reset_timeout
+        pool = self._view._poolkit_pool
+        runtime, limit = pool._runtime, pool._book.options.reset_timeout
         rolled_back = False
         try:
-            with anyio.move_on_after(limit):
+            with runtime.limited(runtime.after(limit)):
                 leave = self._manager.__aexit__(type(error), error, error.__traceback__)
                 await watched(self._slot, leave)
                 rolled_back = True

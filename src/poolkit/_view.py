@@ -9,6 +9,7 @@ release decides.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import types
@@ -150,21 +151,20 @@ _OWN: Final = frozenset(
 
 _UNBOUND: Final = (staticmethod, classmethod)
 _bound: Final = types.MethodType
-_classes: Final[dict[tuple[type, tuple[type, ...]], type]] = {}
 
 
 def view_class(kind: type, bases: tuple[type, ...] = ()) -> type:
-    """Return the view class for one type of connection: made once.
+    """Return the view class for one type of connection: made once, unless there are very many.
 
     ``bases`` are classes without slots of their own that make the library's own ``isinstance``
     checks pass; methods they define take the place of the connection's.
     """
-    if (kind, bases) not in _classes:
-        _classes[kind, bases] = _make_class(kind, bases)
-    return _classes[kind, bases]
+    made: type = _make_class(kind, bases)
+    return made
 
 
-def _make_class(kind: type, bases: tuple[type, ...]) -> type:
+@functools.lru_cache(maxsize=256)
+def _make_class(kind: Any, bases: Any) -> type:
     members: dict[str, Any] = {
         "__slots__": (),
         "__class__": property(lambda _: kind),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import sys
+import weakref
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from poolkit._errors import (
     ConnectFailed,
@@ -15,8 +15,9 @@ from poolkit._errors import (
     PoolDeadlock,
     PoolError,
     PoolTimeout,
+    WrongLoop,
 )
-from poolkit._stats import LeaseInfo
+from poolkit._stats import LeaseInfo, task_name
 
 if TYPE_CHECKING:
     import types
@@ -24,16 +25,13 @@ if TYPE_CHECKING:
 
     from poolkit._slot import Slot, Waiter
     from poolkit._state import PoolState
+    from poolkit._stats import Facts, Holder, PoolStats
 
     Place = tuple[types.CodeType, int]
-    #: The task, a place: where it has acquired; and how it got there, if that was noted.
-    Holder = tuple[Any, ...]
 
 
 #: Where in a holder that is.
 _STACK = 3
-
-NO_TASK = "a connection can only be acquired in a task, not in a callback of the event loop"
 
 # -- places and people ---------------------------------------------------------------------------
 
@@ -54,12 +52,16 @@ def callers(depth: int, most: int = 16) -> tuple[Place, ...]:
     return tuple(places)
 
 
-@functools.lru_cache(maxsize=256)
 def place(code: types.CodeType, lasti: int) -> str:
     """Return ``file:line in function``."""
+    return f"{code.co_filename}:{_line(code, lasti)} in {code.co_qualname}"
+
+
+@functools.lru_cache(maxsize=256)  # equal codes have the same lines, in whatever files they are
+def _line(code: types.CodeType, lasti: int) -> int:
     lines = [start for start, *_ in code.co_positions()]
-    line = lines[lasti // 2] if lasti // 2 < len(lines) else code.co_firstlineno
-    return f"{code.co_filename}:{line} in {code.co_qualname}"
+    line = lines[lasti // 2] if lasti // 2 < len(lines) else None
+    return code.co_firstlineno if line is None else line
 
 
 def place_of(holder: Holder | None) -> str:
@@ -77,20 +79,15 @@ def label_of(holder: Holder) -> str:
     return code.co_name if " " in code.co_name else code.co_qualname
 
 
-def _task_of(holder: Holder) -> str:
-    task = holder[0]()
-    if task is None:
-        return "a task that has ended"
-    name: str = task.get_name() if hasattr(task, "get_name") else task.name
-    return name
-
-
 def lease(slot: Slot, now: float) -> LeaseInfo:
     """Return who holds a connection."""
-    holder = slot.holder
+    return _lease(task_name(slot.holder), now - slot.leased_at, slot.holder)
+
+
+def _lease(task: str, seconds: float, holder: Holder) -> LeaseInfo:
     return LeaseInfo(
-        task=_task_of(holder),
-        seconds=now - slot.leased_at,
+        task=task,
+        seconds=seconds,
         place=place_of(holder),
         label=label_of(holder),
         stack=stack_of(holder),
@@ -125,6 +122,14 @@ def indented(lines: Iterable[str]) -> str:
 # -- why somebody got nothing --------------------------------------------------------------------
 
 
+def no_task(pool: str) -> WrongLoop:
+    """Return the error for an acquire where there is nobody to hold the connection."""
+    return WrongLoop(
+        f"pool {pool!r}: a connection can only be acquired in a task, not in a callback of the "
+        "event loop"
+    )
+
+
 def not_open(pool: str) -> PoolClosed:
     """Return the error for a pool that is closed, or not open yet."""
     return PoolClosed(
@@ -139,71 +144,110 @@ def amid(pool: str) -> PoolBusy:
     )
 
 
-def refusal(
-    pool: str, book: PoolState, waiter: Waiter, limit: float | None, now: float
-) -> PoolError:
-    """Return the error for a wait that ended without a connection."""
-    stats = book.stats(now)
-    cause = waiter.cause
-    error: PoolError
+def refusal(pool: str, waiter: Waiter, limit: float | None) -> PoolError:
+    """Return the error for a wait that ended without a connection: its facts are the waiter's."""
+    facts: Facts | None = waiter.facts
+    if facts is None:
+        meanwhile = "waiting for" if waiter.slot is None else "handing out"
+        error: PoolError = PoolClosed(f"pool {pool!r} was closed while {meanwhile} a connection")
+        error.__cause__ = waiter.cause
+        return error
+    kinds = {"timed_out": PoolTimeout, "failed": ConnectFailed}
+    kind: type[PoolError] = kinds.get(waiter.outcome, PoolBusy)
     if waiter.outcome == "timed_out":
-        why = _why(book, now)
-        error = PoolTimeout(f"pool {pool!r}: no connection within {limit} s ({stats}){why}")
-        cause = book.last_error
+        compose = functools.partial(_timed_out, pool, limit, facts)
     elif waiter.outcome == "busy":
-        many = book.options.max_waiting
-        error = PoolBusy(
-            f"pool {pool!r}: {many} are waiting already, which is max_waiting "
-            f"({stats}){_why(book, now)}"
-        )
+        compose = functools.partial(_busy, pool, facts)
     elif waiter.outcome == "shed":
-        error = PoolBusy(
-            f"pool {pool!r}: refused after {now - waiter.since:.2f} s in line by "
-            f"shedding={book.options.shedding!r}, so that others are served in time "
-            f"({stats}){_why(book, now)}"
-        )
-    elif waiter.outcome == "failed":
-        error = ConnectFailed(f"pool {pool!r}: connecting failed: {_brief(cause)} ({stats})")
+        compose = functools.partial(_shed, pool, facts.now - waiter.since, facts)
     else:
-        error = PoolClosed(f"pool {pool!r} was closed while waiting for a connection")
-    error.__cause__ = cause
+        compose = functools.partial(_failed, pool, waiter.cause, facts)
+    error = kind.composed_by(compose)
+    error.__cause__ = facts.error if waiter.outcome == "timed_out" else waiter.cause
     return error
+
+
+def _timed_out(pool: str, limit: float | None, facts: Facts) -> str:
+    return f"pool {pool!r}: no connection within {limit} s ({facts.stats}){_why(facts)}"
+
+
+def _busy(pool: str, facts: Facts) -> str:
+    return (
+        f"pool {pool!r}: {facts.options.max_waiting} are waiting already, which is max_waiting "
+        f"({facts.stats}){_why(facts)}"
+    )
+
+
+def _shed(pool: str, waited: float, facts: Facts) -> str:
+    return (
+        f"pool {pool!r}: refused after {waited:.2f} s in line by "
+        f"shedding={facts.options.shedding!r}, so that others are served in time "
+        f"({facts.stats}){_why(facts)}"
+    )
+
+
+def _failed(pool: str, cause: BaseException | None, facts: Facts) -> str:
+    return f"pool {pool!r}: connecting failed: {_brief(cause)} ({facts.stats})"
 
 
 def deadlock(pool: str, book: PoolState, circle: list[Waiter], now: float) -> PoolDeadlock:
     """Return the error for a circle of tasks that wait for each other, the last one first."""
-    held = Counter(slot.holder[0] for slot in book.leased)
-    tasks = "; ".join(
-        f"{_task_of(waiter.holder)} waits at {place_of(waiter.holder)} and holds "
-        + " and ".join(
-            f"one for {now - slot.leased_at:.2f} s, acquired at {place_of(slot.holder)}"
-            for slot in book.leased
-            if slot.holder[0] is waiter.holder[0]
-        )
+    held: dict[Any, list[tuple[float, Holder]]] = {}
+    for slot in book.leased:
+        held.setdefault(slot.holder[0], []).append((now - slot.leased_at, slot.holder))
+    tasks = [
+        (task_name(waiter.holder), waiter.holder, held.get(waiter.holder[0], []))
         for waiter in circle
+    ]
+    most = max(map(len, held.values()))
+    return PoolDeadlock.composed_by(
+        functools.partial(_deadlock, pool, tasks, len(held), most, book.stats(now))
     )
-    most = max(held.values()) + 1
-    enough = len(held) * (most - 1) + 1
-    return PoolDeadlock(
+
+
+def _deadlock(
+    pool: str,
+    tasks: list[tuple[str, Holder, list[tuple[float, Holder]]]],
+    holding: int,
+    most: int,
+    stats: PoolStats,
+) -> str:
+    said = "; ".join(
+        f"{name} waits at {place_of(waiting)} and holds "
+        + " and ".join(
+            f"one for {seconds:.2f} s, acquired at {place_of(holder)}" for seconds, holder in held
+        )
+        for name, waiting, held in tasks
+    )
+    return (
         f"pool {pool!r}: deadlock: every task that holds a connection is waiting for another one "
-        f"({book.stats(now)}). {tasks}. Acquire once and pass the connection on, or have a "
+        f"({stats}). {said}. Acquire once and pass the connection on, or have a "
         "capacity of tasks x (connections per task - 1) + 1, "
-        f"here {len(held)} x ({most} - 1) + 1 = {enough}"
+        f"here {holding} x ({most + 1} - 1) + 1 = {holding * most + 1}"
     )
 
 
-def _why(book: PoolState, now: float) -> str:
+#: What has been said of facts that are shared: thousands may time out together, and be logged.
+_said: Final[weakref.WeakKeyDictionary[Facts, str]] = weakref.WeakKeyDictionary()
+
+
+def _why(facts: Facts) -> str:
     """Say what keeps callers waiting, and what helps."""
-    if book.outage is not None:
-        failures, error = book.outage.failures, book.outage.error
-        return f"; connecting has failed {failures} times, the last time with {_brief(error)}"
-    if not book.leased:
+    if facts not in _said:
+        _said[facts] = _reason(facts)
+    return _said[facts]
+
+
+def _reason(facts: Facts) -> str:
+    if facts.failures:
+        error = _brief(facts.error)
+        return f"; connecting has failed {facts.failures} times, the last time with {error}"
+    if not facts.stats.leased:
         return "; nothing is leased: opening, resetting or closing connections takes long"
-    # Refusals have to be cheap: there are many of them when there is much to do.
-    labels = Counter(label_of(slot.holder) for slot in itertools.islice(book.leased, 1000))
-    most = labels.most_common(3)
-    sums = "".join(f". {label} holds {n} of {book.options.capacity}" for label, n in most if n > 1)
-    longest = "; ".join(str(lease(slot, now)) for slot in itertools.islice(book.leased, 3))
+    most = Counter(map(label_of, facts.holders)).most_common(3)
+    capacity = facts.stats.capacity
+    sums = "".join(f". {label} holds {n} of {capacity}" for label, n in most if n > 1)
+    longest = "; ".join(str(_lease(*one)) for one in facts.longest)
     return (
         f"{sums}. Held longest: {longest}. Hold connections for a shorter time, raise max_size, or "
         "raise acquire_timeout; a task that holds one while it waits for tasks that acquire here "
@@ -212,4 +256,8 @@ def _why(book: PoolState, now: float) -> str:
 
 
 def _brief(error: BaseException | None) -> str:
-    return f"{type(error).__name__}: {error}"
+    name = type(error).__name__
+    try:
+        return f"{name}: {error}"
+    except Exception:  # it is the driver's, and so is what it makes of itself
+        return f"{name}, which cannot be printed"

@@ -157,6 +157,13 @@ def test_planted_service_after_the_deadline_is_found(late: str) -> None:
     check_found("I5", late, LATE[late], TIMED)
 
 
+def test_planted_facts_of_what_came_after_the_deadline_are_found() -> None:
+    """Told too late: who held the connection has given it back, and nothing is leased."""
+    used_at = "slot.used_at = now\n        if self.defunct"
+    early = f"if self.queue:\n            self._end_overdue(now)\n        {used_at}"
+    check_found("I13", early, used_at, TIMED)
+
+
 def test_planted_refusal_of_nobody_is_found() -> None:
     """The policy says that it is time, and nobody listens."""
     asked = "elif self.shedder is not None and now >= self._shed_at(waiter):\n"

@@ -56,6 +56,7 @@ class World:
         self.stale_at: dict[Slot, float] = {}  # from when on a renewal forbids its use
         self.size_limit = book.options.capacity
         self.acquires = 0
+        self.held = 0  # as the event began
 
     # -- events ----------------------------------------------------------------------------------
 
@@ -159,10 +160,11 @@ class World:
         """Give back, in one of the ways there are."""
         slot, self.callers[i].slot = self.callers[i].slot, None
         assert slot is not None
-        if how == "dirty":
-            self.book.release_dirty(slot, self.now)
-        elif how == "broken":
-            self.book.release_broken(slot, self.now)
+        if how in ("dirty", "broken"):
+            give_back = self.book.release_dirty if how == "dirty" else self.book.release_broken
+            give_back(slot, self.now)
+            for waiter in self.book.queue.values():
+                assert self.now < waiter.deadline, "I13: will be told of what comes after"
         else:
             slot.touched = how == "used"
             self.book.release(slot, self.now)
@@ -276,6 +278,14 @@ class World:
             job, slot = book.jobs.popleft()
             assert slot not in self.at_work, "I1: a slot with two jobs"
             self.at_work[slot] = job
+        self.held = len(book.leased)
+
+    def check_facts(self, waiter: Waiter) -> None:
+        """Check that an error tells of the pool as it was, not of what has become of it."""
+        if waiter.outcome == "closed":
+            return
+        assert waiter.facts.now == self.now
+        assert waiter.facts.stats.leased == self.held, "I13: told of what came after"
 
     def wake(self, waiter: Waiter) -> None:
         """Tell a waiter how it ended; one who is served is the first in line, and in time."""
@@ -289,6 +299,7 @@ class World:
         place = self.line.index(caller)
         del self.line[place]
         if waiter.outcome != "served":
+            self.check_facts(waiter)
             caller.waiter = None
             return
         assert self.now < waiter.deadline, "I5: served after its deadline"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import types
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def pooled(kind: Any) -> Any:
     """Return the subclass for a class of connections."""
 
@@ -153,7 +153,7 @@ def _looking_late(made: Any) -> Any:
     return made
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _late_class(kind: Any) -> Any:
     """Return the subclass whose coroutines look when they run whether the lease is over."""
 

@@ -40,7 +40,7 @@ def as_answer(error: PoolUnavailable, label: str, *, websocket: bool) -> PoolUna
     return made
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _answer_type(error: Any, form: Any) -> Any:
     members = {
         "__module__": error.__module__,

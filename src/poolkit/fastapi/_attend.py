@@ -11,6 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from poolkit import _words as words
+from poolkit._say import Told
 from poolkit.fastapi import _routes as routes
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class _Attendant:
     def __init__(self, pool: Pool[Any]) -> None:
         self._pool = pool
         self._acquire = pool._lease_now
-        self._reported: set[str] = set()
+        self._reported = Told()
 
     def __call__(self, lease: Lease[Any]) -> Any:
         request = current.get(None)

@@ -146,7 +146,7 @@ class Dependencies:
         self.connection = connection
         self.lazy = lazy
         self.streaming_connection = streaming_connection
-        self._transactions: dict[tuple[tuple[str, Any], ...], _Dependency] = {}
+        self._transaction = functools.lru_cache(maxsize=1000)(self._make_transaction)
         self.transaction = self.transaction_with()
 
     def transaction_with(self, **settings: Any) -> _Dependency:
@@ -156,10 +156,7 @@ class Dependencies:
         ``mode`` for SQLite. The same settings give the same dependency each time. A request has one
         transaction: settings that differ in one request raise `PoolConfigError`.
         """
-        key = tuple(sorted(settings.items()))
-        if key not in self._transactions:
-            self._transactions[key] = self._make_transaction(key)
-        return self._transactions[key]
+        return self._transaction(tuple(sorted(settings.items())))
 
     def _make_transaction(self, settings: tuple[tuple[str, Any], ...]) -> _Dependency:
         root = self.pool
@@ -211,7 +208,7 @@ class Dependencies:
         return _stream
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1000)
 def for_pool(name: str, /) -> Dependencies:
     """Return the dependencies of a pool that `lifespan` was given by name.
 

@@ -31,12 +31,12 @@ def needs_a_loop(what: str) -> PoolError:
 def refuse_in_threads(view: Any) -> None:
     """Let the methods of a view raise in a thread instead of returning what nobody awaits."""
     kind: Any = type(view)
-    if kind not in _kinds:
-        _kinds[kind] = type(kind.__name__, (_Watched, kind), {"__slots__": ()})
-    _set_class(view, _kinds[kind])
+    _set_class(view, _watched(kind))
 
 
-_kinds: Final[dict[type, type]] = {}
+@functools.lru_cache(maxsize=256)
+def _watched(kind: Any) -> Any:
+    return type(kind.__name__, (_Watched, kind), {"__slots__": ()})
 
 
 class _Watched:

@@ -366,6 +366,7 @@ _NOT_USERS: Final = (
     *(str(Path(str(module.__file__)).parent) + os.sep for module in (sqlalchemy, poolkit)),
 )
 _users: Final[dict[str, bool]] = {}
+_MANY: Final = 1000
 
 
 def _stack() -> Stack:
@@ -388,6 +389,8 @@ def _stack() -> Stack:
 
 def _is_users(filename: str) -> bool:
     if filename not in _users:
+        if len(_users) >= _MANY:  # code that is made all the time
+            _users.clear()
         own = filename.startswith(_NOT_USERS) or f"{os.sep}sqlmodel{os.sep}" in filename
         _users[filename] = not own
     return _users[filename]
