@@ -31,20 +31,22 @@ from collections import Counter, OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from poolkit._deadlines import Deadlines
+from poolkit._driver import Verdict
 from poolkit._outage import Outage
 from poolkit._prospects import Prospects
-from poolkit._slot import NEVER, TRANSITIONS, Job, Outcome, Reason, Slot, Waiter
+from poolkit._slot import NEVER, NO_VERDICTS, TRANSITIONS, Job, Outcome, Reason, Slot, Waiter
 from poolkit._stats import PoolStats
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from poolkit._driver import Verdict
     from poolkit._options import Options
     from poolkit._shedding import Shedder
 
 #: Replacements for age that may be under way at once, so that a fleet of equals does not vanish.
 _AGING: Final = 2
+#: What is said of a connection that is not to be used again.
+_BROKEN: Final = frozenset({Verdict.SUSPECT, Verdict.DEAD, Verdict.SERVER_GONE})
 #: Connects that upkeep, which nobody waits for, may have under way at once.
 _UPKEEP: Final = 2
 
@@ -335,10 +337,27 @@ class PoolState:
     # -- other events ----------------------------------------------------------------------------
 
     def died(self, slot: Slot, now: float) -> None:
-        """Drop an idle connection that is known to be dead; elsewhere the next step finds out."""
+        """Drop a connection that is known to be dead: now if it is idle, else on its return."""
         if slot.state == "idle":
             self._retire(slot, "broken")
             self._follow_up(now)
+        else:
+            slot.verdicts |= {Verdict.DEAD}
+            slot.retire_at = -NEVER
+
+    def learn(self, slot: Slot, now: float) -> bool:
+        """Do to the others what the errors of a lease ask for; tell whether this one is to go.
+
+        Call before the connection is taken back.
+        """
+        verdicts, slot.verdicts = slot.verdicts, NO_VERDICTS
+        # Not for ever again and again, if those that are opened now are no better.
+        rested = now >= self.renewed_at + self.options.backoff_max
+        if Verdict.STALE in verdicts and slot.generation == self.generation and rested:
+            self.renew(now)
+        if Verdict.SERVER_GONE in verdicts:
+            self.suspect(now)
+        return not verdicts.isdisjoint(_BROKEN)
 
     def suspect(self, now: float) -> None:
         """Ping every idle connection before its next use, all together."""
@@ -599,6 +618,8 @@ class PoolState:
 
     def _unfit(self, slot: Slot, now: float) -> Reason | None:
         """Say why a connection is not to be used again, if so."""
+        if not slot.verdicts.isdisjoint(_BROKEN):  # it died while it was away
+            return "broken"
         if not self.is_open:
             return "pool_closed"
         if self.options.max_uses is not None and slot.uses >= self.options.max_uses:

@@ -103,7 +103,11 @@ class _View(Handle):
 
     def __getattr__(self, name: str) -> Any:
         slot = self._poolkit_touch(name)
-        value = getattr(slot.connection, name)
+        try:
+            value = getattr(slot.connection, name)
+        except Exception as error:
+            _failed(self, error)
+            raise
         if getattr(value, "__self__", None) is slot.connection:
             return types.MethodType(_call(name), self)
         if value is slot.connection:
@@ -113,7 +117,12 @@ class _View(Handle):
         return value
 
     def __setattr__(self, name: str, value: object) -> None:
-        setattr(self._poolkit_touch(name).connection, name, value)
+        connection = self._poolkit_touch(name).connection
+        try:
+            setattr(connection, name, value)
+        except Exception as error:
+            _failed(self, error)
+            raise
 
     def __delattr__(self, name: str) -> None:
         delattr(self._poolkit_touch(name).connection, name)
@@ -148,6 +157,7 @@ _OWN: Final = frozenset(
 )
 
 
+_EXITS: Final = ("__exit__", "__aexit__")
 _UNBOUND: Final = (staticmethod, classmethod)
 _bound: Final = types.MethodType
 _classes: Final[dict[tuple[type, tuple[type, ...]], type]] = {}
@@ -216,7 +226,11 @@ class _Method:
 def _call(name: str) -> Callable[..., Any]:
     def call(view: Any, /, *args: Any, **kwargs: Any) -> Any:
         slot: Slot = view._poolkit_touch(name)
-        result = getattr(slot.connection, name)(*args, **kwargs)
+        try:
+            result = getattr(slot.connection, name)(*args, **kwargs)
+        except Exception as error:
+            _failed(view, error, args if name in _EXITS else ())
+            raise
         if result is slot.connection:
             return view
         if type(result) is types.CoroutineType:
@@ -237,8 +251,7 @@ def _async_call(name: str) -> Callable[..., Any]:
         try:
             result = await getattr(connection, name)(*args, **kwargs)
         except BaseException as error:
-            if slot.turn == turn and not isinstance(error, Exception):
-                slot.cancelled = True
+            _failed(view, error, args if name in _EXITS else ())
             raise
         finally:
             slot.busy -= 1
@@ -269,7 +282,7 @@ async def _later(view: Any, name: str, operation: Coroutine[Any, Any, Any]) -> A
     except BaseException:
         operation.close()
         raise
-    result = await watched(slot, operation)
+    result = await watched(view, operation)
     return view if result is slot.connection else result
 
 
@@ -278,15 +291,28 @@ def _named(call: Callable[..., Any], name: str) -> Callable[..., Any]:
     return call
 
 
-async def watched(slot: Slot, operation: Coroutine[Any, Any, Any]) -> Any:
+def _failed(view: Any, error: BaseException, args: tuple[Any, ...] = ()) -> None:
+    """Note on the slot how an operation ended, for the release, unless that has been.
+
+    ``args``: what the end of a block was given, and has let through, may come from anywhere.
+    """
+    lease = view._poolkit_lease
+    slot: Slot = lease._slot
+    if slot.turn == lease._turn:
+        if not isinstance(error, Exception):
+            slot.cancelled = True
+        lease._pool._hooks.heed(slot, error, passed=any(arg is error for arg in args))
+
+
+async def watched(view: Any, operation: Coroutine[Any, Any, Any]) -> Any:
     """Await an operation on a leased connection, noting on the slot how it goes."""
-    turn = slot.turn
+    lease = view._poolkit_lease
+    slot, turn = lease._slot, lease._turn
     slot.busy += 1
     try:
         result = await operation
     except BaseException as error:
-        if slot.turn == turn and not isinstance(error, Exception):
-            slot.cancelled = True
+        _failed(view, error)
         raise
     finally:
         slot.busy -= 1

@@ -224,7 +224,7 @@ class PoolkitPool(_Pool):
                 lender._hooks.revoke(connection, derived=False)
                 and self._adapters.settle(adapter, connection)
                 and self._reset_on_return is not reset_none
-                and not (slot.busy or slot.cancelled)
+                and not (slot.busy or slot.cancelled or slot.verdicts)
             ):
                 # SQLAlchemy's reset has run, and all that it has to undo is undone.
                 slot.touched = slot.derived = False
