@@ -12,8 +12,11 @@ Optional methods, looked up once when the pool is made:
 
 ``revoke(c)``
     Sync. Called at every release, before anything else: objects made from ``c`` (statements,
-    cursors, transactions, generators) are dead from now on. Without it a connection on which such
-    an object was made is retired.
+    cursors, transactions, generators) are dead from now on. Without it a connection is retired, as
+    ``derived``, that has given its user anything but plain data: numbers, strings, bytes, dates,
+    decimals, UUIDs, members of enums, and lists, tuples, sets and dicts of these, none of it of a
+    subclass, up to 16 levels deep and 100,000 elements in all. (Of its attributes only what cannot
+    change, for that would be the next user's.)
 ``is_clean(c) -> bool``
     Sync, no I/O. True only if ``c`` is fit for the next user as it is; then release needs no job.
     Never asked when an operation may still be in flight or objects were made from ``c``.

@@ -6,6 +6,7 @@ A driver that raises where it must not is reported, and costs its connection onl
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from poolkit._driver import Driver
-    from poolkit._slot import Slot
+    from poolkit._slot import Reason, Slot
 
 _WORST_FIRST: Final = (
     Verdict.FATAL,
@@ -27,6 +28,8 @@ _WORST_FIRST: Final = (
     Verdict.TRANSIENT,
     Verdict.OK,
 )
+#: The classes of drivers of which something was said.
+_told: Final[weakref.WeakSet[type]] = weakref.WeakSet()
 #: How many errors inside of one are looked at.
 _PARTS: Final = 100
 #: In an error's dict: it has come from an operation, and was classified with its connection.
@@ -45,6 +48,10 @@ class Hooks:
         )
         self._revoke: Callable[[Any], None] | None = getattr(driver, "revoke", None)
         self.view: tuple[type, ...] = getattr(driver, "view", ())
+        if self._revoke is None:
+            from poolkit._data import Unrevoked  # noqa: PLC0415  # few need what it imports
+
+            self.view = (*self.view, Unrevoked)
         self.watch: Callable[[Any, Callable[..., None]], None] | None = getattr(
             driver, "watch", None
         )
@@ -65,16 +72,32 @@ class Hooks:
             self._report("is_clean", error)
             return False
 
-    def revoke(self, connection: Any, *, derived: bool) -> bool:
-        """End what was made from a connection; False: it lives on, or may do so."""
+    def revoke(self, connection: Any, *, derived: bool) -> Reason | None:
+        """End what was made from a connection; say why it is to go, if that lives on."""
         if self._revoke is None:
-            return not derived
+            return "derived" if derived else None
         try:
             self._revoke(connection)
         except Exception as error:
             self._report("revoke", error)
-            return False
-        return True
+            return "broken"
+        return None
+
+    def tell_of_derived(self, connection: Any, name: str, value: Any) -> None:
+        """Say what costs connections because nothing can revoke it; once for a driver class."""
+        kind = type(self._driver)
+        if kind not in _told:
+            _told.add(kind)
+            say(
+                logging.WARNING,
+                "%s has no revoke(): a connection that has given its user more than plain data, "
+                "here a %s from %s.%s, is terminated at its release, since that might still act on "
+                "it. Give the driver a revoke(), which ends such objects (said once for its class)",
+                kind.__name__,
+                type(value).__qualname__,
+                type(connection).__name__,
+                name,
+            )
 
     def classify(self, error: BaseException, connection: Any) -> Verdict | None:
         """Return the worst that an error means, or one inside it; None if nobody knows."""

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from poolkit._driver import Driver
     from poolkit._options import Hook, Options, PoolOptions
     from poolkit._runtime import Runtime
+    from poolkit._slot import Reason
     from poolkit._stats import LeaseInfo, PoolStats
 
 
@@ -425,8 +426,8 @@ class Pool(Generic[C]):
         if not slot.touched and not (book.queue and self._is_dead(slot.connection)):
             if not book.release(slot, now):
                 return
-        elif self._ended_badly(slot, error, now):
-            book.release_broken(slot, now)
+        elif (reason := self._why_not_again(slot, error, now)) is not None:
+            book.release_broken(slot, now, reason)
         elif (
             slot.busy or slot.cancelled or slot.derived or not self._hooks.is_clean(slot.connection)
         ):
@@ -438,16 +439,15 @@ class Pool(Generic[C]):
         elif book.woken:
             self._wake()
 
-    def _ended_badly(self, slot: Slot, error: BaseException | None, now: float) -> bool:
-        """Tell whether a used connection must not be used again; renew or suspect the others."""
-        hooks = self._hooks
-        revoked = hooks.revoke(slot.connection, derived=slot.derived)
+    def _why_not_again(self, slot: Slot, error: BaseException | None, now: float) -> Reason | None:
+        """Say why a used connection must not be used again, if so; renew or suspect the others."""
+        # If this gives a reason: whoever kept the cursor would read the next user's session.
+        reason = self._hooks.revoke(slot.connection, derived=slot.derived)
         if error is not None:
-            hooks.heed(slot, error, passed=True)
+            self._hooks.heed(slot, error, passed=True)
         if slot.verdicts and self._book.learn(slot, now):
-            return True
-        # If not revoked: whoever kept the cursor would read the next user's session.
-        return not revoked or self._is_dead(slot.connection)
+            return "broken"
+        return "broken" if self._is_dead(slot.connection) else reason
 
     # -- inspect and adjust ----------------------------------------------------------------------
 

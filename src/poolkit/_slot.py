@@ -8,7 +8,9 @@ if TYPE_CHECKING:
     from poolkit._driver import Verdict
 
 Job = Literal["connect", "ping", "reset", "close"]
-Reason = Literal["expired", "unused", "used_up", "stale", "broken", "surplus", "pool_closed"]
+Reason = Literal[
+    "expired", "unused", "used_up", "stale", "broken", "derived", "surplus", "pool_closed"
+]
 Outcome = Literal[
     "waiting", "served", "timed_out", "cancelled", "busy", "shed", "deadlocked", "failed", "closed"
 ]

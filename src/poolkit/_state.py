@@ -262,9 +262,9 @@ class PoolState:
         self._begin("reset", slot, "recycling", self.options.reset_timeout, now)
         self._follow_up(now)
 
-    def release_broken(self, slot: Slot, now: float) -> None:
+    def release_broken(self, slot: Slot, now: float, reason: Reason = "broken") -> None:
         """Take back a connection that nobody may use again."""
-        self._retire(slot, "broken")
+        self._retire(slot, reason)
         self._follow_up(now)
 
     # -- outcomes of jobs ------------------------------------------------------------------------
@@ -708,7 +708,7 @@ class PoolState:
 
     def _retire(self, slot: Slot, reason: Reason) -> None:
         """Decide that a connection goes: politely if it is healthy, at once if it is not."""
-        if reason == "broken" or self.defunct:
+        if reason in ("broken", "derived") or self.defunct:
             self._doom(slot, reason)
             return
         self.retired[reason] += 1

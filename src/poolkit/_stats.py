@@ -59,7 +59,7 @@ class PoolStats:
     """Attempts to connect that failed."""
     retired: Mapping[str, int]
     """Connections closed, by reason: ``expired``, ``unused``, ``used_up``, ``stale``, ``broken``,
-    ``surplus``, ``pool_closed``."""
+    ``derived``, ``surplus``, ``pool_closed``."""
 
     @property
     def size(self) -> int:

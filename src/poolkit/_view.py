@@ -101,6 +101,19 @@ class _View(Handle):
         slot.touched = True
         return slot  # type: ignore[no-any-return]
 
+    def _poolkit_look(self, name: str, value: Any, *, own: bool = False) -> None:  # noqa: ARG002
+        """Note whether what was returned, or is the connection's own, may act on it."""
+        kind = type(value)
+        if kind in _CONTAINERS:
+            parts = value.values() if kind is dict else value
+            # What a library returns many of is of one kind: a look at the first ones will do.
+            if not any(_attached[type(part)] for part in itertools.islice(parts, 8)):
+                return
+        elif not _attached[kind]:
+            return
+        slot: Any = self._poolkit_lease._slot
+        slot.derived = True
+
     def __getattr__(self, name: str) -> Any:
         slot = self._poolkit_touch(name)
         try:
@@ -112,8 +125,10 @@ class _View(Handle):
             return types.MethodType(_call(name), self)
         if value is slot.connection:
             return self
-        if callable(value) or _may_act(value):
-            slot.derived = True
+        if type(value) not in _PLAIN:
+            if callable(value):
+                slot.derived = True
+            self._poolkit_look(name, value, own=True)
         return value
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -160,6 +175,7 @@ _OWN: Final = frozenset(
 _EXITS: Final = ("__exit__", "__aexit__")
 _UNBOUND: Final = (staticmethod, classmethod)
 _bound: Final = types.MethodType
+_Coroutine: Final = types.CoroutineType
 _classes: Final[dict[tuple[type, tuple[type, ...]], type]] = {}
 
 
@@ -175,8 +191,10 @@ def view_class(kind: type, bases: tuple[type, ...] = ()) -> type:
 
 
 def _make_class(kind: type, bases: tuple[type, ...]) -> type:
+    looks = (vars(base).get("_poolkit_look") for base in (*bases, _View))
     members: dict[str, Any] = {
         "__slots__": (),
+        "_poolkit_look": next(filter(None, looks)),
         "__class__": property(lambda _: kind),
         "__doc__": f"A `{kind.__qualname__}`, until it is given back.",
     }
@@ -231,12 +249,14 @@ def _call(name: str) -> Callable[..., Any]:
         except Exception as error:
             _failed(view, error, args if name in _EXITS else ())
             raise
+        kind = type(result)
+        if kind in _PLAIN:
+            return result
         if result is slot.connection:
             return view
-        if type(result) is types.CoroutineType:
+        if kind is _Coroutine:
             return _later(view, name, result)
-        if _may_act(result):
-            slot.derived = True
+        view._poolkit_look(name, result)
         return result
 
     return _named(call, name)
@@ -246,7 +266,7 @@ def _async_call(name: str) -> Callable[..., Any]:
     async def call(view: Any, /, *args: Any, **kwargs: Any) -> Any:
         slot: Slot = view._poolkit_touch(name)
         # What `watched` does, without a coroutine more to resume through.
-        connection, turn = slot.connection, slot.turn
+        connection = slot.connection
         slot.busy += 1
         try:
             result = await getattr(connection, name)(*args, **kwargs)
@@ -257,8 +277,8 @@ def _async_call(name: str) -> Callable[..., Any]:
             slot.busy -= 1
         if result is connection:
             return view
-        if type(result) not in _PLAIN and slot.turn == turn and _may_act(result):
-            slot.derived = True
+        if type(result) not in _PLAIN:
+            view._poolkit_look(name, result)
         return result
 
     return _named(call, name)
@@ -270,7 +290,9 @@ def _generating(name: str, function: Any) -> Callable[..., Any]:
     def call(view: Any, /, *args: Any, **kwargs: Any) -> Any:
         slot: Slot = view._poolkit_touch(name)
         slot.derived = True
-        return function(view, *args, **kwargs)
+        steps = function(view, *args, **kwargs)
+        view._poolkit_look(name, steps)
+        return steps
 
     return _named(call, name)
 
@@ -283,7 +305,11 @@ async def _later(view: Any, name: str, operation: Coroutine[Any, Any, Any]) -> A
         operation.close()
         raise
     result = await watched(view, operation)
-    return view if result is slot.connection else result
+    if result is slot.connection:
+        return view
+    if type(result) not in _PLAIN:
+        view._poolkit_look(name, result)
+    return result
 
 
 def _named(call: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -306,49 +332,38 @@ def _failed(view: Any, error: BaseException, args: tuple[Any, ...] = ()) -> None
 
 async def watched(view: Any, operation: Coroutine[Any, Any, Any]) -> Any:
     """Await an operation on a leased connection, noting on the slot how it goes."""
-    lease = view._poolkit_lease
-    slot, turn = lease._slot, lease._turn
+    slot: Slot = view._poolkit_slot
     slot.busy += 1
     try:
-        result = await operation
+        return await operation
     except BaseException as error:
         _failed(view, error)
         raise
     finally:
         slot.busy -= 1
-    if slot.turn == turn and _may_act(result):
-        slot.derived = True
-    return result
 
 
+_CONTAINERS: Final = frozenset({list, tuple, set, frozenset, dict})
 #: What most results are: data, for certain.
 _PLAIN: Final = frozenset({bool, bytes, float, int, str, type(None)})
-
-
-def _may_act(value: Any) -> bool:
-    """Tell whether a value is, or a list of, something that may act on the connection."""
-    if type(value) in (list, tuple, set, frozenset, dict):
-        parts = value.values() if type(value) is dict else value
-        # What a library returns many of is of one kind: a look at the first ones will do.
-        return any(_is_attached(type(part)) for part in itertools.islice(parts, 8))
-    return _is_attached(type(value))
-
-
-_attached: Final[dict[type, bool]] = {}
 _MANY: Final = 1000
 
 
-def _is_attached(kind: type) -> bool:
-    """Tell whether such an object may act on the connection it came from, or is merely data.
+class _Attached(dict[type, bool]):
+    """Whether such objects may act on the connection they came from, by their type; looked up once.
 
     Cursors, statements, transactions and generators have asynchronous methods, or are iterators.
     """
-    if kind not in _attached:
-        if len(_attached) > _MANY:  # a library may make a class for each query
-            _attached.clear()
+
+    def __missing__(self, kind: type) -> bool:
+        if len(self) > _MANY:  # a library may make a class for each query
+            self.clear()
         acts = ("__await__", "__aenter__", "__aiter__", "__anext__", "__next__")
-        _attached[kind] = any(hasattr(kind, name) for name in acts) or any(
+        self[kind] = any(hasattr(kind, name) for name in acts) or any(
             inspect.iscoroutinefunction(inspect.getattr_static(kind, name, None))
             for name in dir(kind)
         )
-    return _attached[kind]
+        return self[kind]
+
+
+_attached: Final = _Attached()
