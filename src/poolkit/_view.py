@@ -12,13 +12,14 @@ from __future__ import annotations
 import inspect
 import itertools
 import types
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from poolkit._errors import NotLeased, PoolConfigError
 from poolkit._words import place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Generator
 
     from poolkit._lease import Lease
     from poolkit._pool import Pool
@@ -292,9 +293,38 @@ def _generating(name: str, function: Any) -> Callable[..., Any]:
         slot.derived = True
         steps = function(view, *args, **kwargs)
         view._poolkit_look(name, steps)
-        return steps
+        if type(steps) is types.GeneratorType:
+            return _steps(view, steps)
+        return _Steps(view, name, steps) if type(steps) is types.AsyncGeneratorType else steps
 
     return _named(call, name)
+
+
+def _steps(view: Any, steps: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    try:
+        return (yield from steps)
+    except Exception as error:
+        _failed(view, error)
+        raise
+
+
+class _Steps(AsyncGenerator[Any, Any]):
+    """An asynchronous generator, each of whose steps is an operation on a leased connection."""
+
+    def __init__(self, view: Any, name: str, steps: types.AsyncGeneratorType[Any, Any]) -> None:
+        self._view = view
+        self._name = name
+        self._generator = steps
+
+    async def asend(self, value: Any) -> Any:
+        self._view._poolkit_touch(self._name)
+        return await watched(self._view, self._generator.asend(value))
+
+    async def athrow(self, *error: Any) -> Any:
+        return await self._generator.athrow(*error)
+
+    async def aclose(self) -> None:
+        await self._generator.aclose()
 
 
 async def _later(view: Any, name: str, operation: Coroutine[Any, Any, Any]) -> Any:
@@ -330,7 +360,7 @@ def _failed(view: Any, error: BaseException, args: tuple[Any, ...] = ()) -> None
         lease._pool._hooks.heed(slot, error, passed=any(arg is error for arg in args))
 
 
-async def watched(view: Any, operation: Coroutine[Any, Any, Any]) -> Any:
+async def watched(view: Any, operation: Awaitable[Any]) -> Any:
     """Await an operation on a leased connection, noting on the slot how it goes."""
     slot: Slot = view._poolkit_slot
     slot.busy += 1

@@ -51,6 +51,17 @@ class Connection(FakeConnection):
         await self.fail(error)
         yield 2
 
+    async def blocks(self, error: BaseException) -> AsyncIterator[int]:
+        """Fail between blocks, by itself."""
+        await self.query()
+        yield 1
+        raise error
+
+    def halves(self, error: BaseException) -> Iterator[float]:
+        """Fail between halves, by itself."""
+        yield 0.5
+        raise error
+
     def numbers(self, error: BaseException) -> Iterator[int]:
         """Fail between numbers."""
         yield 1
@@ -165,6 +176,17 @@ async def listed(conn: Any, error: BaseException) -> None:
     list(conn.numbers(error))
 
 
+async def iterated_over(conn: Any, error: BaseException) -> None:
+    """Fail in the middle of `async for`, where the generator itself raises."""
+    async for _ in conn.blocks(error):
+        pass
+
+
+async def listed_over(conn: Any, error: BaseException) -> None:
+    """Fail in the middle of `for`, where the generator itself raises."""
+    list(conn.halves(error))
+
+
 async def in_a_task(conn: Any, error: BaseException) -> None:
     """Fail in a child task, caught there."""
 
@@ -176,7 +198,10 @@ async def in_a_task(conn: Any, error: BaseException) -> None:
         group.start_soon(child)
 
 
-WAYS = [awaited, awaited_late, called, asked, told, iterated, listed, in_a_task]
+WAYS = [
+    *(awaited, awaited_late, called, asked, told, in_a_task),
+    *(iterated, iterated_over, listed, listed_over),
+]
 
 
 @contextlib.asynccontextmanager

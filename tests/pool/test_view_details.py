@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -196,6 +197,43 @@ async def test_decorated_generator_is_a_generator() -> None:
             assert next(numbers) == 1
         with pytest.raises(NotLeased):
             next(numbers)
+
+
+async def test_asynchronous_generator_can_be_talked_to() -> None:
+    """Sent to, thrown into and closed, as any; each step of it is an operation."""
+    heard: list[Any] = []
+
+    class Talking(FakeConnection):
+        async def talk(self) -> Any:
+            try:
+                while True:
+                    try:
+                        heard.append((yield len(heard)))
+                        await self.query()
+                    except Boom as error:
+                        heard.append(error)
+            finally:
+                heard.append("closed")
+
+    driver = connecting_to(Talking)
+    async with Pool(driver, max_size=1) as pool, pool.acquire() as conn:
+        view: Any = conn
+        talk = view.talk()
+        assert isinstance(talk, AsyncGenerator)
+        assert await anext(talk) == 0
+        assert await talk.asend("hello") == 1
+        assert await talk.athrow(boom := Boom()) == 2
+        gate = view._poolkit_slot.connection.gate = anyio.Event()
+        async with anyio.create_task_group() as group:
+            group.start_soon(anext, talk)
+            await anyio.wait_all_tasks_blocked()
+            assert view._poolkit_slot.busy == 2  # the step, and the query in it
+            gate.set()
+        await talk.aclose()
+        assert heard == ["hello", boom, None, "closed"]
+        kept = view.talk()
+    with pytest.raises(NotLeased):
+        await anext(kept)
 
 
 async def test_methods_of_a_drivers_view_take_the_place_of_the_connections() -> None:
