@@ -6,15 +6,34 @@ A driver that raises where it must not is reported, and costs its connection onl
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
 
 from poolkit._driver import Verdict
 from poolkit._say import say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from poolkit._driver import Driver
+    from poolkit._slot import Reason, Slot
+
+_WORST_FIRST: Final = (
+    Verdict.FATAL,
+    Verdict.SERVER_GONE,
+    Verdict.DEAD,
+    Verdict.SUSPECT,
+    Verdict.STALE,
+    Verdict.TRANSIENT,
+    Verdict.OK,
+)
+#: The classes of drivers of which something was said.
+_told: Final[weakref.WeakSet[type]] = weakref.WeakSet()
+#: How many errors inside of one are looked at.
+_PARTS: Final = 100
+#: In an error's dict: it has come from an operation, and was classified with its connection.
+_HEEDED: Final = "_poolkit_heeded"
 
 
 class Hooks:
@@ -29,7 +48,11 @@ class Hooks:
         )
         self._revoke: Callable[[Any], None] | None = getattr(driver, "revoke", None)
         self.view: tuple[type, ...] = getattr(driver, "view", ())
-        self.watch: Callable[[Any, Callable[[], None]], None] | None = getattr(
+        if self._revoke is None:
+            from poolkit._data import Unrevoked  # noqa: PLC0415  # few need what it imports
+
+            self.view = (*self.view, Unrevoked)
+        self.watch: Callable[[Any, Callable[..., None]], None] | None = getattr(
             driver, "watch", None
         )
 
@@ -49,26 +72,66 @@ class Hooks:
             self._report("is_clean", error)
             return False
 
-    def revoke(self, connection: Any, *, derived: bool) -> bool:
-        """End what was made from a connection; False: it lives on, or may do so."""
+    def revoke(self, connection: Any, *, derived: bool) -> Reason | None:
+        """End what was made from a connection; say why it is to go, if that lives on."""
         if self._revoke is None:
-            return not derived
+            return "derived" if derived else None
         try:
             self._revoke(connection)
         except Exception as error:
             self._report("revoke", error)
-            return False
-        return True
+            return "broken"
+        return None
 
-    def classify(self, error: BaseException | None, connection: Any) -> Verdict | None:
-        """Return what an error means; None if nobody knows, or nothing has gone wrong."""
-        if self._classify is None or not isinstance(error, Exception):
-            return None
+    def tell_of_derived(self, connection: Any, name: str, value: Any) -> None:
+        """Say what costs connections because nothing can revoke it; once for a driver class."""
+        kind = type(self._driver)
+        if kind not in _told:
+            _told.add(kind)
+            say(
+                logging.WARNING,
+                "%s has no revoke(): a connection that has given its user more than plain data, "
+                "here a %s from %s.%s, is terminated at its release, since that might still act on "
+                "it. Give the driver a revoke(), which ends such objects (said once for its class)",
+                kind.__name__,
+                type(value).__qualname__,
+                type(connection).__name__,
+                name,
+            )
+
+    def classify(self, error: BaseException, connection: Any) -> Verdict | None:
+        """Return the worst that an error means, or one inside it; None if nobody knows."""
+        verdicts = self._verdicts(error, connection)
+        if connection is None:  # it has failed to connect: what the outermost says is what counts
+            return next(iter(verdicts), None)
+        return min(verdicts, key=_WORST_FIRST.index, default=None)
+
+    def heed(self, slot: Slot, error: BaseException, *, passed: bool = False) -> None:
+        """Note on a slot, for its release, what an error of its lease says of the connection.
+
+        ``passed``: it has come through the lease's block, from wherever. If from an operation, of
+        this connection or of another pool's, it was heeded there.
+        """
+        verdicts = self._verdicts(error, slot.connection, passed=passed)
+        slot.verdicts = slot.verdicts.union(verdicts) - {Verdict.OK}
+
+    def _verdicts(
+        self, error: BaseException, connection: Any, *, passed: bool = False
+    ) -> dict[Verdict, None]:
+        verdicts: dict[Verdict, None] = {}
+        if self._classify is None:
+            return verdicts
         try:
-            return self._classify(error, connection)
+            for part in _parts(error):
+                if isinstance(part, Exception) and not (passed and _HEEDED in part.__dict__):
+                    verdict = self._classify(part, connection)
+                    if not (passed or connection is None):
+                        part.__dict__[_HEEDED] = True
+                    if verdict is not None:
+                        verdicts[verdict] = None
         except Exception as rude:
             self._report("classify", rude)
-            return None
+        return verdicts
 
     def terminate(self, connection: Any) -> None:
         """Close a connection at once."""
@@ -79,3 +142,18 @@ class Hooks:
 
     def _report(self, method: str, error: Exception) -> None:
         say(logging.ERROR, "%s.%s raised", type(self._driver).__name__, method, error=error)
+
+
+def _parts(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, those it is a group of, and those they were made from; the outer ones first.
+
+    Not ``__context__``: what was merely being handled has come from an operation, and was seen.
+    """
+    pending, seen = deque([error]), {id(error)}
+    while pending:
+        yield (part := pending.popleft())
+        inner = list(part.exceptions) if isinstance(part, BaseExceptionGroup) else []
+        for found in (*inner, part.__cause__):
+            if found is not None and id(found) not in seen and len(seen) < _PARTS:
+                seen.add(id(found))
+                pending.append(found)

@@ -26,7 +26,7 @@ from anyio.lowlevel import checkpoint
 
 from poolkit import _words as words
 from poolkit._deadlock import closed_by
-from poolkit._driver import C, Verdict
+from poolkit._driver import C
 from poolkit._errors import NotLeased, PoolClosed, PoolTimeout
 from poolkit._hooks import Hooks
 from poolkit._jobs import Workers
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from poolkit._driver import Driver
     from poolkit._options import Hook, Options, PoolOptions
     from poolkit._runtime import Runtime
+    from poolkit._slot import Reason
     from poolkit._stats import Holder, LeaseInfo, PoolStats
 
 
@@ -505,36 +506,24 @@ class Pool(Generic[C]):
             slot.cancelled = slot.touched
         if not slot.touched and not (book.queue and self._is_dead(slot.connection)):
             book.release(slot, now)
-        elif self._ended_badly(slot, error, now):
-            book.release_broken(slot, now)
-        elif self._needs_reset(slot):
+        elif (reason := self._why_not_again(slot, error, now)) is not None:
+            book.release_broken(slot, now, reason)
+        elif (
+            slot.busy or slot.cancelled or slot.derived or not self._hooks.is_clean(slot.connection)
+        ):
             book.release_dirty(slot, now)
         else:
             book.release(slot, now)
 
-    def _ended_badly(self, slot: Slot, error: BaseException | None, now: float) -> bool:
-        """Tell whether a used connection must not be used again; renew or suspect the others."""
-        connection = slot.connection
-        if not self._hooks.revoke(connection, derived=slot.derived):
-            return True  # whoever kept the cursor would read the next user's session
-        if error is None:
-            return self._is_dead(connection)
-        verdict = self._hooks.classify(error, connection)
-        book = self._book
-        if verdict is Verdict.STALE and slot.generation == book.generation:
-            # Not for ever again and again, if those that are opened now are no better.
-            if now >= book.renewed_at + book.options.backoff_max:
-                book.renew(now)
-        elif verdict is Verdict.SERVER_GONE:
-            self._book.suspect(now)
-        if verdict in (Verdict.SUSPECT, Verdict.DEAD, Verdict.SERVER_GONE):
-            return True
-        return self._is_dead(connection)
-
-    def _needs_reset(self, slot: Slot) -> bool:
-        if slot.busy or slot.cancelled or slot.derived:
-            return True
-        return not self._hooks.is_clean(slot.connection)
+    def _why_not_again(self, slot: Slot, error: BaseException | None, now: float) -> Reason | None:
+        """Say why a used connection must not be used again, if so; renew or suspect the others."""
+        # If this gives a reason: whoever kept the cursor would read the next user's session.
+        reason = self._hooks.revoke(slot.connection, derived=slot.derived)
+        if error is not None:
+            self._hooks.heed(slot, error, passed=True)
+        if slot.verdicts and self._book.learn(slot, now):
+            return "broken"
+        return "broken" if self._is_dead(slot.connection) else reason
 
     # -- inspect and adjust ----------------------------------------------------------------------
 
@@ -660,9 +649,12 @@ class Pool(Generic[C]):
         """Note that a handle was collected without a release; callable from anywhere."""
         self._post(functools.partial(self._reclaim, slot, turn))
 
-    def _found_dead(self, slot: Slot) -> None:
-        """Note that a connection has died; callable from anywhere."""
-        self._post(lambda: self._book.died(slot, self._runtime.now()))
+    def _found_dead(self, slot: Slot, error: BaseException | None = None) -> None:
+        """Note that a connection has died, from anywhere; or what its user's error says of it."""
+        if error is None:
+            self._post(lambda: self._book.died(slot, self._runtime.now()))
+        elif slot.state == "leased":
+            self._hooks.heed(slot, error)
 
     def _post(self, note: Callable[[], object]) -> None:
         self._inbox.append(note)
@@ -685,7 +677,9 @@ class Pool(Generic[C]):
         self._leaks.forget(slot)
         holder = slot.holder
         # Terminated, never reused: nobody knows what was going on with it.
-        self._book.release_broken(slot, self._runtime.now())
+        now = self._runtime.now()
+        self._book.learn(slot, now)
+        self._book.release_broken(slot, now)
         _warn(
             f"pool {self.name!r}: a connection was never released; acquired at "
             f"{words.place_of(holder)}{words.indented(words.stack_of(holder))}"

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+if TYPE_CHECKING:
+    from poolkit._driver import Verdict
 
 #: Of a pool: *opening* until an `open()` has returned, *closing* while jobs and leases end.
 Phase = Literal["closed", "opening", "open", "closing"]
 Job = Literal["connect", "ping", "reset", "close"]
-Reason = Literal["expired", "unused", "used_up", "stale", "broken", "surplus", "pool_closed"]
+Reason = Literal[
+    "expired", "unused", "used_up", "stale", "broken", "derived", "surplus", "pool_closed"
+]
 Outcome = Literal[
     "waiting", "served", "timed_out", "cancelled", "busy", "shed", "deadlocked", "failed", "closed"
 ]
 
 NEVER: Final = float("inf")
+NO_VERDICTS: Final[frozenset[Verdict]] = frozenset()
 
 #: Where a slot may go from where it is.
 TRANSITIONS: Final = {
@@ -50,6 +56,7 @@ class Slot:
         "turn",
         "used_at",
         "uses",
+        "verdicts",
         "view",
     )
 
@@ -78,6 +85,7 @@ class Slot:
         self.cancelled = False  # an operation, or the block, was cancelled
         self.derived = False  # objects were made from the connection
         self.spoiled = False  # a transaction may be open that nobody will end
+        self.verdicts = NO_VERDICTS  # what the errors of the lease have said of the connection
 
     def __repr__(self) -> str:
         """Return the state, for debugging."""

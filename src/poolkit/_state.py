@@ -31,15 +31,15 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from poolkit._deadlines import Deadlines
+from poolkit._driver import Verdict
 from poolkit._outage import Outage
 from poolkit._prospects import Prospects
-from poolkit._slot import NEVER, TRANSITIONS, Job, Outcome, Phase, Reason, Slot, Waiter
+from poolkit._slot import NEVER, NO_VERDICTS, TRANSITIONS, Job, Outcome, Phase, Reason, Slot, Waiter
 from poolkit._stats import Facts, PoolStats, task_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from poolkit._driver import Verdict
     from poolkit._options import Options
     from poolkit._shedding import Shedder
 
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 _AGING: Final = 2
 #: Leases that are counted for an error: errors are many when there is much to do.
 _COUNTED: Final = 1000
+#: What is said of a connection that is not to be used again.
+_BROKEN: Final = frozenset({Verdict.SUSPECT, Verdict.DEAD, Verdict.SERVER_GONE})
 #: Connects that upkeep, which nobody waits for, may have under way at once.
 _UPKEEP: Final = 2
 
@@ -281,11 +283,11 @@ class PoolState:
         self._begin("reset", slot, "recycling", self.options.reset_timeout, now)
         self._follow_up(now)
 
-    def release_broken(self, slot: Slot, now: float) -> None:
+    def release_broken(self, slot: Slot, now: float, reason: Reason = "broken") -> None:
         """Take back a connection that nobody may use again."""
         if self.queue:
             self._end_overdue(now)
-        self._retire(slot, "broken")
+        self._retire(slot, reason)
         self._follow_up(now)
 
     # -- outcomes of jobs ------------------------------------------------------------------------
@@ -359,10 +361,27 @@ class PoolState:
     # -- other events ----------------------------------------------------------------------------
 
     def died(self, slot: Slot, now: float) -> None:
-        """Drop an idle connection that is known to be dead; elsewhere the next step finds out."""
+        """Drop a connection that is known to be dead: now if it is idle, else on its return."""
         if slot.state == "idle":
             self._retire(slot, "broken")
             self._follow_up(now)
+        else:
+            slot.verdicts |= {Verdict.DEAD}
+            slot.retire_at = -NEVER
+
+    def learn(self, slot: Slot, now: float) -> bool:
+        """Do to the others what the errors of a lease ask for; tell whether this one is to go.
+
+        Call before the connection is taken back.
+        """
+        verdicts, slot.verdicts = slot.verdicts, NO_VERDICTS
+        # Not for ever again and again, if those that are opened now are no better.
+        rested = now >= self.renewed_at + self.options.backoff_max
+        if Verdict.STALE in verdicts and slot.generation == self.generation and rested:
+            self.renew(now)
+        if Verdict.SERVER_GONE in verdicts:
+            self.suspect(now)
+        return not verdicts.isdisjoint(_BROKEN)
 
     def suspect(self, now: float) -> None:
         """Ping every idle connection before its next use, all together."""
@@ -643,6 +662,8 @@ class PoolState:
 
     def _unfit(self, slot: Slot, now: float) -> Reason | None:
         """Say why a connection is not to be used again, if so."""
+        if not slot.verdicts.isdisjoint(_BROKEN):  # it died while it was away
+            return "broken"
         if not self.is_open:
             return "pool_closed"
         if self.options.max_uses is not None and slot.uses >= self.options.max_uses:
@@ -731,7 +752,7 @@ class PoolState:
 
     def _retire(self, slot: Slot, reason: Reason) -> None:
         """Decide that a connection goes: politely if it is healthy, at once if it is not."""
-        if reason == "broken":
+        if reason in ("broken", "derived"):
             self._doom(slot, reason)
             return
         self.retired[reason] += 1

@@ -66,7 +66,7 @@ class PoolStats:
     """Attempts to connect that failed."""
     retired: Mapping[str, int]
     """Connections closed, by reason: ``expired``, ``unused``, ``used_up``, ``stale``, ``broken``,
-    ``surplus``, ``pool_closed``. Each of them is there, if with 0."""
+    ``derived``, ``surplus``, ``pool_closed``. Each of them is there, if with 0."""
 
     @property
     def size(self) -> int:

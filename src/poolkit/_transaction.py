@@ -55,7 +55,7 @@ class Transaction(Generic[C]):
         self._view._poolkit_touch("transaction")
         self._manager = driver.transaction(slot.connection, **self._settings)
         try:
-            await watched(slot, self._manager.__aenter__())
+            await watched(self._view, self._manager.__aenter__())
         except BaseException as error:
             if not isinstance(error, Exception):
                 self._spoil()
@@ -76,7 +76,7 @@ class Transaction(Generic[C]):
                 if error is None:  # half of it was cancelled: not to be committed
                     self._view._poolkit_touch("commit")
             elif error is None:
-                await watched(self._slot, self._manager.__aexit__(None, None, None))
+                await watched(self._view, self._manager.__aexit__(None, None, None))
             elif isinstance(error, Exception):
                 await self._roll_back(error)
             else:
@@ -96,14 +96,20 @@ class Transaction(Generic[C]):
         rolled_back = False
         try:
             with runtime.limited(runtime.after(limit)):
-                leave = self._manager.__aexit__(type(error), error, error.__traceback__)
-                await watched(self._slot, leave)
+                await watched(self._view, self._leave(error))
                 rolled_back = True
-        except Exception as failure:
-            # The caller's own error is the one to see; the reset rolls back what this did not.
-            rolled_back = failure is error
-        if not rolled_back:
+        except Exception:  # noqa: S110  # the caller's own error is the one to see
+            pass
+        if not rolled_back:  # the reset will
             self._spoil()
+
+    async def _leave(self, error: Exception) -> None:
+        """Roll back; the error that the manager lets through says nothing of the connection."""
+        try:
+            await self._manager.__aexit__(type(error), error, error.__traceback__)
+        except Exception as failure:
+            if failure is not error:
+                raise
 
     def _spoil(self) -> None:
         """Let nothing more be done in this lease: the transaction may be open still."""

@@ -13,13 +13,14 @@ import functools
 import inspect
 import itertools
 import types
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from poolkit._errors import NotLeased, PoolConfigError
 from poolkit._words import place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Generator
 
     from poolkit._lease import Lease
     from poolkit._pool import Pool
@@ -102,19 +103,43 @@ class _View(Handle):
         slot.touched = True
         return slot  # type: ignore[no-any-return]
 
+    def _poolkit_look(self, name: str, value: Any, *, own: bool = False) -> None:  # noqa: ARG002
+        """Note whether what was returned, or is the connection's own, may act on it."""
+        kind = type(value)
+        if kind in _CONTAINERS:
+            parts = value.values() if kind is dict else value
+            # What a library returns many of is of one kind: a look at the first ones will do.
+            if not any(_attached[type(part)] for part in itertools.islice(parts, 8)):
+                return
+        elif not _attached[kind]:
+            return
+        slot: Any = self._poolkit_lease._slot
+        slot.derived = True
+
     def __getattr__(self, name: str) -> Any:
         slot = self._poolkit_touch(name)
-        value = getattr(slot.connection, name)
+        try:
+            value = getattr(slot.connection, name)
+        except Exception as error:
+            _failed(self, error)
+            raise
         if getattr(value, "__self__", None) is slot.connection:
             return types.MethodType(_call(name), self)
         if value is slot.connection:
             return self
-        if callable(value) or _may_act(value):
-            slot.derived = True
+        if type(value) not in _PLAIN:
+            if callable(value):
+                slot.derived = True
+            self._poolkit_look(name, value, own=True)
         return value
 
     def __setattr__(self, name: str, value: object) -> None:
-        setattr(self._poolkit_touch(name).connection, name, value)
+        connection = self._poolkit_touch(name).connection
+        try:
+            setattr(connection, name, value)
+        except Exception as error:
+            _failed(self, error)
+            raise
 
     def __delattr__(self, name: str) -> None:
         delattr(self._poolkit_touch(name).connection, name)
@@ -149,8 +174,10 @@ _OWN: Final = frozenset(
 )
 
 
+_EXITS: Final = ("__exit__", "__aexit__")
 _UNBOUND: Final = (staticmethod, classmethod)
 _bound: Final = types.MethodType
+_Coroutine: Final = types.CoroutineType
 
 
 def view_class(kind: type, bases: tuple[type, ...] = ()) -> type:
@@ -165,8 +192,10 @@ def view_class(kind: type, bases: tuple[type, ...] = ()) -> type:
 
 @functools.lru_cache(maxsize=256)
 def _make_class(kind: Any, bases: Any) -> type:
+    looks = (vars(base).get("_poolkit_look") for base in (*bases, _View))
     members: dict[str, Any] = {
         "__slots__": (),
+        "_poolkit_look": next(filter(None, looks)),
         "__class__": property(lambda _: kind),
         "__doc__": f"A `{kind.__qualname__}`, until it is given back.",
     }
@@ -216,13 +245,19 @@ class _Method:
 def _call(name: str) -> Callable[..., Any]:
     def call(view: Any, /, *args: Any, **kwargs: Any) -> Any:
         slot: Slot = view._poolkit_touch(name)
-        result = getattr(slot.connection, name)(*args, **kwargs)
+        try:
+            result = getattr(slot.connection, name)(*args, **kwargs)
+        except Exception as error:
+            _failed(view, error, args if name in _EXITS else ())
+            raise
+        kind = type(result)
+        if kind in _PLAIN:
+            return result
         if result is slot.connection:
             return view
-        if type(result) is types.CoroutineType:
+        if kind is _Coroutine:
             return _later(view, name, result)
-        if _may_act(result):
-            slot.derived = True
+        view._poolkit_look(name, result)
         return result
 
     return _named(call, name)
@@ -232,20 +267,19 @@ def _async_call(name: str) -> Callable[..., Any]:
     async def call(view: Any, /, *args: Any, **kwargs: Any) -> Any:
         slot: Slot = view._poolkit_touch(name)
         # What `watched` does, without a coroutine more to resume through.
-        connection, turn = slot.connection, slot.turn
+        connection = slot.connection
         slot.busy += 1
         try:
             result = await getattr(connection, name)(*args, **kwargs)
         except BaseException as error:
-            if slot.turn == turn and not isinstance(error, Exception):
-                slot.cancelled = True
+            _failed(view, error, args if name in _EXITS else ())
             raise
         finally:
             slot.busy -= 1
         if result is connection:
             return view
-        if type(result) not in _PLAIN and slot.turn == turn and _may_act(result):
-            slot.derived = True
+        if type(result) not in _PLAIN:
+            view._poolkit_look(name, result)
         return result
 
     return _named(call, name)
@@ -257,9 +291,40 @@ def _generating(name: str, function: Any) -> Callable[..., Any]:
     def call(view: Any, /, *args: Any, **kwargs: Any) -> Any:
         slot: Slot = view._poolkit_touch(name)
         slot.derived = True
-        return function(view, *args, **kwargs)
+        steps = function(view, *args, **kwargs)
+        view._poolkit_look(name, steps)
+        if type(steps) is types.GeneratorType:
+            return _steps(view, steps)
+        return _Steps(view, name, steps) if type(steps) is types.AsyncGeneratorType else steps
 
     return _named(call, name)
+
+
+def _steps(view: Any, steps: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    try:
+        return (yield from steps)
+    except Exception as error:
+        _failed(view, error)
+        raise
+
+
+class _Steps(AsyncGenerator[Any, Any]):
+    """An asynchronous generator, each of whose steps is an operation on a leased connection."""
+
+    def __init__(self, view: Any, name: str, steps: types.AsyncGeneratorType[Any, Any]) -> None:
+        self._view = view
+        self._name = name
+        self._generator = steps
+
+    async def asend(self, value: Any) -> Any:
+        self._view._poolkit_touch(self._name)
+        return await watched(self._view, self._generator.asend(value))
+
+    async def athrow(self, *error: Any) -> Any:
+        return await self._generator.athrow(*error)
+
+    async def aclose(self) -> None:
+        await self._generator.aclose()
 
 
 async def _later(view: Any, name: str, operation: Coroutine[Any, Any, Any]) -> Any:
@@ -269,8 +334,12 @@ async def _later(view: Any, name: str, operation: Coroutine[Any, Any, Any]) -> A
     except BaseException:
         operation.close()
         raise
-    result = await watched(slot, operation)
-    return view if result is slot.connection else result
+    result = await watched(view, operation)
+    if result is slot.connection:
+        return view
+    if type(result) not in _PLAIN:
+        view._poolkit_look(name, result)
+    return result
 
 
 def _named(call: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -278,51 +347,53 @@ def _named(call: Callable[..., Any], name: str) -> Callable[..., Any]:
     return call
 
 
-async def watched(slot: Slot, operation: Coroutine[Any, Any, Any]) -> Any:
+def _failed(view: Any, error: BaseException, args: tuple[Any, ...] = ()) -> None:
+    """Note on the slot how an operation ended, for the release, unless that has been.
+
+    ``args``: what the end of a block was given, and has let through, may come from anywhere.
+    """
+    lease = view._poolkit_lease
+    slot: Slot = lease._slot
+    if slot.turn == lease._turn:
+        if not isinstance(error, Exception):
+            slot.cancelled = True
+        lease._pool._hooks.heed(slot, error, passed=any(arg is error for arg in args))
+
+
+async def watched(view: Any, operation: Awaitable[Any]) -> Any:
     """Await an operation on a leased connection, noting on the slot how it goes."""
-    turn = slot.turn
+    slot: Slot = view._poolkit_slot
     slot.busy += 1
     try:
-        result = await operation
+        return await operation
     except BaseException as error:
-        if slot.turn == turn and not isinstance(error, Exception):
-            slot.cancelled = True
+        _failed(view, error)
         raise
     finally:
         slot.busy -= 1
-    if slot.turn == turn and _may_act(result):
-        slot.derived = True
-    return result
 
 
+_CONTAINERS: Final = frozenset({list, tuple, set, frozenset, dict})
 #: What most results are: data, for certain.
 _PLAIN: Final = frozenset({bool, bytes, float, int, str, type(None)})
-
-
-def _may_act(value: Any) -> bool:
-    """Tell whether a value is, or a list of, something that may act on the connection."""
-    if type(value) in (list, tuple, set, frozenset, dict):
-        parts = value.values() if type(value) is dict else value
-        # What a library returns many of is of one kind: a look at the first ones will do.
-        return any(_is_attached(type(part)) for part in itertools.islice(parts, 8))
-    return _is_attached(type(value))
-
-
-_attached: Final[dict[type, bool]] = {}
 _MANY: Final = 1000
 
 
-def _is_attached(kind: type) -> bool:
-    """Tell whether such an object may act on the connection it came from, or is merely data.
+class _Attached(dict[type, bool]):
+    """Whether such objects may act on the connection they came from, by their type; looked up once.
 
     Cursors, statements, transactions and generators have asynchronous methods, or are iterators.
     """
-    if kind not in _attached:
-        if len(_attached) > _MANY:  # a library may make a class for each query
-            _attached.clear()
+
+    def __missing__(self, kind: type) -> bool:
+        if len(self) > _MANY:  # a library may make a class for each query
+            self.clear()
         acts = ("__await__", "__aenter__", "__aiter__", "__anext__", "__next__")
-        _attached[kind] = any(hasattr(kind, name) for name in acts) or any(
+        self[kind] = any(hasattr(kind, name) for name in acts) or any(
             inspect.iscoroutinefunction(inspect.getattr_static(kind, name, None))
             for name in dir(kind)
         )
-    return _attached[kind]
+        return self[kind]
+
+
+_attached: Final = _Attached()

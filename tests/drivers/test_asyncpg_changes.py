@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
+import sqlalchemy as sa
 
 from poolkit.drivers.asyncpg import create_pool
+from poolkit.sqlalchemy import create_async_engine
 from tests.drivers.asyncpg_help import LOOPS, quiet, until
 from tests.fakes import gone
 
@@ -164,6 +166,87 @@ async def test_standby_in_the_place_of_a_primary_has_all_replaced(changing: Serv
         await write(pool)
         assert before == await backends(pool)
         assert pool.stats().retired["stale"] == 3
+
+
+INSERT = "INSERT INTO written VALUES (1) RETURNING x"
+
+
+async def by_statement(conn: asyncpg.Connection) -> None:
+    """Write by a statement that was prepared."""
+    await (await conn.prepare(INSERT)).fetch()
+
+
+async def by_cursor(conn: asyncpg.Connection) -> None:
+    """Write by a cursor that is iterated."""
+    async with conn.transaction():
+        async for _ in conn.cursor(INSERT):
+            pass
+
+
+async def by_cursor_awaited(conn: asyncpg.Connection) -> None:
+    """Write by a cursor that is asked for rows."""
+    async with conn.transaction():
+        await (await conn.cursor(INSERT)).fetch(1)
+
+
+async def by_copying(conn: asyncpg.Connection) -> None:
+    """Write by COPY."""
+    await conn.copy_records_to_table("written", records=[(1,)])
+
+
+async def by_a_task(conn: asyncpg.Connection) -> None:
+    """Write in a task of its own."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(conn.execute(INSERT))
+
+
+async def by_a_wrapper(conn: asyncpg.Connection) -> None:
+    """Write by way of a repository that has errors of its own."""
+    try:
+        await conn.execute(INSERT)
+    except asyncpg.PostgresError as error:
+        raise LookupError("could not save") from error
+
+
+async def by_sqlalchemy(conn: asyncpg.Connection) -> None:
+    """Write by an engine over the same pool, in a lease of its own."""
+    engine = create_async_engine(conn._poolkit_pool)  # type: ignore[attr-defined]
+    async with engine.connect() as theirs:
+        with contextlib.suppress(sa.exc.DBAPIError):
+            await theirs.execute(sa.text(INSERT))
+        await theirs.rollback()
+
+
+WRITES = [
+    by_statement,
+    by_cursor,
+    by_cursor_awaited,
+    by_copying,
+    by_a_task,
+    by_a_wrapper,
+    by_sqlalchemy,
+]
+
+
+async def test_next_user_is_not_given_the_standby_though_the_error_was_caught(
+    changing: Server,
+) -> None:
+    """However it was written there, and whoever has caught the error inside the block."""
+    pause = 0.001  # between renewals, too
+    async with create_pool(
+        changing.dsn(), min_size=3, max_size=3, backoff_min=pause, backoff_max=pause
+    ) as pool:
+        await write(pool)
+        await asyncio.to_thread(demote, changing)
+        await until(lambda: pool.stats().retired["broken"] == 3)
+        for by in WRITES:
+            before = await backends(pool)
+            async with pool.acquire() as conn:
+                await conn.execute("SELECT 1")
+                with contextlib.suppress(asyncpg.PostgresError, LookupError, ExceptionGroup):
+                    await by(conn)
+            await quiet(pool)
+            assert not before & await backends(pool), by.__name__
 
 
 async def test_pool_of_a_standby_alone_is_left_alone(changing: Server) -> None:

@@ -11,6 +11,7 @@ import pytest
 from asyncpg import exceptions as pg
 
 from poolkit import ConnectFailed, NotLeased, PoolConfigError, Verdict
+from poolkit._hooks import Hooks
 from poolkit.drivers.asyncpg import AsyncpgDriver, create_pool
 from tests.drivers.asyncpg_help import LOOPS, PATIENCE, leave_nothing, of_one, warnings_in
 
@@ -292,6 +293,7 @@ async def test_change_of_role_is_seen_through_a_translated_error() -> None:
     translated = RuntimeError("could not save")
     translated.__cause__ = plain
     conn: Any = Connection()
+    ask = Hooks(driver).classify
     for error in (plain, translated, ExceptionGroup("two", [ValueError(), translated])):
-        assert driver.classify(error, conn) is Verdict.STALE
-    assert driver.classify(RuntimeError("other"), conn) is Verdict.OK
+        assert ask(error, conn) is Verdict.STALE
+    assert ask(RuntimeError("other"), conn) is Verdict.OK

@@ -1091,6 +1091,53 @@ def test_errors_are_classified(driver: Any, error: Exception, verdict: Verdict) 
     assert driver.classify(error) is verdict
 
 
+async def by_cursor(conn: Any) -> None:
+    """Fail on a cursor."""
+    cursor = await conn.cursor()
+    await cursor.execute("SELECT * FROM nowhere")
+
+
+async def by_rows(conn: Any) -> None:
+    """Fail in the middle of the rows."""
+    async with conn.execute("SELECT abs(x) FROM (VALUES (1), (-9223372036854775808)) t(x)") as rows:
+        async for _ in rows:
+            pass
+
+
+async def by_execute(conn: Any) -> None:
+    """Fail at once."""
+    await conn.execute("SELECT * FROM nowhere")
+
+
+async def by_fetchall(conn: Any) -> None:
+    """Fail in one go."""
+    await conn.execute_fetchall("SELECT * FROM nowhere")
+
+
+@pytest.mark.parametrize("fail", [by_cursor, by_rows, by_execute, by_fetchall])
+async def test_error_that_was_caught_costs_a_suspect_connection(
+    module: Any, path: Path, monkeypatch: pytest.MonkeyPatch, fail: Callable[[Any], Any]
+) -> None:
+    """Whatever has raised it; one that outlives its lease says nothing of the next."""
+    kind = type(module.create_pool(path)._driver)
+    classify = kind.classify
+
+    def suspicious(self: Any, exc: BaseException, c: Any = None) -> Verdict:
+        is_ours = isinstance(exc, sqlite3.Error)
+        return Verdict.SUSPECT if is_ours else classify(self, exc, c)
+
+    monkeypatch.setattr(kind, "classify", suspicious)
+    async with module.create_pool(path, max_size=1) as pool:
+        async with pool.acquire() as conn:
+            real = conn._poolkit_slot.connection
+            await conn.execute_fetchall("SELECT 1")
+            with pytest.raises(sqlite3.Error):
+                await fail(conn)
+        async with pool.acquire() as conn:
+            assert conn._poolkit_slot.connection is not real
+        assert pool.stats().retired["broken"] == 1
+
+
 # -- transactions --------------------------------------------------------------------------------
 
 

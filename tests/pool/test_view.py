@@ -175,7 +175,7 @@ async def test_object_made_without_a_way_to_revoke_it_retires_the_connection() -
     async with Pool(driver, max_size=1) as pool:
         async with pool.acquire() as conn:
             conn.cursor()
-        assert gone(pool.stats()) == {"broken": 1}
+        assert gone(pool.stats()) == {"derived": 1}
         async with pool.acquire() as conn:
             assert conn.number == 2
 
@@ -354,7 +354,7 @@ async def test_objects_in_a_list_count_as_made_from_the_connection() -> None:
     async with Pool(driver, min_size=0, max_size=1) as pool:
         async with pool.acquire() as conn:
             await conn.cursors()  # type: ignore[attr-defined]
-        assert gone(pool.stats()) == {"broken": 1}
+        assert gone(pool.stats()) == {"derived": 1}
 
 
 async def test_generator_of_a_connection_ends_with_the_lease() -> None:
@@ -382,7 +382,7 @@ async def test_generator_of_a_connection_ends_with_the_lease() -> None:
             assert [number async for number in conn.rows(2)] == [0, 1]
             assert list(conn.numbers()) == [1]
             late, later = conn.rows(1), conn.numbers()
-        assert gone(pool.stats()) == {"broken": 1}
+        assert gone(pool.stats()) == {"derived": 1}
         with pytest.raises(NotLeased):
             await anext(late)
         with pytest.raises(NotLeased):

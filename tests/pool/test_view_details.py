@@ -5,22 +5,23 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 
 from poolkit import NotLeased, Pool, PoolError
-from poolkit._view import _is_attached, _may_act, view_class
-from tests.fakes import Boom, CleanDriver, FakeConnection
+from poolkit._view import _attached, view_class
+from tests.fakes import Boom, CleanDriver, FakeConnection, FullDriver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-def connecting_to(kind: type[FakeConnection]) -> CleanDriver:
-    """Return a driver whose connections are of a kind, and which can revoke nothing."""
-    driver = CleanDriver()
+def connecting_to(kind: type[FakeConnection], driver: CleanDriver | None = None) -> CleanDriver:
+    """Return a driver whose connections are of a kind; by default one that can revoke nothing."""
+    driver = CleanDriver() if driver is None else driver
 
     async def connect() -> FakeConnection:
         connection = kind(driver, next(driver.numbers))
@@ -43,7 +44,7 @@ async def derived_by(kind: type[FakeConnection], use: Callable[[Any], Any]) -> b
 @pytest.mark.parametrize("name", ["__await__", "__aenter__", "__aiter__", "__anext__", "__next__"])
 def test_object_with_one_such_method_may_act(name: str) -> None:
     """Whatever can be awaited, entered asynchronously, or iterated step by step."""
-    assert _is_attached(type("Acting", (), {name: lambda self: self}))
+    assert _attached[type("Acting", (), {name: lambda self: self})]
 
 
 def test_object_with_asynchronous_methods_may_act_and_data_may_not() -> None:
@@ -64,10 +65,10 @@ def test_object_with_asynchronous_methods_may_act_and_data_may_not() -> None:
             """Be listed."""
             return iter(())
 
-    assert _is_attached(Statement)
-    assert _is_attached(Prepared)
-    assert not _is_attached(Row)
-    assert not _is_attached(int)
+    assert _attached[Statement]
+    assert _attached[Prepared]
+    assert not _attached[Row]
+    assert not _attached[int]
 
 
 @pytest.mark.parametrize(
@@ -82,22 +83,36 @@ def test_object_with_asynchronous_methods_may_act_and_data_may_not() -> None:
         lambda thing: [*range(7), thing],
     ],
 )
-def test_container_of_what_may_act_may_act(wrap: Callable[[Any], Any]) -> None:
-    """A look at the first eight will do."""
+async def test_container_of_what_may_act_may_act(wrap: Callable[[Any], Any]) -> None:
+    """A look at the first eight will do, where all is revoked anyway."""
 
     class Statement:
         async def fetch(self) -> None:
             """Do a round trip."""
 
-    assert _may_act(wrap(Statement()))
-    assert not _may_act(wrap(1))
+    assert await counts_as_derived(wrap(Statement()))
+    assert not await counts_as_derived(wrap(1))
 
 
-def test_ninth_element_is_not_looked_at() -> None:
+async def counts_as_derived(value: Any) -> bool:
+    """Tell whether a driver that can revoke has to reset after such a result."""
+
+    class Returning(FakeConnection):
+        async def get(self) -> Any:
+            return value
+
+    driver = connecting_to(Returning, FullDriver())
+    async with Pool(driver, max_size=1) as pool, pool.acquire() as conn:
+        view: Any = conn
+        await view.get()
+        return bool(view._poolkit_slot.derived)
+
+
+async def test_ninth_element_is_not_looked_at_where_all_is_revoked() -> None:
     """What a library returns many of is of one kind; and keys are names."""
     statement = (n for n in range(1))
-    assert not _may_act([*range(8), statement])
-    assert not _may_act({statement: 1})
+    assert not await counts_as_derived([*range(8), statement])
+    assert not await counts_as_derived({statement: 1})
 
 
 async def test_attribute_that_may_act_counts_and_data_does_not() -> None:
@@ -151,7 +166,7 @@ async def test_forwarded_methods_have_their_names_and_their_words() -> None:
         assert kind.query.__name__ == kind.query.__qualname__ == "query"
         assert kind.query.__doc__ == FakeConnection.query.__doc__
         assert kind.peek.__doc__ == FakeConnection.peek.__doc__
-        assert kind is view_class(FakeConnection)
+        assert kind is view_class(FakeConnection, pool._hooks.view)
         async with pool.acquire() as other:
             assert type(other) is kind
             assert conn != other
@@ -182,6 +197,43 @@ async def test_decorated_generator_is_a_generator() -> None:
             assert next(numbers) == 1
         with pytest.raises(NotLeased):
             next(numbers)
+
+
+async def test_asynchronous_generator_can_be_talked_to() -> None:
+    """Sent to, thrown into and closed, as any; each step of it is an operation."""
+    heard: list[Any] = []
+
+    class Talking(FakeConnection):
+        async def talk(self) -> Any:
+            try:
+                while True:
+                    try:
+                        heard.append((yield len(heard)))
+                        await self.query()
+                    except Boom as error:
+                        heard.append(error)
+            finally:
+                heard.append("closed")
+
+    driver = connecting_to(Talking)
+    async with Pool(driver, max_size=1) as pool, pool.acquire() as conn:
+        view: Any = conn
+        talk = view.talk()
+        assert isinstance(talk, AsyncGenerator)
+        assert await anext(talk) == 0
+        assert await talk.asend("hello") == 1
+        assert await talk.athrow(boom := Boom()) == 2
+        gate = view._poolkit_slot.connection.gate = anyio.Event()
+        async with anyio.create_task_group() as group:
+            group.start_soon(anext, talk)
+            await anyio.wait_all_tasks_blocked()
+            assert view._poolkit_slot.busy == 2  # the step, and the query in it
+            gate.set()
+        await talk.aclose()
+        assert heard == ["hello", boom, None, "closed"]
+        kept = view.talk()
+    with pytest.raises(NotLeased):
+        await anext(kept)
 
 
 async def test_methods_of_a_drivers_view_take_the_place_of_the_connections() -> None:

@@ -92,7 +92,7 @@ def key(world: World) -> Any:
 
     def slot_key(slot: Slot) -> Any:
         until = time(slot.retire_at), time(slot.expires_at), time(world.stale_at.get(slot, NEVER))
-        ages = until, slot.reason, slot.generation == book.generation
+        ages = until, slot.reason, slot.generation == book.generation, bool(slot.verdicts)
         uses = slot.uses if book.options.max_uses else 0
         if slot.state == "connecting":
             begun = time(slot.begun_at), time(slot.overdue_at)
@@ -114,6 +114,7 @@ def key(world: World) -> Any:
     came = time if shedder else lambda _: None
     return (
         (book.phase, bool(book.openers), book._ramp, book.options.capacity),
+        time(book.renewed_at + book.options.backoff_max),
         tuple(sorted(map(repr, map(slot_key, book.connecting)))),
         tuple(map(slot_key, book.idle)),
         tuple(sorted(map(repr, holders))),

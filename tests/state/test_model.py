@@ -210,3 +210,19 @@ def test_planted_end_of_the_same_connection_twice_is_found() -> None:
         'if True:\n            self._retire(slot, "broken")',
         "pings before each use",
     )
+
+
+def test_planted_reuse_after_a_death_is_found() -> None:
+    """Its library has said so while it was leased, or being reset."""
+    check_found("I10", "slot.retire_at = -NEVER\n\n", "pass\n\n", SIMPLE)
+
+
+def test_planted_renewal_that_leaves_the_role_of_a_server_out_is_found() -> None:
+    """A lease has said that the primary is none any more; its own connection goes, no other."""
+    renewed = "if Verdict.STALE in verdicts and slot.generation == self.generation and rested:"
+    check_found(
+        "I10",
+        f"{renewed}\n            self.renew(now)",
+        f"{renewed}\n            self.generation += 1",
+        SIMPLE,
+    )

@@ -25,7 +25,14 @@ OUTCOMES = {
     "reset": ("ok", "failed"),
     "close": ("ok",),
 }
-VERDICTS = {"transient": Verdict.TRANSIENT, "fatal": Verdict.FATAL, "unclassified": None}
+VERDICTS = {
+    "transient": Verdict.TRANSIENT,
+    "fatal": Verdict.FATAL,
+    "unclassified": None,
+    "stale": Verdict.STALE,
+    "server gone": Verdict.SERVER_GONE,
+}
+RELEASES = ("clean", "used", "dirty", "broken", "stale", "server gone")
 
 
 class Caller:
@@ -53,6 +60,7 @@ class World:
         self.at_work: dict[Slot, str] = {}
         self.opened = 0  # connections so far; each is known by its number
         self.alive: set[int] = set()  # those that have not ended
+        self.dead: set[int] = set()  # those of which the pool has been told that they died
         self.stale_at: dict[Slot, float] = {}  # from when on a renewal forbids its use
         self.size_limit = book.options.capacity
         self.acquires = 0
@@ -81,10 +89,11 @@ class World:
                 if caller.waiter.slot is not None:
                     yield ("notice", i)
             elif caller.slot is not None:
-                yield from (("release", i, how) for how in ("clean", "used", "dirty", "broken"))
+                yield from (("release", i, how) for how in RELEASES)
         for i, job in enumerate(self.at_work.values()):
             yield from (("end_job", i, outcome) for outcome in OUTCOMES[job])
-        yield from (("die", i) for i in range(len(book.idle)))
+        for state in ("idle", "leased", "recycling"):
+            yield from (("die", state, i) for i in range(len(getattr(book, state))))
         yield from (("wait", length) for length in seconds)
         yield from (("oversleep", length) for length in late)
         yield from (("resize", *size) for size in sizes)
@@ -153,6 +162,7 @@ class World:
         """Check that a slot may be handed out now."""
         assert slot.state == "leased"
         assert slot.connection in self.alive, "I10: handed out after its end"
+        assert slot.connection not in self.dead, "I10: handed out after its death"
         assert self.now < slot.expires_at, "I10: handed out past its lifetime"
         assert self.now < self.stale_at.get(slot, NEVER), "I10: handed out after a renewal"
 
@@ -160,7 +170,9 @@ class World:
         """Give back, in one of the ways there are."""
         slot, self.callers[i].slot = self.callers[i].slot, None
         assert slot is not None
-        if how in ("dirty", "broken"):
+        if how in VERDICTS:
+            self.heed(slot, VERDICTS[how])
+        elif how in ("dirty", "broken"):
             give_back = self.book.release_dirty if how == "dirty" else self.book.release_broken
             give_back(slot, self.now)
             for waiter in self.book.queue.values():
@@ -168,6 +180,21 @@ class World:
         else:
             slot.touched = how == "used"
             self.book.release(slot, self.now)
+
+    def heed(self, slot: Slot, verdict: Verdict | None) -> None:
+        """Give back after an error that says something of the connection, and of the others."""
+        assert verdict is not None
+        book = self.book
+        slot.verdicts |= {verdict}
+        generation = book.generation
+        there = (*book.connecting, *book.idle, *book.leased, *book.recycling)
+        broken = book.learn(slot, self.now)
+        if book.generation > generation:
+            self.stale_at.update(dict.fromkeys(there, self.now))
+        if broken:
+            book.release_broken(slot, self.now)
+        else:
+            book.release(slot, self.now)
 
     def end_job(self, i: int, outcome: str) -> None:
         """End a job."""
@@ -190,9 +217,11 @@ class World:
         else:
             self.book.was_reset(slot, self.now)
 
-    def die(self, i: int) -> None:
-        """Find an idle connection dead."""
-        self.book.died(self.book.idle[i], self.now)
+    def die(self, state: str, i: int) -> None:
+        """Find a connection dead."""
+        slot = list(getattr(self.book, state))[i]
+        self.dead.add(slot.connection)
+        self.book.died(slot, self.now)
 
     def wait(self, seconds: float) -> None:
         """Let time pass; the alarm rings when the book has said it would."""

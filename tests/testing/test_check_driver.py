@@ -19,6 +19,7 @@ from poolkit.drivers.sqlite import ThreadsDriver
 from poolkit.testing import ContractBroken, FakeConnection, FakeDriver, Probe, check_driver
 from poolkit.testing._bench import open_files
 from poolkit.testing._check_driver import LINES
+from poolkit.testing._fake import BareDriver
 from tests.conftest import BACKENDS
 from tests.testing import probes
 from tests.testing.wrong import BROKEN, PATIENCE, ConnectLeavesFiles, Wrong
@@ -115,6 +116,13 @@ async def test_without_a_probe_the_report_says_what_was_skipped() -> None:
     missing = report.skipped["transaction commits at the end of the block"]
     assert missing == "Probe(write=), Probe(count_rows=)"
     assert f"(for want of {missing})" in str(report)
+
+
+async def test_report_on_a_driver_without_revoke_says_what_that_costs() -> None:
+    """Its author learns it here, and not from a pool that connects all the time."""
+    driver: BareDriver[Any] = BareDriver()
+    report = await check_driver(driver)
+    assert "more than plain data is not used again" in str(report)
 
 
 async def test_operation_that_ends_by_itself_is_the_probes_mistake() -> None:

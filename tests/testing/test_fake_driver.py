@@ -159,6 +159,19 @@ async def test_cursor_dies_with_its_lease() -> None:
             await cursor.fetch()
 
 
+async def test_cursor_that_fails_tells_the_pool() -> None:
+    """Its error counts at release, as one of the connection's own does, though it was caught."""
+    driver = FakeDriver(query=[None, Fault("out of step", verdict=Verdict.SUSPECT)])
+    async with Pool(driver, max_size=1) as pool:
+        async with pool.acquire() as conn:
+            cursor = conn.cursor()
+            await cursor.fetch()
+            with pytest.raises(Fault, match="out of step"):
+                await cursor.fetch()
+        async with pool.acquire() as conn:
+            assert conn.number == 2
+
+
 async def test_pool_times_out_while_connecting_hangs() -> None:
     """What a program sees of a database that does not answer."""
     async with Pool(FakeDriver(connect=NEVER), min_size=0, acquire_timeout=0.01) as pool:

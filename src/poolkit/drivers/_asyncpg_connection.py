@@ -38,6 +38,7 @@ def pooled(kind: Any) -> Any:
             "_named",  # the statements that the lease has given names to
             "_own",  # the callbacks of on_connect, and the pool's
             "_siblings",  # all connections of the driver
+            "_tell",  # the pool's ear for what errors say
         )
 
         def join(self, siblings: weakref.WeakSet[Any]) -> None:
@@ -49,6 +50,7 @@ def pooled(kind: Any) -> Any:
             self._codecs = False
             self._named: list[Any] = []
             self._own: tuple[frozenset[Any], ...] = ()
+            self._tell: Any = None
             self._in_use = PreparedStatementState("", "", self._protocol, asyncpg.Record, False)
             self._in_use.attach()
 
@@ -97,6 +99,11 @@ def pooled(kind: Any) -> Any:
             await super().set_builtin_type_codec(*args, **kwargs)
 
         # -- what is made from it ----------------------------------------------------------------
+
+        def failed(self, lease: int, error: Exception) -> None:
+            """Tell the pool of an error that its view does not see, unless the lease is over."""
+            if lease == self._pool_release_ctr and self._tell is not None:
+                self._tell(error)
 
         def transaction(self, **settings: Any) -> Any:
             return _looking_late(super().transaction(**settings))
@@ -159,7 +166,11 @@ def _late_class(kind: Any) -> Any:
 
     def late(method: Any) -> Any:
         async def again(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return await method(self, *args, **kwargs)
+            try:
+                return await method(self, *args, **kwargs)
+            except Exception as error:
+                self._connection.failed(self._con_release_ctr, error)
+                raise
 
         @functools.wraps(method)
         def run(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -182,8 +193,12 @@ class _Cursors(CursorFactory):
     def __aiter__(self) -> Any:
         return _looking_late(super().__aiter__())
 
-    def __await__(self) -> Any:
-        return _looking_late((yield from super().__await__()))
+    def __await__(self: Any) -> Any:
+        try:
+            return _looking_late((yield from CursorFactory.__await__(self)))
+        except Exception as error:
+            self._connection.failed(self._con_release_ctr, error)
+            raise
 
 
 class Transaction:
@@ -230,7 +245,7 @@ class Handle(_ConnectionProxy):
     async def add_listener(self: Any, channel: str, callback: Any) -> None:
         slot = self._poolkit_touch("add_listener")
         slot.connection._handle = weakref.ref(self)
-        await watched(slot, slot.connection.add_listener(channel, callback))
+        await watched(self, slot.connection.add_listener(channel, callback))
 
     def add_log_listener(self: Any, callback: Any) -> None:
         c = self._poolkit_touch("add_log_listener").connection

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import ssl
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from asyncpg import exceptions as pg
 
 from poolkit._driver import Verdict
 from poolkit._errors import PoolConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 # -- connecting ----------------------------------------------------------------------------------
 
@@ -80,7 +77,8 @@ def of_lease(error: BaseException, *, closed: bool) -> Verdict:
         return Verdict.DEAD if closed and isinstance(error, pg.InterfaceError) else Verdict.OK
     if not closed:
         return Verdict.SUSPECT
-    if any(_code(cause) in _SESSION_ONLY for cause in _chain(error)):
+    # asyncpg's own error, made from the last one that the server has sent.
+    if _code(error) in _SESSION_ONLY or _code(error.__cause__) in _SESSION_ONLY:
         return Verdict.DEAD
     return Verdict.SERVER_GONE
 
@@ -88,19 +86,6 @@ def of_lease(error: BaseException, *, closed: bool) -> Verdict:
 def _is_out_of_step(error: pg.PostgresError) -> bool:
     """Tell whether a server's error is about asyncpg's own statements, or the protocol."""
     return isinstance(error, pg.ProtocolViolationError) or "__asyncpg_" in str(error)
-
-
-def is_read_only(error: BaseException) -> bool:
-    """Tell whether an error, or one it was made from, is that of writing where one only reads."""
-    if isinstance(error, BaseExceptionGroup):
-        return any(map(is_read_only, error.exceptions))
-    return any(isinstance(cause, pg.ReadOnlySQLTransactionError) for cause in _chain(error))
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
 
 
 def _code(error: Any) -> str:

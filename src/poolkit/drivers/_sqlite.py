@@ -170,10 +170,12 @@ class SQLiteDriver(Generic[C]):
         """Close, and wait for it."""
         inside = self._inside(c)
         inside._raw.revoke()
+        inside._raw.tell = None  # it refers to the slot, which refers to the connection
         await inside.close()
 
     def terminate(self, c: C, /) -> None:
         """Interrupt what runs, and have the thread close the connection."""
+        self._inside(c)._raw.tell = None
         self._inside(c).stop()
 
     def revoke(self, c: C, /) -> None:
@@ -185,13 +187,16 @@ class SQLiteDriver(Generic[C]):
         raw: Raw = c._raw  # type: ignore[attr-defined]
         return raw.is_clean()
 
-    def watch(self, c: C, dead: Callable[[], None], /) -> None:  # noqa: ARG002  # nothing dies by itself
-        """Take what ``on_connect`` has made of the connection for what a reset returns to.
+    def watch(self, c: C, dead: Callable[..., None], /) -> None:
+        """Note whom to tell what cursors raise; nothing dies by itself.
 
-        The pool calls this once a connection is ready. (``row_factory``, ``text_factory`` and
-        ``isolation_level`` only: what are settings here has to be given as settings.)
+        Take what ``on_connect`` has made of the connection for what a reset returns to. (Of
+        ``row_factory``, ``text_factory`` and ``isolation_level``; what are settings here has to be
+        given as settings.)
         """
-        self._inside(c)._raw.remember()
+        raw = self._inside(c)._raw
+        raw.tell = dead
+        raw.remember()
 
     def classify(self, exc: BaseException, _: C | None = None, /) -> Verdict:
         """Say what an error means: most concern their statement only."""

@@ -134,6 +134,8 @@ class Raw(sqlite3.Connection):
         #: Whether it was closed, or will be as soon as its thread comes to it.
         self.over = False
         self.pragmas: list[str] = []
+        #: The pool's ear for errors, since cursors raise them too, which it does not see.
+        self.tell: Callable[[Exception], object] | None = None
         self._cursors: dict[RawCursor, weakref.ref[Any] | None] = {}
         self._dropped: deque[RawCursor] = deque()
         self._turn = threading.Lock()  # held while an operation runs
@@ -269,8 +271,10 @@ class Raw(sqlite3.Connection):
             if cursor is not kept:
                 self._dropped.append(cursor)
 
-    def abandon(self, operation: Operation[Any]) -> None:
-        """Note that the caller has gone without its result."""
+    def abandon(self, operation: Operation[Any], error: BaseException) -> None:
+        """Note that the caller has gone without its result, but with an error."""
+        if self.tell and operation.lease == self.lease and isinstance(error, Exception):
+            self.tell(error)
         with self._gate:
             operation.abandoned = True
             if operation.finished:
@@ -278,14 +282,14 @@ class Raw(sqlite3.Connection):
                 if operation.lease == self.lease:
                     self._doubts += 1
 
-    def withdraw(self, operation: Operation[Any]) -> None:
+    def withdraw(self, operation: Operation[Any], error: BaseException) -> None:
         """Abandon an operation that must not be begun any more; one that runs ends soon.
 
         Inside a transaction it goes on until the lease ends: to interrupt a write there is to roll
         back all of the transaction, and what the lease does next would be committed without it. It
         goes on as well while other cursors are open, which the interrupt would hit too.
         """
-        self.abandon(operation)
+        self.abandon(operation, error)
         operation.withdrawn = True
         with self._gate:
             runs = self._running is operation

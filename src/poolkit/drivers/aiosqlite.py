@@ -199,8 +199,8 @@ class Connection(aiosqlite.Connection):
         operation = Operation(self._raw, lease, function, tame=tame)
         try:
             result = await self._worker.submit(operation)
-        except BaseException:
-            self._raw.abandon(operation)
+        except BaseException as error:
+            self._raw.abandon(operation, error)
             raise
         self._raw.claim(operation, result if isinstance(result, RawCursor) else None)
         return result

@@ -182,10 +182,13 @@ class AsyncpgDriver:
         """Cut the connection."""
         with contextlib.suppress(RuntimeError):  # its event loop is closed
             c.terminate()
-        c._own = ()  # it refers to the slot, which refers to the connection
+        c._own, c._tell = (), None  # they refer to the slot, which refers to the connection
 
-    def watch(self, c: Any, dead: Callable[[], None], /) -> None:
-        """Have asyncpg tell; see what ``on_connect`` has set up, which stays, if it can."""
+    def watch(self, c: Any, dead: Callable[..., None], /) -> None:
+        """Have asyncpg tell, and what is made from it.
+
+        See what ``on_connect`` has set up, which stays, if it can.
+        """
         if c.is_in_transaction():
             raise PoolConfigError("on_connect has left a transaction open: commit it there")
         if c._listeners:
@@ -194,12 +197,13 @@ class AsyncpgDriver:
             )
         c.add_termination_listener(lambda _: dead())
         c.take_as_own()
+        c._tell = dead
 
     def classify(self, exc: BaseException, c: asyncpg.Connection | None, /) -> Verdict | None:
         """Say what an error means; see `poolkit.drivers._asyncpg_errors`."""
         if c is None:
             return errors.of_connecting(exc)
-        if errors.is_read_only(exc):
+        if isinstance(exc, pg.ReadOnlySQLTransactionError):
             # On a primary that was a read-only transaction. A standby in a pool that has had a
             # primary means that they have changed places; else the pool is one of a replica.
             standby = _standby(c)

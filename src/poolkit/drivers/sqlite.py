@@ -284,8 +284,8 @@ class Connection:
             result = await anyio.to_thread.run_sync(
                 operation, abandon_on_cancel=True, limiter=self._limiter
             )
-        except BaseException:
-            self._raw.withdraw(operation)
+        except BaseException as error:
+            self._raw.withdraw(operation, error)
             raise
         self._raw.claim(operation, result if isinstance(result, RawCursor) else None)
         return result

@@ -221,10 +221,10 @@ class PoolkitPool(_Pool):
             if record._soft_invalidate_time > record.starttime:
                 slot.generation, slot.retire_at, slot.expires_at = -1, now, now
             if (
-                lender._hooks.revoke(connection, derived=False)
+                lender._hooks.revoke(connection, derived=False) is None
                 and self._adapters.settle(adapter, connection)
                 and self._reset_on_return is not reset_none
-                and not (slot.busy or slot.cancelled)
+                and not (slot.busy or slot.cancelled or slot.verdicts)
             ):
                 # SQLAlchemy's reset has run, and all that it has to undo is undone.
                 slot.touched = slot.derived = False

@@ -80,7 +80,7 @@ class Bench:
         self.errors: list[Exception] = []
 
     @contextlib.asynccontextmanager
-    async def connection(self, dead: Callable[[], object] = bool) -> AsyncIterator[Any]:
+    async def connection(self, dead: Callable[..., object] = bool) -> AsyncIterator[Any]:
         """Connect as the pool does; terminate at the end."""
         c = await self.within("connect", self.driver.connect())
         try:

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", default=Any)
 
+#: What it costs a driver not to have a method.
+_WITHOUT: Final = {
+    "revoke": ", without which a connection that has given its user more than plain data is not "
+    "used again"
+}
 #: Longer than anything that is to be done at once takes on a busy machine.
 AT_ONCE: Final = 0.5
 #: Within so many seconds whatever was cancelled or terminated has ended.
@@ -109,7 +114,11 @@ class Line:
 
     def wants(self, driver: Driver[Any], probe: Probe[Any]) -> str:
         """Return what is missing, in words."""
-        missing = [f"the driver's {name}" for name in self.methods if not hasattr(driver, name)]
+        missing = [
+            f"the driver's {name}{_WITHOUT.get(name, '')}"
+            for name in self.methods
+            if not hasattr(driver, name)
+        ]
         missing += [f"Probe({name}=)" for name in self.probes if not getattr(probe, name)]
         return ", ".join(missing)
 

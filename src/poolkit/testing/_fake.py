@@ -126,7 +126,12 @@ class FakeCursor:
         """Do one round trip; raises `Fault` once the connection was given back."""
         if self.turn != self.connection.turn:
             raise Fault("revoked: the connection was given back")
-        return await self.connection.query()
+        try:
+            return await self.connection.query()
+        except Fault as error:
+            if self.turn == self.connection.turn:
+                self.connection.driver.tell(self.connection, error)
+            raise
 
 
 class FakeConnection(BareConnection):
@@ -258,6 +263,9 @@ class BareDriver(Generic[B]):
                 await self.step("close")
         self.end(c)
 
+    def tell(self, c: B, error: Fault) -> None:
+        """Tell the pool what a cursor has raised, if it is to be told."""
+
     def terminate(self, c: B, /) -> None:
         """Close at once; what is under way raises `Fault`."""
         self._note("terminate")
@@ -319,7 +327,7 @@ class FakeDriver(BareDriver[F], Generic[F]):
 
     def __init__(self, **script: Script) -> None:
         super().__init__(**script)
-        self._watchers: dict[F, Callable[[], None]] = {}
+        self._watchers: dict[F, Callable[..., None]] = {}
 
     def crash(self, *, silently: bool = False) -> None:
         """End every connection as a server that goes down does; `connect` is up to the script.
@@ -349,9 +357,14 @@ class FakeDriver(BareDriver[F], Generic[F]):
         """Tell whether a reset would have nothing to do."""
         return not (c.in_transaction or c.session or c.active)
 
-    def watch(self, c: F, dead: Callable[[], None], /) -> None:
-        """Remember whom `crash` has to tell."""
+    def watch(self, c: F, dead: Callable[..., None], /) -> None:
+        """Remember whom `crash` has to tell, and a cursor that fails."""
         self._watchers[c] = dead
+
+    def tell(self, c: F, error: Fault) -> None:
+        """Tell the pool what a cursor has raised."""
+        if tell := self._watchers.get(c):
+            tell(error)
 
     def classify(self, exc: BaseException, _: F | None = None, /) -> Verdict | None:
         """Say what the error itself says."""

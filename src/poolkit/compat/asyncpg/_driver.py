@@ -85,7 +85,7 @@ class PoolConnectionProxy(Handle):
         slot = self._poolkit_touch("close")
         place = caller(2)
         try:
-            await watched(slot, slot.connection.close(timeout=timeout))
+            await watched(self, slot.connection.close(timeout=timeout))
         finally:
             self._poolkit_pool._give_back(self._poolkit_lease, place, None)
 

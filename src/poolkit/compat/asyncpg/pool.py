@@ -282,10 +282,11 @@ class Pool(_Pool[asyncpg.Connection]):
                 slot.retire_at = slot.expires_at = slot.good_until = 0.0
         super()._give_back(lease, over, error)
 
-    def _found_dead(self, slot: Slot) -> None:
-        super()._found_dead(slot)
-        turn = slot.turn
-        self._post(lambda: self._free(slot, turn))
+    def _found_dead(self, slot: Slot, error: BaseException | None = None) -> None:
+        super()._found_dead(slot, error)
+        if error is None:
+            turn = slot.turn
+            self._post(lambda: self._free(slot, turn))
 
     def _free(self, slot: Slot, turn: int) -> None:
         """Give the place of a lost connection back, whoever still holds it.
