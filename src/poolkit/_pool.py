@@ -240,13 +240,14 @@ class Pool(Generic[C]):
     def _loop_ended(self, life: Life, cause: BaseException | None) -> None:
         """End a life whose tasks have ended, or will never run again."""
         if self._life is life and cause is None:
-            _warn_of_the_open(self.name)
+            _warn_of_the_open(self)
         self._collapse(life, cause)
 
     def _collapse(self, life: Life, cause: BaseException | None) -> None:
         """End a life at once, without waiting for anything."""
         if self._life is life:
             self._life = None
+            _opened.discard(self)
             self._held_at_end = self.leases()
             self._tell(self._book.collapse, cause)
             self._settle()
@@ -701,15 +702,17 @@ _opened: Final[weakref.WeakSet[Pool[Any]]] = weakref.WeakSet()
 def _at_exit() -> None:
     # Those on a loop that was closed without a word to its tasks; others have noticed its end.
     for pool in list(_opened):
-        if pool._life is not None and not pool._runtime.forked:
-            _warn_of_the_open(pool.name)
+        if not pool._runtime.forked:
+            _warn_of_the_open(pool)
 
 
-def _warn_of_the_open(name: str) -> None:
-    _warn(
-        f"pool {name!r} was never closed, and its event loop has ended: use `async with pool:` or "
-        "`await pool.aclose()`"
-    )
+def _warn_of_the_open(pool: Pool[Any]) -> None:
+    if pool in _opened:
+        _opened.discard(pool)
+        _warn(
+            f"pool {pool.name!r} was never closed, and its event loop has ended: use "
+            "`async with pool:` or `await pool.aclose()`"
+        )
 
 
 def _warn(text: str) -> None:

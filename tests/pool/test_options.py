@@ -36,7 +36,7 @@ async def test_connect_timeout_covers_on_connect() -> None:
 
     driver = FakeDriver()
     pool = Pool(
-        driver, connect_timeout=0.01, on_connect=on_connect, acquire_timeout=0.03, max_size=1
+        driver, connect_timeout=0.01, on_connect=on_connect, acquire_timeout=0.5, max_size=1
     )
     with pytest.raises(PoolTimeout, match=r"connecting took longer than 0\.01 s"):
         await pool.open()

@@ -119,7 +119,7 @@ def test_planted_release_that_forgets_those_in_line_is_found(
         monkeypatch,
         poolkit._pool.Pool,
         "_give_back",
-        "elif book.woken:",
-        "elif False:",
+        "if book.woken:",
+        "if False:",
     )
     check_found(RUNS[backend])
