@@ -52,8 +52,8 @@ types: .check-tools  ## mypy and pyright
 	$(bin) mypy
 	$(bin) pyright --pythonpath $(python)
 
-soak: .test-tools  ## explore for MINUTES=10 what the tests explore in seconds
-	$(python) scripts/soak.py $(MINUTES)
+soak: .test-tools  ## explore for MINUTES=10 each what the tests do in seconds (ONLY=asyncio)
+	$(bin) scripts.soak --minutes $(MINUTES) $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 coverage: .test-tools  ## branch coverage of the heart by its own tests; fails below 100 %
 	$(bin) coverage run -m pytest -q tests/state tests/pool tests/test_create.py $(quick)

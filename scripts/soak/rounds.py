@@ -1,8 +1,4 @@
-"""Look for what `make test` has missed, for as long as asked: `make soak MINUTES=60`.
-
-Runs the tests that explore (models, storms, schedules, days of traffic) again and again, each round
-with other seeds and more effort. What fails says how to bring it back.
-"""
+"""The tests that explore, again and again, each round with other seeds and more effort."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 EXPLORING = [
     "tests/state/test_model.py",
     "tests/state/test_state_machine.py",
@@ -22,14 +18,12 @@ EXPLORING = [
 ]
 
 
-def main() -> int:
+def run(minutes: float, first: int) -> int:
     """Run rounds until the time is over, or one fails."""
-    minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
     end = time.monotonic() + minutes * 60
-    first = int(time.time())
     rounds = 0
     while time.monotonic() < end:
-        effort, seed = 1 + 2 * rounds, first + rounds
+        effort, seed = 4 * (1 + 2 * rounds), first + rounds
         print(f"== round {rounds + 1}: POOLKIT_TEST_EFFORT={effort} --hypothesis-seed={seed}")
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-s", "--timeout=0"]
         command += [f"--hypothesis-seed={seed}", *EXPLORING]
@@ -44,7 +38,3 @@ def main() -> int:
         rounds += 1
     print(f"== {rounds} whole rounds in {minutes:g} minutes, and nothing found")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Long searches for a way to break a promise: `make soak`. They share nothing with `tests`."""

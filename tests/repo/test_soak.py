@@ -1,0 +1,117 @@
+"""`make soak` works, and is not blind: each of its programs for a moment, with fixed seeds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from poolkit._pool import Pool
+from poolkit._state import PoolState
+from scripts.soak import on_asyncio, on_trio
+from scripts.soak.model import RUDE, World
+from tests.conftest import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="no uvloop on Windows"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # of a pool that is left as it is
+]
+
+VIRTUAL = [(on_asyncio, 0), (on_trio, 0)]
+named = pytest.mark.parametrize(("part", "seed"), VIRTUAL, ids=["asyncio", "trio"])
+
+
+def soak(*args: str) -> subprocess.CompletedProcess[str]:
+    """Run the command as make does."""
+    return subprocess.run(
+        [sys.executable, "-m", "scripts.soak", *args],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("part", ["asyncio", "trio", "money"])
+def test_soak_finds_nothing_in_a_moment(part: str) -> None:
+    """The command runs, and the seed is a good one."""
+    done = soak("--only", part, "--seed", "0", "--steps", "80", "--without", "all")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def history(part: Any, seed: int) -> deque[str]:
+    """Run one seed in virtual time, and return how it ended."""
+    world = World(seed, RUDE)
+    part.run(world, 80)
+    return world.history
+
+
+@named
+def test_seed_brings_back_what_it_brought_before(part: Any, seed: int) -> None:
+    """In virtual time, to the last word."""
+    assert history(part, seed) == history(part, seed)
+
+
+def forget_to_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave those in line who have gone."""
+    monkeypatch.setattr(PoolState, "give_up", lambda *_: None)
+
+
+def serve_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve who came last."""
+    original = PoolState.join
+
+    def join(book: PoolState, waiter: Any, now: float) -> bool:
+        result = original(book, waiter, now)
+        if waiter.outcome == "waiting":
+            book.queue.move_to_end(waiter.key, last=False)
+        return result
+
+    monkeypatch.setattr(PoolState, "join", join)
+
+
+def skip_the_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take what was left behind for clean."""
+    monkeypatch.setattr(Pool, "_needs_reset", lambda *_: False)
+
+
+def connect_above_capacity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have room for one more than there may be."""
+    original: Callable[[PoolState], int] = PoolState._room
+    monkeypatch.setattr(PoolState, "_room", lambda book: original(book) + 1)
+    monkeypatch.setattr(PoolState, "_is_full", lambda _: False)
+
+
+def forget_to_terminate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave connections open that the pool has given up."""
+    monkeypatch.setattr("poolkit._hooks.Hooks.terminate", lambda *_: None)
+
+
+@named
+@pytest.mark.parametrize(
+    "plant",
+    [
+        forget_to_give_up,
+        serve_the_last,
+        skip_the_reset,
+        connect_above_capacity,
+        forget_to_terminate,
+    ],
+)
+def test_planted_bug_is_found(
+    part: Any, seed: int, plant: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a run or two of a few hundred steps."""
+    plant(monkeypatch)
+    with pytest.raises(BaseException) as found:  # a group, on trio
+        for later in range(4):
+            world = World(seed + 4 * later, RUDE)
+            part.run(world, 300)
+    assert world.failure is not None, found
