@@ -130,7 +130,8 @@ class Options:
     deadlock: Deadlock = "raise"
     """What to do when every connection is held by a task that is itself waiting for one:
     ``"raise"`` has the last one get `PoolDeadlock` at once, ``"warn"`` logs it and lets it wait,
-    ``"off"`` does not look."""
+    ``"off"`` does not look. If the acquire of one of them ends within a second by itself, that ends
+    the deadlock: then nobody is told."""
 
     leak_after: float | None = None
     """Seconds after which a lease that is still held is logged as a warning, with the stack that

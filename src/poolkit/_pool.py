@@ -325,7 +325,7 @@ class Pool(Generic[C]):
                 self._settle()
             if waiter.outcome == "waiting":
                 try:
-                    if book.options.deadlock != "off" and (circle := closed_by(waiter, book)):
+                    if book.options.deadlock != "off" and (circle := closed_by(waiter, book, now)):
                         self._tell_of_deadlock(waiter, circle)
                     await waiter.parking
                 except BaseException:

@@ -140,6 +140,12 @@ class PoolState:
             retired=dict(self.retired),
         )
 
+    def refuses_at(self) -> float:
+        """Return when the overload policy refuses the first in line, as things are."""
+        if self.shedder is None or not self.queue:
+            return NEVER
+        return self._shed_at(next(iter(self.queue.values())))
+
     # -- callers ---------------------------------------------------------------------------------
 
     def take(self, now: float) -> Slot | None:
@@ -389,7 +395,7 @@ class PoolState:
             if self.connecting or self.recycling:
                 due = self.prospects.next_look(due)
             if self.shedder is not None:
-                due = min(due, self._shed_at(next(iter(self.queue.values()))))
+                due = min(due, self.refuses_at())
         if (
             self.outage
             and self._wanted() > 0
