@@ -96,7 +96,8 @@ class Options:
     """Seconds for one graceful close, ``on_close`` included; then the connection is terminated."""
 
     max_connecting: int = 4
-    """Connects in flight at once."""
+    """Connects in flight at once. While somebody waits, one more for each of them that is slow, in
+    steps of ``backoff_min``, so that hung ones block nobody; twice as many at most."""
 
     ping_after: float | None = 1.0
     """An idle connection not heard from for this many seconds is pinged before it is handed out.

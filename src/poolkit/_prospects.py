@@ -1,8 +1,8 @@
 """Which of the jobs under way somebody who waits may count on.
 
 A job that has been under way for half a second is *slow*: nobody counts on it any more, so that a
-hung one delays no other. One that has outlasted even its time limit is *stuck*, and does not count
-as a connection that will be there.
+hung one delays no other; beside a slow connect another may begin. One that has outlasted even its
+time limit is *stuck*, and does not count as a connection that will be there.
 """
 
 from __future__ import annotations
@@ -63,6 +63,18 @@ class Prospects:
         """Count on no ping or reset that is under way now."""
         self._recycling.slow.update(self._recycling.slots)
 
+    def overtaken(self, by: Slot, now: float) -> None:
+        """Count on no connect that one begun later has overtaken: the server is not slow, it hangs.
+
+        Unless it has hardly begun.
+        """
+        at_work = self._connecting
+        at_work.slow.update(
+            slot
+            for slot in at_work.slots
+            if slot.begun_at < by.begun_at and now >= slot.begun_at + _PATIENCE
+        )
+
     def look(self, now: float) -> None:
         """See which jobs are slow by now, and which are stuck."""
         for at_work in (self._connecting, self._recycling):
@@ -89,6 +101,11 @@ class Prospects:
     def recycles(self) -> int:
         """Count the pings and resets that may serve somebody soon."""
         return self._recycling.soon()
+
+    def slow_connects(self) -> int:
+        """Count the connects that are slow, and may still succeed."""
+        slow = self._connecting.slow
+        return len(slow - self.stuck) if self.stuck else len(slow)
 
     def underway(self) -> int:
         """Count the connects that may still succeed."""

@@ -78,6 +78,7 @@ class PoolState:
         self._fit_since = -NEVER  # connections can be had
         self.renewed_at = -NEVER
         self._ramp = 1  # connects under way at once while leases are out; doubles with success
+        self._attempt_at = -NEVER  # the last connect began
 
         self.direct = 0
         self.outcomes: dict[Outcome, int] = dict.fromkeys(get_args(Outcome), 0)
@@ -285,6 +286,7 @@ class PoolState:
         if self.outage or not self.leased:
             self._fit_since = now
         self.outage = None
+        self.prospects.overtaken(slot, now)
         self._place(slot, now)
         if self._shortage() > 0:
             self._ramp = min(self._ramp * 2, self.options.max_connecting)
@@ -391,18 +393,15 @@ class PoolState:
     def next_tick(self) -> float:
         """Return the time of the earliest thing that is due by time alone."""
         due = self._deadlines.next()
-        if self.queue:
+        if self.queue or self.openers:
             if self.connecting or self.recycling:
                 due = self.prospects.next_look(due)
             if self.shedder is not None:
                 due = min(due, self.refuses_at())
-        if (
-            self.outage
-            and self._wanted() > 0
-            and not self.prospects.underway()
-            and self._room() > 0
-        ):
-            due = min(due, self.outage.retry_at)
+        if self.is_open and (self.outage or self.prospects.slow_connects()):
+            spare, connect_at = self._spare()
+            if min(spare, self._wanted(), self._room()) > 0:
+                due = min(due, connect_at)
         if self.idle and self.options.overflow_linger and self.live > self.options.max_size:
             due = min(due, self.idle[0].used_at + self.options.overflow_linger)
         return due
@@ -413,7 +412,7 @@ class PoolState:
         """Begin, or begin again; the waiter is served when `min_size` connections are there."""
         waiter.since = now
         if not self.is_open:  # the clock may be another one by now
-            self._fit_since = self.renewed_at = -NEVER
+            self._fit_since = self.renewed_at = self._attempt_at = -NEVER
             self.shedder = self.options.shedding.begin() if self.options.shedding else None
         self.is_open = True
         self.defunct = False
@@ -483,36 +482,53 @@ class PoolState:
         for _ in range(min(len(self.queue) - prospects.recycles(), len(self.idle))):
             # Idle, but not to be trusted without a ping, which beats any connect under way.
             self._begin("ping", self.idle[-1], "recycling", options.ping_timeout, now)
-        wanted, shortage, underway = self._wanted(), self._shortage(), prospects.underway()
-        if shortage <= 0:
+        wanted = self._wanted()
+        if self._shortage() <= 0:
             self._ramp = 1
         if wanted <= 0:
             return
-        if self.outage:
-            spare = 1 - underway if now >= self.outage.retry_at else 0
-        elif self.openers or (shortage > 0 and not self.leased):
-            spare = options.max_connecting - underway
-        elif shortage > 0:
-            spare = self._ramp - prospects.connects()
-        else:
-            spare = _UPKEEP - prospects.connects()
-        spare = min(spare, options.max_connecting - underway)
+        spare, due = self._spare()
+        if now < due:
+            return
         for _ in range(min(wanted, spare, self._room())):
+            self._attempt_at = now
             slot = Slot(self.generation)
             if options.max_lifetime is not None:
                 slot.expires_at = now + options.max_lifetime
                 slot.retire_at = now + options.max_lifetime * (0.9 + 0.1 * self._random())
             self._begin("connect", slot, "connecting", options.connect_timeout, now)
 
+    def _spare(self) -> tuple[int, float]:
+        """Count the connects that may begin beside those under way, and say from when on.
+
+        While somebody waits there may be one more for each that is slow, at most as many again:
+        hung ones do not keep others from an answer. These begin one by one, for a server that is
+        merely slow must not be stormed.
+        """
+        underway, slow = self.prospects.underway(), self.prospects.slow_connects()
+        most, due = self.options.max_connecting, -NEVER
+        if self.outage:
+            most, due = 1, self.outage.retry_at
+        spare = most - underway
+        if spare <= 0 and (self.queue or self.openers):
+            spare = min(1, spare + min(slow, most))
+            due = max(due, self._attempt_at + self.options.backoff_min)
+        shortage = self._shortage()
+        if not (self.outage or self.openers) and (shortage <= 0 or self.leased):
+            few = self._ramp if shortage > 0 else _UPKEEP
+            spare = min(spare, few - self.prospects.connects())
+        return spare, due
+
     def _shortage(self) -> int:
         """Count the waiters whom nothing under way will serve soon."""
         return len(self.queue) - self.prospects.count()
 
     def _wanted(self) -> int:
-        """Count the connections that are missing."""
-        return max(
-            self._shortage(), self.options.min_size - (self.live - len(self.prospects.stuck))
-        )
+        """Count the connections that are missing: who opens the pool waits for no slow one."""
+        away = len(self.prospects.stuck)
+        if self.openers:
+            away += self.prospects.slow_connects()
+        return max(self._shortage(), self.options.min_size - (self.live - away))
 
     def _is_full(self) -> bool:
         """Tell whether there is neither an idle connection nor room for another."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import contextvars
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import pytest
@@ -11,7 +13,13 @@ from anyio import wait_all_tasks_blocked
 
 import poolkit._jobs
 from poolkit import ConnectFailed, Pool, PoolTimeout, Verdict
+from poolkit.testing import VirtualTimeLoop
 from tests.fakes import Boom, CleanDriver, FakeConnection, FakeDriver, FullDriver
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+T = TypeVar("T")
 
 #: Far longer than any of these tests may take: what ends before it was ended by its own limit.
 LONG = 60.0
@@ -257,6 +265,117 @@ async def test_max_connecting_bounds_real_connects() -> None:
             assert driver.calls["connect"] == 2
             for gate in gates:
                 gate.set()
+
+
+def in_virtual_time(main: Coroutine[Any, Any, T]) -> T:
+    """Run it on a loop whose clock jumps."""
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        return runner.run(main)
+
+
+class Visitors:
+    """Callers who come together, and hold what they get; they note how long they have waited."""
+
+    def __init__(self, count: int, *, timeout: float) -> None:
+        self.count = count
+        self.timeout = timeout
+        self.waits: list[float] = []
+
+    async def come(self, pool: Pool[FakeConnection], *, hold: float) -> None:
+        """Come all at once, and wait for the last one to go."""
+        came = anyio.current_time()
+
+        async def visit() -> None:
+            async with pool.acquire(timeout=self.timeout):
+                self.waits.append(anyio.current_time() - came)
+                await anyio.sleep(hold)
+
+        async with anyio.create_task_group() as group:
+            for _ in range(self.count):
+                group.start_soon(visit)
+
+
+@pytest.mark.parametrize("max_connecting", [1, 2, 4])
+def test_hung_connects_keep_nobody_from_those_that_answer(max_connecting: int) -> None:
+    """As many hang as may be under way: others are begun beside them, one after the other."""
+
+    async def main() -> None:
+        async with Pool(driver, min_size=0, max_size=20, max_connecting=max_connecting) as pool:
+            await visitors.come(pool, hold=LONG)
+
+    driver = FakeDriver(connect=[LONG] * max_connecting)
+    visitors = Visitors(max_connecting + 1, timeout=3.0)
+    in_virtual_time(main())
+    steps = [0.5 + 0.2 * n for n in range(visitors.count)]
+    assert visitors.waits == pytest.approx(steps, abs=0.01)
+
+
+def test_hung_connect_beside_leases_keeps_nobody_from_those_that_answer() -> None:
+    """Where one is begun at a time."""
+
+    async def main() -> None:
+        async with Pool(driver, max_size=20, max_connecting=1) as pool, pool.acquire():
+            driver.script["connect"] = [LONG]
+            await visitors.come(pool, hold=LONG)
+
+    driver = FakeDriver()
+    visitors = Visitors(3, timeout=3.0)
+    in_virtual_time(main())
+    assert visitors.waits == pytest.approx([0.5, 0.7, 0.9], abs=0.01)
+
+
+def test_hung_connect_keeps_no_pool_from_opening() -> None:
+    """Another one is begun beside it."""
+
+    async def main() -> float:
+        async with Pool(FakeDriver(connect=[LONG]), max_connecting=1):
+            return anyio.current_time()
+
+    assert in_virtual_time(main()) == pytest.approx(0.5, abs=0.01)
+
+
+def test_hung_attempt_in_an_outage_keeps_nobody_from_one_that_answers() -> None:
+    """One other one is begun beside it."""
+
+    async def main() -> None:
+        async with Pool(driver, min_size=0) as pool:
+            await visitors.come(pool, hold=LONG)
+
+    driver = FullDriver(connect=[Boom(), LONG])
+    driver.verdicts[Boom] = Verdict.TRANSIENT
+    visitors = Visitors(1, timeout=3.0)
+    in_virtual_time(main())
+    assert visitors.waits[0] <= 0.2 + 0.5 + 0.01
+
+
+@pytest.mark.parametrize(
+    ("seconds", "extra"), [(0.4, 0), (0.7, 1), (1.5, 2), (3.0, 3), (4.9, 4), (LONG, 4)]
+)
+@pytest.mark.parametrize("cold", [True, False])
+def test_server_that_is_merely_slow_is_not_stormed(seconds: float, extra: int, cold: bool) -> None:
+    """An extra attempt for the first that takes 0.5 s, 1 s, 2 s, 4 s, ... and no more."""
+
+    class SlowDriver(FakeDriver):
+        most = now = 0
+
+        async def connect(self) -> FakeConnection:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            try:
+                return await super().connect()
+            finally:
+                self.now -= 1
+
+    async def main() -> None:
+        async with Pool(driver, min_size=int(not cold), max_size=40, max_connecting=4) as pool:
+            driver.script["connect"] = seconds
+            with contextlib.suppress(ExceptionGroup):
+                await visitors.come(pool, hold=9.0)
+
+    driver = SlowDriver()
+    visitors = Visitors(60, timeout=30.0)
+    in_virtual_time(main())
+    assert driver.most <= 4 + extra
 
 
 async def test_reset_that_the_server_refuses_is_told_aloud_once(

@@ -114,6 +114,7 @@ def key(world: World) -> Any:
     came = time if shedder else lambda _: None
     return (
         (book.is_open, book.defunct, bool(book.openers), book._ramp, book.options.capacity),
+        time(max(book._attempt_at, now - book.options.backoff_min)),
         tuple(sorted(map(repr, map(slot_key, book.connecting)))),
         tuple(map(slot_key, book.idle)),
         tuple(sorted(map(repr, holders))),

@@ -478,16 +478,20 @@ def test_max_uses_none_wears_nothing_out() -> None:
 
 
 def test_max_connecting_bounds_connects_beside_stuck_ones() -> None:
-    """A stuck one does not count; one that is slow does."""
+    """A stuck one does not count; one that is slow does, and another may begin beside it."""
     desk = Desk(min_size=0, max_size=9, max_connecting=2, connect_timeout=1.0).open()
     for _ in range(5):
         desk.join()
     for _ in range(2):
         desk.begin("connect")
+    desk.tick(0.4)
+    assert not desk.jobs("connect"), "two are under way"
     desk.tick(1.5)
-    assert not desk.jobs("connect"), "slow, and still two"
+    desk.begin("connect")
+    desk.tick(1.6)
+    assert not desk.jobs("connect"), "the next extra one has time"
     desk.tick(2.0)
-    assert len(desk.jobs("connect")) == 2, "stuck"
+    assert len(desk.jobs("connect")) == 1, "two are stuck, one is under way"
 
 
 def test_growth_starts_anew_when_nobody_lacks_anything() -> None:
@@ -694,10 +698,16 @@ def test_next_tick_is_not_for_an_attempt_that_cannot_be_made() -> None:
 
 def test_jobs_that_nobody_waits_for_ring_no_alarm() -> None:
     """Slow or not."""
-    desk = Desk(min_size=2, max_size=2)
-    desk.book.open(desk.waiter(), desk.now)
+    desk = Desk(min_size=2, max_size=3)
+    opener = desk.waiter()
+    desk.book.open(opener, desk.now)
     assert len(desk.jobs("connect")) == 2
+    assert desk.book.next_tick() == 0.5, "for the opener's sake"
+    desk.book.give_up(opener, desk.now)
     assert desk.book.next_tick() == NEVER
+    desk.tick(0.5)
+    assert desk.book.next_tick() == NEVER
+    assert len(desk.jobs("connect")) == 2
 
 
 def test_connect_that_was_begun_before_the_close_says_nothing_when_it_fails() -> None:

@@ -56,6 +56,7 @@ class World:
         self.stale_at: dict[Slot, float] = {}  # from when on a renewal forbids its use
         self.size_limit = book.options.capacity
         self.acquires = 0
+        self.attempt_at = -NEVER  # the last connect began
 
     # -- events ----------------------------------------------------------------------------------
 
@@ -206,12 +207,20 @@ class World:
         else:
             raise AssertionError("I12: the alarm never comes to rest")
         self.now = until
+        before = self.what_upkeep_sees()
         self.book.tick(self.now)
+        if self.what_upkeep_sees() == before:
+            begun = any(job == "connect" for job, _ in self.book.jobs)
+            assert not begun, "I12: a connect was due, and the alarm did not ring"
         self.settle()
         for waiter in self.book.queue.values():
             assert self.now < waiter.deadline, "I11: still waiting after its deadline"
         for waiter in list(self.book.queue.values())[:1]:
             assert self.now < self.book._shed_at(waiter), "I12: not refused, as the policy says"
+
+    def what_upkeep_sees(self) -> tuple[int, int]:
+        """Count what is found without an alarm, every second: who is to go, and what is stuck."""
+        return sum(self.book.retired.values()), len(self.book.prospects.stuck)
 
     def oversleep(self, seconds: float) -> None:
         """Let time pass in which the event loop is kept from ringing the alarm."""
@@ -266,6 +275,7 @@ class World:
                 "I1: a connect above capacity"
             )
             prospects = book.prospects
+            self.check_pace(sum(job == "connect" for job, _ in book.jobs))
             others = book.live - len(prospects.stuck) - prospects.underway()
             missing = book.options.min_size - others
             assert prospects.connects() <= max(len(book.queue), missing), (
@@ -275,6 +285,15 @@ class World:
             job, slot = book.jobs.popleft()
             assert slot not in self.at_work, "I1: a slot with two jobs"
             self.at_work[slot] = job
+
+    def check_pace(self, begun: int) -> None:
+        """Check that connects beyond the usual number begin one by one."""
+        options, underway = self.book.options, self.book.prospects.underway()
+        usual = max(1 if self.book.outage else options.max_connecting, underway - begun)
+        if underway > usual and options.backoff_min > 0:
+            assert underway == usual + 1, "I9: several extra attempts at once"
+            assert self.now >= self.attempt_at + options.backoff_min, "I9: a hasty extra attempt"
+        self.attempt_at = self.now
 
     def wake(self, waiter: Waiter) -> None:
         """Tell a waiter how it ended; one who is served is the first in line, and in time."""
