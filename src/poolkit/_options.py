@@ -71,11 +71,13 @@ class Options:
     connect and close on every request."""
 
     acquire_timeout: float | None = 10.0
-    """Seconds that one acquire, or opening the pool, may take in all, whatever it waits for."""
+    """Seconds that one acquire, or opening the pool, may take in all, whatever it waits for. 0: an
+    acquire waits for no other user, as ``acquire(timeout=0)``; opening waits for its connects."""
 
     max_waiting: int | None = None
     """The longest queue; whoever comes when it is full gets `PoolBusy` at once. 0: nobody waits for
-    a connection that somebody holds, or that is not open yet."""
+    a connection that somebody holds, or that is not open yet (it is opened for the next one, up to
+    ``max_size``). One that is only to be pinged or reset is always waited for by the first."""
 
     shedding: Shedding | None = None
     """An overload policy that refuses waiters with `PoolBusy`, so that others are served in time:
@@ -146,7 +148,7 @@ class Options:
 
     on_acquire: Hook | None = None
     """Awaited in the caller's task with the connection it just got, as if it were the first line of
-    its block, but within the deadline of the acquire."""
+    its block, but within the deadline of the acquire; half a second for ``acquire(timeout=0)``."""
 
     name: str | None = None
     """Names the pool in errors, logs and metrics."""

@@ -29,6 +29,7 @@ from poolkit._leaks import Leaks
 from poolkit._lease import RELEASED, Lease, Released, TracedLease
 from poolkit._life import Life
 from poolkit._options import check_seconds, make_options
+from poolkit._prospects import PATIENCE
 from poolkit._runtime import current_runtime
 from poolkit._say import say
 from poolkit._slot import NEVER, Slot, Waiter
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from poolkit._driver import Driver
     from poolkit._options import Hook, Options, PoolOptions
     from poolkit._runtime import Runtime
+    from poolkit._slot import Outcome
     from poolkit._stats import LeaseInfo, PoolStats
 
 
@@ -226,8 +228,10 @@ class Pool(Generic[C]):
         What is awaited has to be given back with `release`.
 
         Args:
-            timeout: seconds that waiting may take in all; None: no limit; 0: do not wait. Without
-                it, the pool's ``acquire_timeout``.
+            timeout: seconds that waiting may take in all; None: no limit. 0, or less: wait for no
+                other user; only a ping or a reset of a connection that nobody holds, and
+                ``on_acquire``, may take a moment, half a second in all. Without it, the pool's
+                ``acquire_timeout``.
 
         Raises:
             PoolTimeout: none became free in time; the message says what the pool was doing.
@@ -315,12 +319,13 @@ class Pool(Generic[C]):
             raise WrongLoop(words.NO_TASK)
         holder = (ref(task), lease._code, lease._lasti)
         slot = self._take_another(book.take(now), now) if hook is not None else None
+        direct = slot is not None
         if slot is not None:
             slot.holder, slot.leased_at = holder, now
         else:
             waiter = Waiter(deadline, holder, runtime.create_parking())
             if book.join(waiter, now):
-                runtime.set_alarm(deadline)
+                runtime.set_alarm(waiter.deadline)
             else:
                 self._settle()
             if waiter.outcome == "waiting":
@@ -336,6 +341,7 @@ class Pool(Generic[C]):
             if slot is None:
                 raise words.refusal(self.name, book, waiter, lease._timeout, now=runtime.now())
             if slot.state != "leased":  # taken back between hand-off and now
+                book.recount("closed", direct=False)
                 raise PoolClosed(f"pool {self.name!r} was closed while handing out a connection")
         if lease._slot is not None:  # used a second time while this one waited
             book.release(slot, runtime.now())
@@ -343,7 +349,7 @@ class Pool(Generic[C]):
             raise lease.is_used()
         view: C = make_view(lease, slot)
         if hook is not None:
-            await self._greet(hook, view, slot, deadline, lease)
+            await self._greet(hook, view, slot, lease, now, direct=direct)
         return view
 
     def _tell_of_deadlock(self, waiter: Waiter, circle: list[Waiter]) -> None:
@@ -361,19 +367,22 @@ class Pool(Generic[C]):
         raise error
 
     async def _greet(
-        self, hook: Hook, view: C, slot: Slot, deadline: float, lease: Lease[C]
+        self, hook: Hook, view: C, slot: Slot, lease: Lease[C], since: float, *, direct: bool
     ) -> None:
         """Run ``on_acquire`` like the first line of the caller's block, within its deadline."""
+        limit = lease._timeout
+        if limit == 0:  # it waits for no other user, and this is none
+            limit = PATIENCE
         try:
-            with anyio.CancelScope(deadline=deadline) as scope:
+            with anyio.CancelScope(deadline=NEVER if limit is None else since + limit) as scope:
                 await hook(view)
             if scope.cancelled_caught:
                 slot.cancelled = True
                 raise PoolTimeout(
-                    f"pool {self.name!r}: on_acquire was not done when the {lease._timeout} s of "
-                    "this acquire had passed"
+                    f"pool {self.name!r}: on_acquire was not done {limit} s after the acquire began"
                 )
         except BaseException as error:
+            self._book.recount(_outcome_of(error), direct=direct)
             self._give_back(lease, (lease._code, lease._lasti), error)
             raise
 
@@ -618,7 +627,17 @@ def _warn(text: str) -> None:
         say(logging.ERROR, "%s", text)
 
 
+def _outcome_of(error: BaseException) -> Outcome:
+    """Return what an acquire counts as that ended with this error of its ``on_acquire``."""
+    if not isinstance(error, Exception):
+        return "cancelled"
+    return "timed_out" if isinstance(error, PoolTimeout) else "failed"
+
+
 def _checked(timeout: Any) -> float | None:
+    """Return the limit of an acquire: 0 for a deadline that has passed."""
+    if isinstance(timeout, (int, float)) and timeout < 0:
+        return 0.0
     check_seconds("timeout", timeout)
     limit: float | None = timeout
     return limit

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 #: Seconds until the first job is slow; doubled by each that is, so that a struggling database is
 #: not rushed.
-_PATIENCE: Final = 0.5
+PATIENCE: Final = 0.5
 
 
 #: So often at most.
@@ -39,7 +39,7 @@ class _AtWork:
         slow = self.slow
         for slot in self.slots:
             if slot not in slow:
-                return slot.begun_at + _PATIENCE * 2.0 ** min(len(slow), _DOUBLINGS), slot
+                return slot.begun_at + PATIENCE * 2.0 ** min(len(slow), _DOUBLINGS), slot
         return None
 
 
@@ -72,7 +72,7 @@ class Prospects:
         at_work.slow.update(
             slot
             for slot in at_work.slots
-            if slot.begun_at < by.begun_at and now >= slot.begun_at + _PATIENCE
+            if slot.begun_at < by.begun_at and now >= slot.begun_at + PATIENCE
         )
 
     def look(self, now: float) -> None:

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 from poolkit._deadlines import Deadlines
 from poolkit._outage import Outage
-from poolkit._prospects import Prospects
+from poolkit._prospects import PATIENCE, Prospects
 from poolkit._slot import NEVER, TRANSITIONS, Job, Outcome, Reason, Slot, Waiter
 from poolkit._stats import PoolStats
 
@@ -179,16 +179,23 @@ class PoolState:
     def join(self, waiter: Waiter, now: float) -> bool:
         """Put a caller at the end of the queue, unless it is refused at once.
 
+        One without time waits for no other user, and for a moment for a connection that is only to
+        be pinged or reset.
+
         Return whether that was all, so that nothing is to be done but to mind its deadline.
         """
         waiter.since = now
         limit = self.options.max_waiting
+        in_haste = waiter.deadline <= now
+        if in_haste:
+            limit = 0
+            waiter.deadline = now + PATIENCE
         if not self.is_open:
             self._dismiss(waiter, "closed")
-        elif waiter.deadline <= now:
-            self._dismiss(waiter, "timed_out")
-        elif limit is not None and len(self.queue) - len(self.idle) >= limit:  # idle: to be pinged
-            self._dismiss(waiter, "busy")
+        elif limit is not None and len(self.queue) >= max(
+            limit, len(self.idle) + self.prospects.recycles()
+        ):
+            self._turn_away(waiter, "timed_out" if in_haste else "busy", now)
         elif self._refuses_newcomers(now):
             self._dismiss(waiter, "failed", self.last_error)
         else:
@@ -204,6 +211,17 @@ class PoolState:
             self._follow_up(now)
         return False
 
+    def _turn_away(self, waiter: Waiter, outcome: Outcome, now: float) -> None:
+        """Refuse a newcomer; the connect it would have waited for is begun, for the next one.
+
+        Up to `max_size`: with nobody in line a surplus connection is closed when it comes.
+        """
+        if self.live < self.options.max_size:
+            waiter.key = waiter
+            self.queue[waiter] = waiter
+            self._owe(now)
+        self._dismiss(waiter, outcome)
+
     def refuse(self, waiter: Waiter, outcome: Outcome, now: float) -> None:
         """Send a caller away who is in line."""
         self._leave(waiter, outcome, now)
@@ -218,11 +236,18 @@ class PoolState:
             self.outcomes["cancelled"] += 1
         elif waiter.slot is not None:
             slot, waiter.slot = waiter.slot, None
-            self.outcomes["served"] -= 1
-            self.outcomes["cancelled"] += 1
+            self.recount("cancelled", direct=False)
             if slot.state == "leased":  # else it was taken back on closing
                 self.release(slot, now)
         waiter.outcome = "cancelled"
+
+    def recount(self, outcome: Outcome, *, direct: bool) -> None:
+        """Count the end of an acquire as another one: what it had got it could not keep."""
+        if direct:
+            self.direct -= 1
+        else:
+            self.outcomes["served"] -= 1
+        self.outcomes[outcome] += 1
 
     def release(self, slot: Slot, now: float) -> bool:
         """Take back a connection that is fit for the next user as it is.
@@ -409,8 +434,14 @@ class PoolState:
     # -- life ------------------------------------------------------------------------------------
 
     def open(self, waiter: Waiter, now: float) -> None:
-        """Begin, or begin again; the waiter is served when `min_size` connections are there."""
+        """Begin, or begin again; the waiter is served when `min_size` connections are there.
+
+        One without time, who waits for no other user, has none to wait for: only for a connect.
+        """
         waiter.since = now
+        if waiter.deadline <= now:
+            limit = self.options.connect_timeout
+            waiter.deadline = NEVER if limit is None else now + limit
         if not self.is_open:  # the clock may be another one by now
             self._fit_since = self.renewed_at = self._attempt_at = -NEVER
             self.shedder = self.options.shedding.begin() if self.options.shedding else None

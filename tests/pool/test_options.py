@@ -248,6 +248,73 @@ async def test_on_acquire_is_within_the_deadline() -> None:
         assert driver.calls["reset"] == 1
 
 
+async def test_on_acquire_that_yields_is_run_for_who_does_not_wait() -> None:
+    """It is no other user."""
+
+    async def on_acquire(conn: FakeConnection) -> None:
+        for _ in range(3):
+            await conn.query()
+
+    async with Pool(CleanDriver(), max_size=1, on_acquire=on_acquire) as pool:
+        for timeout in (0, -1.0):
+            async with pool.acquire(timeout=timeout) as conn:
+                assert await conn.query() == "row"
+        assert pool.stats().direct == 2
+
+
+def test_on_acquire_that_hangs_ends_with_the_half_second_of_who_does_not_wait() -> None:
+    """That half second includes the ping before it."""
+
+    async def on_acquire(conn: FakeConnection) -> None:
+        await conn.query()
+        await anyio.sleep_forever()
+
+    async def main() -> float:
+        driver = CleanDriver(ping=[0.2])
+        async with Pool(driver, max_size=1, on_acquire=on_acquire, ping_after=0.0) as pool:
+            with pytest.raises(PoolTimeout, match=r"on_acquire was not done 0\.5 s after"):
+                await pool.acquire(timeout=0)
+            return anyio.current_time()
+
+    assert in_virtual_time(main()) == pytest.approx(0.5, abs=0.01)
+
+
+HOW_HOOKS_FAIL: dict[str, tuple[BaseException | None, str]] = {
+    "error": (Boom("not for you"), "failed"),
+    "timeout of another pool": (PoolTimeout("elsewhere"), "timed_out"),
+    "hang": (None, "timed_out"),
+    "cancelled": (None, "cancelled"),
+}
+
+
+@pytest.mark.parametrize("how", HOW_HOOKS_FAIL)
+@pytest.mark.parametrize("pinged", [False, True])
+async def test_on_acquire_that_fails_is_no_success(how: str, pinged: bool) -> None:
+    """Whether the connection was there at once or had been waited for."""
+    error, counter = HOW_HOOKS_FAIL[how]
+
+    async def on_acquire(_: FakeConnection) -> None:
+        if error is not None:
+            raise error
+        await anyio.sleep_forever()
+
+    ping_after = 0.0 if pinged else None
+    async with Pool(CleanDriver(), on_acquire=on_acquire, ping_after=ping_after) as pool:
+        async with anyio.create_task_group() as group:
+
+            async def acquire() -> None:
+                with contextlib.suppress(Boom, PoolTimeout):
+                    await pool.acquire(timeout=0.01 if how == "hang" else None)
+
+            group.start_soon(acquire)
+            await wait_all_tasks_blocked()
+            if how == "cancelled":
+                group.cancel_scope.cancel()
+        stats = pool.stats()
+        assert (stats.direct, stats.waited, stats.leased) == (0, 0, 0)
+        assert getattr(stats, counter) == 1
+
+
 async def test_max_connecting_bounds_real_connects() -> None:
     """Never more at once than allowed."""
     gates = [anyio.Event() for _ in range(6)]

@@ -51,7 +51,7 @@ WORLDS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
             "backoff_max": 1.0,
             "fail_fast_after": 3.0,
         },
-        {"patience": (2.0, NEVER), "seconds": (1.0,), "late": (2.0,)},
+        {"patience": (0.0, 2.0, NEVER), "seconds": (1.0,), "late": (2.0,)},
     ),
     "connects that hang": (
         2,
@@ -215,6 +215,13 @@ def test_planted_extra_attempt_that_rings_no_alarm_is_found() -> None:
         "if min(spare, self._wanted(), self._room()) > 0:",
         "if False:",
         HUNG,
+    )
+
+
+def test_planted_refusal_beside_a_connection_that_is_only_to_be_pinged_is_found() -> None:
+    """Whoever does not wait for others would be refused by a healthy pool, for ever."""
+    check_found(
+        "I3: refused", "limit, len(self.idle) + self.prospects.recycles()", "limit, 0", TIMED
     )
 
 

@@ -63,11 +63,74 @@ def test_take_that_was_dead_is_not_counted() -> None:
     assert len(desk.jobs("connect")) == 1
 
 
-def test_caller_whose_deadline_is_now_is_refused_at_once() -> None:
-    """No connect is begun for somebody who does not wait."""
-    desk = Desk(min_size=0).open()
-    assert desk.join(patience=0.0).outcome == "timed_out"
+@pytest.mark.parametrize(
+    ("options", "patience", "refused_as"),
+    [({}, 0.0, "timed_out"), ({}, -5.0, "timed_out"), ({"max_waiting": 0}, 9.0, "busy")],
+)
+def test_caller_who_waits_for_no_other_user_is_refused_at_once(
+    options: dict[str, int], patience: float, refused_as: str
+) -> None:
+    """One connect is begun, for the next one; not a second, and none that would be surplus."""
+    desk = Desk(min_size=1, max_size=2, max_overflow=2, **options).open()
+    desk.take()
+    for _ in range(3):
+        assert desk.join(patience=patience).outcome == refused_as
+        assert len(desk.jobs("connect")) == 1
+    desk.connect()
+    desk.take()
+    assert desk.join(patience=patience).outcome == refused_as
     assert not desk.jobs("connect")
+    assert not desk.book.queue
+
+
+@pytest.mark.parametrize(
+    ("options", "patience", "refused_as"),
+    [({}, 0.0, "timed_out"), ({"max_waiting": 0}, 9.0, "busy")],
+)
+def test_caller_who_waits_for_no_other_user_gets_what_is_pinged_or_reset_for_nobody(
+    options: dict[str, int], patience: float, refused_as: str
+) -> None:
+    """One each; the next is refused."""
+    desk = Desk(min_size=2, max_size=2, ping_after=1.0, **options).open()
+    slot = desk.take()
+    desk.now = 5.0
+    desk.book.release_dirty(slot, desk.now)
+    first, second, third = (desk.join(patience=patience) for _ in range(3))
+    assert (first.outcome, second.outcome, third.outcome) == ("waiting", "waiting", refused_as)
+    desk.book.was_reset(desk.begin("reset"), desk.now)
+    desk.book.pinged(desk.begin("ping"), desk.now)
+    assert (first.outcome, second.outcome) == ("served", "served")
+
+
+def test_slow_reset_is_not_waited_for_by_who_waits_for_no_other_user() -> None:
+    """Nobody counts on it any more."""
+    desk = Desk(max_size=1).open()
+    desk.book.release_dirty(desk.take(), desk.now)
+    assert desk.book.next_tick() == NEVER
+    desk.tick(0.5)
+    assert desk.join(patience=0.0).outcome == "timed_out"
+
+
+def test_caller_without_time_is_in_line_for_half_a_second() -> None:
+    """Then it is told of a timeout."""
+    desk = Desk(max_size=1, ping_after=1.0).open()
+    desk.now = 5.0
+    waiter = desk.join(patience=0.0)
+    assert len(desk.jobs("ping")) == 1
+    assert desk.book.next_tick() == 5.5
+    desk.tick(5.5)
+    assert waiter.outcome == "timed_out"
+
+
+@pytest.mark.parametrize("limit", [7.0, None])
+def test_opener_without_time_waits_for_one_connect(limit: float | None) -> None:
+    """As long as that may take."""
+    desk = Desk(min_size=1, connect_timeout=limit)
+    opener = desk.waiter(patience=0.0)
+    desk.book.open(opener, desk.now)
+    assert opener.deadline == (NEVER if limit is None else 7.0)
+    desk.connect()
+    assert opener.outcome == "served"
 
 
 def test_newcomer_does_not_pass_those_in_line() -> None:

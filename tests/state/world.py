@@ -56,6 +56,7 @@ class World:
         self.stale_at: dict[Slot, float] = {}  # from when on a renewal forbids its use
         self.size_limit = book.options.capacity
         self.acquires = 0
+        self.turned_away = False  # somebody, a moment ago
         self.attempt_at = -NEVER  # the last connect began
 
     # -- events ----------------------------------------------------------------------------------
@@ -126,11 +127,13 @@ class World:
         caller.waiter = Waiter(self.now + patience, None, None)
         self.line.append(caller)
         self.book.join(caller.waiter, self.now)
-        limit = self.book.options.max_waiting
-        if limit is not None:
-            assert len(self.book.queue) - len(self.book.idle) <= limit, (
-                "a longer queue than allowed"
-            )
+        limit = 0 if patience == 0 else self.book.options.max_waiting
+        coming = len(self.book.idle) + self.book.prospects.recycles()
+        if caller.waiter.outcome in ("busy", "timed_out"):
+            self.turned_away = True
+            assert len(self.book.queue) >= coming, "I3: refused, and only a ping is missing"
+        elif limit is not None and caller.waiter.outcome == "waiting":
+            assert len(self.book.queue) <= max(limit, coming), "a longer queue than allowed"
 
     def give_up(self, i: int) -> None:
         """Cancel a caller who waits, or was served and has not noticed yet."""
@@ -278,9 +281,11 @@ class World:
             self.check_pace(sum(job == "connect" for job, _ in book.jobs))
             others = book.live - len(prospects.stuck) - prospects.underway()
             missing = book.options.min_size - others
-            assert prospects.connects() <= max(len(book.queue), missing), (
+            waiting = len(book.queue) + self.turned_away  # for whom one may be begun, too
+            assert prospects.connects() <= max(waiting, missing), (
                 "I9: more connects than anybody waits for"
             )
+        self.turned_away = False
         while book.jobs:
             job, slot = book.jobs.popleft()
             assert slot not in self.at_work, "I1: a slot with two jobs"
