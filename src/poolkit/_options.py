@@ -111,8 +111,9 @@ class Options:
     None: never, which lets a database that scales to zero fall asleep."""
 
     max_lifetime: float | None = 1800.0
-    """Seconds after which a connection is replaced. Replacing begins, with jitter, at 90 %; after
-    100 % a connection is never handed out."""
+    """Seconds after which a connection is replaced, counted from when it was open. Replacing begins
+    at 90 %, with jitter, at a pace that has all of one age replaced by 100 %; at most a tenth of
+    them, or two, are away for it at once. After 100 % a connection is never handed out."""
 
     max_idle_time: float | None = 600.0
     """Seconds after which an unused connection above ``min_size`` is closed."""
@@ -164,6 +165,9 @@ class Options:
             _check_count(name, getattr(self, name), low)
         for name in _SECONDS:
             check_seconds(name, getattr(self, name), optional=name not in _NEVER_NONE)
+        for name, why in _NEVER_ZERO.items():
+            if getattr(self, name) == 0:
+                raise PoolConfigError(f"{name}=0: {why}; for no limit give None")
         if self.min_size > self.max_size:
             raise PoolConfigError(
                 f"min_size={self.min_size} is above max_size={self.max_size}: "
@@ -203,6 +207,12 @@ _COUNTS = {
     "max_waiting": 0,
     "max_connecting": 1,
     "max_uses": 1,
+}
+_NEVER_ZERO = {
+    "connect_timeout": "no connect could ever succeed",
+    "ping_timeout": "no ping could ever succeed",
+    "reset_timeout": "no reset could ever succeed",
+    "max_lifetime": "each connection would be replaced as soon as it is there",
 }
 _NEVER_NONE = frozenset({"overflow_linger", "backoff_min", "backoff_max"})
 _SECONDS = (

@@ -43,10 +43,13 @@ if TYPE_CHECKING:
     from poolkit._options import Options
     from poolkit._shedding import Shedder
 
-#: Replacements for age that may be under way at once, so that a fleet of equals does not vanish.
-_AGING: Final = 2
-#: Connects that upkeep, which nobody waits for, may have under way at once.
-_UPKEEP: Final = 2
+#: Connections that may be away at once to be replaced, and connects that upkeep, which nobody waits
+#: for, may have under way: two at least, a tenth of a larger pool.
+_FEW: Final = 2
+#: The part of the lifetime in the course of which a connection is replaced.
+_OLD_AGE: Final = 0.1
+#: Seconds until the next visit of upkeep, about: what is due before needs an alarm.
+_VISIT: Final = 1.5
 
 
 class PoolState:
@@ -79,6 +82,9 @@ class PoolState:
         self.renewed_at = -NEVER
         self._ramp = 1  # connects under way at once while leases are out; doubles with success
         self._attempt_at = -NEVER  # the last connect began
+        self._ticked_at = -NEVER
+        self._age_at = NEVER  # the next connection comes of age, or is due to be replaced
+        self._aging = False  # some are due, and go as others are replaced
 
         self.direct = 0
         self.outcomes: dict[Outcome, int] = dict.fromkeys(get_args(Outcome), 0)
@@ -306,6 +312,12 @@ class PoolState:
             return
         slot.connection = connection
         slot.used_at = now
+        if (lifetime := self.options.max_lifetime) is not None:
+            slot.expires_at = min(slot.expires_at, now + lifetime)
+            old_age = lifetime * _OLD_AGE
+            soft = now + lifetime - old_age * (1.0 - self._random())
+            slot.retire_at = min(slot.retire_at, soft)
+            self._age_at = min(self._age_at, now + lifetime - old_age)
         self._heard_from(slot, now)
         self.connected_total += 1
         if self.outage or not self.leased:
@@ -411,6 +423,9 @@ class PoolState:
             self._leave(waiter, "timed_out", now)
         self._first_in_line(now)  # dismisses those before
         self.prospects.look(now)
+        self._ticked_at = now
+        if self._aging or now >= self._age_at:
+            self._pace_ages(now)
         self._retire_idle(now)
         self._ping_idle(now)
         self._follow_up(now)
@@ -427,6 +442,8 @@ class PoolState:
             spare, connect_at = self._spare()
             if min(spare, self._wanted(), self._room()) > 0:
                 due = min(due, connect_at)
+        if self._age_at < self._ticked_at + _VISIT:
+            due = min(due, self._age_at)
         if self.idle and self.options.overflow_linger and self.live > self.options.max_size:
             due = min(due, self.idle[0].used_at + self.options.overflow_linger)
         return due
@@ -444,6 +461,7 @@ class PoolState:
             waiter.deadline = NEVER if limit is None else now + limit
         if not self.is_open:  # the clock may be another one by now
             self._fit_since = self.renewed_at = self._attempt_at = -NEVER
+            self._ticked_at = now
             self.shedder = self.options.shedding.begin() if self.options.shedding else None
         self.is_open = True
         self.defunct = False
@@ -454,6 +472,7 @@ class PoolState:
     def close(self, cause: BaseException | None = None) -> None:
         """Stop serving: waiters fail, idle connections close, the others when they come back."""
         self.is_open = False
+        self._age_at, self._aging = NEVER, False
         self.outage = None
         self.generation += 1
         for waiter in [*self.openers, *self.queue.values()]:
@@ -494,6 +513,7 @@ class PoolState:
     def _follow_up(self, now: float) -> None:
         """Let openers go on when all is there; owe the jobs that are missing for those who wait.
 
+        The next one goes for its age when the one before is replaced.
         Connections are handed out where they become free, in `_place`: nobody waits beside one.
         """
         if self.openers:
@@ -501,6 +521,8 @@ class PoolState:
             if ready >= self.options.min_size:
                 for waiter in list(self.openers):
                     self._dismiss(waiter, "served")
+        if self._aging:
+            self._retire_idle(now)
         if self.is_open:
             self._owe(now)
 
@@ -524,9 +546,6 @@ class PoolState:
         for _ in range(min(wanted, spare, self._room())):
             self._attempt_at = now
             slot = Slot(self.generation)
-            if options.max_lifetime is not None:
-                slot.expires_at = now + options.max_lifetime
-                slot.retire_at = now + options.max_lifetime * (0.9 + 0.1 * self._random())
             self._begin("connect", slot, "connecting", options.connect_timeout, now)
 
     def _spare(self) -> tuple[int, float]:
@@ -546,9 +565,13 @@ class PoolState:
             due = max(due, self._attempt_at + self.options.backoff_min)
         shortage = self._shortage()
         if not (self.outage or self.openers) and (shortage <= 0 or self.leased):
-            few = self._ramp if shortage > 0 else _UPKEEP
+            few = self._ramp if shortage > 0 else self._few()
             spare = min(spare, few - self.prospects.connects())
         return spare, due
+
+    def _few(self) -> int:
+        """Return how many of the connections may be away, with nobody waiting for them."""
+        return max(_FEW, max(self.size, self.options.min_size) // 10)
 
     def _shortage(self) -> int:
         """Count the waiters whom nothing under way will serve soon."""
@@ -658,10 +681,38 @@ class PoolState:
             return "used_up"
         if now >= slot.expires_at:
             return slot.reason or "expired"
-        if now >= slot.retire_at:
-            aging = sum(closing.reason == "expired" for closing in self.closing)
-            return "expired" if aging < _AGING else None
+        if now >= slot.retire_at and self._away() < self._few():
+            return "expired"
         return None
+
+    def _away(self) -> int:
+        """Count the connections that are being replaced: they go, or the new one is missing."""
+        going = sum(slot.reason == "expired" for slot in self.closing)
+        there = len(self.idle) + len(self.leased) + len(self.recycling)
+        return max(going, self.options.min_size - there)
+
+    def _pace_ages(self, now: float) -> None:
+        """Have connections that expire together retire one after the other, the last in time.
+
+        Each has drawn its time by chance. Where that is later than the pace allows at which all
+        that follow can still be replaced, the pace counts.
+        """
+        old_age = (self.options.max_lifetime or 0.0) * _OLD_AGE
+        slots = [
+            slot for slot in (*self.idle, *self.leased, *self.recycling) if slot.reason is None
+        ]
+        slots.sort(key=lambda slot: (slot.expires_at, slot.retire_at), reverse=True)
+        self._age_at, self._aging, latest = NEVER, False, NEVER
+        for slot in slots:  # the youngest first
+            latest = min(latest - old_age / len(slots), slot.expires_at)
+            slot.retire_at = min(slot.retire_at, latest)
+            slot.good_until = min(slot.good_until, slot.retire_at)
+            of_age_at = slot.expires_at - old_age
+            due = of_age_at if now < of_age_at else slot.retire_at
+            if now < due:
+                self._age_at = min(self._age_at, due)
+            elif slot.state != "leased":  # that one goes when it comes back
+                self._aging = True
 
     def _surplus(self, *, queued: bool) -> bool:
         """Tell whether there is one connection too many."""

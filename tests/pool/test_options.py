@@ -12,7 +12,7 @@ import pytest
 from anyio import wait_all_tasks_blocked
 
 import poolkit._jobs
-from poolkit import ConnectFailed, Pool, PoolTimeout, Verdict
+from poolkit import ConnectFailed, Pool, PoolOptions, PoolTimeout, Verdict
 from poolkit.testing import VirtualTimeLoop
 from tests.fakes import Boom, CleanDriver, FakeConnection, FakeDriver, FullDriver
 
@@ -443,6 +443,78 @@ def test_server_that_is_merely_slow_is_not_stormed(seconds: float, extra: int, c
     visitors = Visitors(60, timeout=30.0)
     in_virtual_time(main())
     assert driver.most <= 4 + extra
+
+
+class AgingDriver(CleanDriver):
+    """One that notes when each connection came and went, and how many the pool had to hand out."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(connect=seconds, close=seconds)  # type: ignore[arg-type]
+        self.pool: Any = None
+        self.came: dict[FakeConnection, float] = {}
+        self.ages: list[float] = []
+        self.there: list[int] = []
+
+    async def step(self, call: str) -> None:
+        """Look before and after."""
+        self.look()
+        await super().step(call)
+        self.look()
+
+    def look(self) -> None:
+        """Count those that can be had or are in use."""
+        stats = self.pool.stats()
+        self.there.append(stats.idle + stats.leased + stats.recycling)
+
+    async def connect(self) -> FakeConnection:
+        """Note when it came."""
+        connection = await super().connect()
+        self.came[connection] = anyio.current_time()
+        return connection
+
+    async def close(self, c: FakeConnection, /) -> None:
+        """Note how old it has become."""
+        self.ages.append(anyio.current_time() - self.came.pop(c))
+        await super().close(c)
+
+
+@pytest.mark.parametrize(
+    ("count", "seconds"), [(1, 0.1), (2, 0.1), (20, 0.001), (20, 0.1), (20, 0.25), (200, 0.08)]
+)
+@pytest.mark.parametrize("room", [0, 5])
+@pytest.mark.parametrize("users", [0, 10])
+def test_connections_of_one_age_are_replaced_a_few_at_a_time(
+    count: int, seconds: float, room: int, users: int
+) -> None:
+    """All of them between 90 and 100 % of their lifetime, and never is more than a tenth away."""
+
+    async def use(pool: Pool[FakeConnection]) -> None:
+        for turn in range(120):
+            async with pool.acquire() as conn:
+                await conn.query()
+                await anyio.sleep(0.5 + 0.01 * (turn % 7))
+
+    async def main() -> None:
+        options: PoolOptions = {
+            "min_size": count,
+            "max_size": count,
+            "max_overflow": room,
+            "max_lifetime": 60.0,
+        }
+        driver.pool = Pool(driver, **options)
+        async with driver.pool as pool, anyio.create_task_group() as group:
+            driver.there.clear()
+            for _ in range(min(users, count)):
+                group.start_soon(use, pool)
+            await anyio.sleep(59.9)
+            await anyio.sleep(2.0 + count * seconds / 4)
+            assert len(driver.ages) == count
+            assert min(driver.ages) >= 54.0
+            assert max(driver.ages) <= 60.0 + (0.6 if users else 0.0), "then it was in use"
+            assert min(driver.there) >= count - max(2, count // 10)
+
+    driver = AgingDriver(seconds)
+    in_virtual_time(main())
 
 
 async def test_reset_that_the_server_refuses_is_told_aloud_once(

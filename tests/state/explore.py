@@ -114,6 +114,7 @@ def key(world: World) -> Any:
     came = time if shedder else lambda _: None
     return (
         (book.is_open, book.defunct, bool(book.openers), book._ramp, book.options.capacity),
+        (time(book._age_at), book._aging, time(min(book._age_at, book._ticked_at))),
         time(max(book._attempt_at, now - book.options.backoff_min)),
         tuple(sorted(map(repr, map(slot_key, book.connecting)))),
         tuple(map(slot_key, book.idle)),

@@ -294,6 +294,88 @@ def test_max_lifetime_replaces_two_at_a_time_until_it_is_reached() -> None:
     assert len(desk.book.closing) == 4
 
 
+def ages_at_retirement(desk: Desk, *, until: float) -> list[float]:
+    """Return when connections were replaced, of a pool that closes and connects at once."""
+    ages: list[float] = []
+    while (due := min(desk.book.next_tick(), desk.now + 1.0)) < until:
+        desk.tick(due)
+        while desk.jobs("close") or desk.jobs("connect"):
+            while desk.jobs("close"):
+                ages.append(desk.now)
+                desk.book.closed(desk.begin("close"), desk.now)
+            while desk.jobs("connect"):
+                desk.connect()
+    return ages
+
+
+def test_max_lifetime_replaces_those_of_one_age_at_an_even_pace() -> None:
+    """Although chance would have all go at the very end."""
+    desk = Desk(jitter=1.0, min_size=20, max_size=20, max_lifetime=60.0).open()
+    ages = ages_at_retirement(desk, until=100.0)
+    assert ages == pytest.approx([54.3 + 0.3 * n for n in range(20)])
+    assert desk.book.retired == {"expired": 20}
+
+
+def test_max_lifetime_of_a_moment_is_kept_as_well() -> None:
+    """Upkeep would come too late: the alarm rings."""
+    desk = Desk(jitter=0.5, min_size=1, max_lifetime=0.2).open()
+    ages = ages_at_retirement(desk, until=1.0)
+    assert ages == pytest.approx([0.19 * n for n in range(1, 6)])
+
+
+def test_no_alarm_rings_for_an_age_that_is_far() -> None:
+    """Upkeep comes before then."""
+    desk = Desk(jitter=0.5, max_lifetime=60.0).open()
+    assert desk.book.next_tick() == NEVER
+    desk.tick(53.0)
+    assert desk.book.next_tick() == 54.0
+    desk.tick(54.0)
+    assert desk.book.next_tick() == NEVER
+    desk.tick(56.0)
+    assert desk.book.next_tick() == 57.0
+    desk.book.close()
+    assert desk.book.next_tick() == NEVER
+
+
+def test_max_lifetime_waits_for_the_replacements_until_it_is_reached() -> None:
+    """While the database cannot be reached, no more than two are given up."""
+    desk = Desk(jitter=0.0, min_size=5, max_size=5, max_lifetime=100.0, max_idle_time=None).open()
+    desk.tick(90.0)
+    while desk.jobs("close"):
+        desk.book.closed(desk.begin("close"), desk.now)
+    while desk.jobs("connect"):
+        desk.fail()
+    desk.tick(99.9)
+    assert len(desk.idle) == 3
+    desk.tick(100.0)
+    assert not desk.idle
+
+
+def test_max_lifetime_spreads_a_tenth_of_a_large_pool_at_once() -> None:
+    """And refills as many at once, within `max_connecting`."""
+    desk = Desk(jitter=0.0, min_size=50, max_size=50, max_lifetime=100.0, max_connecting=9).open()
+    desk.tick(90.0)
+    assert len(desk.book.closing) == 5
+    while desk.jobs("close"):
+        desk.book.closed(desk.begin("close"), desk.now)
+    assert len(desk.book.connecting) == 5
+    desk.connect()
+    assert len(desk.book.closing) == 1
+
+
+def test_lifetime_counts_from_when_the_connection_was_there() -> None:
+    """Not from the start of a connect that took long."""
+    desk = Desk(jitter=0.0, min_size=0, max_lifetime=10.0, connect_timeout=None).open()
+    waiter = desk.join()
+    slot = desk.begin("connect")
+    desk.now = 9.5
+    desk.book.connected(slot, "c1", desk.now)
+    assert waiter.slot is slot
+    desk.now = 18.0
+    desk.release(slot)
+    assert slot.state == "idle"
+
+
 def test_max_idle_time_closes_the_cold_down_to_min_size() -> None:
     """The hot ones stay."""
     desk = Desk(min_size=1, max_size=3, max_idle_time=60.0, max_lifetime=None).open()

@@ -337,6 +337,9 @@ class World:
         assert set(held) == set(book.leased), "I8: leased, and held by nobody"
         assert book.size <= self.size_limit, "I1: above capacity"
         self.size_limit = max(book.options.capacity, book.size)
+        young = (s for s in book.closing if s.reason == "expired" and self.now < s.expires_at)
+        few = max(2, max(book.size, book.options.min_size) // 10)
+        assert sum(1 for _ in young) <= few, "I9: too many are replaced at once"
         there = [*book.idle, *book.leased, *book.recycling, *book.closing]
         assert {slot.connection for slot in there} == self.alive, "I7: lost, or in two places"
         assert len(there) == len(self.alive)
