@@ -2,9 +2,9 @@
 
 With ``tasks`` that each hold ``n - 1`` connections while they acquire one more, a pool needs
 ``tasks x (n - 1) + 1`` connections, or the day comes when all hold and all wait. If anybody is seen
-who might release, might be served or might give up first, there is no verdict. Not to be seen are a
-time limit around the wait of another task (`asyncio.timeout`, a cancel scope), and a block whose
-lease somebody else ends.
+who might release, might be served or might give up within `CERTAIN_FOR`, there is no verdict: then
+the first deadline ends the circle. Not to be seen are a time limit around the wait of a task
+(`asyncio.timeout`, a cancel scope), and a block whose lease somebody else ends.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from poolkit._slot import Waiter
     from poolkit._state import PoolState
 
-#: Seconds by which another's deadline may come first: who gives up much earlier ends the deadlock.
-_MUCH: Final = 1.0
+#: Seconds for which a circle must be sure to last: nobody in it gives up or is refused before.
+CERTAIN_FOR: Final = 1.0
 
 
-def closed_by(waiter: Waiter, book: PoolState) -> list[Waiter]:
+def closed_by(waiter: Waiter, book: PoolState, now: float) -> list[Waiter]:
     """Return who waits for each other, if the last one in line has just closed the circle."""
+    until = now + CERTAIN_FOR
     circle = {waiter: None}
     holds = False
     for slot in book.leased:
@@ -28,10 +29,12 @@ def closed_by(waiter: Waiter, book: PoolState) -> list[Waiter]:
             return []  # anybody may release it
         task = slot.holder[0]
         other = None if task() is None else book.queue.get(task)
-        if other is None or other.deadline < waiter.deadline - _MUCH:
+        if other is None:
             return []
         holds = holds or other is waiter
         circle[other] = None
     if book.idle or book.connecting or book.recycling or book.closing:
         return []
+    if book.refuses_at() < until or any(other.deadline < until for other in circle):
+        return []  # a place in the circle is about to be given up
     return list(circle) if holds and len(book.leased) >= book.options.capacity else []

@@ -71,11 +71,13 @@ class Options:
     connect and close on every request."""
 
     acquire_timeout: float | None = 10.0
-    """Seconds that one acquire, or opening the pool, may take in all, whatever it waits for."""
+    """Seconds that one acquire, or opening the pool, may take in all, whatever it waits for. 0: an
+    acquire waits for no other user, as ``acquire(timeout=0)``; opening waits for its connects."""
 
     max_waiting: int | None = None
     """The longest queue; whoever comes when it is full gets `PoolBusy` at once. 0: nobody waits for
-    a connection that somebody holds, or that is not open yet."""
+    a connection that somebody holds, or that is not open yet (it is opened for the next one, up to
+    ``max_size``). One that is only to be pinged or reset is always waited for by the first."""
 
     shedding: Shedding | None = None
     """An overload policy that refuses waiters with `PoolBusy`, so that others are served in time:
@@ -96,7 +98,8 @@ class Options:
     """Seconds for one graceful close, ``on_close`` included; then the connection is terminated."""
 
     max_connecting: int = 4
-    """Connects in flight at once."""
+    """Connects in flight at once. While somebody waits, one more for each of them that is slow, in
+    steps of ``backoff_min``, so that hung ones block nobody; twice as many at most."""
 
     ping_after: float | None = 1.0
     """An idle connection not heard from for this many seconds is pinged before it is handed out.
@@ -108,8 +111,9 @@ class Options:
     None: never, which lets a database that scales to zero fall asleep."""
 
     max_lifetime: float | None = 1800.0
-    """Seconds after which a connection is replaced. Replacing begins, with jitter, at 90 %; after
-    100 % a connection is never handed out."""
+    """Seconds after which a connection is replaced, counted from when it was open. Replacing begins
+    at 90 %, with jitter, at a pace that has all of one age replaced by 100 %; at most a tenth of
+    them, or two, are away for it at once. After 100 % a connection is never handed out."""
 
     max_idle_time: float | None = 600.0
     """Seconds after which an unused connection above ``min_size`` is closed."""
@@ -130,7 +134,8 @@ class Options:
     deadlock: Deadlock = "raise"
     """What to do when every connection is held by a task that is itself waiting for one:
     ``"raise"`` has the last one get `PoolDeadlock` at once, ``"warn"`` logs it and lets it wait,
-    ``"off"`` does not look."""
+    ``"off"`` does not look. If the acquire of one of them ends within a second by itself, that ends
+    the deadlock: then nobody is told."""
 
     leak_after: float | None = None
     """Seconds after which a lease that is still held is logged as a warning, with the stack that
@@ -144,7 +149,7 @@ class Options:
 
     on_acquire: Hook | None = None
     """Awaited in the caller's task with the connection it just got, as if it were the first line of
-    its block, but within the deadline of the acquire."""
+    its block, but within the deadline of the acquire; half a second for ``acquire(timeout=0)``."""
 
     name: str | None = None
     """Names the pool in errors, logs and metrics."""
@@ -160,6 +165,9 @@ class Options:
             _check_count(name, getattr(self, name), low)
         for name in _SECONDS:
             check_seconds(name, getattr(self, name), optional=name not in _NEVER_NONE)
+        for name, why in _NEVER_ZERO.items():
+            if getattr(self, name) == 0:
+                raise PoolConfigError(f"{name}=0: {why}; for no limit give None")
         if self.min_size > self.max_size:
             raise PoolConfigError(
                 f"min_size={self.min_size} is above max_size={self.max_size}: "
@@ -199,6 +207,12 @@ _COUNTS = {
     "max_waiting": 0,
     "max_connecting": 1,
     "max_uses": 1,
+}
+_NEVER_ZERO = {
+    "connect_timeout": "no connect could ever succeed",
+    "ping_timeout": "no ping could ever succeed",
+    "reset_timeout": "no reset could ever succeed",
+    "max_lifetime": "each connection would be replaced as soon as it is there",
 }
 _NEVER_NONE = frozenset({"overflow_linger", "backoff_min", "backoff_max"})
 _SECONDS = (

@@ -3,7 +3,8 @@
 A driver may know what a failure means. *Fatal* (a wrong password) everybody is told at once.
 *Transient* (starting up) callers wait for, to their own deadline. Of the rest the first may be a
 hiccup: one caller is told and the next attempt starts at once; from the second in a row everybody
-is told. While an outage lasts there is one attempt at a time, after pauses that double.
+is told. While an outage lasts there is one attempt at a time, after pauses that double; beside one
+that is slow, a second.
 """
 
 from __future__ import annotations

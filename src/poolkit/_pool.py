@@ -27,13 +27,14 @@ from anyio.lowlevel import checkpoint
 from poolkit import _words as words
 from poolkit._deadlock import closed_by
 from poolkit._driver import C
-from poolkit._errors import NotLeased, PoolClosed, PoolTimeout
+from poolkit._errors import NotLeased, PoolClosed, PoolError, PoolTimeout
 from poolkit._hooks import Hooks
 from poolkit._jobs import Workers
 from poolkit._leaks import Leaks
 from poolkit._lease import RELEASED, Lease, Released, TracedLease
 from poolkit._life import Life
 from poolkit._options import check_seconds, make_options
+from poolkit._prospects import PATIENCE
 from poolkit._runtime import current_runtime
 from poolkit._say import say
 from poolkit._slot import NEVER, Slot, Waiter
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from poolkit._driver import Driver
     from poolkit._options import Hook, Options, PoolOptions
     from poolkit._runtime import Runtime
-    from poolkit._slot import Reason
+    from poolkit._slot import Outcome, Reason
     from poolkit._stats import Holder, LeaseInfo, PoolStats
 
 
@@ -262,8 +263,10 @@ class Pool(Generic[C]):
         What is awaited has to be given back with `release`.
 
         Args:
-            timeout: seconds that waiting may take in all; None: no limit; 0: do not wait. Without
-                it, the pool's ``acquire_timeout``.
+            timeout: seconds that waiting may take in all; None: no limit. 0, or less: wait for no
+                other user; only a ping or a reset of a connection that nobody holds, and
+                ``on_acquire``, may take a moment, half a second in all. Without it, the pool's
+                ``acquire_timeout``.
 
         Raises:
             PoolTimeout: none became free in time; the message says what the pool was doing.
@@ -357,6 +360,7 @@ class Pool(Generic[C]):
             raise words.no_task(self.name)
         holder = (ref(task), lease._code, lease._lasti)
         slot = self._take_for_hook(holder, now) if hook is not None else None
+        direct = slot is not None
         if slot is None:
             waiter = Waiter(deadline, holder, runtime.create_parking())
             self._amid = True
@@ -365,13 +369,13 @@ class Pool(Generic[C]):
             finally:
                 self._amid = False
             if is_all:
-                runtime.set_alarm(deadline)
+                runtime.set_alarm(waiter.deadline)
             else:
                 self._settle()
             if waiter.outcome == "waiting":
                 try:
                     if book.options.deadlock != "off":
-                        await self._tell_of_deadlock(waiter)
+                        await self._tell_of_deadlock(waiter, now)
                     await waiter.parking
                 except BaseException:
                     self._tell(book.give_up, waiter, runtime.now())
@@ -380,16 +384,25 @@ class Pool(Generic[C]):
             elif waiter.slot is None:
                 await checkpoint()  # refused at once: who tries again and again lets others run
             slot = waiter.slot
-            if slot is None or slot.state != "leased":  # taken back between hand-off and now
-                raise words.refusal(self.name, waiter, lease._timeout)
+            if slot is None or slot.state != "leased":
+                raise self._refusal(waiter, lease._timeout)
         if lease._slot is not None:  # used a second time while this one waited
             self._tell(book.release, slot, runtime.now())
             self._settle()
             raise lease.is_used()
         view: C = make_view(lease, slot)
         if hook is not None:
-            await self._greet(hook, view, slot, deadline, lease)
+            await self._greet(hook, view, slot, lease, now, direct=direct)
         return view
+
+    def _refusal(self, waiter: Waiter, limit: float | None) -> PoolError:
+        """Return the error for a wait that ended without a connection."""
+        if waiter.slot is not None:  # taken back between hand-off and now
+            self._recount("closed", direct=False)
+        return words.refusal(self.name, waiter, limit)
+
+    def _recount(self, outcome: Outcome, *, direct: bool) -> None:
+        self._tell(functools.partial(self._book.recount, outcome, direct=direct))
 
     def _take_for_hook(self, holder: Holder, now: float) -> Slot | None:
         """Take an idle connection, as the fast path does, for a caller that has a hook to await."""
@@ -404,10 +417,10 @@ class Pool(Generic[C]):
         self._settle()
         return slot
 
-    async def _tell_of_deadlock(self, waiter: Waiter) -> None:
+    async def _tell_of_deadlock(self, waiter: Waiter, now: float) -> None:
         """Raise, or warn, when a caller has begun to wait for itself; the others are in line."""
         book = self._book
-        circle = self._look(closed_by, waiter, book)
+        circle = self._look(closed_by, waiter, book, now)
         if not circle:
             return
         others = (other.parking for other in circle if other is not waiter)
@@ -423,19 +436,22 @@ class Pool(Generic[C]):
         raise error
 
     async def _greet(
-        self, hook: Hook, view: C, slot: Slot, deadline: float, lease: Lease[C]
+        self, hook: Hook, view: C, slot: Slot, lease: Lease[C], since: float, *, direct: bool
     ) -> None:
         """Run ``on_acquire`` like the first line of the caller's block, within its deadline."""
+        limit = lease._timeout
+        if limit == 0:  # it waits for no other user, and this is none
+            limit = PATIENCE
         try:
-            with self._runtime.limited(deadline) as scope:
+            with self._runtime.limited(NEVER if limit is None else since + limit) as scope:
                 await _run(hook, view)
             if scope.cancelled_caught:
                 slot.cancelled = True
                 raise PoolTimeout(
-                    f"pool {self.name!r}: on_acquire was not done when the {lease._timeout} s of "
-                    "this acquire had passed"
+                    f"pool {self.name!r}: on_acquire was not done {limit} s after the acquire began"
                 )
         except BaseException as error:
+            self._recount(_outcome_of(error), direct=direct)
             self._give_back(lease, (lease._code, lease._lasti), error)
             raise
 
@@ -726,7 +742,17 @@ async def _run(hook: Hook, connection: Any) -> None:
     await hook(connection)
 
 
+def _outcome_of(error: BaseException) -> Outcome:
+    """Return what an acquire counts as that ended with this error of its ``on_acquire``."""
+    if not isinstance(error, Exception):
+        return "cancelled"
+    return "timed_out" if isinstance(error, PoolTimeout) else "failed"
+
+
 def _checked(timeout: Any) -> float | None:
+    """Return the limit of an acquire: 0 for a deadline that has passed."""
+    if isinstance(timeout, (int, float)) and timeout < 0:
+        return 0.0
     check_seconds("timeout", timeout)
     limit: float | None = timeout
     return limit

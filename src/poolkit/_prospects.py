@@ -1,8 +1,8 @@
 """Which of the jobs under way somebody who waits may count on.
 
 A job that has been under way for half a second is *slow*: nobody counts on it any more, so that a
-hung one delays no other. One that has outlasted even its time limit is *stuck*, and does not count
-as a connection that will be there.
+hung one delays no other; beside a slow connect another may begin. One that has outlasted even its
+time limit is *stuck*, and does not count as a connection that will be there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 #: Seconds until the first job is slow; doubled by each that is, so that a struggling database is
 #: not rushed.
-_PATIENCE: Final = 0.5
+PATIENCE: Final = 0.5
 
 
 #: So often at most.
@@ -39,7 +39,7 @@ class _AtWork:
         slow = self.slow
         for slot in self.slots:
             if slot not in slow:
-                return slot.begun_at + _PATIENCE * 2.0 ** min(len(slow), _DOUBLINGS), slot
+                return slot.begun_at + PATIENCE * 2.0 ** min(len(slow), _DOUBLINGS), slot
         return None
 
 
@@ -62,6 +62,18 @@ class Prospects:
     def doubt(self) -> None:
         """Count on no ping or reset that is under way now."""
         self._recycling.slow.update(self._recycling.slots)
+
+    def overtaken(self, by: Slot, now: float) -> None:
+        """Count on no connect that one begun later has overtaken: the server is not slow, it hangs.
+
+        Unless it has hardly begun.
+        """
+        at_work = self._connecting
+        at_work.slow.update(
+            slot
+            for slot in at_work.slots
+            if slot.begun_at < by.begun_at and now >= slot.begun_at + PATIENCE
+        )
 
     def look(self, now: float) -> None:
         """See which jobs are slow by now, and which are stuck."""
@@ -89,6 +101,11 @@ class Prospects:
     def recycles(self) -> int:
         """Count the pings and resets that may serve somebody soon."""
         return self._recycling.soon()
+
+    def slow_connects(self) -> int:
+        """Count the connects that are slow, and may still succeed."""
+        slow = self._connecting.slow
+        return len(slow - self.stuck) if self.stuck else len(slow)
 
     def underway(self) -> int:
         """Count the connects that may still succeed."""

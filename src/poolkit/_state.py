@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 from poolkit._deadlines import Deadlines
 from poolkit._driver import Verdict
 from poolkit._outage import Outage
-from poolkit._prospects import Prospects
+from poolkit._prospects import PATIENCE, Prospects
 from poolkit._slot import NEVER, NO_VERDICTS, TRANSITIONS, Job, Outcome, Phase, Reason, Slot, Waiter
 from poolkit._stats import Facts, PoolStats, task_name
 
@@ -43,14 +43,17 @@ if TYPE_CHECKING:
     from poolkit._options import Options
     from poolkit._shedding import Shedder
 
-#: Replacements for age that may be under way at once, so that a fleet of equals does not vanish.
-_AGING: Final = 2
 #: Leases that are counted for an error: errors are many when there is much to do.
 _COUNTED: Final = 1000
 #: What is said of a connection that is not to be used again.
 _BROKEN: Final = frozenset({Verdict.SUSPECT, Verdict.DEAD, Verdict.SERVER_GONE})
-#: Connects that upkeep, which nobody waits for, may have under way at once.
-_UPKEEP: Final = 2
+#: Connections that may be away at once to be replaced, and connects that upkeep, which nobody waits
+#: for, may have under way: two at least, a tenth of a larger pool.
+_FEW: Final = 2
+#: The part of the lifetime in the course of which a connection is replaced.
+_OLD_AGE: Final = 0.1
+#: Seconds until the next visit of upkeep, about: what is due before needs an alarm.
+_VISIT: Final = 1.5
 
 
 class PoolState:
@@ -81,6 +84,10 @@ class PoolState:
         self._fit_since = -NEVER  # connections can be had
         self.renewed_at = -NEVER
         self._ramp = 1  # connects under way at once while leases are out; doubles with success
+        self._attempt_at = -NEVER  # the last connect began
+        self._ticked_at = -NEVER
+        self._age_at = NEVER  # the next connection comes of age, or is due to be replaced
+        self._aging = False  # some are due, and go as others are replaced
 
         self.direct = 0
         self.outcomes: dict[Outcome, int] = dict.fromkeys(get_args(Outcome), 0)
@@ -164,6 +171,12 @@ class PoolState:
             holders=tuple(slot.holder for slot in held),
         )
 
+    def refuses_at(self) -> float:
+        """Return when the overload policy refuses the first in line, as things are."""
+        if self.shedder is None or not self.queue:
+            return NEVER
+        return self._shed_at(next(iter(self.queue.values())))
+
     # -- callers ---------------------------------------------------------------------------------
 
     def take(self, now: float) -> Slot | None:
@@ -196,16 +209,23 @@ class PoolState:
     def join(self, waiter: Waiter, now: float) -> bool:
         """Put a caller at the end of the queue, unless it is refused at once.
 
+        One without time waits for no other user, and for a moment for a connection that is only to
+        be pinged or reset.
+
         Return whether that was all, so that nothing is to be done but to mind its deadline.
         """
         waiter.since = now
         limit = self.options.max_waiting
+        in_haste = waiter.deadline <= now
+        if in_haste:
+            limit = 0
+            waiter.deadline = now + PATIENCE
         if not self.is_open:
             self._dismiss(waiter, "closed")
-        elif waiter.deadline <= now:
-            self._leave(waiter, "timed_out", now)
-        elif limit is not None and len(self.queue) - len(self.idle) >= limit:  # idle: to be pinged
-            self._leave(waiter, "busy", now)
+        elif limit is not None and len(self.queue) >= max(
+            limit, len(self.idle) + self.prospects.recycles()
+        ):
+            self._turn_away(waiter, "timed_out" if in_haste else "busy", now)
         elif self._refuses_newcomers(now):
             self._leave(waiter, "failed", now, self.last_error)
         else:
@@ -221,6 +241,17 @@ class PoolState:
             self._follow_up(now)
         return False
 
+    def _turn_away(self, waiter: Waiter, outcome: Outcome, now: float) -> None:
+        """Refuse a newcomer; the connect it would have waited for is begun, for the next one.
+
+        Up to `max_size`: with nobody in line a surplus connection is closed when it comes.
+        """
+        if self.live < self.options.max_size:
+            waiter.key = waiter
+            self.queue[waiter] = waiter
+            self._owe(now)
+        self._leave(waiter, outcome, now)
+
     def refuse(self, waiter: Waiter, outcome: Outcome, now: float) -> None:
         """Send a caller away who is in line."""
         self._leave(waiter, outcome, now)
@@ -235,11 +266,21 @@ class PoolState:
             self.outcomes["cancelled"] += 1
         elif waiter.slot is not None:
             slot, waiter.slot = waiter.slot, None
-            self.outcomes["served"] -= 1
-            self.outcomes["cancelled"] += 1
+            self.recount("cancelled", direct=False)
             if slot.state == "leased":  # else it was taken back on closing
                 self.release(slot, now)
+        elif waiter.key is not None and waiter.outcome != "deadlocked":  # that is raised on the spot
+            self.outcomes[waiter.outcome] -= 1  # it was refused, and cancelled before it noticed
+            self.outcomes["cancelled"] += 1
         waiter.outcome = "cancelled"
+
+    def recount(self, outcome: Outcome, *, direct: bool) -> None:
+        """Count the end of an acquire as another one: what it had got it could not keep."""
+        if direct:
+            self.direct -= 1
+        else:
+            self.outcomes["served"] -= 1
+        self.outcomes[outcome] += 1
 
     def release(self, slot: Slot, now: float) -> bool:
         """Take back a connection that is fit for the next user as it is.
@@ -299,11 +340,18 @@ class PoolState:
             return
         slot.connection = connection
         slot.used_at = now
+        if (lifetime := self.options.max_lifetime) is not None:
+            slot.expires_at = min(slot.expires_at, now + lifetime)
+            old_age = lifetime * _OLD_AGE
+            soft = now + lifetime - old_age * (1.0 - self._random())
+            slot.retire_at = min(slot.retire_at, soft)
+            self._age_at = min(self._age_at, now + lifetime - old_age)
         self._heard_from(slot, now)
         self.connected_total += 1
         if self.outage or not self.leased:
             self._fit_since = now
         self.outage = None
+        self.prospects.overtaken(slot, now)
         self._place(slot, now)
         if self._shortage() > 0:
             self._ramp = min(self._ramp * 2, self.options.max_connecting)
@@ -420,6 +468,9 @@ class PoolState:
         self._end_overdue(now)
         self._first_in_line(now)  # dismisses those before
         self.prospects.look(now)
+        self._ticked_at = now
+        if self._aging or now >= self._age_at:
+            self._pace_ages(now)
         self._retire_idle(now)
         self._ping_idle(now)
         self._follow_up(now)
@@ -427,18 +478,17 @@ class PoolState:
     def next_tick(self) -> float:
         """Return the time of the earliest thing that is due by time alone."""
         due = self._deadlines.next()
-        if self.queue:
+        if self.queue or self.openers:
             if self.connecting or self.recycling:
                 due = self.prospects.next_look(due)
             if self.shedder is not None:
-                due = min(due, self._shed_at(next(iter(self.queue.values()))))
-        if (
-            self.outage
-            and self._wanted() > 0
-            and not self.prospects.underway()
-            and self._room() > 0
-        ):
-            due = min(due, self.outage.retry_at)
+                due = min(due, self.refuses_at())
+        if self.is_open and (self.outage or self.prospects.slow_connects()):
+            spare, connect_at = self._spare()
+            if min(spare, self._wanted(), self._room()) > 0:
+                due = min(due, connect_at)
+        if self._age_at < self._ticked_at + _VISIT:
+            due = min(due, self._age_at)
         if self.idle and self.options.overflow_linger and self.live > self.options.max_size:
             due = min(due, self.idle[0].used_at + self.options.overflow_linger)
         return due
@@ -446,10 +496,17 @@ class PoolState:
     # -- life ------------------------------------------------------------------------------------
 
     def open(self, waiter: Waiter, now: float) -> None:
-        """Begin, or begin again; the waiter is served when `min_size` connections are there."""
+        """Begin, or begin again; the waiter is served when `min_size` connections are there.
+
+        One without time, who waits for no other user, has none to wait for: only for a connect.
+        """
         waiter.since = now
+        if waiter.deadline <= now:
+            limit = self.options.connect_timeout
+            waiter.deadline = NEVER if limit is None else now + limit
         if self.phase == "closed":  # the clock may be another one by now
-            self._fit_since = self.renewed_at = -NEVER
+            self._fit_since = self.renewed_at = self._attempt_at = -NEVER
+            self._ticked_at = now
             self.shedder = self.options.shedding.begin() if self.options.shedding else None
             self.phase = "opening"
         self.openers[waiter] = None
@@ -464,6 +521,7 @@ class PoolState:
     def close(self, cause: BaseException | None = None) -> None:
         """Stop serving: waiters fail, idle connections close, the others when they come back."""
         self.phase = "closing"
+        self._age_at, self._aging = NEVER, False
         self.outage = None
         self.generation += 1
         for waiter in [*self.openers, *self.queue.values()]:
@@ -507,6 +565,7 @@ class PoolState:
     def _follow_up(self, now: float) -> None:
         """Let openers go on when all is there; owe the jobs that are missing for those who wait.
 
+        The next one goes for its age when the one before is replaced.
         Connections are handed out where they become free, in `_place`: nobody waits beside one.
         """
         if self.openers:
@@ -514,6 +573,8 @@ class PoolState:
             if ready >= self.options.min_size:
                 for waiter in list(self.openers):
                     self._dismiss(waiter, "served")
+        if self._aging:
+            self._retire_idle(now)
         if self.is_open:
             self._owe(now)
 
@@ -526,36 +587,54 @@ class PoolState:
         for _ in range(min(len(self.queue) - prospects.recycles(), len(self.idle))):
             # Idle, but not to be trusted without a ping, which beats any connect under way.
             self._begin("ping", self.idle[-1], "recycling", options.ping_timeout, now)
-        wanted, shortage, underway = self._wanted(), self._shortage(), prospects.underway()
-        if shortage <= 0:
+        wanted = self._wanted()
+        if self._shortage() <= 0:
             self._ramp = 1
         if wanted <= 0:
             return
-        if self.outage:
-            spare = 1 - underway if now >= self.outage.retry_at else 0
-        elif self.openers or (shortage > 0 and not self.leased):
-            spare = options.max_connecting - underway
-        elif shortage > 0:
-            spare = self._ramp - prospects.connects()
-        else:
-            spare = _UPKEEP - prospects.connects()
-        spare = min(spare, options.max_connecting - underway)
+        spare, due = self._spare()
+        if now < due:
+            return
         for _ in range(min(wanted, spare, self._room())):
+            self._attempt_at = now
             slot = Slot(self.generation)
-            if options.max_lifetime is not None:
-                slot.expires_at = now + options.max_lifetime
-                slot.retire_at = now + options.max_lifetime * (0.9 + 0.1 * self._random())
             self._begin("connect", slot, "connecting", options.connect_timeout, now)
+
+    def _spare(self) -> tuple[int, float]:
+        """Count the connects that may begin beside those under way, and say from when on.
+
+        While somebody waits there may be one more for each that is slow, at most as many again:
+        hung ones do not keep others from an answer. These begin one by one, for a server that is
+        merely slow must not be stormed.
+        """
+        underway, slow = self.prospects.underway(), self.prospects.slow_connects()
+        most, due = self.options.max_connecting, -NEVER
+        if self.outage:
+            most, due = 1, self.outage.retry_at
+        spare = most - underway
+        if spare <= 0 and (self.queue or self.openers):
+            spare = min(1, spare + min(slow, most))
+            due = max(due, self._attempt_at + self.options.backoff_min)
+        shortage = self._shortage()
+        if not (self.outage or self.openers) and (shortage <= 0 or self.leased):
+            few = self._ramp if shortage > 0 else self._few()
+            spare = min(spare, few - self.prospects.connects())
+        return spare, due
+
+    def _few(self) -> int:
+        """Return how many of the connections may be away, with nobody waiting for them."""
+        return max(_FEW, max(self.size, self.options.min_size) // 10)
 
     def _shortage(self) -> int:
         """Count the waiters whom nothing under way will serve soon."""
         return len(self.queue) - self.prospects.count()
 
     def _wanted(self) -> int:
-        """Count the connections that are missing."""
-        return max(
-            self._shortage(), self.options.min_size - (self.live - len(self.prospects.stuck))
-        )
+        """Count the connections that are missing: who opens the pool waits for no slow one."""
+        away = len(self.prospects.stuck)
+        if self.openers:
+            away += self.prospects.slow_connects()
+        return max(self._shortage(), self.options.min_size - (self.live - away))
 
     def _is_full(self) -> bool:
         """Tell whether there is neither an idle connection nor room for another."""
@@ -670,10 +749,38 @@ class PoolState:
             return "used_up"
         if now >= slot.expires_at:
             return slot.reason or "expired"
-        if now >= slot.retire_at:
-            aging = sum(closing.reason == "expired" for closing in self.closing)
-            return "expired" if aging < _AGING else None
+        if now >= slot.retire_at and self._away() < self._few():
+            return "expired"
         return None
+
+    def _away(self) -> int:
+        """Count the connections that are being replaced: they go, or the new one is missing."""
+        going = sum(slot.reason == "expired" for slot in self.closing)
+        there = len(self.idle) + len(self.leased) + len(self.recycling)
+        return max(going, self.options.min_size - there)
+
+    def _pace_ages(self, now: float) -> None:
+        """Have connections that expire together retire one after the other, the last in time.
+
+        Each has drawn its time by chance. Where that is later than the pace allows at which all
+        that follow can still be replaced, the pace counts.
+        """
+        old_age = (self.options.max_lifetime or 0.0) * _OLD_AGE
+        slots = [
+            slot for slot in (*self.idle, *self.leased, *self.recycling) if slot.reason is None
+        ]
+        slots.sort(key=lambda slot: (slot.expires_at, slot.retire_at), reverse=True)
+        self._age_at, self._aging, latest = NEVER, False, NEVER
+        for slot in slots:  # the youngest first
+            latest = min(latest - old_age / len(slots), slot.expires_at)
+            slot.retire_at = min(slot.retire_at, latest)
+            slot.good_until = min(slot.good_until, slot.retire_at)
+            of_age_at = slot.expires_at - old_age
+            due = of_age_at if now < of_age_at else slot.retire_at
+            if now < due:
+                self._age_at = min(self._age_at, due)
+            elif slot.state != "leased":  # that one goes when it comes back
+                self._aging = True
 
     def _surplus(self, *, queued: bool) -> bool:
         """Tell whether there is one connection too many."""

@@ -56,7 +56,7 @@ class PoolStats:
     deadlocked: int
     """Acquires refused with `PoolDeadlock`."""
     failed: int
-    """Acquires that ended with `ConnectFailed`."""
+    """Acquires that ended with `ConnectFailed`, or with an error of ``on_acquire``."""
     closed: int
     """Acquires that ended with `PoolClosed`."""
 

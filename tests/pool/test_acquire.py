@@ -23,6 +23,7 @@ from poolkit import (
     Verdict,
     WrongLoop,
 )
+from poolkit.testing import VirtualTimeLoop
 from tests.conftest import BACKENDS
 from tests.fakes import Boom, CleanDriver, FakeConnection, FakeDriver, FullDriver
 
@@ -156,12 +157,142 @@ async def test_timeout_says_what_the_pool_was_doing() -> None:
         assert pool.stats().waiting == 0
 
 
-async def test_timeout_of_zero_does_not_wait() -> None:
+#: A deadline that has passed, by much or by little.
+PASSED = [0, -0.0, -1, -0.001, float("-inf")]
+
+
+@pytest.mark.parametrize("timeout", PASSED)
+async def test_timeout_of_zero_or_less_waits_for_no_other_user(timeout: float) -> None:
     """It takes what is idle or fails at once."""
     async with Pool(CleanDriver(), max_size=1) as pool:
-        async with pool.acquire(timeout=0):
+        async with pool.acquire(timeout=timeout):
             with pytest.raises(PoolTimeout):
-                await pool.acquire(timeout=0)
+                await pool.acquire(timeout=timeout)
+            assert pool.stats().timed_out == 1
+
+
+#: Two ways to wait for no other user, and what refuses then.
+HASTY: dict[str, tuple[PoolOptions, type[PoolUnavailable]]] = {
+    "timeout": ({"acquire_timeout": 0}, PoolTimeout),
+    "max_waiting": ({"max_waiting": 0}, PoolBusy),
+}
+
+
+@pytest.mark.parametrize("how", HASTY)
+async def test_who_waits_for_no_other_user_gets_what_is_only_to_be_pinged(how: str) -> None:
+    """An idle connection that was quiet for long is good, and pinged for whoever comes."""
+    options: PoolOptions = {**HASTY[how][0], "ping_after": 0.0}
+    driver = CleanDriver()
+    async with Pool(driver, **options) as pool:
+        for times in range(1, 4):
+            async with pool.acquire() as conn:
+                assert await conn.query() == "row"
+            assert driver.calls["ping"] == times
+        assert pool.stats().waited == 3
+
+
+@pytest.mark.parametrize("how", HASTY)
+async def test_who_waits_for_no_other_user_gets_what_is_only_being_reset(how: str) -> None:
+    """Nobody holds it, and nobody is ahead."""
+    options: PoolOptions = {**HASTY[how][0], "max_size": 1}
+    driver = FakeDriver()
+    async with Pool(driver, **options) as pool:
+        for _ in range(3):
+            async with pool.acquire() as conn:
+                await conn.query()
+        assert driver.calls["reset"] == 2
+
+
+@pytest.mark.parametrize("how", HASTY)
+async def test_who_waits_for_no_other_user_waits_behind_nobody(how: str) -> None:
+    """The connection that is being reset is for the one ahead."""
+    refusal = HASTY[how][1]
+    options: PoolOptions = {**HASTY[how][0], "max_size": 1}
+    gate = anyio.Event()
+    async with Pool(FakeDriver(reset=[gate]), **options) as pool:
+        async with pool.acquire() as conn:
+            await conn.query()
+        async with anyio.create_task_group() as group:
+            group.start_soon(_acquire_and_release, pool)
+            await wait_all_tasks_blocked()
+            with pytest.raises(refusal):
+                await pool.acquire()
+            gate.set()
+        assert pool.stats().waited == 1
+
+
+@pytest.mark.parametrize("how", HASTY)
+async def test_who_waits_for_no_other_user_makes_the_pool_grow(how: str) -> None:
+    """It is refused at once, and what it lacks is opened for the next one: up to `max_size`."""
+    refusal = HASTY[how][1]
+    options: PoolOptions = {**HASTY[how][0], "max_size": 3, "max_overflow": 2}
+    driver = CleanDriver()
+    async with Pool(driver, **options) as pool:
+        held = [await pool.acquire()]
+        for _ in range(2):
+            with pytest.raises(refusal):
+                await pool.acquire()
+            await wait_all_tasks_blocked()
+            held.append(await pool.acquire())
+        for _ in range(3):
+            with pytest.raises(refusal):
+                await pool.acquire()
+            await wait_all_tasks_blocked()
+        assert driver.calls["connect"] == 3, "a surplus one would be closed when it comes"
+        for conn in held:
+            pool.release(conn)
+
+
+async def test_timeout_of_zero_opens_the_first_connection_for_the_next_one() -> None:
+    """A pool that was empty is not empty for ever."""
+    async with Pool(CleanDriver(), min_size=0) as pool:
+        with pytest.raises(PoolTimeout):
+            await pool.acquire(timeout=0)
+        await wait_all_tasks_blocked()
+        async with pool.acquire(timeout=0) as conn:
+            assert await conn.query() == "row"
+
+
+async def test_timeout_of_zero_gets_another_connection_in_place_of_a_dead_one() -> None:
+    """Its ping fails, and a new one is there in a moment."""
+    driver = CleanDriver(ping=[Boom("dead")])
+    async with Pool(driver, max_size=1, ping_after=0.0) as pool:
+        async with pool.acquire(timeout=0) as conn:
+            assert conn.number == 2
+
+
+@pytest.mark.parametrize("timeout", PASSED)
+def test_timeout_of_zero_waits_for_half_a_second_at_most(timeout: float) -> None:
+    """For a ping that hangs, whatever limit pings have."""
+
+    async def main() -> float:
+        driver = CleanDriver(ping=[anyio.Event()])
+        async with Pool(driver, ping_after=0.0, ping_timeout=30.0) as pool:
+            with pytest.raises(PoolTimeout):
+                await pool.acquire(timeout=timeout)
+            return anyio.current_time()
+
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        assert runner.run(main()) == pytest.approx(0.5, abs=0.01)
+
+
+def test_pool_whose_acquires_do_not_wait_waits_for_its_connections_to_open() -> None:
+    """As long as one may take: there is no other user."""
+
+    async def main() -> float:
+        async with Pool(CleanDriver(connect=[3.0]), acquire_timeout=0, max_size=1) as pool:
+            async with pool.acquire():
+                return anyio.current_time()
+
+    async def hang() -> float:
+        with pytest.raises(PoolTimeout):
+            await Pool(CleanDriver(connect=[60.0]), acquire_timeout=0, max_size=1).open()
+        return anyio.current_time()
+
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        assert runner.run(main()) == pytest.approx(3.0, abs=0.01)
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        assert runner.run(hang()) == pytest.approx(5.0, abs=0.01)
 
 
 async def test_acquire_timeout_option_is_the_default_deadline() -> None:
@@ -191,7 +322,7 @@ async def test_no_timeout_waits_without_limit() -> None:
     assert got.is_set()
 
 
-@pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf"), "1", True])
+@pytest.mark.parametrize("timeout", [float("nan"), float("inf"), "1", True])
 async def test_impossible_timeout_is_refused_at_once(timeout: float) -> None:
     """Bad input fails where it is given, with the value."""
     async with Pool(FakeDriver()) as pool:

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
 import pytest
 from anyio import wait_all_tasks_blocked
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from poolkit import Pool, PoolBusy, PoolConfigError, PoolDeadlock, PoolTimeout, PoolUnavailable
+from poolkit import (
+    CoDel,
+    Pool,
+    PoolBusy,
+    PoolConfigError,
+    PoolDeadlock,
+    PoolOptions,
+    PoolTimeout,
+    PoolUnavailable,
+)
+from poolkit._deadlock import CERTAIN_FOR
+from poolkit._slot import NEVER
+from poolkit.testing import VirtualTimeLoop
+from tests.effort import EFFORT
 from tests.fakes import CleanDriver, FakeConnection
+
+if TYPE_CHECKING:
+    from poolkit._options import Deadlock
 
 
 class Couple:
@@ -163,8 +182,8 @@ async def test_holder_that_works_may_release() -> None:
         assert not couple.ended
 
 
-async def test_holder_that_gives_up_much_earlier_ends_the_circle() -> None:
-    """More than a second earlier: then it would have been a false alarm."""
+async def test_holder_that_gives_up_soon_ends_the_circle() -> None:
+    """Within a second: then it would have been a false alarm."""
     async with Pool(CleanDriver(), max_size=2) as pool:
         couple = Couple(pool)
         async with anyio.create_task_group() as group:
@@ -178,8 +197,8 @@ async def test_holder_that_gives_up_much_earlier_ends_the_circle() -> None:
         assert couple.ended[1] == "served"
 
 
-async def test_holder_that_gives_up_about_as_early_does_not() -> None:
-    """Nothing is gained by waiting for that."""
+async def test_holder_that_gives_up_later_does_not() -> None:
+    """Until then nobody would get anything."""
     async with Pool(CleanDriver(), max_size=2) as pool:
         couple = Couple(pool)
         async with anyio.create_task_group() as group:
@@ -262,22 +281,158 @@ async def test_full_queue_comes_first() -> None:
             await pool.acquire()
 
 
+# -- for certain ---------------------------------------------------------------------------------
+
+
+class Plan(NamedTuple):
+    """What one task does: come, hold, wait for more, and work on with all it has got."""
+
+    comes: float
+    works: float
+    timeout: float | None
+    works_on: float
+
+
+async def play(
+    plans: list[Plan], capacity: int, shedding: CoDel | None, deadlock: Deadlock
+) -> list[tuple[float, type[BaseException] | None, float]]:
+    """Return how each wait for a second connection ended: when it began, with what, and when."""
+    ends: list[tuple[float, type[BaseException] | None, float]] = []
+    options: PoolOptions = {
+        "min_size": capacity,
+        "max_size": capacity,
+        "ping_after": None,
+        "shedding": shedding,
+        "deadlock": deadlock,
+    }
+
+    async def task(plan: Plan) -> None:
+        await anyio.sleep(plan.comes)
+        try:
+            async with pool.acquire(timeout=None):
+                await anyio.sleep(plan.works)
+                began, error = anyio.current_time(), None
+                try:
+                    async with pool.acquire(timeout=plan.timeout):
+                        ends.append((began, None, anyio.current_time()))
+                        await anyio.sleep(plan.works_on)
+                except (PoolDeadlock, PoolUnavailable) as caught:
+                    error = type(caught)
+                if error is not None:
+                    ends.append((began, error, anyio.current_time()))
+                    await anyio.sleep(plan.works_on)
+        except (PoolDeadlock, PoolUnavailable):
+            pass  # the first one was refused
+
+    async with Pool(CleanDriver(), **options) as pool:
+        with anyio.move_on_after(60.0):
+            async with anyio.create_task_group() as group:
+                for plan in plans:
+                    group.start_soon(task, plan)
+    return ends
+
+
+def first_verdict(
+    plans: list[Plan], capacity: int, shedding: CoDel | None
+) -> tuple[float, float] | None:
+    """Return when somebody was told first, and until when the same wait lasts with no verdicts."""
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        ends = runner.run(play(plans, capacity, shedding, "raise"))
+    told = [began for began, error, _ in ends if error is PoolDeadlock]
+    if not told:
+        return None
+    # Up to the first verdict both lives are the same.
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        others = runner.run(play(plans, capacity, shedding, "off"))
+    return told[0], min((end for began, _, end in others if began == told[0]), default=NEVER)
+
+
+TENTHS = st.integers(0, 15).map(lambda n: n / 10)
+PLANS = st.builds(
+    Plan,
+    comes=TENTHS,
+    works=TENTHS,
+    timeout=st.none() | st.integers(1, 30).map(lambda n: n / 10),
+    works_on=TENTHS,
+)
+
+
+@settings(max_examples=150 * EFFORT, deadline=None)
+@given(
+    plans=st.lists(PLANS, min_size=1, max_size=5),
+    capacity=st.integers(1, 3),
+    shedding=st.none() | st.sampled_from([CoDel(), CoDel(target=0.5, interval=1.5)]),
+)
+def test_who_is_told_would_have_waited_for_a_second_at_least(
+    plans: list[Plan], capacity: int, shedding: CoDel | None
+) -> None:
+    """And nobody is told who would have been served, or refused, within it."""
+    if (found := first_verdict(plans, capacity, shedding)) is not None:
+        began, end = found
+        assert end - began >= CERTAIN_FOR - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        (0.5, 1.4, False),  # the first one's own wait ends after half a second
+        (0.5, None, False),
+        (None, 0.5, False),  # so does the newcomer's
+        (1.0, 30.0, False),
+        (1.2, 30.0, True),
+        (None, None, True),
+        (30.0, 1.0, True),  # just long enough
+    ],
+)
+def test_verdict_depends_on_the_earliest_deadline_in_the_circle(
+    first: float | None, second: float | None, told: bool
+) -> None:
+    """Whoever it is, and whatever the newcomer's own."""
+    plans = [Plan(0.0, 0.0, first, 0.0), Plan(0.0, 0.1, second, 0.0)]
+    assert (first_verdict(plans, 2, None) is not None) == told
+
+
+def test_overload_policy_that_refuses_somebody_soon_ends_the_circle() -> None:
+    """Then it is no deadlock; one that takes its time is."""
+    plans = [Plan(0.0, 0.0, 30.0, 0.0), Plan(0.0, 0.1, 30.0, 0.0)]
+    assert first_verdict(plans, 2, CoDel(target=0.05, interval=0.5)) is None
+    assert first_verdict(plans, 2, CoDel(target=0.5, interval=5.0)) is not None
+
+
+def test_circle_that_gets_no_verdict_ends_with_its_first_deadline() -> None:
+    """The one who gives up is told of the timeout, and the other is served."""
+    plans = [Plan(0.0, 0.0, 0.5, 0.0), Plan(0.0, 0.25, 1.5, 0.0)]
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        ends = runner.run(play(plans, 2, None, "raise"))
+    assert [(error, round(end, 3)) for _, error, end in ends] == [(PoolTimeout, 0.5), (None, 0.5)]
+
+
 # -- the option ----------------------------------------------------------------------------------
+
+
+async def wait_for_oneself(reaction: Deadlock) -> None:
+    """Hold the only connection and wait for another one, until that is cancelled."""
+    couple = Couple(pool := Pool(CleanDriver(), max_size=1, deadlock=reaction))
+    couple.go[0].set()
+    async with pool, anyio.create_task_group() as group:
+        group.start_soon(couple.hold_and_want, 0)
+        await wait_all_tasks_blocked()
+        assert pool.stats().waiting == 1
+        group.cancel_scope.cancel()
+    assert not couple.ended
+    stats = pool.stats()
+    assert (stats.waiting, stats.leased, stats.cancelled) == (0, 0, 1)
 
 
 async def test_warn_logs_it_and_waits(caplog: pytest.LogCaptureFixture) -> None:
     """As long as any other."""
-    async with Pool(CleanDriver(), max_size=1, deadlock="warn") as pool, pool.acquire():
-        with pytest.raises(PoolTimeout):
-            await pool.acquire(timeout=0.01)
+    await wait_for_oneself("warn")
     assert "deadlock: every task that holds a connection is waiting" in caplog.text
 
 
 async def test_off_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """It waits to its deadline."""
-    async with Pool(CleanDriver(), max_size=1, deadlock="off") as pool, pool.acquire():
-        with pytest.raises(PoolTimeout):
-            await pool.acquire(timeout=0.01)
+    await wait_for_oneself("off")
     assert "deadlock" not in caplog.text
 
 
@@ -310,19 +465,16 @@ async def test_log_handler_that_raises_costs_no_place_in_line() -> None:
     """Whoever is warned of waits, or leaves the queue."""
     logger = logging.getLogger("poolkit")
     handler = logging.Handler()
+    told: list[object] = []
 
-    def emit(_: object) -> None:
+    def emit(record: object) -> None:
+        told.append(record)
         raise RuntimeError("of the handler")
 
-    handler.emit = emit  # type: ignore[assignment,method-assign]
+    handler.emit = emit  # type: ignore[method-assign]
     logger.addHandler(handler)
     try:
-        async with Pool(CleanDriver(), max_size=1, deadlock="warn") as pool:
-            async with pool.acquire():
-                with pytest.raises(PoolTimeout):
-                    await pool.acquire(timeout=0.01)
-            assert pool.stats().waiting == 0
-            async with pool.acquire(timeout=1.0):
-                pass
+        await wait_for_oneself("warn")
     finally:
         logger.removeHandler(handler)
+    assert told

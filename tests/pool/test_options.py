@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import contextvars
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import pytest
 from anyio import wait_all_tasks_blocked
 
 import poolkit._jobs
-from poolkit import ConnectFailed, Pool, PoolTimeout, Verdict
+from poolkit import ConnectFailed, Pool, PoolOptions, PoolTimeout, Verdict
+from poolkit.testing import VirtualTimeLoop
 from tests.fakes import Boom, CleanDriver, FakeConnection, FakeDriver, FullDriver, gone
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+T = TypeVar("T")
 
 #: Far longer than any of these tests may take: what ends before it was ended by its own limit.
 LONG = 60.0
@@ -256,6 +264,73 @@ async def test_on_acquire_is_within_the_deadline() -> None:
         assert driver.calls["reset"] == 1
 
 
+async def test_on_acquire_that_yields_is_run_for_who_does_not_wait() -> None:
+    """It is no other user."""
+
+    async def on_acquire(conn: FakeConnection) -> None:
+        for _ in range(3):
+            await conn.query()
+
+    async with Pool(CleanDriver(), max_size=1, on_acquire=on_acquire) as pool:
+        for timeout in (0, -1.0):
+            async with pool.acquire(timeout=timeout) as conn:
+                assert await conn.query() == "row"
+        assert pool.stats().direct == 2
+
+
+def test_on_acquire_that_hangs_ends_with_the_half_second_of_who_does_not_wait() -> None:
+    """That half second includes the ping before it."""
+
+    async def on_acquire(conn: FakeConnection) -> None:
+        await conn.query()
+        await anyio.sleep_forever()
+
+    async def main() -> float:
+        driver = CleanDriver(ping=[0.2])
+        async with Pool(driver, max_size=1, on_acquire=on_acquire, ping_after=0.0) as pool:
+            with pytest.raises(PoolTimeout, match=r"on_acquire was not done 0\.5 s after"):
+                await pool.acquire(timeout=0)
+            return anyio.current_time()
+
+    assert in_virtual_time(main()) == pytest.approx(0.5, abs=0.01)
+
+
+HOW_HOOKS_FAIL: dict[str, tuple[BaseException | None, str]] = {
+    "error": (Boom("not for you"), "failed"),
+    "timeout of another pool": (PoolTimeout("elsewhere"), "timed_out"),
+    "hang": (None, "timed_out"),
+    "cancelled": (None, "cancelled"),
+}
+
+
+@pytest.mark.parametrize("how", HOW_HOOKS_FAIL)
+@pytest.mark.parametrize("pinged", [False, True])
+async def test_on_acquire_that_fails_is_no_success(how: str, pinged: bool) -> None:
+    """Whether the connection was there at once or had been waited for."""
+    error, counter = HOW_HOOKS_FAIL[how]
+
+    async def on_acquire(_: FakeConnection) -> None:
+        if error is not None:
+            raise error
+        await anyio.sleep_forever()
+
+    ping_after = 0.0 if pinged else None
+    async with Pool(CleanDriver(), on_acquire=on_acquire, ping_after=ping_after) as pool:
+        async with anyio.create_task_group() as group:
+
+            async def acquire() -> None:
+                with contextlib.suppress(Boom, PoolTimeout):
+                    await pool.acquire(timeout=0.01 if how == "hang" else None)
+
+            group.start_soon(acquire)
+            await wait_all_tasks_blocked()
+            if how == "cancelled":
+                group.cancel_scope.cancel()
+        stats = pool.stats()
+        assert (stats.direct, stats.waited, stats.leased) == (0, 0, 0)
+        assert getattr(stats, counter) == 1
+
+
 async def test_max_connecting_bounds_real_connects() -> None:
     """Never more at once than allowed."""
     gates = [anyio.Event() for _ in range(6)]
@@ -273,6 +348,189 @@ async def test_max_connecting_bounds_real_connects() -> None:
             assert driver.calls["connect"] == 2
             for gate in gates:
                 gate.set()
+
+
+def in_virtual_time(main: Coroutine[Any, Any, T]) -> T:
+    """Run it on a loop whose clock jumps."""
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        return runner.run(main)
+
+
+class Visitors:
+    """Callers who come together, and hold what they get; they note how long they have waited."""
+
+    def __init__(self, count: int, *, timeout: float) -> None:
+        self.count = count
+        self.timeout = timeout
+        self.waits: list[float] = []
+
+    async def come(self, pool: Pool[FakeConnection], *, hold: float) -> None:
+        """Come all at once, and wait for the last one to go."""
+        came = anyio.current_time()
+
+        async def visit() -> None:
+            async with pool.acquire(timeout=self.timeout):
+                self.waits.append(anyio.current_time() - came)
+                await anyio.sleep(hold)
+
+        async with anyio.create_task_group() as group:
+            for _ in range(self.count):
+                group.start_soon(visit)
+
+
+@pytest.mark.parametrize("max_connecting", [1, 2, 4])
+def test_hung_connects_keep_nobody_from_those_that_answer(max_connecting: int) -> None:
+    """As many hang as may be under way: others are begun beside them, one after the other."""
+
+    async def main() -> None:
+        async with Pool(driver, min_size=0, max_size=20, max_connecting=max_connecting) as pool:
+            await visitors.come(pool, hold=LONG)
+
+    driver = FakeDriver(connect=[LONG] * max_connecting)
+    visitors = Visitors(max_connecting + 1, timeout=3.0)
+    in_virtual_time(main())
+    steps = [0.5 + 0.2 * n for n in range(visitors.count)]
+    assert visitors.waits == pytest.approx(steps, abs=0.01)
+
+
+def test_hung_connect_beside_leases_keeps_nobody_from_those_that_answer() -> None:
+    """Where one is begun at a time."""
+
+    async def main() -> None:
+        async with Pool(driver, max_size=20, max_connecting=1) as pool, pool.acquire():
+            driver.script["connect"] = [LONG]
+            await visitors.come(pool, hold=LONG)
+
+    driver = FakeDriver()
+    visitors = Visitors(3, timeout=3.0)
+    in_virtual_time(main())
+    assert visitors.waits == pytest.approx([0.5, 0.7, 0.9], abs=0.01)
+
+
+def test_hung_connect_keeps_no_pool_from_opening() -> None:
+    """Another one is begun beside it."""
+
+    async def main() -> float:
+        async with Pool(FakeDriver(connect=[LONG]), max_connecting=1):
+            return anyio.current_time()
+
+    assert in_virtual_time(main()) == pytest.approx(0.5, abs=0.01)
+
+
+def test_hung_attempt_in_an_outage_keeps_nobody_from_one_that_answers() -> None:
+    """One other one is begun beside it."""
+
+    async def main() -> None:
+        async with Pool(driver, min_size=0) as pool:
+            await visitors.come(pool, hold=LONG)
+
+    driver = FullDriver(connect=[Boom(), LONG])
+    driver.verdicts[Boom] = Verdict.TRANSIENT
+    visitors = Visitors(1, timeout=3.0)
+    in_virtual_time(main())
+    assert visitors.waits[0] <= 0.2 + 0.5 + 0.01
+
+
+@pytest.mark.parametrize(
+    ("seconds", "extra"), [(0.4, 0), (0.7, 1), (1.5, 2), (3.0, 3), (4.9, 4), (LONG, 4)]
+)
+@pytest.mark.parametrize("cold", [True, False])
+def test_server_that_is_merely_slow_is_not_stormed(seconds: float, extra: int, cold: bool) -> None:
+    """An extra attempt for the first that takes 0.5 s, 1 s, 2 s, 4 s, ... and no more."""
+
+    class SlowDriver(FakeDriver):
+        most = now = 0
+
+        async def connect(self) -> FakeConnection:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            try:
+                return await super().connect()
+            finally:
+                self.now -= 1
+
+    async def main() -> None:
+        async with Pool(driver, min_size=int(not cold), max_size=40, max_connecting=4) as pool:
+            driver.script["connect"] = seconds
+            with contextlib.suppress(ExceptionGroup):
+                await visitors.come(pool, hold=9.0)
+
+    driver = SlowDriver()
+    visitors = Visitors(60, timeout=30.0)
+    in_virtual_time(main())
+    assert driver.most <= 4 + extra
+
+
+class AgingDriver(CleanDriver):
+    """One that notes when each connection came and went, and how many the pool had to hand out."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(connect=seconds, close=seconds)  # type: ignore[arg-type]
+        self.pool: Any = None
+        self.came: dict[FakeConnection, float] = {}
+        self.ages: list[float] = []
+        self.there: list[int] = []
+
+    async def step(self, call: str) -> None:
+        """Look before and after."""
+        self.look()
+        await super().step(call)
+        self.look()
+
+    def look(self) -> None:
+        """Count those that can be had or are in use."""
+        stats = self.pool.stats()
+        self.there.append(stats.idle + stats.leased + stats.recycling)
+
+    async def connect(self) -> FakeConnection:
+        """Note when it came."""
+        connection = await super().connect()
+        self.came[connection] = anyio.current_time()
+        return connection
+
+    async def close(self, c: FakeConnection, /) -> None:
+        """Note how old it has become."""
+        self.ages.append(anyio.current_time() - self.came.pop(c))
+        await super().close(c)
+
+
+@pytest.mark.parametrize(
+    ("count", "seconds"), [(1, 0.1), (2, 0.1), (20, 0.001), (20, 0.1), (20, 0.25), (200, 0.08)]
+)
+@pytest.mark.parametrize("room", [0, 5])
+@pytest.mark.parametrize("users", [0, 10])
+def test_connections_of_one_age_are_replaced_a_few_at_a_time(
+    count: int, seconds: float, room: int, users: int
+) -> None:
+    """All of them between 90 and 100 % of their lifetime, and never is more than a tenth away."""
+
+    async def use(pool: Pool[FakeConnection]) -> None:
+        for turn in range(120):
+            async with pool.acquire() as conn:
+                await conn.query()
+                await anyio.sleep(0.5 + 0.01 * (turn % 7))
+
+    async def main() -> None:
+        options: PoolOptions = {
+            "min_size": count,
+            "max_size": count,
+            "max_overflow": room,
+            "max_lifetime": 60.0,
+        }
+        driver.pool = Pool(driver, **options)
+        async with driver.pool as pool, anyio.create_task_group() as group:
+            driver.there.clear()
+            for _ in range(min(users, count)):
+                group.start_soon(use, pool)
+            await anyio.sleep(59.9)
+            await anyio.sleep(2.0 + count * seconds / 4)
+            assert len(driver.ages) == count
+            assert min(driver.ages) >= 54.0
+            assert max(driver.ages) <= 60.0 + (0.6 if users else 0.0), "then it was in use"
+            assert min(driver.there) >= count - max(2, count // 10)
+
+    driver = AgingDriver(seconds)
+    in_virtual_time(main())
 
 
 async def test_reset_that_the_server_refuses_is_told_aloud_once(

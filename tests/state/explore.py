@@ -115,6 +115,8 @@ def key(world: World) -> Any:
     return (
         (book.phase, bool(book.openers), book._ramp, book.options.capacity),
         time(book.renewed_at + book.options.backoff_max),
+        (time(book._age_at), book._aging, time(min(book._age_at, book._ticked_at))),
+        time(max(book._attempt_at, now - book.options.backoff_min)),
         tuple(sorted(map(repr, map(slot_key, book.connecting)))),
         tuple(map(slot_key, book.idle)),
         tuple(sorted(map(repr, holders))),

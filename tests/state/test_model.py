@@ -51,7 +51,18 @@ WORLDS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
             "backoff_max": 1.0,
             "fail_fast_after": 3.0,
         },
-        {"patience": (2.0, NEVER), "seconds": (1.0,), "late": (2.0,)},
+        {"patience": (0.0, 2.0, NEVER), "seconds": (1.0,), "late": (2.0,)},
+    ),
+    "connects that hang": (
+        2,
+        {
+            "max_size": 3,
+            "max_connecting": 1,
+            "connect_timeout": 9.0,
+            "backoff_min": 0.5,
+            "backoff_max": 0.5,
+        },
+        {"seconds": (0.5, 3.0)},
     ),
     "lifetimes, idle times and uses": (
         2,
@@ -101,6 +112,7 @@ def check_found(invariant: str, old: str, new: str, world: str, *, most: int = M
 
 SIMPLE = "three callers on two connections"
 TIMED = "deadlines, slow jobs and outages"
+HUNG = "connects that hang"
 SHEDDING = "shedding, keepalive and renewal over time"
 
 
@@ -189,6 +201,34 @@ def test_planted_storm_of_connects_is_found() -> None:
     """One for each look at the queue, whatever is under way already."""
     check_found(
         "I9", "return len(self.queue) - self.prospects.count()", "return len(self.queue)", SIMPLE
+    )
+
+
+def test_planted_haste_of_extra_attempts_is_found() -> None:
+    """As soon as one has ended the next begins beside the one that hangs."""
+    pace = "due = max(due, self._attempt_at + self.options.backoff_min)"
+    check_found("I9: a hasty", pace, "pass", HUNG)
+
+
+def test_planted_attempt_for_each_slow_one_without_end_is_found() -> None:
+    """A server that is merely slow would be stormed."""
+    check_found("I9: too many", "spare + min(slow, most)", "spare + slow", HUNG)
+
+
+def test_planted_extra_attempt_that_rings_no_alarm_is_found() -> None:
+    """It is due by time alone, and nobody comes to look."""
+    check_found(
+        "I12: a connect was due",
+        "if min(spare, self._wanted(), self._room()) > 0:",
+        "if False:",
+        HUNG,
+    )
+
+
+def test_planted_refusal_beside_a_connection_that_is_only_to_be_pinged_is_found() -> None:
+    """Whoever does not wait for others would be refused by a healthy pool, for ever."""
+    check_found(
+        "I3: refused", "limit, len(self.idle) + self.prospects.recycles()", "limit, 0", TIMED
     )
 
 

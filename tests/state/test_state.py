@@ -295,6 +295,88 @@ def test_max_lifetime_replaces_two_at_a_time_until_it_is_reached() -> None:
     assert len(desk.book.closing) == 4
 
 
+def ages_at_retirement(desk: Desk, *, until: float) -> list[float]:
+    """Return when connections were replaced, of a pool that closes and connects at once."""
+    ages: list[float] = []
+    while (due := min(desk.book.next_tick(), desk.now + 1.0)) < until:
+        desk.tick(due)
+        while desk.jobs("close") or desk.jobs("connect"):
+            while desk.jobs("close"):
+                ages.append(desk.now)
+                desk.book.closed(desk.begin("close"), desk.now)
+            while desk.jobs("connect"):
+                desk.connect()
+    return ages
+
+
+def test_max_lifetime_replaces_those_of_one_age_at_an_even_pace() -> None:
+    """Although chance would have all go at the very end."""
+    desk = Desk(jitter=1.0, min_size=20, max_size=20, max_lifetime=60.0).open()
+    ages = ages_at_retirement(desk, until=100.0)
+    assert ages == pytest.approx([54.3 + 0.3 * n for n in range(20)])
+    assert desk.book.retired == {"expired": 20}
+
+
+def test_max_lifetime_of_a_moment_is_kept_as_well() -> None:
+    """Upkeep would come too late: the alarm rings."""
+    desk = Desk(jitter=0.5, min_size=1, max_lifetime=0.2).open()
+    ages = ages_at_retirement(desk, until=1.0)
+    assert ages == pytest.approx([0.19 * n for n in range(1, 6)])
+
+
+def test_no_alarm_rings_for_an_age_that_is_far() -> None:
+    """Upkeep comes before then."""
+    desk = Desk(jitter=0.5, max_lifetime=60.0).open()
+    assert desk.book.next_tick() == NEVER
+    desk.tick(53.0)
+    assert desk.book.next_tick() == 54.0
+    desk.tick(54.0)
+    assert desk.book.next_tick() == NEVER
+    desk.tick(56.0)
+    assert desk.book.next_tick() == 57.0
+    desk.book.close()
+    assert desk.book.next_tick() == NEVER
+
+
+def test_max_lifetime_waits_for_the_replacements_until_it_is_reached() -> None:
+    """While the database cannot be reached, no more than two are given up."""
+    desk = Desk(jitter=0.0, min_size=5, max_size=5, max_lifetime=100.0, max_idle_time=None).open()
+    desk.tick(90.0)
+    while desk.jobs("close"):
+        desk.book.closed(desk.begin("close"), desk.now)
+    while desk.jobs("connect"):
+        desk.fail()
+    desk.tick(99.9)
+    assert len(desk.idle) == 3
+    desk.tick(100.0)
+    assert not desk.idle
+
+
+def test_max_lifetime_spreads_a_tenth_of_a_large_pool_at_once() -> None:
+    """And refills as many at once, within `max_connecting`."""
+    desk = Desk(jitter=0.0, min_size=50, max_size=50, max_lifetime=100.0, max_connecting=9).open()
+    desk.tick(90.0)
+    assert len(desk.book.closing) == 5
+    while desk.jobs("close"):
+        desk.book.closed(desk.begin("close"), desk.now)
+    assert len(desk.book.connecting) == 5
+    desk.connect()
+    assert len(desk.book.closing) == 1
+
+
+def test_lifetime_counts_from_when_the_connection_was_there() -> None:
+    """Not from the start of a connect that took long."""
+    desk = Desk(jitter=0.0, min_size=0, max_lifetime=10.0, connect_timeout=None).open()
+    waiter = desk.join()
+    slot = desk.begin("connect")
+    desk.now = 9.5
+    desk.book.connected(slot, "c1", desk.now)
+    assert waiter.slot is slot
+    desk.now = 18.0
+    desk.release(slot)
+    assert slot.state == "idle"
+
+
 def test_max_idle_time_closes_the_cold_down_to_min_size() -> None:
     """The hot ones stay."""
     desk = Desk(min_size=1, max_size=3, max_idle_time=60.0, max_lifetime=None).open()
@@ -464,14 +546,15 @@ def test_success_ends_an_outage() -> None:
 
 def test_overdue_connect_is_not_counted_on() -> None:
     """One that ignores its cancellation is visible, keeps its slot and delays nobody."""
-    desk = Desk(min_size=0, max_size=2, max_connecting=1, connect_timeout=5.0).open()
+    desk = Desk(min_size=0, max_size=3, max_connecting=1, connect_timeout=5.0).open()
     desk.join()
-    desk.begin("connect")
-    desk.tick(5.9)
+    for _ in range(2):  # the usual one, and one beside it
+        desk.begin("connect")
+        desk.tick(4.0)
     assert not desk.jobs("connect")
     desk.tick(6.0)
     assert len(desk.jobs("connect")) == 1
-    assert desk.book.stats(desk.now).connecting == 2
+    assert desk.book.stats(desk.now).connecting == 3
 
 
 def test_expired_waiter_is_never_served() -> None:
@@ -592,7 +675,7 @@ def test_idle_connection_is_pinged_for_a_waiter_beside_a_connect_under_way() -> 
 
 
 def test_connect_that_hangs_is_nobodys_prospect_after_a_moment() -> None:
-    """Another is owed, within `max_connecting`."""
+    """Another is owed."""
     desk = Desk(min_size=1, max_size=9, max_connecting=3).open()
     desk.take()
     for _ in range(5):
@@ -606,9 +689,105 @@ def test_connect_that_hangs_is_nobodys_prospect_after_a_moment() -> None:
     assert desk.book.next_tick() == 1.5, "patience doubles"
     desk.tick(1.5)
     assert len(desk.jobs("connect")) == 1
+
+
+def test_one_extra_attempt_is_due_for_each_slow_connect_one_after_the_other() -> None:
+    """So that hung ones keep nobody from an answer, in steps of `backoff_min`."""
+    desk = Desk(min_size=0, max_size=20, max_connecting=2, connect_timeout=60.0).open()
+    for _ in range(9):
+        desk.join()
+    begun: list[float] = []
+    while (due := desk.book.next_tick()) < 50.0:
+        while desk.jobs("connect"):
+            desk.begin("connect")
+            begun.append(desk.now)
+        desk.tick(due)
+    assert begun == [0.0, 0.0, 0.5, 1.0], "as many extra ones as there may be anyway"
+
+
+def test_many_that_become_slow_at_once_are_followed_by_one_attempt_at_a_time() -> None:
+    """The alarm was late; the next is due after `backoff_min`, and the book says when."""
+    desk = Desk(min_size=0, max_size=20, max_connecting=3, connect_timeout=60.0).open()
+    for _ in range(9):
+        desk.join()
+    for _ in range(3):
+        desk.begin("connect")
+    begun: list[float] = []
+    due = 30.0
+    for _ in range(3):
+        desk.tick(due)
+        desk.begin("connect")
+        begun.append(desk.now)
+        assert not desk.jobs("connect")
+        due = desk.book.next_tick()
+    assert begun == pytest.approx([30.0, 30.2, 30.4])
+    assert due == 34.0, "nothing but the next that will be slow"
+
+
+def test_extra_attempt_that_ends_is_followed_by_another_for_who_waits() -> None:
+    """Each serves somebody, while the usual ones hang."""
+    desk = Desk(min_size=0, max_size=20, max_connecting=1, connect_timeout=60.0).open()
+    waiters = [desk.join() for _ in range(3)]
+    desk.begin("connect")
+    for waiter, at in zip(waiters, (0.5, 0.7, 0.9), strict=True):
+        assert desk.book.next_tick() == pytest.approx(at)
+        desk.tick(desk.book.next_tick())
+        desk.connect()
+        assert waiter.outcome == "served"
+    assert desk.book.next_tick() == NEVER
+
+
+def test_extra_attempts_are_within_capacity() -> None:
+    """A hung one keeps its slot."""
+    desk = Desk(min_size=0, max_size=1, connect_timeout=60.0).open()
+    desk.join()
     desk.begin("connect")
     desk.tick(5.0)
-    assert not desk.jobs("connect"), "three are under way"
+    assert not desk.jobs("connect")
+
+
+def test_slow_probe_of_an_outage_has_one_other_attempt_beside_it() -> None:
+    """Not before the pause has passed, and no third one."""
+    desk = Desk(min_size=0, max_size=9, backoff_min=1.0, connect_timeout=60.0).open()
+    desk.join()
+    desk.fail()
+    desk.tick(1.0)
+    desk.begin("connect")
+    desk.tick(1.9)
+    assert not desk.jobs("connect")
+    desk.tick(2.0)
+    desk.fail()
+    assert desk.book.next_tick() == 3.5, "a longer pause"
+    desk.tick(3.5)
+    desk.begin("connect")
+    desk.tick(50.0)
+    assert not desk.jobs("connect")
+    desk.join()
+    assert not desk.jobs("connect")
+
+
+def test_opener_is_served_although_a_connect_hangs() -> None:
+    """By the one beside it."""
+    desk = Desk(min_size=2, max_size=9, max_connecting=2)
+    opener = desk.waiter()
+    desk.book.open(opener, desk.now)
+    desk.begin("connect")
+    desk.connect()
+    assert desk.book.next_tick() == 0.5
+    desk.tick(0.5)
+    desk.connect()
+    assert opener.outcome == "served"
+
+
+def test_connect_that_is_slow_rings_no_alarm_after_the_close() -> None:
+    """Nothing is to begin any more."""
+    desk = Desk(min_size=2, max_size=9)
+    desk.book.open(desk.waiter(), desk.now)
+    desk.begin("connect")
+    desk.begin("connect")
+    desk.tick(3.0)
+    desk.book.close()
+    assert desk.book.next_tick() == NEVER
 
 
 def test_connect_that_is_stuck_does_not_count_for_min_size() -> None:
@@ -844,17 +1023,19 @@ def test_second_renew_within_the_window_is_at_once() -> None:
 
 def test_connect_that_outlasts_its_limit_is_counted_as_stuck_and_delays_nobody() -> None:
     """It ignores its cancellation: its slot is taken, and others connect."""
-    desk = Desk(min_size=0, max_size=2, max_connecting=1, connect_timeout=2.0)
+    desk = Desk(min_size=0, max_size=3, max_connecting=1, connect_timeout=2.0)
     desk.book.open(desk.waiter(), desk.now)
     waiter = desk.join()
     desk.begin("connect")
+    desk.tick(2.0)
+    desk.begin("connect")  # beside the slow one
     desk.tick(2.9)
     assert desk.book.stats(desk.now).stuck == 0
     assert not desk.jobs("connect")
     desk.tick(3.0)
     stats = desk.book.stats(desk.now)
-    assert (stats.stuck, stats.connecting) == (1, 2)
-    assert "2 connecting, 0 recycling (1 of them stuck)" in str(stats)
+    assert (stats.stuck, stats.connecting) == (1, 3)
+    assert "3 connecting, 0 recycling (1 of them stuck)" in str(stats)
     desk.connect()
     assert waiter.outcome == "served"
 

@@ -66,11 +66,74 @@ def test_take_that_was_dead_is_not_counted() -> None:
     assert len(desk.jobs("connect")) == 1
 
 
-def test_caller_whose_deadline_is_now_is_refused_at_once() -> None:
-    """No connect is begun for somebody who does not wait."""
-    desk = Desk(min_size=0).open()
-    assert desk.join(patience=0.0).outcome == "timed_out"
+@pytest.mark.parametrize(
+    ("options", "patience", "refused_as"),
+    [({}, 0.0, "timed_out"), ({}, -5.0, "timed_out"), ({"max_waiting": 0}, 9.0, "busy")],
+)
+def test_caller_who_waits_for_no_other_user_is_refused_at_once(
+    options: dict[str, int], patience: float, refused_as: str
+) -> None:
+    """One connect is begun, for the next one; not a second, and none that would be surplus."""
+    desk = Desk(min_size=1, max_size=2, max_overflow=2, **options).open()
+    desk.take()
+    for _ in range(3):
+        assert desk.join(patience=patience).outcome == refused_as
+        assert len(desk.jobs("connect")) == 1
+    desk.connect()
+    desk.take()
+    assert desk.join(patience=patience).outcome == refused_as
     assert not desk.jobs("connect")
+    assert not desk.book.queue
+
+
+@pytest.mark.parametrize(
+    ("options", "patience", "refused_as"),
+    [({}, 0.0, "timed_out"), ({"max_waiting": 0}, 9.0, "busy")],
+)
+def test_caller_who_waits_for_no_other_user_gets_what_is_pinged_or_reset_for_nobody(
+    options: dict[str, int], patience: float, refused_as: str
+) -> None:
+    """One each; the next is refused."""
+    desk = Desk(min_size=2, max_size=2, ping_after=1.0, **options).open()
+    slot = desk.take()
+    desk.now = 5.0
+    desk.book.release_dirty(slot, desk.now)
+    first, second, third = (desk.join(patience=patience) for _ in range(3))
+    assert (first.outcome, second.outcome, third.outcome) == ("waiting", "waiting", refused_as)
+    desk.book.was_reset(desk.begin("reset"), desk.now)
+    desk.book.pinged(desk.begin("ping"), desk.now)
+    assert (first.outcome, second.outcome) == ("served", "served")
+
+
+def test_slow_reset_is_not_waited_for_by_who_waits_for_no_other_user() -> None:
+    """Nobody counts on it any more."""
+    desk = Desk(max_size=1).open()
+    desk.book.release_dirty(desk.take(), desk.now)
+    assert desk.book.next_tick() == NEVER
+    desk.tick(0.5)
+    assert desk.join(patience=0.0).outcome == "timed_out"
+
+
+def test_caller_without_time_is_in_line_for_half_a_second() -> None:
+    """Then it is told of a timeout."""
+    desk = Desk(max_size=1, ping_after=1.0).open()
+    desk.now = 5.0
+    waiter = desk.join(patience=0.0)
+    assert len(desk.jobs("ping")) == 1
+    assert desk.book.next_tick() == 5.5
+    desk.tick(5.5)
+    assert waiter.outcome == "timed_out"
+
+
+@pytest.mark.parametrize("limit", [7.0, None])
+def test_opener_without_time_waits_for_one_connect(limit: float | None) -> None:
+    """As long as that may take."""
+    desk = Desk(min_size=1, connect_timeout=limit)
+    opener = desk.waiter(patience=0.0)
+    desk.book.open(opener, desk.now)
+    assert opener.deadline == (NEVER if limit is None else 7.0)
+    desk.connect()
+    assert opener.outcome == "served"
 
 
 def test_newcomer_does_not_pass_those_in_line() -> None:
@@ -359,9 +422,10 @@ def test_age_is_drawn_from_the_last_tenth_of_the_lifetime(jitter: float) -> None
     desk = Desk(jitter=jitter, min_size=0, max_lifetime=100.0).open()
     desk.now = 10.0
     desk.join()
-    slot = desk.jobs("connect")[0]
-    assert slot.retire_at == pytest.approx(100.0 + 10.0 * jitter)
-    assert slot.expires_at == 110.0
+    desk.now = 12.0  # the connect has taken so long
+    slot = desk.connect()
+    assert slot.retire_at == pytest.approx(102.0 + 10.0 * jitter)
+    assert slot.expires_at == 112.0
 
 
 def test_next_tick_is_the_earliest_deadline_of_those_who_still_wait() -> None:
@@ -459,16 +523,20 @@ def test_max_uses_none_wears_nothing_out() -> None:
 
 
 def test_max_connecting_bounds_connects_beside_stuck_ones() -> None:
-    """A stuck one does not count; one that is slow does."""
+    """A stuck one does not count; one that is slow does, and another may begin beside it."""
     desk = Desk(min_size=0, max_size=9, max_connecting=2, connect_timeout=1.0).open()
     for _ in range(5):
         desk.join()
     for _ in range(2):
         desk.begin("connect")
+    desk.tick(0.4)
+    assert not desk.jobs("connect"), "two are under way"
     desk.tick(1.5)
-    assert not desk.jobs("connect"), "slow, and still two"
+    desk.begin("connect")
+    desk.tick(1.6)
+    assert not desk.jobs("connect"), "the next extra one has time"
     desk.tick(2.0)
-    assert len(desk.jobs("connect")) == 2, "stuck"
+    assert len(desk.jobs("connect")) == 1, "two are stuck, one is under way"
 
 
 def test_growth_starts_anew_when_nobody_lacks_anything() -> None:
@@ -675,10 +743,16 @@ def test_next_tick_is_not_for_an_attempt_that_cannot_be_made() -> None:
 
 def test_jobs_that_nobody_waits_for_ring_no_alarm() -> None:
     """Slow or not."""
-    desk = Desk(min_size=2, max_size=2)
-    desk.book.open(desk.waiter(), desk.now)
+    desk = Desk(min_size=2, max_size=3)
+    opener = desk.waiter()
+    desk.book.open(opener, desk.now)
     assert len(desk.jobs("connect")) == 2
+    assert desk.book.next_tick() == 0.5, "for the opener's sake"
+    desk.book.give_up(opener, desk.now)
     assert desk.book.next_tick() == NEVER
+    desk.tick(0.5)
+    assert desk.book.next_tick() == NEVER
+    assert len(desk.jobs("connect")) == 2
 
 
 def test_connect_that_was_begun_before_the_close_says_nothing_when_it_fails() -> None:
@@ -901,3 +975,19 @@ def test_every_reason_to_go_is_counted_from_the_beginning() -> None:
     """A metric that appears with its first event misses that one."""
     desk = Desk()
     assert desk.book.stats(0.0).retired == dict.fromkeys(get_args(Reason), 0)
+
+
+@pytest.mark.parametrize("end", ["timed_out", "closed"])
+def test_refused_waiter_that_is_cancelled_before_it_notices_counts_as_cancelled(end: str) -> None:
+    """What the caller sees is what is counted."""
+    desk = Desk(max_size=1).open()
+    desk.take()
+    waiter = desk.join(patience=1.0)
+    if end == "closed":
+        desk.book.close()
+    else:
+        desk.now = 2.0
+        desk.book.tick(desk.now)
+    assert desk.book.outcomes[end] == 1
+    desk.book.give_up(waiter, desk.now)
+    assert (desk.book.outcomes[end], desk.book.outcomes["cancelled"]) == (0, 1)

@@ -65,6 +65,8 @@ class World:
         self.size_limit = book.options.capacity
         self.acquires = 0
         self.held = 0  # as the event began
+        self.turned_away = False  # somebody, a moment ago
+        self.attempt_at = -NEVER  # the last connect began
 
     # -- events ----------------------------------------------------------------------------------
 
@@ -134,11 +136,13 @@ class World:
         caller.waiter = Waiter(self.now + patience, None, None)
         self.line.append(caller)
         self.book.join(caller.waiter, self.now)
-        limit = self.book.options.max_waiting
-        if limit is not None:
-            assert len(self.book.queue) - len(self.book.idle) <= limit, (
-                "a longer queue than allowed"
-            )
+        limit = 0 if patience == 0 else self.book.options.max_waiting
+        coming = len(self.book.idle) + self.book.prospects.recycles()
+        if caller.waiter.outcome in ("busy", "timed_out"):
+            self.turned_away = True
+            assert len(self.book.queue) >= coming, "I3: refused, and only a ping is missing"
+        elif limit is not None and caller.waiter.outcome == "waiting":
+            assert len(self.book.queue) <= max(limit, coming), "a longer queue than allowed"
 
     def give_up(self, i: int) -> None:
         """Cancel a caller who waits, or was served and has not noticed yet."""
@@ -236,12 +240,20 @@ class World:
         else:
             raise AssertionError("I12: the alarm never comes to rest")
         self.now = until
+        before = self.what_upkeep_sees()
         self.book.tick(self.now)
+        if self.what_upkeep_sees() == before:
+            begun = any(job == "connect" for job, _ in self.book.jobs)
+            assert not begun, "I12: a connect was due, and the alarm did not ring"
         self.settle()
         for waiter in self.book.queue.values():
             assert self.now < waiter.deadline, "I11: still waiting after its deadline"
         for waiter in list(self.book.queue.values())[:1]:
             assert self.now < self.book._shed_at(waiter), "I12: not refused, as the policy says"
+
+    def what_upkeep_sees(self) -> tuple[int, int]:
+        """Count what is found without an alarm, every second: who is to go, and what is stuck."""
+        return sum(self.book.retired.values()), len(self.book.prospects.stuck)
 
     def oversleep(self, seconds: float) -> None:
         """Let time pass in which the event loop is kept from ringing the alarm."""
@@ -298,11 +310,14 @@ class World:
                 "I1: a connect above capacity"
             )
             prospects = book.prospects
+            self.check_pace(sum(job == "connect" for job, _ in book.jobs))
             others = book.live - len(prospects.stuck) - prospects.underway()
             missing = book.options.min_size - others
-            assert prospects.connects() <= max(len(book.queue), missing), (
+            waiting = len(book.queue) + self.turned_away  # for whom one may be begun, too
+            assert prospects.connects() <= max(waiting, missing), (
                 "I9: more connects than anybody waits for"
             )
+        self.turned_away = False
         while book.jobs:
             job, slot = book.jobs.popleft()
             assert slot not in self.at_work, "I1: a slot with two jobs"
@@ -315,6 +330,15 @@ class World:
             return
         assert waiter.facts.now == self.now
         assert waiter.facts.stats.leased == self.held, "I13: told of what came after"
+
+    def check_pace(self, begun: int) -> None:
+        """Check that connects beyond the usual number begin one by one."""
+        options, underway = self.book.options, self.book.prospects.underway()
+        usual = max(1 if self.book.outage else options.max_connecting, underway - begun)
+        if underway > usual and options.backoff_min > 0:
+            assert underway == usual + 1, "I9: several extra attempts at once"
+            assert self.now >= self.attempt_at + options.backoff_min, "I9: a hasty extra attempt"
+        self.attempt_at = self.now
 
     def wake(self, waiter: Waiter) -> None:
         """Tell a waiter how it ended; one who is served is the first in line, and in time."""
@@ -356,6 +380,9 @@ class World:
         assert set(held) == set(book.leased), "I8: leased, and held by nobody"
         assert book.size <= self.size_limit, "I1: above capacity"
         self.size_limit = max(book.options.capacity, book.size)
+        young = (s for s in book.closing if s.reason == "expired" and self.now < s.expires_at)
+        few = max(2, max(book.size, book.options.min_size) // 10)
+        assert sum(1 for _ in young) <= few, "I9: too many are replaced at once"
         there = [*book.idle, *book.leased, *book.recycling, *book.closing]
         assert {slot.connection for slot in there} == self.alive, "I7: lost, or in two places"
         assert len(there) == len(self.alive)
