@@ -29,7 +29,8 @@ Optional methods, looked up once when the pool is made:
     What an error says about ``c`` and about the others; about connecting, if ``c`` is None. None:
     the driver cannot tell. Asked of what an operation on ``c`` has raised, caught by its user or
     not; of what else leaves the block of a lease; and, one by one, of what is in their groups and
-    what they were raised from, so that there is no need to look into an error.
+    what they were raised from, so that there is no need to look into an error. (Of connecting it is
+    asked about the one error.)
 ``transaction(c, **settings)``
     An async context manager: begin; commit, or roll back on an exception. After a cancellation it
     is dropped without being left, so it must be a class: an async generator would be finalised at

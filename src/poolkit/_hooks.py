@@ -100,10 +100,11 @@ class Hooks:
             )
 
     def classify(self, error: BaseException, connection: Any) -> Verdict | None:
-        """Return the worst that an error means, or one inside it; None if nobody knows."""
+        """Return the worst that an error means, or one inside it; None if nobody knows.
+
+        Without a connection it has failed to connect: whether that will pass, only it itself says.
+        """
         verdicts = self._verdicts(error, connection)
-        if connection is None:  # it has failed to connect: what the outermost says is what counts
-            return next(iter(verdicts), None)
         return min(verdicts, key=_WORST_FIRST.index, default=None)
 
     def heed(self, slot: Slot, error: BaseException, *, passed: bool = False) -> None:
@@ -113,22 +114,22 @@ class Hooks:
         this connection or of another pool's, it was heeded there.
         """
         verdicts = self._verdicts(error, slot.connection, passed=passed)
-        slot.verdicts = slot.verdicts.union(verdicts) - {Verdict.OK}
+        slot.verdicts |= verdicts - {Verdict.OK}
 
     def _verdicts(
         self, error: BaseException, connection: Any, *, passed: bool = False
-    ) -> dict[Verdict, None]:
-        verdicts: dict[Verdict, None] = {}
+    ) -> set[Verdict]:
+        verdicts: set[Verdict] = set()
         if self._classify is None:
             return verdicts
         try:
-            for part in _parts(error):
+            for part in _parts(error) if connection is not None else (error,):
                 if isinstance(part, Exception) and not (passed and _HEEDED in part.__dict__):
                     verdict = self._classify(part, connection)
                     if not (passed or connection is None):
                         part.__dict__[_HEEDED] = True
-                    if verdict is not None:
-                        verdicts[verdict] = None
+                    if isinstance(verdict, Verdict):
+                        verdicts.add(verdict)
         except Exception as rude:
             self._report("classify", rude)
         return verdicts

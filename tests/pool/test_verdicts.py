@@ -497,6 +497,20 @@ async def test_error_of_an_object_made_from_a_connection_is_heeded_if_the_driver
             assert conn.number == 2
 
 
+@pytest.mark.parametrize("nonsense", ["stale", [], NotImplemented])
+async def test_classify_that_returns_no_verdict_says_nothing(nonsense: Any) -> None:
+    """Of a caught error, of one that leaves the block, and of a failed reset."""
+    driver = Driver(reset=[Said(None)])
+    driver.classify = lambda *_: nonsense  # type: ignore[method-assign]
+    async with pool_of(driver, max_size=1) as pool:
+        with pytest.raises(Said):
+            async with caught_in(pool, Said(None)) as conn:
+                conn.cursor()
+                raise Said(None)
+        async with pool.acquire() as conn:
+            assert conn.number == 2
+
+
 async def test_classify_that_raises_about_a_caught_error_is_reported(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
