@@ -269,8 +269,9 @@ class PoolState:
             self.recount("cancelled", direct=False)
             if slot.state == "leased":  # else it was taken back on closing
                 self.release(slot, now)
-        elif waiter.key is not None and waiter.outcome != "deadlocked":  # that is raised on the spot
-            self.outcomes[waiter.outcome] -= 1  # it was refused, and cancelled before it noticed
+        elif waiter.key is not None and waiter.outcome != "deadlocked":  # that is raised at once
+            # It was refused, and cancelled before it noticed.
+            self.outcomes[waiter.outcome] -= 1
             self.outcomes["cancelled"] += 1
         waiter.outcome = "cancelled"
 

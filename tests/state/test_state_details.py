@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Literal, get_args
 
 import pytest
 
@@ -978,7 +978,9 @@ def test_every_reason_to_go_is_counted_from_the_beginning() -> None:
 
 
 @pytest.mark.parametrize("end", ["timed_out", "closed"])
-def test_refused_waiter_that_is_cancelled_before_it_notices_counts_as_cancelled(end: str) -> None:
+def test_refused_waiter_that_is_cancelled_before_it_notices_counts_as_cancelled(
+    end: Literal["timed_out", "closed"],
+) -> None:
     """What the caller sees is what is counted."""
     desk = Desk(max_size=1).open()
     desk.take()
