@@ -59,13 +59,17 @@ class Life:
         if not self.runtime.has_ended():
             self._scope.cancel()
 
-    async def change(self) -> None:
-        """Wait until something has changed."""
-        parking = self.runtime.create_parking()
-        self.watchers.append(parking)
-        await parking
+    async def wait_until(self, is_so: Callable[[], bool]) -> None:
+        """Wait until it is so, looking after every change."""
+        while True:
+            parking = self.runtime.create_parking()
+            self.watchers.append(parking)  # before the look, or a change just after it is missed
+            if is_so():
+                return
+            await parking
 
     def changed(self) -> None:
         """Wake those who wait for a change."""
-        while self.watchers:
-            self.runtime.unpark(self.watchers.pop())
+        watchers, self.watchers = self.watchers, []
+        for parking in watchers:
+            self.runtime.unpark(parking)

@@ -184,18 +184,20 @@ class Pool(Generic[C]):
         self._tell(book.close)
         life.workers.abort_connects()
         self._settle()
+
+        def is_given_back() -> bool:
+            return all(_task(slot) is own for slot in book.leased)
+
         try:
             with runtime.limited(runtime.after(grace)):
-                while self._life is life and any(_task(slot) is not own for slot in book.leased):
-                    await life.change()
+                await life.wait_until(lambda: self._life is not life or self._look(is_given_back))
             held = self.leases()
             self._abandon_leases(life)
             options = book.options
             limits = (options.reset_timeout, options.close_timeout, options.ping_timeout)
             limit = None if None in limits else sum(filter(None, limits)) + 0.5
             with runtime.limited(runtime.after(limit)):
-                while self._life is life and book.size:
-                    await life.change()
+                await life.wait_until(lambda: self._life is not life or not book.size)
         finally:
             self._abandon_leases(life)
             self._collapse(life, None)
@@ -205,8 +207,7 @@ class Pool(Generic[C]):
     async def _wait_ended(self, life: Life) -> None:
         """Wait until the tasks of a life have ended; leave behind those that ignore their end."""
         with life.runtime.limited(life.runtime.after(_LAST_WAIT), shield=True):
-            while not life.ended:
-                await life.change()
+            await life.wait_until(lambda: life.ended)
         if not life.ended:
             say(
                 logging.WARNING,
@@ -307,6 +308,8 @@ class Pool(Generic[C]):
         home = runtime.home
         if runtime.where() is not home:
             runtime.task()  # raises WrongLoop
+        if self._amid:
+            raise words.amid(self.name)
         if self._inbox:
             self._drain()
         if book.queue or self._greets:
@@ -315,8 +318,6 @@ class Pool(Generic[C]):
             task = ref(runtime.current_task(home))
         except TypeError:
             raise words.no_task(self.name) from None
-        if self._amid:
-            raise words.amid(self.name)
         self._amid = True
         try:
             now = runtime.now()

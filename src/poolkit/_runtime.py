@@ -271,8 +271,9 @@ class _Parking:
             yield from self._lowlevel.wait_task_rescheduled(self._abort).__await__()
 
     def _abort(self, _: object) -> Any:
-        self.task = None
-        return self._lowlevel.Abort.SUCCEEDED
+        task, self.task = self.task, None
+        abort = self._lowlevel.Abort
+        return abort.SUCCEEDED if task is not None else abort.FAILED  # it was unparked just now
 
 
 class _Trio(_Loop):
@@ -322,9 +323,20 @@ class _Trio(_Loop):
 
     def unpark(self, parking: Any) -> None:
         parking.unparked = True
-        if parking.task is not None:
-            self._lowlevel.reschedule(parking.task)
-            parking.task = None
+        task = parking.task
+        if task is None:
+            return
+        if task is self._running():  # interrupted by a finalizer when it was about to wait
+            self._token.run_sync_soon(self.unpark, parking)
+            return
+        parking.task = None
+        self._lowlevel.reschedule(task)
+
+    def _running(self) -> Any:
+        try:
+            return self._lowlevel.current_task()
+        except RuntimeError:
+            return None
 
     def set_alarm(self, when: float) -> None:
         if when < self._alarm_at:

@@ -466,7 +466,7 @@ async def test_cancelled_setup_and_close_lose_nothing(database: str) -> None:
     async with of_one(database, setup=setup) as pool:
         for end in ("cancel", "time out"):
             begun.clear()
-            limit = 0.05 if end == "time out" else None
+            limit = 1.0 if end == "time out" else None
             task = asyncio.ensure_future(pool.acquire(timeout=limit))
             await begun.wait()
             if end == "cancel":

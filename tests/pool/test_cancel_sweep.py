@@ -197,7 +197,7 @@ async def test_planted_reset_left_out_after_a_cancellation_is_found(
 ) -> None:
     """A cancelled transaction whose connection is handed on as it is."""
     asked = "slot.busy or slot.cancelled or slot.derived"
-    plant(monkeypatch, poolkit._pool.Pool, "_give_back", asked, "False")
+    plant(monkeypatch, poolkit._pool.Pool, "_take_back", asked, "False")
     monkeypatch.setattr(FullDriver, "is_clean", lambda *_: True)
     await check_found(transactions)
 

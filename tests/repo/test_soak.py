@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from poolkit._pool import Pool
 from poolkit._state import PoolState
 from scripts.soak import on_asyncio, on_trio
 from scripts.soak.model import RUDE, World
@@ -79,7 +78,7 @@ def serve_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def skip_the_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take what was left behind for clean."""
-    monkeypatch.setattr(Pool, "_needs_reset", lambda *_: False)
+    monkeypatch.setattr(PoolState, "release_dirty", PoolState.release)
 
 
 def connect_above_capacity(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -314,7 +314,7 @@ def test_max_lifetime_replaces_those_of_one_age_at_an_even_pace() -> None:
     desk = Desk(jitter=1.0, min_size=20, max_size=20, max_lifetime=60.0).open()
     ages = ages_at_retirement(desk, until=100.0)
     assert ages == pytest.approx([54.3 + 0.3 * n for n in range(20)])
-    assert desk.book.retired == {"expired": 20}
+    assert gone(desk.book) == {"expired": 20}
 
 
 def test_max_lifetime_of_a_moment_is_kept_as_well() -> None:

@@ -959,18 +959,6 @@ def test_caller_who_is_refused_is_in_line_no_more() -> None:
     assert (stats.waiting, stats.deadlocked) == (0, 1)
 
 
-def test_caller_who_gives_up_after_the_end_of_its_wait_changes_nothing() -> None:
-    """It was refused a moment before."""
-    desk = Desk(max_size=1).open()
-    slot = desk.take()
-    waiter = desk.join(patience=1.0)
-    desk.tick(1.0)
-    desk.book.give_up(waiter, desk.now)
-    stats = desk.book.stats(desk.now)
-    assert (stats.timed_out, stats.cancelled) == (1, 0)
-    assert slot.state == "leased"
-
-
 def test_every_reason_to_go_is_counted_from_the_beginning() -> None:
     """A metric that appears with its first event misses that one."""
     desk = Desk()

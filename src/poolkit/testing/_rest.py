@@ -27,12 +27,12 @@ async def check_pool(pool: Pool[Any], *, timeout: float = 5.0) -> None:
 
     """
     book = pool._book
-    if pool._life is not None:
+    life = pool._life
+    if life is not None:
         pool._runtime.task()  # raises WrongLoop
         pool._drain()
         with anyio.move_on_after(timeout):
-            while (life := pool._life) is not None and _under_way(book):
-                await life.change()
+            await life.wait_until(lambda: pool._life is not life or not _under_way(book))
     complaints = _complaints(book, pool._now(), timeout)
     if complaints:
         raise AssertionError(f"pool {pool.name!r} is not at rest: {'; '.join(complaints)}")
