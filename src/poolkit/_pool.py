@@ -133,7 +133,7 @@ class Pool(Generic[C]):
             raise PoolClosed(f"pool {self.name!r} is being closed: await that, then open it")
         runtime, life = self._runtime, self._life
         assert life is not None
-        runtime.task()  # raises WrongLoop
+        runtime.check()  # raises WrongLoop
         if book.phase == "open":
             return self
         now = runtime.now()
@@ -307,7 +307,7 @@ class Pool(Generic[C]):
         runtime = self._runtime
         home = runtime.home
         if runtime.where() is not home:
-            runtime.task()  # raises WrongLoop
+            runtime.check()  # raises WrongLoop
         if self._amid:
             raise words.amid(self.name)
         if self._inbox:
@@ -471,7 +471,7 @@ class Pool(Generic[C]):
                 f"this connection belongs to pool {pool.name!r}, not to pool {self.name!r}: "
                 "release it there"
             )
-        self._runtime.task()  # raises WrongLoop
+        self._runtime.check()  # raises WrongLoop
         lease = connection._poolkit_lease  # type: ignore[attr-defined]  # held_slot saw a view
         self._give_back(lease, words.caller(2), None)
         return RELEASED
@@ -569,7 +569,7 @@ class Pool(Generic[C]):
         options = dataclasses.replace(self._book.options, **given)
         self._check_options(options)
         if self._book.is_open:
-            self._runtime.task()  # raises WrongLoop
+            self._runtime.check()  # raises WrongLoop
         self._tell(self._book.resize, options, self._now())
         self._settle()
 
@@ -585,7 +585,7 @@ class Pool(Generic[C]):
         """
         check_seconds("over", over, optional=False)
         if self._book.is_open:
-            self._runtime.task()  # raises WrongLoop
+            self._runtime.check()  # raises WrongLoop
             self._tell(self._book.renew, self._runtime.now(), over)
             self._settle()
 

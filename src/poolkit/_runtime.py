@@ -86,10 +86,14 @@ class _Loop:
         self._context = contextvars.copy_context()
         self._alarm_at = math.inf
 
-    def task(self) -> Any:
-        """Return the running task; raise `WrongLoop` when it is not one of this loop's."""
+    def check(self) -> None:
+        """Raise `WrongLoop` unless this loop is running the calling code."""
         if self.where() is not self.home:
             raise WrongLoop(f"pool {self._pool!r} {_FORKED if self.forked else _ELSEWHERE}")
+
+    def task(self) -> Any:
+        """Return the running task; raise `WrongLoop` when it is not one of this loop's."""
+        self.check()
         return self.current_task(self.home)
 
     def is_here(self) -> bool:

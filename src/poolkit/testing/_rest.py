@@ -29,7 +29,7 @@ async def check_pool(pool: Pool[Any], *, timeout: float = 5.0) -> None:
     book = pool._book
     life = pool._life
     if life is not None:
-        pool._runtime.task()  # raises WrongLoop
+        pool._runtime.check()  # raises WrongLoop
         pool._drain()
         with anyio.move_on_after(timeout):
             await life.wait_until(lambda: pool._life is not life or not _under_way(book))

@@ -268,7 +268,7 @@ class Pool(_Pool[asyncpg.Connection]):
                 f"Pool.release() received invalid connection: {connection!r} is not a member of "
                 "this pool"
             )
-        self._runtime.task()  # raises WrongLoop
+        self._runtime.check()  # raises WrongLoop
         self._give_back(connection._poolkit_lease, words.caller(2), None)
         return _DONE
 
