@@ -23,7 +23,7 @@ from poolkit import _words as words
 from poolkit._deadlock import closed_by
 from poolkit._driver import C, Verdict
 from poolkit._errors import NotLeased, PoolClosed, PoolTimeout, WrongLoop
-from poolkit._hooks import Hooks
+from poolkit._hooks import GuardedPolicy, Hooks
 from poolkit._jobs import Workers
 from poolkit._leaks import Leaks
 from poolkit._lease import RELEASED, Lease, Released, TracedLease
@@ -79,10 +79,13 @@ class Pool(Generic[C]):
         self.name: Final[str] = given.name or str(
             getattr(driver, "name", None) or type(driver).__name__
         )
-        self._book = PoolState(given, random.random)
         self._life: Life | None = None
         self._inbox: deque[Callable[[], None]] = deque()
         self._hooks = Hooks(driver)
+        if given.shedding is not None:
+            policy = GuardedPolicy(given.shedding, self._hooks)
+            given = dataclasses.replace(given, shedding=policy)
+        self._book = PoolState(given, random.random)
         self._is_dead = self._hooks.is_dead
         self._driver_is_dead = driver.is_dead
         self._default_limit = given.acquire_timeout
@@ -123,7 +126,11 @@ class Pool(Generic[C]):
         now = runtime.now()
         limit = book.options.acquire_timeout
         waiter = Waiter(NEVER if limit is None else now + limit, None, runtime.create_parking())
-        book.open(waiter, now)
+        try:
+            book.open(waiter, now)
+        except BaseException:  # an overload policy that cannot begin
+            self._collapse(life, None)
+            raise
         self._settle()
         try:
             await waiter.parking
@@ -133,6 +140,7 @@ class Pool(Generic[C]):
             book.give_up(waiter, runtime.now())
             if not (life.opened or book.openers) and life is self._life and book.is_open:
                 self._collapse(life, None)  # nobody else has opened it, or is about to
+                self._hooks.raise_again()
             raise
         life.opened = True
         return self
@@ -153,8 +161,16 @@ class Pool(Generic[C]):
         own; then they are terminated and their handles are dead. Closing twice is harmless.
 
         Returns: who had not given back.
+
+        Raises what calls of the driver have raised meanwhile that is neither an `Exception` nor a
+        cancellation: it has cost its connection, and nobody has seen it yet.
         """
         check_seconds("grace", grace)
+        held = await self._close(grace)
+        self._hooks.raise_again()
+        return held
+
+    async def _close(self, grace: float | None) -> list[LeaseInfo]:
         life, book = self._life, self._book
         if life is None:
             return []
@@ -198,6 +214,7 @@ class Pool(Generic[C]):
             self._book, self._driver, self._hooks, runtime, self._settle, self._found_dead
         )
         self._runtime = runtime
+        self._hooks.end_run = runtime.end_run
         self._leaks = Leaks(self.name, self._book)
         self._life = life = Life(runtime, workers)
         _opened.add(self)
@@ -279,11 +296,14 @@ class Pool(Generic[C]):
         now = runtime.now()
         slot = book.take(now)
         try:
-            doubtful = slot is None or book.jobs or self._driver_is_dead(slot.connection)
-        except Exception:  # it will be asked again, by those who report it
-            doubtful = True
-        if doubtful:
-            slot = self._take_another(slot, now)
+            if slot is None or book.jobs or self._driver_is_dead(slot.connection):
+                slot = self._take_another(slot, now)
+        except BaseException as error:
+            if slot is None or slot.state != "leased":
+                raise
+            self._hooks.report("is_dead", error)
+            book.untake(slot, now)
+            slot = self._take_another(book.take(now), now)
         if slot is None:
             return None
         slot.holder = (task, lease._code, lease._lasti)

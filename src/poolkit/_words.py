@@ -16,6 +16,7 @@ from poolkit._errors import (
     PoolError,
     PoolTimeout,
 )
+from poolkit._say import shown, told
 from poolkit._stats import LeaseInfo
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def refusal(
     elif waiter.outcome == "shed":
         error = PoolBusy(
             f"pool {pool!r}: refused after {now - waiter.since:.2f} s in line by "
-            f"shedding={book.options.shedding!r}, so that others are served in time "
+            f"shedding={shown(book.options.shedding)}, so that others are served in time "
             f"({stats}){_why(book, now)}"
         )
     elif waiter.outcome == "failed":
@@ -204,4 +205,4 @@ def _why(book: PoolState, now: float) -> str:
 
 
 def _brief(error: BaseException | None) -> str:
-    return f"{type(error).__name__}: {error}"
+    return "no error" if error is None else told(error)
