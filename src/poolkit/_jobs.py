@@ -20,6 +20,7 @@ from poolkit._driver import Verdict
 from poolkit._runtime import is_cancellation
 from poolkit._say import say, shown
 from poolkit._slot import NEVER
+from poolkit._upkeep import PERIOD
 from poolkit._view import view_class
 from poolkit._words import place_of
 
@@ -39,6 +40,9 @@ T = TypeVar("T")
 #: How soon the tasks whose operations a reset has ended must have noticed.
 _LOOP_TURNS = 5
 
+#: How often a connection is asked at most when each answer is read late.
+_PINGS = 3
+
 #: Errors that are remembered as told.
 _MANY = 1000
 
@@ -54,10 +58,11 @@ _STATES: Final[dict[Job, str]] = {
 class _Worker:
     """A parked task, or one at work."""
 
-    __slots__ = ("calm", "job", "limit_at", "parking", "scope", "task")
+    __slots__ = ("calm", "job", "limit_at", "parking", "scope", "slot", "task")
 
     def __init__(self, job: tuple[Job, Slot]) -> None:
         self.job: tuple[Job, Slot] | None = job
+        self.slot = job[1]  # of the job at hand
         self.parking: Any = None
         # Made in its task, from where it can be cancelled.
         self.task: Any = None
@@ -123,6 +128,13 @@ class Workers:
         for worker in self._busy:
             self._cancel(worker)
 
+    def attend(self, now: float) -> None:
+        """Note that the event loop runs; call when the alarm rings, and before each driver call."""
+        until = now + (self._book.pulse if self._busy else PERIOD)
+        self._book.is_awake(now, until)
+        if self._busy:
+            self._runtime.set_alarm(until)
+
     def mind_limits(self, now: float) -> None:
         """Cancel the jobs whose time is over; call when the alarm rings."""
         for worker in self._busy:
@@ -186,6 +198,7 @@ class Workers:
                     return
             assert worker.job is not None
             (job, slot), worker.job = worker.job, None
+            worker.slot = slot
             # Between owing a job and beginning it the pool may have been closed, and all be over.
             if slot.state == _STATES[job] and not self._is_ending():
                 self._busy[worker] = job
@@ -227,6 +240,9 @@ class Workers:
             else:
                 _, error = await self._try("on_connect", worker, options.on_connect, connection)
                 late = error is not None and worker.is_late(error)
+        for _ in range(_PINGS):
+            if error is None and self._is_old_news(worker):
+                _, error = await self._try("ping", worker, self._driver.ping, connection)
         if error is None:
             _, error = await self._try("watch", worker, self._introduce, slot, connection)
         if error is None:
@@ -247,10 +263,24 @@ class Workers:
             self._hooks.watch(connection, functools.partial(self._found_dead, slot))
 
     async def _ping(self, slot: Slot, worker: _Worker) -> None:
-        limit = self._book.options.ping_timeout
-        alive, _ = await self._attempt("ping", slot, worker, limit)
-        if alive:
+        if await self._answers(slot, worker):
             self._book.pinged(slot, self._runtime.now())
+
+    async def _answers(self, slot: Slot, worker: _Worker) -> bool:
+        """Ping; return whether there is an answer that is not old, having told the book if not."""
+        limit = self._book.options.ping_timeout
+        for _ in range(_PINGS):
+            if worker.scope.cancel_called:  # the answer was there in time, and is of no use
+                self._book.recycle_failed(slot, self._runtime.now(), suspect_others=False)
+                return False
+            alive, _ = await self._attempt("ping", slot, worker, limit)
+            if not (alive and self._is_old_news(worker)):
+                return alive
+        return True
+
+    def _is_old_news(self, worker: _Worker) -> bool:
+        """Tell whether the loop was away since the last request was sent."""
+        return self._book.was_away_since(worker.slot.sent_at, self._runtime.now())
 
     async def _reset(self, slot: Slot, worker: _Worker) -> None:
         left_behind: str | None = None
@@ -265,6 +295,8 @@ class Workers:
                 return
             left_behind = left_behind or self._checked(note)
             if not (slot.busy or was_busy):
+                if self._is_old_news(worker) and not await self._answers(slot, worker):
+                    return
                 if left_behind and not slot.cancelled:
                     self._tell_once(left_behind, place_of(slot.holder))
                 self._book.was_reset(slot, self._runtime.now())
@@ -323,6 +355,8 @@ class Workers:
 
         For this task is one of the pool's, and its next job is another connection's.
         """
+        worker.slot.sent_at = now = self._runtime.now()
+        self.attend(now)
         try:
             return await call(*arguments), None
         except BaseException as error:

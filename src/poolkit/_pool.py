@@ -34,6 +34,7 @@ from poolkit._say import say
 from poolkit._slot import NEVER, Slot, Waiter
 from poolkit._state import PoolState
 from poolkit._transaction import Transaction
+from poolkit._upkeep import Suspended
 from poolkit._view import Handle, held_slot, make_view
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class Pool(Generic[C]):
 
     # Set by open(); nothing asks for them before.
     _runtime: Runtime
+    _suspended: Suspended
     _leaks: Leaks
 
     # -- open and close --------------------------------------------------------------------------
@@ -214,6 +216,7 @@ class Pool(Generic[C]):
             self._book, self._driver, self._hooks, runtime, self._settle, self._found_dead
         )
         self._runtime = runtime
+        self._suspended = Suspended()
         self._hooks.end_run = runtime.end_run
         self._leaks = Leaks(self.name, self._book)
         self._life = life = Life(runtime, workers)
@@ -307,7 +310,6 @@ class Pool(Generic[C]):
         if slot is None:
             return None
         slot.holder = (task, lease._code, lease._lasti)
-        slot.leased_at = now
         lease._slot = slot
         lease._turn = slot.turn
         view: Any = Handle()
@@ -336,7 +338,7 @@ class Pool(Generic[C]):
         holder = (ref(task), lease._code, lease._lasti)
         slot = self._take_another(book.take(now), now) if hook is not None else None
         if slot is not None:
-            slot.holder, slot.leased_at = holder, now
+            slot.holder = holder
         else:
             waiter = Waiter(deadline, holder, runtime.create_parking())
             if book.join(waiter, now):
@@ -558,6 +560,7 @@ class Pool(Generic[C]):
         self._drain()
         now = self._runtime.now()
         if self._life is not None:
+            self._life.workers.attend(now)
             self._life.workers.mind_limits(now)
         self._book.tick(now)
         self._settle()
@@ -568,6 +571,8 @@ class Pool(Generic[C]):
         for slot in list(self._book.idle):
             if self._is_dead(slot.connection):
                 self._book.died(slot, now)
+        if self._suspended.since_asked() >= 4.0 * self._book.pulse:
+            self._book.was_away(now)
         self._leaks.look(now)
         self._on_alarm()
 

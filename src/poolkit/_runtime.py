@@ -41,8 +41,9 @@ def current_runtime(ring: Callable[[], None]) -> Runtime:
 
 def cancellations() -> tuple[type[BaseException], ...]:
     """Return by what a cancelled task is told, on the kinds of loops that are in use."""
-    names = {"asyncio": "CancelledError", "trio": "Cancelled"}
-    return tuple(vars(sys.modules[lib])[name] for lib, name in names.items() if sys.modules.get(lib))
+    asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio")
+    found: list[type[BaseException]] = [] if asyncio is None else [asyncio.CancelledError]
+    return (*found, *([] if trio is None else [trio.Cancelled]))
 
 
 def is_cancellation(error: BaseException) -> bool:

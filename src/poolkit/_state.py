@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 #: Replacements for age that may be under way at once, so that a fleet of equals does not vanish.
 _AGING: Final = 2
+#: Seconds: the event loop is not away before, however short `ping_after` is.
+_BRIEF: Final = 0.5
 #: Connects that upkeep, which nobody waits for, may have under way at once.
 _UPKEEP: Final = 2
 
@@ -77,6 +79,8 @@ class PoolState:
         self.outage: Outage | None = None
         self._fit_since = -NEVER  # connections can be had
         self.renewed_at = -NEVER
+        self._awake_by = NEVER  # when the shell, if the event loop runs, has been heard of again
+        self._back_at = -NEVER  # until then the event loop, or the machine, was away
         self._ramp = 1  # connects under way at once while leases are out; doubles with success
 
         self.direct = 0
@@ -89,10 +93,22 @@ class PoolState:
 
     def _adopt(self, options: Options) -> None:
         self.options = options
+        #: How often the shell is to be heard of while somebody counts on an answer.
+        self.pulse = NEVER if options.ping_after is None else max(options.ping_after, _BRIEF) / 4
         self._ping_after = NEVER if options.ping_after is None else options.ping_after
-        # While this is False, a connection that comes back is neither a surplus one nor used up.
+        self._look_at_returns()
+
+    def _look_at_returns(self) -> None:
+        """Decide how much there is to ask of a connection that comes back.
+
+        While this is False, it is no surplus one, not used up, and nothing that it told is old.
+        """
+        options = self.options
         self._ask_on_return = (
-            options.max_overflow > 0 or options.max_uses is not None or self.live > options.max_size
+            options.max_overflow > 0
+            or options.max_uses is not None
+            or self.live > options.max_size
+            or (bool(self.leased) and next(iter(self.leased)).leased_at < self._back_at)
         )
 
     # -- inspect ---------------------------------------------------------------------------------
@@ -160,6 +176,7 @@ class PoolState:
             idle.remove(slot)
         self.leased[slot] = None
         slot.state = "leased"
+        slot.leased_at = now
         slot.uses += 1
         self.direct += 1
         return slot
@@ -226,7 +243,7 @@ class PoolState:
         slot.used_at = now
         if slot.touched:
             slot.touched = False
-            self._heard_from(slot, now)
+            self._heard_from(slot, slot.leased_at)
         if self._ask_on_return or now >= slot.retire_at:
             self._place(slot, now)
             return True
@@ -236,7 +253,7 @@ class PoolState:
             self.idle.append(slot)
             return False
         waiter = next(iter(self.queue.values()))
-        if now >= waiter.deadline or self.shedder is not None:
+        if now >= waiter.deadline or self.shedder is not None or now >= self._awake_by:
             self._place(slot, now)
             return True
         del self.queue[waiter.key]
@@ -306,7 +323,7 @@ class PoolState:
     def pinged(self, slot: Slot, now: float) -> None:
         """Record that an idle connection is alive."""
         if slot.state == "recycling":
-            self._heard_from(slot, now)
+            self._heard_from(slot, slot.sent_at)
             self._place(slot, now, cold=True)
             self._follow_up(now)
 
@@ -314,7 +331,7 @@ class PoolState:
         """Record that a connection is fit for its next user."""
         if slot.state == "recycling":
             slot.touched = slot.cancelled = slot.derived = slot.spoiled = False
-            self._heard_from(slot, now)
+            self._heard_from(slot, slot.sent_at)
             self._place(slot, now)
             self._follow_up(now)
 
@@ -345,6 +362,29 @@ class PoolState:
         while self.idle:
             self._begin("ping", self.idle[-1], "recycling", self.options.ping_timeout, now)
         self.prospects.doubt()
+
+    def is_awake(self, now: float, until: float) -> None:
+        """Note that the event loop runs, and that the shell will be heard of again by then."""
+        if now >= self._awake_by:
+            self.was_away(now)
+        self._awake_by = until + 3.0 * self.pulse
+
+    def was_away(self, now: float) -> None:
+        """Trust no connection before it has answered again: what was heard of it is old.
+
+        The event loop was blocked, or nobody has run it, or the machine was suspended. Meanwhile
+        the server may have ended sessions, and what it said before is only being read now.
+        """
+        if self._ping_after == NEVER:
+            return
+        self._back_at = now
+        for slot in (*self.idle, *self.leased):
+            slot.alive_at = slot.good_until = -NEVER
+        self._look_at_returns()
+
+    def was_away_since(self, then: float, now: float) -> bool:
+        """Tell whether the event loop was away at some time since then."""
+        return now >= self._awake_by or then < self._back_at
 
     def renew(self, now: float, over: float = 0.0) -> None:
         """Replace every connection there is, one after the other in so many seconds.
@@ -377,6 +417,7 @@ class PoolState:
         for waiter in self._deadlines.passed(now):
             self._leave(waiter, "timed_out", now)
         self._first_in_line(now)  # dismisses those before
+        self._look_at_returns()
         self.prospects.look(now)
         self._retire_idle(now)
         self._ping_idle(now)
@@ -407,7 +448,8 @@ class PoolState:
         """Begin, or begin again; the waiter is served when `min_size` connections are there."""
         waiter.since = now
         if not self.is_open:  # the clock may be another one by now
-            self._fit_since = self.renewed_at = -NEVER
+            self._fit_since = self.renewed_at = self._back_at = -NEVER
+            self._awake_by = NEVER
             self.shedder = self.options.shedding.begin() if self.options.shedding else None
         self.is_open = True
         self.defunct = False
@@ -523,12 +565,17 @@ class PoolState:
         ``cold``: nobody has used it, so nobody is to prefer it.
         """
         waiter = self._first_in_line(now)
+        is_old = slot.state == "leased" and self.was_away_since(slot.leased_at, now)
+        if is_old:  # what was done in the lease, perhaps
+            slot.alive_at = slot.good_until = -NEVER
         reason = self._unfit(slot, now)
         if reason is None and self._surplus(queued=waiter is not None):
             reason = "surplus"
         if reason:
             self._retire(slot, reason)
             self._follow_up(now)
+        elif waiter and is_old:
+            self._begin("ping", slot, "recycling", self.options.ping_timeout, now)
         elif waiter:
             self._hand_off(slot, waiter, now)
         else:
@@ -655,10 +702,10 @@ class PoolState:
 
     # -- record ----------------------------------------------------------------------------------
 
-    def _heard_from(self, slot: Slot, now: float) -> None:
-        """Note that a connection is alive."""
-        slot.alive_at = now
-        slot.good_until = min(now + self._ping_after, slot.retire_at)
+    def _heard_from(self, slot: Slot, sent_at: float) -> None:
+        """Note that a connection was alive when it got what it has answered."""
+        slot.alive_at = sent_at
+        slot.good_until = min(sent_at + self._ping_after, slot.retire_at)
 
     def _move(self, slot: Slot, to: str) -> None:
         """Move a slot: the one door between the containers."""
@@ -681,7 +728,7 @@ class PoolState:
 
     def _begin(self, job: Job, slot: Slot, state: str, limit: float | None, now: float) -> None:
         self._move(slot, state)
-        slot.begun_at = now
+        slot.begun_at = slot.sent_at = now
         slot.overdue_at = NEVER if limit is None else now + limit + 1.0
         self.jobs.append((job, slot))
 
