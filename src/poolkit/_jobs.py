@@ -96,6 +96,7 @@ class Workers:
         self._group: TaskGroup | None = None
         self._parked: list[_Worker] = []
         self._busy: dict[_Worker, Job] = {}
+        self._attend_at = -NEVER  # when it is to be noted again that the event loop runs
         self._told: set[tuple[str, str]] = set()
         self._refusals: set[str] = set()
 
@@ -108,13 +109,14 @@ class Workers:
         """See to it that every job owed is taken up."""
         jobs = self._book.jobs
         while jobs and self._group is not None:
-            job = jobs.popleft()
             if self._parked:
                 worker = self._parked.pop()
-                worker.job = job
+                worker.job = jobs.popleft()
                 self._runtime.unpark(worker.parking)
+            elif self._is_ending():
+                self._group = None  # nobody would cancel whoever begins now
             else:
-                self._runtime.spawn(self._group, self._run, _Worker(job))
+                self._runtime.spawn(self._group, self._run, _Worker(jobs.popleft()))
 
     def abort_connects(self) -> None:
         """Cancel the connects under way: nobody wants them any more."""
@@ -129,10 +131,12 @@ class Workers:
             self._cancel(worker)
 
     def attend(self, now: float) -> None:
-        """Note that the event loop runs; call when the alarm rings, and before each driver call."""
-        until = now + (self._book.pulse if self._busy else PERIOD)
+        """Note that the event loop runs; call when the alarm rings, and while there are jobs."""
+        busy = bool(self._busy)
+        until = now + (self._book.pulse if busy else PERIOD)
         self._book.is_awake(now, until)
-        if self._busy:
+        self._attend_at = until if busy else now
+        if busy:
             self._runtime.set_alarm(until)
 
     def mind_limits(self, now: float) -> None:
@@ -200,15 +204,13 @@ class Workers:
             (job, slot), worker.job = worker.job, None
             worker.slot = slot
             # Between owing a job and beginning it the pool may have been closed, and all be over.
-            if slot.state == _STATES[job] and not self._is_ending():
+            if slot.state == _STATES[job]:
                 self._busy[worker] = job
                 try:
                     await run[job](slot, worker)
                 finally:
                     del self._busy[worker]
-            if self._is_ending() or worker.scope.cancel_called:
-                return
-            if runtime.trace(worker.task) != trace:
+            if worker.scope.cancel_called or runtime.trace(worker.task) != trace:
                 return
             # Parked before the outcome is settled: what is owed next needs no new worker.
             worker.parking = runtime.create_parking()
@@ -356,7 +358,8 @@ class Workers:
         For this task is one of the pool's, and its next job is another connection's.
         """
         worker.slot.sent_at = now = self._runtime.now()
-        self.attend(now)
+        if now >= self._attend_at:
+            self.attend(now)
         try:
             return await call(*arguments), None
         except BaseException as error:

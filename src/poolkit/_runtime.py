@@ -178,8 +178,8 @@ class _Asyncio(_Loop):
         scope.cancel()
         calm_down(_LOOP_TURNS)
 
-    def trace(self, task: asyncio.Task[None]) -> tuple[int, contextvars.Context]:
-        """Return what a call can leave behind in its task: the same as before, if nothing."""
+    def trace(self, task: asyncio.Task[None]) -> tuple[float, contextvars.Context]:
+        """Return what a call, or who cancels, can leave in a task: the same as before, if none."""
         return task.cancelling(), contextvars.copy_context()
 
     async def forget_cancellations(self) -> None:
@@ -310,8 +310,8 @@ class _Trio(_Loop):
     def cancel(self, task: Any, scope: CancelScope, calm: CancelScope) -> None:  # noqa: ARG002
         scope.cancel()
 
-    def trace(self, task: Any) -> tuple[int, contextvars.Context]:  # noqa: ARG002
-        return 0, contextvars.copy_context()
+    def trace(self, task: Any) -> tuple[float, contextvars.Context]:  # noqa: ARG002
+        return self._trio.current_effective_deadline(), contextvars.copy_context()
 
     async def forget_cancellations(self) -> None:
         """Nothing: they are the scopes', not the task's."""
