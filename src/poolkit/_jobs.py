@@ -12,14 +12,16 @@ from __future__ import annotations
 import functools
 import logging
 from collections import Counter
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import anyio
 from anyio.lowlevel import checkpoint
 
 from poolkit._driver import Verdict
-from poolkit._say import Told, say
+from poolkit._runtime import is_cancellation
+from poolkit._say import Told, say, shown
 from poolkit._slot import NEVER
+from poolkit._upkeep import PERIOD
 from poolkit._view import view_class
 from poolkit._words import place_of
 
@@ -39,23 +41,38 @@ T = TypeVar("T")
 #: How soon the tasks whose operations a reset has ended must have noticed.
 _LOOP_TURNS = 5
 
+#: How often a connection is asked at most when each answer is read late.
+_PINGS = 3
+
 #: Errors that are remembered as told.
 _MANY = 1000
+
+#: In which state the slot of a job that is to be begun is.
+_STATES: Final[dict[Job, str]] = {
+    "connect": "connecting",
+    "ping": "recycling",
+    "reset": "recycling",
+    "close": "closing",
+}
 
 
 class _Worker:
     """A parked task, or one at work."""
 
-    __slots__ = ("job", "limit_at", "parking", "scope")
+    __slots__ = ("calm", "job", "limit_at", "parking", "scope", "slot", "task")
 
     def __init__(self, job: tuple[Job, Slot]) -> None:
         self.job: tuple[Job, Slot] | None = job
+        self.slot = job[1]  # of the job at hand
         self.parking: Any = None
-        self.scope: Any = None  # made in its task, from where it can be cancelled
+        # Made in its task, from where it can be cancelled.
+        self.task: Any = None
+        self.scope: Any = None
+        self.calm: Any = None  # inside of that one: where who ignores it is left alone
         self.limit_at = NEVER  # when its job is to be cancelled
 
     def is_late(self, error: BaseException) -> bool:
-        """Tell whether that has ended its job with this error."""
+        """Tell whether its job was cancelled, and has ended with this error for that."""
         return bool(self.scope.cancel_called) and not isinstance(error, Exception)
 
 
@@ -82,6 +99,7 @@ class Workers:
         self._group: TaskGroup | None = None
         self._parked: list[_Worker] = []
         self._busy: dict[_Worker, Job] = {}
+        self._attend_at = -NEVER  # when it is to be noted again that the event loop runs
         self._told = Told()
         self._refusals: set[str] = set()
 
@@ -94,19 +112,35 @@ class Workers:
         """See to it that every job owed is taken up."""
         jobs = self._book.jobs
         while jobs and self._group is not None:
-            job = jobs.popleft()
             if self._parked:
                 worker = self._parked.pop()
-                worker.job = job
+                worker.job = jobs.popleft()
                 self._runtime.unpark(worker.parking)
+            elif self._is_ending():
+                self._group = None  # nobody would cancel whoever begins now
             else:
-                self._runtime.spawn(self._group, self._run, _Worker(job))
+                self._runtime.spawn(self._group, self._run, _Worker(jobs.popleft()))
 
     def abort_connects(self) -> None:
         """Cancel the connects under way: nobody wants them any more."""
-        for worker, job in self._busy.items():
+        for worker, job in list(self._busy.items()):
             if job == "connect":
-                worker.scope.cancel()
+                self._cancel(worker)
+
+    def end(self) -> None:
+        """Cancel every job under way, and begin no other."""
+        self._group = None
+        for worker in list(self._busy):
+            self._cancel(worker)
+
+    def attend(self, now: float) -> None:
+        """Note that the event loop runs; call when the alarm rings, and while there are jobs."""
+        busy = bool(self._busy)
+        until = now + (self._book.pulse if busy else PERIOD)
+        self._tell(self._book.is_awake, now, until)
+        self._attend_at = until if busy else now
+        if busy:
+            self._runtime.set_alarm(until)
 
     def under_way(self) -> str:
         """Return the driver calls under way, in words."""
@@ -116,37 +150,81 @@ class Workers:
         """Cancel the jobs whose time is over; call when the alarm rings."""
         for worker in self._busy:
             if now >= worker.limit_at:
-                worker.scope.cancel()
+                self._cancel(worker)
             else:
                 self._runtime.set_alarm(worker.limit_at)
 
+    def _cancel(self, worker: _Worker) -> None:
+        """Cancel a job once. One that goes on all the same is seen to be stuck."""
+        worker.limit_at = NEVER
+        if not worker.scope.cancel_called:
+            self._runtime.cancel(worker.task, worker.scope, worker.calm)
+
+    def _is_ending(self) -> bool:
+        """Tell whether the root task has been cancelled, or will never run again."""
+        group, runtime = self._group, self._runtime
+        return (
+            group is None
+            or group.cancel_scope.cancel_called
+            or runtime.is_ending()
+            or not runtime.is_here()
+        )
+
     async def _run(self, worker: _Worker) -> None:
+        """Do one job after the other, until one leaves something behind in this task."""
+        runtime = self._runtime
+        worker.task = runtime.current_task(runtime.home)
+        with anyio.CancelScope() as worker.scope, anyio.CancelScope() as worker.calm:
+            await self._work_on(worker)
+        if not runtime.is_here():
+            return  # the loop has ended without a word
+        ending = self._is_ending()
+        if ending:
+            self._group = None
+        # Others go on, in whose tasks nothing is left of what was done in this one.
+        self._settle()
+        if not ending:
+            await runtime.forget_cancellations()
+
+    async def _work_on(self, worker: _Worker) -> None:
         run = {
             "connect": self._connect,
             "ping": self._ping,
             "reset": self._reset,
             "close": self._close,
         }
-        with anyio.CancelScope() as worker.scope:
-            while True:
-                if worker.job is None:
+        runtime = self._runtime
+        trace = runtime.trace(worker.task)
+        while True:
+            if worker.job is None:
+                try:
                     await worker.parking
-                assert worker.job is not None
-                (job, slot), worker.job = worker.job, None
+                except BaseException as error:
+                    if worker.job is None:
+                        self._parked.remove(worker)
+                    else:
+                        self._book.jobs.appendleft(worker.job)
+                    if self._is_ending() or not is_cancellation(error):
+                        raise
+                    return
+            assert worker.job is not None
+            (job, slot), worker.job = worker.job, None
+            worker.slot = slot
+            # Between owing a job and beginning it the pool may have been closed, and all be over.
+            if slot.state == _STATES[job]:
                 self._busy[worker] = job
                 try:
                     await run[job](slot, worker)
                 finally:
                     del self._busy[worker]
-                if worker.scope.cancel_called:
-                    break
-                # Parked before the outcome is settled: what is owed next needs no new worker.
-                worker.parking = self._runtime.create_parking()
-                self._parked.append(worker)
-                self._settle()
-                if worker.job is not None:  # the driver may never yield: let others run
-                    await checkpoint()
-        self._settle()  # its scope is used up, others go on
+            if worker.scope.cancel_called or runtime.trace(worker.task) != trace:
+                return
+            # Parked before the outcome is settled: what is owed next needs no new worker.
+            worker.parking = runtime.create_parking()
+            self._parked.append(worker)
+            self._settle()
+            if worker.job is not None:  # the driver may never yield: let others run
+                await checkpoint()
 
     def _limit(self, worker: _Worker, seconds: float | None) -> None:
         """Have what the worker does from now on cancelled after so many seconds."""
@@ -161,51 +239,75 @@ class Workers:
             unwanted = TimeoutError("the pool was closed or renewed before this connect began")
             self._tell(self._book.connect_failed, slot, unwanted, None, self._runtime.now())
             return
-        connection: Any = None
-        error: BaseException | None = None
         self._limit(worker, options.connect_timeout)
-        try:
-            connection = await self._driver.connect()
-            slot.view = view_class(type(connection), self._hooks.view)
-            if options.on_connect is not None:
-                await options.on_connect(connection)
-            if self._hooks.watch is not None:
-                self._hooks.watch(connection, functools.partial(self._found_dead, slot))
-            if self._hooks.is_dead(connection):  # the watch tells of what comes, not of this
-                raise ConnectionError("the connection died, or was closed, while it was set up")
-        except BaseException as exc:
-            error = exc
-            self._let_through(exc)
-        finally:
-            if error is None:
-                self._tell(self._book.connected, slot, connection, self._runtime.now())
+        connection, error = await self._try("connect", worker, self._driver.connect)
+        made = error is None
+        late = error is not None and worker.is_late(error)
+        if made and options.on_connect is not None:
+            if late := bool(worker.scope.cancel_called):  # which the driver did not notice
+                error = TimeoutError()
             else:
-                if connection is not None:
-                    self._hooks.terminate(connection)
-                if late := worker.is_late(error):
-                    error = TimeoutError(f"connecting took longer than {options.connect_timeout} s")
-                verdict = Verdict.TRANSIENT if late else self._hooks.classify(error, None)
-                self._tell(self._book.connect_failed, slot, error, verdict, self._runtime.now())
-            del error  # its traceback refers to this frame
+                _, error = await self._try("on_connect", worker, options.on_connect, connection)
+                late = error is not None and worker.is_late(error)
+        for _ in range(_PINGS):
+            if error is None and self._is_old_news(worker):
+                _, error = await self._try("ping", worker, self._driver.ping, connection)
+        if error is None:
+            _, error = await self._try("watch", worker, self._introduce, slot, connection)
+        if error is None and self._hooks.is_dead(connection):  # the watch tells of what comes
+            error = ConnectionError("the connection died, or was closed, while it was set up")
+        if error is None:
+            self._tell(self._book.connected, slot, connection, self._runtime.now())
+            return
+        if made:
+            self._hooks.terminate(connection)
+        if late:
+            error = TimeoutError(f"connecting took longer than {options.connect_timeout} s")
+        say(logging.DEBUG, "connecting failed: %s", shown(error))
+        verdict = Verdict.TRANSIENT if late else self._hooks.classify(error, None)
+        self._tell(self._book.connect_failed, slot, error, verdict, self._runtime.now())
+
+    async def _introduce(self, slot: Slot, connection: Any) -> None:
+        """Find out what its handles are like, and have the driver tell when it dies."""
+        slot.view = view_class(type(connection), self._hooks.view)
+        if self._hooks.watch is not None:
+            self._hooks.watch(connection, functools.partial(self._found_dead, slot))
 
     async def _ping(self, slot: Slot, worker: _Worker) -> None:
-        limit = self._book.options.ping_timeout
-        alive, _ = await self._attempt(self._driver.ping, slot, worker, limit)
-        if alive:
+        if await self._answers(slot, worker):
             self._tell(self._book.pinged, slot, self._runtime.now())
 
+    async def _answers(self, slot: Slot, worker: _Worker) -> bool:
+        """Ping; return whether there is an answer that is not old, having told the book if not."""
+        limit = self._book.options.ping_timeout
+        for _ in range(_PINGS):
+            if worker.scope.cancel_called:  # the answer was there in time, and is of no use
+                self._recycle_failed(slot, suspect_others=False)
+                return False
+            alive, _ = await self._attempt("ping", slot, worker, limit)
+            if not (alive and self._is_old_news(worker)):
+                return alive
+        return True
+
+    def _is_old_news(self, worker: _Worker) -> bool:
+        """Tell whether the loop was away since the last request was sent."""
+        return self._book.was_away_since(worker.slot.sent_at, self._runtime.now())
+
     async def _reset(self, slot: Slot, worker: _Worker) -> None:
-        left_behind = None
+        left_behind: str | None = None
+        error: BaseException | None = None
         for _ in range(2):
             limit = self._book.options.reset_timeout
             # What an operation that was under way at release has made since then is revoked, too.
             was_busy = slot.busy
             self._hooks.revoke(slot.connection, derived=False)
-            clean, note = await self._attempt(self._driver.reset, slot, worker, limit)
+            clean, note = await self._attempt("reset", slot, worker, limit)
             if not clean:
                 return
-            left_behind = left_behind or note
+            left_behind = left_behind or self._checked(note)
             if not (slot.busy or was_busy):
+                if self._is_old_news(worker) and not await self._answers(slot, worker):
+                    return
                 if left_behind and not slot.cancelled:
                     self._tell_once(left_behind, place_of(slot.holder))
                 self._tell(self._book.was_reset, slot, self._runtime.now())
@@ -215,58 +317,70 @@ class Workers:
             # An operation of the ended lease is under way still. If the reset has ended it, its
             # task is about to be told; what it does until then, a second reset undoes.
             for _ in range(_LOOP_TURNS):
-                if slot.busy:
-                    await checkpoint()
+                if slot.busy and error is None:
+                    _, error = await self._try("reset", worker, checkpoint)
+            if error is not None or slot.state != "recycling":
+                break
         say(logging.DEBUG, "terminating a connection: an operation outlived the reset")
         self._recycle_failed(slot, suspect_others=False)
 
     async def _attempt(
-        self, call: Callable[[Any], Awaitable[T]], slot: Slot, worker: _Worker, limit: float | None
-    ) -> tuple[bool, T | None]:
+        self, job: Literal["ping", "reset"], slot: Slot, worker: _Worker, limit: float | None
+    ) -> tuple[bool, object]:
         """Await a ping or a reset; return whether it succeeded, having told the book if not."""
-        result: T | None = None
-        error: BaseException | None = None
         self._limit(worker, limit)
-        try:
-            result = await call(slot.connection)
-            if self._hooks.is_dead(slot.connection):
-                raise ConnectionError("the connection has died meanwhile")
-        except BaseException as exc:
-            error = exc
-            self._let_through(exc)
-        finally:
-            worker.limit_at = NEVER
-            succeeded = error is None
-            if error is not None:
-                verdict = self._hooks.classify(error, slot.connection)
-                self._tell_of(error, refused=verdict is Verdict.OK)
-                gone = worker.is_late(error) or verdict is Verdict.SERVER_GONE
-                self._recycle_failed(slot, suspect_others=gone)
-            del error  # its traceback refers to this frame
-        return succeeded, result
+        result, error = await self._try(job, worker, getattr(self._driver, job), slot.connection)
+        worker.limit_at = NEVER
+        if error is None and self._hooks.is_dead(slot.connection):
+            error = ConnectionError("the connection has died meanwhile")
+        if error is None:
+            return slot.state == "recycling", result
+        verdict = self._hooks.classify(error, slot.connection)
+        self._tell_of(error, refused=verdict is Verdict.OK)
+        gone = worker.is_late(error) or verdict is Verdict.SERVER_GONE
+        self._recycle_failed(slot, suspect_others=gone)
+        return False, None
 
     async def _close(self, slot: Slot, worker: _Worker) -> None:
         options = self._book.options
         connection = slot.connection
-        finished = False
         self._limit(worker, options.close_timeout)
+        error: BaseException | None = None
+        if options.on_close is not None:
+            _, error = await self._try("on_close", worker, options.on_close, connection)
+            if error is not None:
+                say(logging.DEBUG, "on_close failed: %s", shown(error))
+        if slot.state == "closing" and not (worker.scope.cancel_called or self._is_ending()):
+            _, error = await self._try("close", worker, self._driver.close, connection)
+            if error is None:
+                self._tell(self._book.closed, slot, self._runtime.now())
+                return
+            say(logging.DEBUG, "closing a connection failed: %s", shown(error))
+        self._hooks.terminate(connection)
+        self._tell(self._book.closed, slot, self._runtime.now())
+
+    async def _try(
+        self, job: str, worker: _Worker, call: Callable[..., Awaitable[T]], *arguments: Any
+    ) -> tuple[T | None, BaseException | None]:
+        """Await a call of the driver, or a hook: whatever it raises is returned beside its result.
+
+        For this task is one of the pool's, and its next job is another connection's.
+        """
+        worker.slot.sent_at = now = self._runtime.now()
+        if now >= self._attend_at:
+            self.attend(now)
         try:
-            if options.on_close is not None:
-                try:
-                    await options.on_close(connection)
-                except BaseException as exc:
-                    self._let_through(exc)
-                    say(logging.DEBUG, "on_close failed: %r", exc)
-            try:
-                await self._driver.close(connection)
-                finished = True
-            except BaseException as exc:
-                self._let_through(exc)
-                say(logging.DEBUG, "closing a connection failed: %r", exc)
-        finally:
-            if not finished:
-                self._hooks.terminate(connection)
-            self._tell(self._book.closed, slot, self._runtime.now())
+            return await call(*arguments), None
+        except BaseException as error:
+            if not (isinstance(error, Exception) or self._is_ours(error, worker)):
+                self._hooks.report(job, error)
+            return None, error
+
+    def _is_ours(self, error: BaseException, worker: _Worker) -> bool:
+        """Tell whether the pool, or the end of its loop, has cancelled what ends with this."""
+        if is_cancellation(error):
+            return bool(worker.scope.cancel_called) or self._is_ending()
+        return isinstance(error, GeneratorExit) and not self._runtime.is_here()
 
     # -- helpers ---------------------------------------------------------------------------------
 
@@ -274,17 +388,16 @@ class Workers:
         failed = functools.partial(self._book.recycle_failed, suspect_others=suspect_others)
         self._tell(failed, slot, self._runtime.now())
 
-    def _let_through(self, error: BaseException) -> None:
-        """Raise what is not an outcome: our own cancellation, and what ends the process."""
-        if not (isinstance(error, Exception) or self._runtime.is_stray(error)):
-            raise error
+    def _checked(self, note: object) -> str | None:
+        """Return what a reset has said, if that can be printed; a driver may return anything."""
+        return note if note is None or type(note) is str else shown(note)
 
     def _tell_of(self, error: BaseException, *, refused: bool) -> None:
         """Log why a connection is terminated: aloud if a healthy one did not want this statement.
 
         Then every connection will end like this after its first use.
         """
-        text = repr(error)
+        text = shown(error)
         level = logging.WARNING if refused and text not in self._refusals else logging.DEBUG
         if refused:
             if len(self._refusals) > _MANY:  # each with a number of its own in it, perhaps

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from poolkit._say import say
+from poolkit._runtime import is_cancellation
+from poolkit._say import say, told
 from poolkit._upkeep import upkeep
 
 if TYPE_CHECKING:
@@ -43,11 +44,27 @@ class Life:
                         runtime.spawn(group, runtime.keep_alarm)
                         runtime.spawn(group, upkeep, look_after)
                         self.workers.begin(group)
-            except Exception as error:
-                say(logging.ERROR, "pool %r: its root task failed", name, error=error)
-                cause = error
+                if not self._scope.cancel_called:
+                    cause = RuntimeError("a task of the pool's was cancelled, by nobody who may")
+            except BaseException as error:
+                ended = is_cancellation(error) or isinstance(error, GeneratorExit)
+                # Mostly that is the end of the event loop under an open pool, or `aclose`.
+                if not (
+                    ended
+                    and (self._scope.cancel_called or runtime.has_ended() or not runtime.goes_on())
+                ):
+                    cause = error
+                if ended:
+                    raise
             finally:
-                # Without `aclose` when the event loop ends under an open pool.
+                if cause is not None:
+                    say(
+                        logging.ERROR,
+                        "pool %r: its root task failed, and the pool is closed: %s",
+                        name,
+                        told(cause),
+                        error=cause,
+                    )
                 runtime.stop_alarm()
                 self.ended = True
                 end(cause)
@@ -57,6 +74,7 @@ class Life:
     def cancel(self) -> None:
         """End the root task and all its children, without waiting."""
         if not self.runtime.has_ended():
+            self.workers.end()
             self._scope.cancel()
 
     async def wait_until(self, is_so: Callable[[], bool]) -> None:

@@ -28,7 +28,7 @@ from poolkit import _words as words
 from poolkit._deadlock import closed_by
 from poolkit._driver import C
 from poolkit._errors import NotLeased, PoolClosed, PoolError, PoolTimeout
-from poolkit._hooks import Hooks
+from poolkit._hooks import GuardedPolicy, Hooks
 from poolkit._jobs import Workers
 from poolkit._leaks import Leaks
 from poolkit._lease import RELEASED, Lease, Released, TracedLease
@@ -40,7 +40,7 @@ from poolkit._say import say
 from poolkit._slot import NEVER, Slot, Waiter
 from poolkit._state import PoolState
 from poolkit._transaction import Transaction
-from poolkit._upkeep import upkeep
+from poolkit._upkeep import Suspended, upkeep
 from poolkit._view import Handle, held_slot, make_view
 
 if TYPE_CHECKING:
@@ -93,12 +93,15 @@ class Pool(Generic[C]):
         self.name: Final[str] = given.name or str(
             getattr(driver, "name", None) or type(driver).__name__
         )
-        self._book = PoolState(given, random.random)
         self._life: Life | None = None
         self._held_at_end: list[LeaseInfo] = []  # when a life has ended without `aclose`
         self._amid = False
         self._inbox: deque[Callable[[], object]] = deque()
         self._hooks = Hooks(driver)
+        if given.shedding is not None:
+            policy = GuardedPolicy(given.shedding, self._hooks)
+            given = dataclasses.replace(given, shedding=policy)
+        self._book = PoolState(given, random.random)
         self._is_dead = self._hooks.is_dead
         self._driver_is_dead = driver.is_dead
         self._default_limit = given.acquire_timeout
@@ -108,6 +111,7 @@ class Pool(Generic[C]):
 
     # Set by open(); nothing asks for them before.
     _runtime: Runtime
+    _suspended: Suspended
     _leaks: Leaks
 
     # -- open and close --------------------------------------------------------------------------
@@ -139,7 +143,11 @@ class Pool(Generic[C]):
         now = runtime.now()
         limit = book.options.acquire_timeout
         waiter = Waiter(NEVER if limit is None else now + limit, None, runtime.create_parking())
-        self._tell(book.open, waiter, now)
+        try:
+            self._tell(book.open, waiter, now)
+        except BaseException:  # an overload policy that cannot begin
+            self._collapse(life, None)
+            raise
         self._settle()
         try:
             await waiter.parking
@@ -150,6 +158,7 @@ class Pool(Generic[C]):
             if life is self._life and book.phase == "opening" and not book.openers:
                 self._collapse(life, None)  # nobody else has opened it, or is about to
                 await self._wait_ended(life)
+                self._hooks.raise_again()
             raise
         book.opened()
         return self
@@ -170,8 +179,16 @@ class Pool(Generic[C]):
         own; then they are terminated and their handles are dead. Closing twice is harmless.
 
         Returns: who had not given back.
+
+        Raises what calls of the driver have raised meanwhile that is neither an `Exception` nor a
+        cancellation: it has cost its connection, and nobody has seen it yet.
         """
         check_seconds("grace", grace)
+        held = await self._close(grace)
+        self._hooks.raise_again()
+        return held
+
+    async def _close(self, grace: float | None) -> list[LeaseInfo]:
         life, book = self._life, self._book
         if life is not None and life.runtime.has_ended():
             self._collapse(life, None)
@@ -234,6 +251,8 @@ class Pool(Generic[C]):
         )
         runtime.protect(Pool, Lease, TracedLease, Transaction, Workers, Life, upkeep, but=_run)
         self._runtime = runtime
+        self._suspended = Suspended()
+        self._hooks.end_run = runtime.end_run
         self._leaks = Leaks(self.name, self._book)
         self._life = life = Life(runtime, workers)
         _opened.add(self)
@@ -324,13 +343,12 @@ class Pool(Generic[C]):
             slot = book.take(now)
             try:
                 doubtful = slot is None or self._driver_is_dead(slot.connection)
-            except Exception:  # it will be asked again, by those who report it
+            except BaseException:  # it will be asked again, by those who report it
                 doubtful = True
             if doubtful:
                 slot = self._take_another(slot, now)
             if slot is not None:
                 slot.holder = (task, lease._code, lease._lasti)
-                slot.leased_at = now
                 lease._slot = slot
                 lease._turn = slot.turn
         finally:
@@ -641,14 +659,12 @@ class Pool(Generic[C]):
 
     def _on_alarm(self) -> None:
         self._drain()
-        self._tell(self._tick)
-        self._settle()
-
-    def _tick(self) -> None:
         now = self._runtime.now()
         if self._life is not None:
-            self._life.workers.mind_limits(now)
-        self._book.tick(now)
+            self._life.workers.attend(now)
+            self._look(self._life.workers.mind_limits, now)
+        self._tell(self._book.tick, now)
+        self._settle()
 
     def _upkeep(self) -> None:
         self._drain()
@@ -662,6 +678,8 @@ class Pool(Generic[C]):
         for slot in list(self._book.idle):
             if self._is_dead(slot.connection):
                 self._book.died(slot, now)
+        if self._suspended.since_asked() >= 4.0 * self._book.pulse:
+            self._book.was_away(now)
 
     def _dropped(self, slot: Slot, turn: int) -> None:
         """Note that a handle was collected without a release; callable from anywhere."""

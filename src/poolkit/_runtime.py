@@ -17,7 +17,7 @@ import sys
 import time
 import types
 import weakref
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import anyio
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine, Generator, Iterator
 
+    from anyio import CancelScope
     from anyio.abc import TaskGroup
 
 
@@ -41,6 +42,20 @@ def current_runtime(pool: str, ring: Callable[[], None]) -> Runtime:
     return runtime
 
 
+def cancellations() -> tuple[type[BaseException], ...]:
+    """Return by what a cancelled task is told, on the kinds of loops that are in use."""
+    asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio")
+    found: list[type[BaseException]] = [] if asyncio is None else [asyncio.CancelledError]
+    return (*found, *([] if trio is None else [trio.Cancelled]))
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Tell whether an error is a cancellation, or several of them and nothing else."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(cancellations())[1] is None
+    return isinstance(error, cancellations())
+
+
 _runtimes: weakref.WeakSet[_Loop] = weakref.WeakSet()
 
 
@@ -53,6 +68,9 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+#: How soon anyio cancels a task that was about to run, if at all.
+_LOOP_TURNS = 5
 
 _ELSEWHERE = (
     "was opened on another event loop: open one pool per loop, inside the loop that uses it (with "
@@ -125,6 +143,7 @@ class _Asyncio(_Loop):
         import asyncio  # noqa: PLC0415  # half of the time that importing this package would take
 
         super().__init__(pool, ring)
+        self._asyncio = asyncio
         self._loop = self.home = asyncio.get_running_loop()
         self._cancelled = asyncio.CancelledError
         self.where = asyncio._get_running_loop  # raises nothing where there is none
@@ -161,10 +180,52 @@ class _Asyncio(_Loop):
         # As an argument the context, or a name, would be too much for some task factories.
         return self._context.copy().run(lambda: self._loop.create_task(function()))
 
-    def is_stray(self, error: BaseException) -> bool:
-        """Tell whether a cancellation came out of a library by itself: nobody cancelled us."""
-        task = self.current_task(self._loop)
-        return isinstance(error, self._cancelled) and task is not None and not task.cancelling()
+    def is_ending(self) -> bool:
+        """Tell whether somebody has cancelled the root task, as the end of a run does."""
+        root = self._root
+        return root is not None and (root.done() or root.cancelling() > 0)
+
+    def goes_on(self) -> bool:
+        """Tell whether somebody is at work here whom nobody has cancelled."""
+        tasks = self._asyncio.all_tasks(self._loop)
+        return any(task is not self._root and not task.cancelling() for task in tasks)
+
+    def cancel(self, task: asyncio.Task[None], scope: CancelScope, calm: CancelScope) -> None:
+        """Cancel a task in two scopes, one around the other, once.
+
+        By itself anyio does that again in each turn of the loop until the task ends: for ever, if
+        it does not.
+        """
+        before = task.cancelling()
+
+        def calm_down(turns: int) -> None:
+            calm.shield = task.cancelling() > before
+            if not calm.shield and turns:  # it is about to run, and is cancelled when it has
+                self._loop.call_soon(calm_down, turns - 1)
+
+        scope.cancel()
+        calm_down(_LOOP_TURNS)
+
+    def trace(self, task: asyncio.Task[None]) -> tuple[float, contextvars.Context]:
+        """Return what a call, or who cancels, can leave in a task: the same as before, if none."""
+        return task.cancelling(), contextvars.copy_context()
+
+    async def forget_cancellations(self) -> None:
+        """Have a task that is about to end do so as if nobody had ever cancelled it."""
+        with contextlib.suppress(self._cancelled):
+            await self._asyncio.sleep(0)
+
+    def end_run(self, error: BaseException) -> bool:
+        """Have what ends a process come out of the run of the loop; False: there is none.
+
+        As it does where a task raises it; but nobody's task, and no line of the pool, is broken
+        off by it.
+        """
+
+        def end() -> None:
+            raise error
+
+        return self.call_soon(end)
 
     @contextlib.contextmanager
     def limited(self, deadline: float, *, shield: bool = False) -> Iterator[anyio.CancelScope]:
@@ -290,6 +351,7 @@ class _Trio(_Loop):
         self._trio = trio
         self._lowlevel = trio.lowlevel
         self._token = self.home = trio.lowlevel.current_trio_token()
+        self._main = weakref.ref(self._main_task())
         self._alarm: trio.CancelScope | None = None
         # Works after the run as well; a run has one clock.
         self.now = self.read_clock = trio.lowlevel.current_clock().current_time
@@ -316,8 +378,44 @@ class _Trio(_Loop):
     def limited(self, deadline: float, *, shield: bool = False) -> anyio.CancelScope:
         return anyio.CancelScope(deadline=deadline, shield=shield)
 
-    def is_stray(self, error: BaseException) -> bool:  # noqa: ARG002  # there is no such thing
-        return False
+    def is_ending(self) -> bool:
+        return False  # the group in which the workers are knows it
+
+    def goes_on(self) -> bool:
+        return False  # only the end of a run cancels the root task
+
+    def cancel(self, task: Any, scope: CancelScope, calm: CancelScope) -> None:  # noqa: ARG002
+        scope.cancel()
+
+    def trace(self, task: Any) -> tuple[float, contextvars.Context]:  # noqa: ARG002
+        return self._trio.current_effective_deadline(), contextvars.copy_context()
+
+    async def forget_cancellations(self) -> None:
+        """Nothing: they are the scopes', not the task's."""
+
+    def end_run(self, error: BaseException) -> bool:
+        def end() -> NoReturn:
+            raise error
+
+        def deliver() -> None:
+            # Where trio raises a KeyboardInterrupt: in the main task, when that waits.
+            main: Any = self._main()
+            nursery = None if main is None else main.parent_nursery
+            if nursery is None or main not in nursery.child_tasks:
+                return  # the run is ending already
+            if main._abort_func is None:
+                self._token.run_sync_soon(deliver)
+            else:
+                main._attempt_abort(end)
+
+        return self.call_soon(deliver)
+
+    def _main_task(self) -> Any:
+        """Return the task from which all others of this run come, as far as anybody knows."""
+        task, root = self._lowlevel.current_task(), self._lowlevel.current_root_task()
+        while (nursery := task.parent_nursery) is not None and nursery.parent_task is not root:
+            task = nursery.parent_task
+        return task
 
     def has_ended(self) -> bool:
         return False  # the end of a run cancels the root task

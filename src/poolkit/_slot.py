@@ -50,6 +50,7 @@ class Slot:
         "overdue_at",
         "reason",
         "retire_at",
+        "sent_at",
         "spoiled",
         "state",
         "touched",
@@ -68,11 +69,12 @@ class Slot:
         self.reason: Reason | None = None  # why it goes, or will when its time has come
         # Ages are data, compared with the time when the slot is touched.
         self.used_at = 0.0  # last given back: for idle time
-        self.alive_at = 0.0  # last heard from: for pings
+        self.alive_at = 0.0  # when what it has last answered was sent: for pings
         self.retire_at = NEVER  # from here on it is replaced, a few at a time
         self.expires_at = NEVER  # from here on it is not handed out
         self.good_until = 0.0  # while idle: until here it is handed out with no further question
         self.begun_at = 0.0  # when its job was owed
+        self.sent_at = 0.0  # when the last request of its job was sent
         self.overdue_at = NEVER  # from here on its job has outlasted even its time limit
         self.uses = 0
         # The lease. The shell keeps this part; a handle is valid while its turn is the slot's.

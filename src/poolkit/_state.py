@@ -54,6 +54,8 @@ _FEW: Final = 2
 _OLD_AGE: Final = 0.1
 #: Seconds until the next visit of upkeep, about: what is due before needs an alarm.
 _VISIT: Final = 1.5
+#: Seconds: the event loop is not away before, however short `ping_after` is.
+_BRIEF: Final = 0.5
 
 
 class PoolState:
@@ -83,6 +85,8 @@ class PoolState:
         self.outage: Outage | None = None
         self._fit_since = -NEVER  # connections can be had
         self.renewed_at = -NEVER
+        self._awake_by = NEVER  # when the shell, if the event loop runs, has been heard of again
+        self._back_at = -NEVER  # until then the event loop, or the machine, was away
         self._ramp = 1  # connects under way at once while leases are out; doubles with success
         self._attempt_at = -NEVER  # the last connect began
         self._ticked_at = -NEVER
@@ -99,10 +103,22 @@ class PoolState:
 
     def _adopt(self, options: Options) -> None:
         self.options = options
+        #: How often the shell is to be heard of while somebody counts on an answer.
+        self.pulse = NEVER if options.ping_after is None else max(options.ping_after, _BRIEF) / 4
         self._ping_after = NEVER if options.ping_after is None else options.ping_after
-        # While this is False, a connection that comes back is neither a surplus one nor used up.
+        self._look_at_returns()
+
+    def _look_at_returns(self) -> None:
+        """Decide how much there is to ask of a connection that comes back.
+
+        While this is False, it is no surplus one, not used up, and nothing that it told is old.
+        """
+        options = self.options
         self._ask_on_return = (
-            options.max_overflow > 0 or options.max_uses is not None or self.live > options.max_size
+            options.max_overflow > 0
+            or options.max_uses is not None
+            or self.live > options.max_size
+            or (bool(self.leased) and next(iter(self.leased)).leased_at < self._back_at)
         )
 
     # -- inspect ---------------------------------------------------------------------------------
@@ -197,6 +213,7 @@ class PoolState:
             idle.remove(slot)
         self.leased[slot] = None
         slot.state = "leased"
+        slot.leased_at = now
         slot.uses += 1
         self.direct += 1
         return slot
@@ -292,7 +309,7 @@ class PoolState:
         slot.used_at = now
         if slot.touched:
             slot.touched = False
-            self._heard_from(slot, now)
+            self._heard_from(slot, slot.leased_at)
         if self._ask_on_return or now >= slot.retire_at:
             self._place(slot, now)
             return True
@@ -302,7 +319,7 @@ class PoolState:
             self.idle.append(slot)
             return False
         waiter = next(iter(self.queue.values()))
-        if now >= waiter.deadline or self.shedder is not None:
+        if now >= waiter.deadline or self.shedder is not None or now >= self._awake_by:
             self._place(slot, now)
             return True
         del self.queue[waiter.key]
@@ -381,7 +398,7 @@ class PoolState:
     def pinged(self, slot: Slot, now: float) -> None:
         """Record that an idle connection is alive."""
         if slot.state == "recycling":
-            self._heard_from(slot, now)
+            self._heard_from(slot, slot.sent_at)
             self._place(slot, now, cold=True)
             self._follow_up(now)
 
@@ -389,7 +406,7 @@ class PoolState:
         """Record that a connection is fit for its next user."""
         if slot.state == "recycling":
             slot.touched = slot.cancelled = slot.derived = slot.spoiled = False
-            self._heard_from(slot, now)
+            self._heard_from(slot, slot.sent_at)
             self._place(slot, now)
             self._follow_up(now)
 
@@ -438,6 +455,29 @@ class PoolState:
             self._begin("ping", self.idle[-1], "recycling", self.options.ping_timeout, now)
         self.prospects.doubt()
 
+    def is_awake(self, now: float, until: float) -> None:
+        """Note that the event loop runs, and that the shell will be heard of again by then."""
+        if now >= self._awake_by:
+            self.was_away(now)
+        self._awake_by = until + 3.0 * self.pulse
+
+    def was_away(self, now: float) -> None:
+        """Trust no connection before it has answered again: what was heard of it is old.
+
+        The event loop was blocked, or nobody has run it, or the machine was suspended. Meanwhile
+        the server may have ended sessions, and what it said before is only being read now.
+        """
+        if self._ping_after == NEVER:
+            return
+        self._back_at = now
+        for slot in (*self.idle, *self.leased):
+            slot.alive_at = slot.good_until = -NEVER
+        self._look_at_returns()
+
+    def was_away_since(self, then: float, now: float) -> bool:
+        """Tell whether the event loop was away at some time since then."""
+        return now >= self._awake_by or then < self._back_at
+
     def renew(self, now: float, over: float = 0.0) -> None:
         """Replace every connection there is, one after the other in so many seconds.
 
@@ -468,6 +508,7 @@ class PoolState:
         """Do what is due by time alone; call at `next_tick`, and every second or so."""
         self._end_overdue(now)
         self._first_in_line(now)  # dismisses those before
+        self._look_at_returns()
         self.prospects.look(now)
         self._ticked_at = now
         if self._aging or now >= self._age_at:
@@ -506,8 +547,9 @@ class PoolState:
             limit = self.options.connect_timeout
             waiter.deadline = NEVER if limit is None else now + limit
         if self.phase == "closed":  # the clock may be another one by now
-            self._fit_since = self.renewed_at = self._attempt_at = -NEVER
+            self._fit_since = self.renewed_at = self._attempt_at = self._back_at = -NEVER
             self._ticked_at = now
+            self._awake_by = NEVER
             self.shedder = self.options.shedding.begin() if self.options.shedding else None
             self.phase = "opening"
         self.openers[waiter] = None
@@ -652,12 +694,17 @@ class PoolState:
         ``cold``: nobody has used it, so nobody is to prefer it.
         """
         waiter = self._first_in_line(now)
+        is_old = slot.state == "leased" and self.was_away_since(slot.leased_at, now)
+        if is_old:  # what was done in the lease, perhaps
+            slot.alive_at = slot.good_until = -NEVER
         reason = self._unfit(slot, now)
         if reason is None and self._surplus(queued=waiter is not None):
             reason = "surplus"
         if reason:
             self._retire(slot, reason)
             self._follow_up(now)
+        elif waiter and is_old:
+            self._begin("ping", slot, "recycling", self.options.ping_timeout, now)
         elif waiter:
             self._hand_off(slot, waiter, now)
         else:
@@ -828,10 +875,10 @@ class PoolState:
 
     # -- record ----------------------------------------------------------------------------------
 
-    def _heard_from(self, slot: Slot, now: float) -> None:
-        """Note that a connection is alive."""
-        slot.alive_at = now
-        slot.good_until = min(now + self._ping_after, slot.retire_at)
+    def _heard_from(self, slot: Slot, sent_at: float) -> None:
+        """Note that a connection was alive when it got what it has answered."""
+        slot.alive_at = sent_at
+        slot.good_until = min(sent_at + self._ping_after, slot.retire_at)
 
     def _move(self, slot: Slot, to: str) -> None:
         """Move a slot: the one door between the containers."""
@@ -854,7 +901,7 @@ class PoolState:
 
     def _begin(self, job: Job, slot: Slot, state: str, limit: float | None, now: float) -> None:
         self._move(slot, state)
-        slot.begun_at = now
+        slot.begun_at = slot.sent_at = now
         slot.overdue_at = NEVER if limit is None else now + limit + 1.0
         self.jobs.append((job, slot))
 

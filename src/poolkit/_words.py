@@ -17,6 +17,7 @@ from poolkit._errors import (
     PoolTimeout,
     WrongLoop,
 )
+from poolkit._say import told
 from poolkit._stats import LeaseInfo, task_name
 
 if TYPE_CHECKING:
@@ -256,8 +257,4 @@ def _reason(facts: Facts) -> str:
 
 
 def _brief(error: BaseException | None) -> str:
-    name = type(error).__name__
-    try:
-        return f"{name}: {error}"
-    except Exception:  # it is the driver's, and so is what it makes of itself
-        return f"{name}, which cannot be printed"
+    return "no error" if error is None else told(error)

@@ -1,17 +1,21 @@
 """Each call of a driver and each hook goes well, fails, takes long or never ends: in all triples.
 
-After that nothing is lost, nobody waits for longer than the time limits allow, and all is as if
-nothing had happened. In virtual time.
+In all pairs they are rude as well: they raise a cancellation of their own or what is no `Exception`,
+or swallow a cancellation, their own or that of their limit. After that nothing is lost, nobody waits
+for longer than the time limits allow, and all is as if nothing had happened. In virtual time.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+import sniffio
+from anyio.lowlevel import checkpoint
 
 from poolkit import Pool, PoolUnavailable, Verdict
 from poolkit.testing._invariants import check_book
@@ -25,10 +29,31 @@ if TYPE_CHECKING:
 
 PHASES = ("connect", "on_connect", "ping", "on_acquire", "reset", "on_close", "close")
 OUTCOMES = ("ok", "error", "slow", "never")
+RUDE = ("own cancellation", "base", "swallows one", "swallows the limit", "turns the limit")
+#: Runs in its caller's task, and not in one of the pool's: what it raises is the caller's own.
+POLITE = "on_acquire"
 #: Virtual seconds within which everything has to be over: limits and patience of a few jobs.
 LONGEST = 20.0
 
 Gates = dict[str, str]
+
+
+class RudeError(BaseException):
+    """What no driver should raise."""
+
+
+async def swallow_a_cancellation() -> None:
+    """Be cancelled and go on, as if that had been nothing: async-timeout 4.0.2 does."""
+    if sniffio.current_async_library() == "asyncio":
+        task: Any = asyncio.current_task()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await checkpoint()
+    else:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            with contextlib.suppress(anyio.get_cancelled_exc_class()):
+                await checkpoint()
 
 
 class GatedDriver(FullDriver):
@@ -49,6 +74,20 @@ class GatedDriver(FullDriver):
             await anyio.sleep(0.7)
         elif outcome == "never":
             await anyio.sleep_forever()
+        elif outcome == "own cancellation":
+            raise asyncio.CancelledError(call)
+        elif outcome == "base":
+            raise RudeError(call)
+        elif outcome == "swallows one":
+            await swallow_a_cancellation()
+        elif outcome == "swallows the limit":
+            with contextlib.suppress(anyio.get_cancelled_exc_class()):
+                await anyio.sleep_forever()
+        elif outcome == "turns the limit":
+            try:
+                await anyio.sleep_forever()
+            finally:
+                raise asyncio.CancelledError(call)  # its own, in place of the one it was sent
 
     def hook(self, name: str) -> Any:
         """Return a hook behind a gate."""
@@ -61,6 +100,11 @@ class GatedDriver(FullDriver):
 
 def combinations() -> Iterator[Gates]:
     """Return every pair of phases with every pair of outcomes; with effort triples, then all seven."""
+    for pair in itertools.combinations(PHASES, 2):
+        for outcomes in itertools.product(OUTCOMES + RUDE, repeat=2):
+            gates = dict(zip(pair, outcomes, strict=True))
+            if set(outcomes) & set(RUDE) and gates.get(POLITE) not in RUDE:
+                yield gates
     many = 2 if EFFORT < 4 else 3 if EFFORT == 4 else len(PHASES)
     for phases in itertools.combinations(PHASES, many):
         for outcomes in itertools.product(OUTCOMES, repeat=many):
@@ -91,14 +135,27 @@ async def pass_through(gates: Gates) -> None:
                     served += 1
                     return
 
+    told: list[BaseException] = []
+
+    async def telling(call: Any) -> None:
+        try:
+            await call()
+        except BaseExceptionGroup as several:
+            told.extend(several.exceptions)
+        except (PoolUnavailable, RudeError) as error:
+            told.append(error)
+
     began = anyio.current_time()
     with anyio.fail_after(LONGEST * 2):
-        async with pool:
-            for _ in range(2):
-                async with anyio.create_task_group() as group:
-                    for _ in range(3):
-                        group.start_soon(user)
-                pool.renew()
+        while not pool.stats().size:  # opening may meet one of each
+            await telling(pool.open)
+        for _ in range(2):
+            async with anyio.create_task_group() as group:
+                for _ in range(3):
+                    group.start_soon(user)
+            pool.renew()
+        await telling(pool.aclose)
+    assert sum(isinstance(each, RudeError) for each in told) == list(gates.values()).count("base")
     assert served == 6, "somebody was never served"
     assert anyio.current_time() - began < LONGEST
     assert not driver.alive

@@ -90,6 +90,9 @@ def key(world: World) -> Any:
     def time(when: float) -> float:
         return when if when == NEVER else max(-HORIZON, min(HORIZON, round(when - now, 3)))
 
+    def proved(slot: Slot) -> bool:
+        return world.proved_at[slot] >= world.blocked_until
+
     def slot_key(slot: Slot) -> Any:
         until = time(slot.retire_at), time(slot.expires_at), time(world.stale_at.get(slot, NEVER))
         ages = until, slot.reason, slot.generation == book.generation, bool(slot.verdicts)
@@ -98,13 +101,14 @@ def key(world: World) -> Any:
             begun = time(slot.begun_at), time(slot.overdue_at)
             return slot in world.at_work, begun, ages, slot in slow
         if slot.state == "idle":
-            return time(slot.alive_at), time(slot.used_at), time(slot.good_until), ages, uses
+            heard = time(slot.alive_at), time(slot.good_until), proved(slot)
+            return heard, time(slot.used_at), ages, uses
         if slot.state == "recycling":
             begun = time(slot.begun_at), time(slot.overdue_at)
-            kept = time(slot.alive_at), time(slot.used_at), uses
+            kept = slot.sent_at < book._back_at, time(slot.used_at), uses
             return world.at_work.get(slot), begun, kept, ages, slot in slow
         if slot.state == "leased":
-            return time(slot.alive_at), ages, uses
+            return time(slot.alive_at), ages, uses, slot.leased_at < book._back_at, proved(slot)
         return (slot.reason,)
 
     holders = [(slot_key(slot), _held(world, slot)) for slot in book.leased]
@@ -113,6 +117,7 @@ def key(world: World) -> Any:
     shedder: Any = book.shedder
     came = time if shedder else lambda _: None
     return (
+        world.is_overdue,
         (book.phase, bool(book.openers), book._ramp, book.options.capacity),
         time(book.renewed_at + book.options.backoff_max),
         (time(book._age_at), book._aging, time(min(book._age_at, book._ticked_at))),

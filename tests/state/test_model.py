@@ -64,6 +64,7 @@ WORLDS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
         },
         {"seconds": (0.5, 3.0)},
     ),
+    "an event loop that is away": (3, {"ping_after": 1.0}, {"blocks": (2.0,), "seconds": (0.5,)}),
     "lifetimes, idle times and uses": (
         2,
         {"max_lifetime": 4.0, "max_idle_time": 2.0, "min_size": 1, "max_uses": 2},
@@ -113,6 +114,7 @@ def check_found(invariant: str, old: str, new: str, world: str, *, most: int = M
 SIMPLE = "three callers on two connections"
 TIMED = "deadlines, slow jobs and outages"
 HUNG = "connects that hang"
+AWAY = "an event loop that is away"
 SHEDDING = "shedding, keepalive and renewal over time"
 
 
@@ -240,6 +242,20 @@ def test_planted_reuse_after_a_renewal_is_found() -> None:
         "slots = [*self.idle, *self.recycling, *self.leased]",
         SIMPLE,
     )
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("self._heard_from(slot, slot.leased_at)", "self._heard_from(slot, now)"),
+        ("elif waiter and is_old:", "elif waiter and False:"),
+        (" or now >= self._awake_by:\n", ":\n"),
+        ("for slot in (*self.idle, *self.leased):", "for slot in self.leased:"),
+    ],
+)
+def test_planted_trust_in_old_news_is_found(old: str, new: str) -> None:
+    """The loop was away, and what was heard before counts as if it had not been."""
+    check_found("I13", old, new, AWAY)
 
 
 def test_planted_end_of_the_same_connection_twice_is_found() -> None:

@@ -201,9 +201,9 @@ def test_ping_after_lets_a_quiet_connection_be_pinged_before_it_is_handed_out() 
     slot = desk.take()
     desk.now = 1.0
     desk.release(slot)
-    desk.now = 2.9
+    desk.now = 1.9
     desk.release(desk.take())
-    desk.now = 4.9
+    desk.now = 3.9
     assert desk.book.take(desk.now) is None
     waiter = desk.join()
     desk.book.pinged(desk.begin("ping"), desk.now)
@@ -238,8 +238,8 @@ def test_ping_after_zero_always_pings() -> None:
 def test_good_connection_is_preferred_to_a_ping() -> None:
     """The hottest that needs no ping is handed out at once."""
     desk = Desk(min_size=2, ping_after=2.0).open()
-    slot, _ = desk.take(), desk.take()
     desk.now = 1.0
+    slot, _ = desk.take(), desk.take()
     desk.release(slot)
     other = next(iter(desk.book.leased))
     desk.now = 2.5

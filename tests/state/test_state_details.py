@@ -187,17 +187,19 @@ def test_what_is_noted_on_a_slot_is_forgotten_with_the_reset() -> None:
     slot.touched = slot.cancelled = slot.derived = slot.spoiled = True
     desk.now = 4.0
     desk.book.release_dirty(slot, desk.now)
-    desk.now = 5.0
-    desk.book.was_reset(desk.begin("reset"), desk.now)
+    desk.begin("reset").sent_at = 5.0
+    desk.now = 6.0
+    desk.book.was_reset(slot, desk.now)
     assert not (slot.touched or slot.cancelled or slot.derived or slot.spoiled)
     assert (slot.used_at, slot.alive_at, slot.good_until) == (4.0, 5.0, 7.0)
 
 
 def test_touched_lease_is_a_sign_of_life_once() -> None:
-    """The next one, on which nothing is done, is none."""
+    """It may be as old as the lease; the next one, on which nothing is done, is none."""
     desk = Desk(max_size=1, ping_after=2.0).open()
-    slot = desk.take()
     desk.now = 1.0
+    slot = desk.take()
+    desk.now = 1.5
     desk.release(slot)
     assert (slot.touched, slot.alive_at) == (False, 1.0)
     desk.now = 2.0
@@ -696,8 +698,8 @@ def test_ping_that_nobody_waits_for_any_more_was_a_sign_of_life() -> None:
     desk.book.give_up(waiter, desk.now)
     desk.now = 6.0
     desk.book.pinged(slot, desk.now)
-    assert (slot.state, slot.good_until, slot.used_at) == ("idle", 8.0, 0.0)
-    desk.now = 7.9
+    assert (slot.state, slot.good_until, slot.used_at) == ("idle", 7.0, 0.0)
+    desk.now = 6.9
     assert desk.take() is slot
 
 

@@ -53,6 +53,7 @@ class Book(RuleBasedStateMachine):
             late=(3.0,),
             sizes=((1, 0), (2, 2), (5, 0)),
             spans=(5.0,),
+            blocks=(0.3, 3.0),
         )
         event = data.draw(st.sampled_from(list(events)))
         note(f"{event}")

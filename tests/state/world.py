@@ -62,6 +62,8 @@ class World:
         self.alive: set[int] = set()  # those that have not ended
         self.dead: set[int] = set()  # those of which the pool has been told that they died
         self.stale_at: dict[Slot, float] = {}  # from when on a renewal forbids its use
+        self.proved_at: dict[Slot, float] = {}  # when what it has last answered was sent
+        self.blocked_until = -NEVER  # the event loop was away
         self.size_limit = book.options.capacity
         self.acquires = 0
         self.held = 0  # as the event began
@@ -78,6 +80,7 @@ class World:
         late: tuple[float, ...] = (),
         sizes: tuple[tuple[int, int], ...] = (),
         spans: tuple[float, ...] = (),
+        blocks: tuple[float, ...] = (),
         lives: bool = True,
     ) -> Iterator[Event]:
         """Return everything that may happen next; of callers that are alike, the first."""
@@ -98,6 +101,9 @@ class World:
             yield from (("die", state, i) for i in range(len(getattr(book, state))))
         yield from (("wait", length) for length in seconds)
         yield from (("oversleep", length) for length in late)
+        yield from (("block", length) for length in blocks)
+        if self.is_overdue:
+            yield ("ring",)
         yield from (("resize", *size) for size in sizes)
         yield from (("renew", span) for span in spans)
         if lives:
@@ -169,6 +175,9 @@ class World:
         assert slot.connection not in self.dead, "I10: handed out after its death"
         assert self.now < slot.expires_at, "I10: handed out past its lifetime"
         assert self.now < self.stale_at.get(slot, NEVER), "I10: handed out after a renewal"
+        if self.book.options.ping_after is not None:
+            proved = self.proved_at[slot] >= self.blocked_until
+            assert proved, "I13: handed out on news from before the loop was away"
 
     def release(self, i: int, how: str) -> None:
         """Give back, in one of the ways there are."""
@@ -183,6 +192,8 @@ class World:
                 assert self.now < waiter.deadline, "I13: will be told of what comes after"
         else:
             slot.touched = how == "used"
+            if slot.touched:
+                self.proved_at[slot] = slot.leased_at
             self.book.release(slot, self.now)
 
     def heed(self, slot: Slot, verdict: Verdict | None) -> None:
@@ -207,6 +218,7 @@ class World:
         if job == "connect" and outcome == "ok":
             self.opened += 1
             self.alive.add(connection := self.opened)
+            self.proved_at[slot] = self.now
             self.book.connected(slot, connection, self.now)
         elif job == "connect":
             self.book.connect_failed(slot, OSError("refused"), VERDICTS[outcome], self.now)
@@ -216,10 +228,14 @@ class World:
             self.book.closed(slot, self.now)
         elif outcome != "ok":
             self.book.recycle_failed(slot, self.now, suspect_others=outcome == "timed_out")
-        elif job == "ping":
-            self.book.pinged(slot, self.now)
         else:
-            self.book.was_reset(slot, self.now)
+            if self.book.was_away_since(slot.sent_at, self.now):
+                slot.sent_at = self.now  # the shell pings again
+            self.proved_at[slot] = slot.sent_at
+            if job == "ping":
+                self.book.pinged(slot, self.now)
+            else:
+                self.book.was_reset(slot, self.now)
 
     def die(self, state: str, i: int) -> None:
         """Find a connection dead."""
@@ -229,6 +245,8 @@ class World:
 
     def wait(self, seconds: float) -> None:
         """Let time pass; the alarm rings when the book has said it would."""
+        if self.is_overdue:
+            self.ring()
         until = self.now + seconds
         for _ in range(200):
             due = self.book.next_tick()
@@ -258,6 +276,22 @@ class World:
     def oversleep(self, seconds: float) -> None:
         """Let time pass in which the event loop is kept from ringing the alarm."""
         self.now += seconds
+
+    def block(self, seconds: float) -> None:
+        """Let time pass in which nothing of the event loop runs; others may run before the alarm."""
+        self.now += seconds
+        self.blocked_until = self.now
+        self.book._awake_by = self.now
+
+    @property
+    def is_overdue(self) -> bool:
+        """Tell whether the loop was away and the alarm has not rung since."""
+        return self.now >= self.book._awake_by
+
+    def ring(self) -> None:
+        """Let the alarm ring that is overdue."""
+        self.book.is_awake(self.now, NEVER)
+        self.book.tick(self.now)
 
     def resize(self, max_size: int, overflow: int) -> None:
         """Change the sizes; after shrinking the size only falls."""

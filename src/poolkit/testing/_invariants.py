@@ -1,4 +1,4 @@
-"""What must hold of a book after every event: the invariants I1 to I12.
+"""What must hold of a book after every event: the invariants I1 to I13.
 
 Those that one look at a book can tell are here; the others can only be checked as things happen.
 """
