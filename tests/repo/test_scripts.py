@@ -69,6 +69,17 @@ def program(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
+def quick(path: Path) -> str:
+    """Write a Python whose environments borrow its pip: installing one takes the longest."""
+    program(
+        path,
+        f'case "$*" in "-m venv --without-pip "*) ;; "-m venv "*) shift 2\n'
+        f'exec "{sys.executable}" -m venv --without-pip --system-site-packages "$@" ;; esac\n'
+        f'exec "{sys.executable}" "$@"',
+    )
+    return str(path)
+
+
 def tools(folder: Path) -> str:
     """Return a PATH with the few programs the script may use, and no Python."""
     folder.mkdir()
@@ -108,20 +119,21 @@ def test_hostile_settings_do_not_reach_the_environment(checkout: Path, tmp_path:
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_half_made_environment_is_made_anew(checkout: Path) -> None:
+def test_half_made_environment_is_made_anew(checkout: Path, tmp_path: Path) -> None:
     """As one is left behind by an interrupted call."""
     (checkout / ".venv" / "bin").mkdir(parents=True)
     program(checkout / ".venv" / "bin" / "python", "exit 1")
-    assert venv(checkout).returncode == 0
+    assert venv(checkout, PYTHON=quick(tmp_path / "quick")).returncode == 0
     assert inside(checkout, "print('alive')") == "alive"
 
 
-def test_moved_environment_is_made_anew(checkout: Path) -> None:
+def test_moved_environment_is_made_anew(checkout: Path, tmp_path: Path) -> None:
     """It holds absolute paths."""
-    assert venv(checkout).returncode == 0
+    python = quick(tmp_path / "quick")
+    assert venv(checkout, PYTHON=python).returncode == 0
     moved = checkout.parent / "moved here"
     checkout.rename(moved)
-    assert venv(moved).returncode == 0
+    assert venv(moved, PYTHON=python).returncode == 0
     assert inside(moved, "import sys; print(sys.prefix)") == str(moved / ".venv")
 
 
@@ -153,7 +165,7 @@ def test_named_python_that_does_not_run_is_said(checkout: Path, tmp_path: Path) 
     """And another is taken."""
     folder = tmp_path / "bin"
     path = tools(folder)
-    (folder / "python3").symlink_to(sys.executable)
+    quick(folder / "python3")
     done = venv(checkout, PATH=path, PYTHON="python9")
     assert done.returncode == 0, done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -166,7 +178,7 @@ def test_shim_that_does_not_run_is_passed_over(checkout: Path, tmp_path: Path) -
     path = tools(folder)
     program(folder / "python3.13", "echo 'version not installed' >&2; exit 127")
     program(folder / "python3.12", "exit 1")
-    (folder / "python3.11").symlink_to(sys.executable)
+    quick(folder / "python3.11")
     done = venv(checkout, PATH=path, PYTHON="")
     assert done.returncode == 0, done.stderr
     assert inside(checkout, "print('alive')") == "alive"
@@ -176,7 +188,7 @@ def test_newest_interpreter_on_path_is_preferred(checkout: Path, tmp_path: Path)
     """Of the supported ones, whatever `python3` is."""
     folder = tmp_path / "bin"
     path = tools(folder)
-    program(folder / "python3.14", f'exec "{sys.executable}" "$@"')
+    quick(folder / "python3.14")
     program(folder / "python3.13", "echo '3.13 was asked' >&2; exit 1")
     (folder / "python3").symlink_to(sys.executable)
     assert venv(checkout, PATH=path, PYTHON="").returncode == 0
