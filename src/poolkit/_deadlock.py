@@ -21,7 +21,6 @@ CERTAIN_FOR: Final = 1.0
 
 def closed_by(waiter: Waiter, book: PoolState, now: float) -> list[Waiter]:
     """Return who waits for each other, if the last one in line has just closed the circle."""
-    until = now + CERTAIN_FOR
     circle = {waiter: None}
     holds = False
     for slot in book.leased:
@@ -35,6 +34,7 @@ def closed_by(waiter: Waiter, book: PoolState, now: float) -> list[Waiter]:
         circle[other] = None
     if book.idle or book.connecting or book.recycling or book.closing:
         return []
+    until = now + CERTAIN_FOR
     if book.refuses_at() < until or any(other.deadline < until for other in circle):
         return []  # a place in the circle is about to be given up
     return list(circle) if holds and len(book.leased) >= book.options.capacity else []

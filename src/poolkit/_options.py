@@ -112,8 +112,9 @@ class Options:
 
     max_lifetime: float | None = 1800.0
     """Seconds after which a connection is replaced, counted from when it was open. Replacing begins
-    at 90 %, with jitter, at a pace that has all of one age replaced by 100 %; at most a tenth of
-    them, or two, are away for it at once. After 100 % a connection is never handed out."""
+    at 90 %, with jitter, at a pace that has all of one age replaced by 100 %. Up to ``min_size``,
+    the new one is there before the old one goes, if there is room within ``max_size``; else at most
+    a tenth of them, or two, are away at once. After 100 % a connection is never handed out."""
 
     max_idle_time: float | None = 600.0
     """Seconds after which an unused connection above ``min_size`` is closed."""

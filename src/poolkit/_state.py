@@ -91,7 +91,7 @@ class PoolState:
         self._attempt_at = -NEVER  # the last connect began
         self._ticked_at = -NEVER
         self._age_at = NEVER  # the next connection comes of age, or is due to be replaced
-        self._aging = False  # some are due, and go as others are replaced
+        self._aging = 0  # those that are due, and go one after the other
 
         self.direct = 0
         self.outcomes: dict[Outcome, int] = dict.fromkeys(get_args(Outcome), 0)
@@ -564,7 +564,7 @@ class PoolState:
     def close(self, cause: BaseException | None = None) -> None:
         """Stop serving: waiters fail, idle connections close, the others when they come back."""
         self.phase = "closing"
-        self._age_at, self._aging = NEVER, False
+        self._age_at, self._aging = NEVER, 0
         self.outage = None
         self.generation += 1
         for waiter in [*self.openers, *self.queue.values()]:
@@ -673,11 +673,18 @@ class PoolState:
         return len(self.queue) - self.prospects.count()
 
     def _wanted(self) -> int:
-        """Count the connections that are missing: who opens the pool waits for no slow one."""
+        """Count the connections that are missing.
+
+        Who opens the pool waits for no slow one; and one that is due for its age does not count,
+        if there may be another beside it.
+        """
+        options = self.options
         away = len(self.prospects.stuck)
         if self.openers:
             away += self.prospects.slow_connects()
-        return max(self._shortage(), self.options.min_size - (self.live - away))
+        if self._aging:
+            away += min(self._aging, self._few(), options.max_size - options.min_size)
+        return max(self._shortage(), options.min_size - (self.live - away))
 
     def _is_full(self) -> bool:
         """Tell whether there is neither an idle connection nor room for another."""
@@ -797,15 +804,19 @@ class PoolState:
             return "used_up"
         if now >= slot.expires_at:
             return slot.reason or "expired"
-        if now >= slot.retire_at and self._away() < self._few():
+        if now >= slot.retire_at and self._can_spare_one():
             return "expired"
         return None
 
-    def _away(self) -> int:
-        """Count the connections that are being replaced: they go, or the new one is missing."""
-        going = sum(slot.reason == "expired" for slot in self.closing)
+    def _can_spare_one(self) -> bool:
+        """Tell whether a connection may go for its age: its replacement first, if there is room."""
         there = len(self.idle) + len(self.leased) + len(self.recycling)
-        return max(going, self.options.min_size - there)
+        missing = self.options.min_size - there
+        has_room = self.live < self.options.max_size and self._room() > 0
+        if missing >= 0 and (has_room or len(self.connecting) > missing):
+            return False
+        going = sum(slot.reason == "expired" for slot in self.closing)
+        return max(going, missing) < self._few()
 
     def _pace_ages(self, now: float) -> None:
         """Have connections that expire together retire one after the other, the last in time.
@@ -814,21 +825,23 @@ class PoolState:
         that follow can still be replaced, the pace counts.
         """
         old_age = (self.options.max_lifetime or 0.0) * _OLD_AGE
+        spare = old_age / 10  # for the connect that replaces the last one
         slots = [
             slot for slot in (*self.idle, *self.leased, *self.recycling) if slot.reason is None
         ]
         slots.sort(key=lambda slot: (slot.expires_at, slot.retire_at), reverse=True)
-        self._age_at, self._aging, latest = NEVER, False, NEVER
+        self._age_at = latest = NEVER
+        self._aging = 0
+        pace = (old_age - spare) / max(1, len(slots))
         for slot in slots:  # the youngest first
-            latest = min(latest - old_age / len(slots), slot.expires_at)
+            latest = min(latest - pace, slot.expires_at - spare)
             slot.retire_at = min(slot.retire_at, latest)
             slot.good_until = min(slot.good_until, slot.retire_at)
-            of_age_at = slot.expires_at - old_age
-            due = of_age_at if now < of_age_at else slot.retire_at
-            if now < due:
-                self._age_at = min(self._age_at, due)
-            elif slot.state != "leased":  # that one goes when it comes back
-                self._aging = True
+            self._aging += now >= slot.retire_at
+            for due in (slot.expires_at - old_age, slot.retire_at, slot.expires_at):
+                if now < due:
+                    self._age_at = min(self._age_at, due)
+                    break
 
     def _surplus(self, *, queued: bool) -> bool:
         """Tell whether there is one connection too many."""
@@ -911,6 +924,8 @@ class PoolState:
             self._doom(slot, reason)
             return
         self.retired[reason] += 1
+        if reason == "expired" and self._aging:
+            self._aging -= 1
         slot.reason = reason
         self._move(slot, "closing")
         self.jobs.append(("close", slot))

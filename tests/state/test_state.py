@@ -275,7 +275,7 @@ def test_connects_that_fail_together_are_one_failure() -> None:
 
 def test_max_lifetime_retires_between_ninety_and_a_hundred_percent() -> None:
     """With jitter, when it is touched or by upkeep."""
-    desk = Desk(jitter=0.5, max_lifetime=100.0, ping_after=None).open()
+    desk = Desk(jitter=0.5, max_size=1, max_lifetime=100.0, ping_after=None).open()
     desk.tick(94.9)
     assert desk.idle == ["c1"]
     desk.tick(95.0)
@@ -285,7 +285,7 @@ def test_max_lifetime_retires_between_ninety_and_a_hundred_percent() -> None:
 
 def test_max_lifetime_replaces_two_at_a_time_until_it_is_reached() -> None:
     """Equals do not vanish together; past the hard limit none is handed out."""
-    desk = Desk(jitter=0.0, min_size=5, max_lifetime=100.0, ping_after=None).open()
+    desk = Desk(jitter=0.0, min_size=5, max_size=5, max_lifetime=100.0, ping_after=None).open()
     desk.tick(90.0)
     assert len(desk.book.closing) == 2
     assert len(desk.idle) == 3
@@ -313,7 +313,7 @@ def test_max_lifetime_replaces_those_of_one_age_at_an_even_pace() -> None:
     """Although chance would have all go at the very end."""
     desk = Desk(jitter=1.0, min_size=20, max_size=20, max_lifetime=60.0).open()
     ages = ages_at_retirement(desk, until=100.0)
-    assert ages == pytest.approx([54.3 + 0.3 * n for n in range(20)])
+    assert ages == pytest.approx([54.27 + 0.27 * n for n in range(20)])
     assert gone(desk.book) == {"expired": 20}
 
 
@@ -336,6 +336,51 @@ def test_no_alarm_rings_for_an_age_that_is_far() -> None:
     assert desk.book.next_tick() == 57.0
     desk.book.close()
     assert desk.book.next_tick() == NEVER
+
+
+@pytest.mark.parametrize("how", ["idle", "returned"])
+def test_max_lifetime_opens_the_new_connection_before_the_old_one_goes(how: str) -> None:
+    """If there is room: the pool is never without. Meanwhile the old one is handed out."""
+    desk = Desk(jitter=0.5, min_size=1, max_size=2, max_lifetime=100.0, ping_after=None).open()
+    if how == "returned":
+        slot = desk.take()
+        desk.now = 96.0
+        desk.release(slot)
+    desk.tick(96.5)
+    assert desk.idle == ["c1"]
+    assert len(desk.jobs("connect")) == 1
+    desk.release(desk.take())
+    desk.tick(97.0)
+    assert len(desk.jobs("connect")) == 1
+    desk.connect()
+    assert desk.idle == ["c2"]
+    assert desk.book.retired == {"expired": 1}
+    desk.tick(98.0)
+    assert not desk.jobs("connect")
+
+
+def test_max_lifetime_keeps_the_old_connection_while_no_new_one_can_be_had() -> None:
+    """To its end, and no longer."""
+    desk = Desk(jitter=0.0, min_size=1, max_size=2, max_lifetime=100.0, ping_after=None).open()
+    desk.tick(90.0)
+    desk.fail()
+    for now in (92.0, 95.0, 99.9):
+        desk.tick(now)
+        desk.fail()
+    assert desk.idle == ["c1"]
+    desk.tick(100.0)
+    assert desk.idle == []
+
+
+def test_max_lifetime_replaces_nothing_above_min_size() -> None:
+    """What nobody needs goes at once, two at a time."""
+    desk = Desk(jitter=0.0, min_size=4, max_size=9, max_lifetime=100.0, ping_after=None).open()
+    desk.book.resize(Options(**{**desk.book.options.__dict__, "min_size": 0}), desk.now)
+    desk.tick(90.0)
+    assert len(desk.book.closing) == 2
+    desk.book.closed(desk.begin("close"), desk.now)
+    assert len(desk.book.closing) == 2
+    assert not desk.jobs("connect")
 
 
 def test_max_lifetime_waits_for_the_replacements_until_it_is_reached() -> None:

@@ -601,7 +601,7 @@ def test_overaged_are_passed_over_for_the_one_that_is_good() -> None:
 
 def test_aged_but_not_expired_is_handed_out_while_two_are_being_replaced() -> None:
     """Between the two limits of its age; also when it comes back, and by hand-off."""
-    desk = Desk(jitter=0.0, min_size=4, max_lifetime=100.0, ping_after=None).open()
+    desk = Desk(jitter=0.0, min_size=4, max_size=4, max_lifetime=100.0, ping_after=None).open()
     desk.tick(90.0)
     assert len(desk.book.closing) == 2
     slot = desk.take()
@@ -616,7 +616,7 @@ def test_aged_but_not_expired_is_handed_out_while_two_are_being_replaced() -> No
 
 def test_aged_connection_that_was_quiet_is_pinged_first() -> None:
     """Although it may be handed out, two others being replaced."""
-    desk = Desk(jitter=0.0, min_size=3, max_lifetime=100.0, ping_after=5.0).open()
+    desk = Desk(jitter=0.0, min_size=3, max_size=3, max_lifetime=100.0, ping_after=5.0).open()
     desk.tick(90.0)
     assert len(desk.book.closing) == 2
     assert desk.book.take(92.0) is None

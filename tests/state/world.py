@@ -269,9 +269,10 @@ class World:
         for waiter in list(self.book.queue.values())[:1]:
             assert self.now < self.book._shed_at(waiter), "I12: not refused, as the policy says"
 
-    def what_upkeep_sees(self) -> tuple[int, int]:
-        """Count what is found without an alarm, every second: who is to go, and what is stuck."""
-        return sum(self.book.retired.values()), len(self.book.prospects.stuck)
+    def what_upkeep_sees(self) -> tuple[int, int, int]:
+        """Count what is found without an alarm, every second: who has to go, and what is stuck."""
+        book = self.book
+        return sum(book.retired.values()), book._aging, len(book.prospects.stuck)
 
     def oversleep(self, seconds: float) -> None:
         """Let time pass in which the event loop is kept from ringing the alarm."""
@@ -346,7 +347,7 @@ class World:
             prospects = book.prospects
             self.check_pace(sum(job == "connect" for job, _ in book.jobs))
             others = book.live - len(prospects.stuck) - prospects.underway()
-            missing = book.options.min_size - others
+            missing = book.options.min_size - others + book._aging
             waiting = len(book.queue) + self.turned_away  # for whom one may be begun, too
             assert prospects.connects() <= max(waiting, missing), (
                 "I9: more connects than anybody waits for"
