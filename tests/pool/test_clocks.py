@@ -56,40 +56,39 @@ class HairEarlyLoop(asyncio.SelectorEventLoop):
         super()._run_once()  # type: ignore[misc]
 
 
-async def count_rings(monkeypatch: pytest.MonkeyPatch, timeout: float) -> int:
+async def count_rings(timeout: float) -> int:
     """Return how often the alarm rings for one acquire that times out."""
     rings = 0
-    on_alarm = Pool._on_alarm
+    async with Pool(CleanDriver(), max_size=1) as pool, pool.acquire():
+        runtime = pool._runtime
+        ring = runtime._ring
 
-    def counted(pool: Pool[Any]) -> None:
-        nonlocal rings
-        rings += 1
-        on_alarm(pool)
+        def counted() -> None:
+            nonlocal rings
+            rings += 1
+            ring()
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Pool, "_on_alarm", counted)
-        async with Pool(CleanDriver(), max_size=1) as pool, pool.acquire():
-            rings = 0
-            loop = asyncio.get_running_loop()
-            called_at = loop.time()
-            waiter = asyncio.create_task(pool.acquire(timeout=timeout).__aenter__())
-            with pytest.raises(PoolTimeout):
-                await waiter
-            assert loop.time() >= called_at + timeout
-            return rings
+        runtime._ring = counted
+        loop = asyncio.get_running_loop()
+        called_at = loop.time()
+        waiter = asyncio.create_task(pool.acquire(timeout=timeout).__aenter__())
+        with pytest.raises(PoolTimeout):
+            await waiter
+        assert loop.time() >= called_at + timeout
+        return rings
 
 
 @pytest.mark.parametrize(
     "make_loop", [uvloops, asyncio.SelectorEventLoop, CoarseLoop, HairEarlyLoop]
 )
 def test_alarm_rings_twice_at_most_for_an_acquire_that_times_out(
-    make_loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
+    make_loop: Callable[[], asyncio.AbstractEventLoop],
 ) -> None:
     """However early the loop's timers are, and whatever fraction of a millisecond is asked for."""
 
     async def main() -> None:
         for timeout in (0.0103, 0.0105, 0.0207, 0.0309, 0.00012345):
-            assert await count_rings(monkeypatch, timeout) <= 2
+            assert await count_rings(timeout) <= 2
 
     with asyncio.Runner(loop_factory=make_loop) as runner:
         runner.run(main())
@@ -243,6 +242,66 @@ def test_clock_put_in_place_of_the_loops_is_used_from_then_on(
                 await waiter
             pool.release(connection)
             await pool.aclose()
+
+    run_on(main)
+
+
+@WAYS
+def test_limits_of_jobs_are_times_on_the_clock_put_in_place(
+    replace: Callable[[pytest.MonkeyPatch, Clock], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of one that is begun before anybody has looked at the clock."""
+
+    async def main() -> None:
+        driver = CleanDriver(reset=[...])
+        async with Pool(driver, max_size=1, reset_timeout=2.0) as pool:
+            with monkeypatch.context() as patch:
+                connection = await pool.acquire()
+                await connection.query()
+                connection.in_transaction = True
+                clock = Clock(5.0)
+                replace(patch, clock)
+                pool.release(connection)
+                for _ in range(5):
+                    await asyncio.sleep(0)
+                assert driver.calls["reset"] == 1
+                clock.now += 1.9
+                for _ in range(5):
+                    await asyncio.sleep(0)
+                assert pool.stats().recycling == 1
+                clock.now += 0.2
+                for _ in range(5):
+                    await asyncio.sleep(0)
+                assert pool.stats().retired["broken"] == 1
+
+    run_on(main)
+
+
+@pytest.mark.parametrize("queued", [True, False])
+def test_first_to_wait_goes_by_a_clock_on_the_loop(
+    *, queued: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if nobody has asked the pool for anything since it was put there, or taken away."""
+
+    async def main() -> None:
+        async with Pool(CleanDriver(), max_size=1, deadlock="off") as pool, pool.acquire():
+            waiters = [asyncio.create_task(pool.acquire(timeout=None).__aenter__())] * queued
+            await asyncio.sleep(0)
+            with monkeypatch.context() as patch:
+                clock = Clock(5.0)
+                on_the_instance(patch, clock)
+                waiter = asyncio.create_task(pool.acquire(timeout=100.0).__aenter__())
+                await asyncio.sleep(0)
+                clock.now += 100.5
+                for _ in range(5):
+                    await asyncio.sleep(0)
+                assert waiter.done()
+                with pytest.raises(PoolTimeout):
+                    await waiter
+            with pytest.raises(PoolTimeout):
+                await asyncio.create_task(pool.acquire(timeout=0.01).__aenter__())
+            for one in waiters:
+                one.cancel()
 
     run_on(main)
 
