@@ -196,9 +196,10 @@ class Workers:
         runtime = self._runtime
         trace = runtime.trace(worker.task)
         while True:
-            if worker.job is None:
+            if worker.parking is not None:  # it has done one already
                 try:
-                    await worker.parking
+                    # The driver may never yield: let others run.
+                    await (checkpoint() if worker.job else worker.parking)
                 except BaseException as error:
                     if worker.job is None:
                         self._parked.remove(worker)
@@ -223,8 +224,6 @@ class Workers:
             worker.parking = runtime.create_parking()
             self._parked.append(worker)
             self._settle()
-            if worker.job is not None:  # the driver may never yield: let others run
-                await checkpoint()
 
     def _limit(self, worker: _Worker, seconds: float | None) -> None:
         """Have what the worker does from now on cancelled after so many seconds."""

@@ -250,7 +250,6 @@ def test_planted_reuse_after_a_renewal_is_found() -> None:
         ("self._heard_from(slot, slot.leased_at)", "self._heard_from(slot, now)"),
         ("elif waiter and is_old:", "elif waiter and False:"),
         (" or now >= self._awake_by:\n", ":\n"),
-        ("for slot in (*self.idle, *self.leased):", "for slot in self.leased:"),
     ],
 )
 def test_planted_trust_in_old_news_is_found(old: str, new: str) -> None:
