@@ -147,6 +147,7 @@ class Pool(Generic[C]):
             self._tell(book.open, waiter, now)
         except BaseException:  # an overload policy that cannot begin
             self._collapse(life, None)
+            await self._wait_ended(life)
             raise
         self._settle()
         try:
@@ -343,7 +344,11 @@ class Pool(Generic[C]):
             slot = book.take(now)
             try:
                 doubtful = slot is None or self._driver_is_dead(slot.connection)
-            except BaseException:  # it will be asked again, by those who report it
+            except BaseException as error:
+                assert slot is not None
+                self._hooks.report("is_dead", error)
+                book.untake(slot, now)
+                slot = book.take(now)
                 doubtful = True
             if doubtful:
                 slot = self._take_another(slot, now)

@@ -305,7 +305,7 @@ async def test_acquire_timeout_option_is_the_default_deadline() -> None:
 
 async def test_no_timeout_waits_without_limit() -> None:
     """None means no limit, whatever the pool's default."""
-    async with Pool(CleanDriver(), max_size=1, acquire_timeout=0.01) as pool:
+    async with Pool(CleanDriver(), max_size=1, acquire_timeout=0.5) as pool:
         conn = await pool.acquire()
         got = anyio.Event()
 

@@ -17,7 +17,7 @@ from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
 
 import poolkit
-from poolkit import Pool, PoolClosed, PoolUnavailable, Verdict
+from poolkit import NotLeased, Pool, PoolClosed, PoolUnavailable, Verdict
 from poolkit.testing._invariants import check_book
 from tests.fakes import Boom, FakeConnection, FullDriver
 from tests.pool.storm import come_to_rest, until_quiet
@@ -427,7 +427,8 @@ def test_root_task_that_is_cancelled_while_the_loop_goes_on_says_so(
         (root,) = (task for task in asyncio.all_tasks() if task.get_name() == "poolkit root")
         root.cancel()
         assert isinstance(await waiting, asyncio.CancelledError)
-        pool.release(conn)
+        with pytest.raises(NotLeased):
+            pool.release(conn)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -564,7 +565,7 @@ def test_closing_cancels_once_what_ignores_it() -> None:
     async def main() -> None:
         nonlocal ignoring
         pool = await Pool(
-            driver, min_size=0, reset_timeout=0, close_timeout=0, ping_timeout=0
+            driver, min_size=0, reset_timeout=0.01, close_timeout=0, ping_timeout=0.01
         ).open()
         async with anyio.create_task_group() as group:
             group.start_soon(refused, pool)

@@ -247,6 +247,7 @@ class World:
         """Let time pass; the alarm rings when the book has said it would."""
         if self.is_overdue:
             self.ring()
+            self.settle()
         until = self.now + seconds
         for _ in range(200):
             due = self.book.next_tick()
