@@ -164,6 +164,12 @@ class World:
         if kind == "closed":
             self.check(self.was_closed(ask.closings), "PoolClosed, and nobody closed the pool")
 
+    def not_kept(self, ask: Ask, error: BaseException, *, cancelled: bool) -> None:
+        """Count an acquire as one that its `on_acquire` has ended."""
+        self.outcomes["waited" if ask.waited else "direct"] -= 1
+        kind = "cancelled" if cancelled else OUTCOMES.get(type(error), "failed")
+        self.outcomes[kind] += 1
+
     def gave_back(self, ask: Ask) -> None:
         """Note that a holder holds nothing any more."""
         if self.holders.get(ask.connection) == ask.number:

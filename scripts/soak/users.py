@@ -35,6 +35,7 @@ class Ask:
         self.who = who
         self.number = world.begun + 1
         self.waited = False
+        self.is_greeted = True
         self.overtaken: int | None = None  # when it has become too late to be served
         self.connection = 0
         self.closings = world.count_closings()
@@ -56,10 +57,12 @@ class Ask:
             self._view: Any = await noticing
             self.got(self._view)
         except BaseException as error:
+            cancelled = isinstance(error, (anyio.get_cancelled_exc_class(), GeneratorExit))
             if self.connection:
+                if not self.is_greeted:
+                    world.not_kept(self, error, cancelled=cancelled)
                 world.gave_back(self)
             else:
-                cancelled = isinstance(error, (anyio.get_cancelled_exc_class(), GeneratorExit))
                 world.refused(self, error, cancelled=cancelled)
                 late = world.now() - began - self._timeout.get("timeout", 1.0)
                 world.check(late < world.patience, f"ask {self.number} waited {late} s too long")
@@ -246,10 +249,12 @@ class Run:
         ask = asking.get()
         assert ask is not None
         ask.got(view)
+        ask.is_greeted = False
         if self.world.chance(0.2):
             await anyio.sleep(0.01)
         if self.world.chance(0.1):
             raise DatabaseError("on_acquire")
+        ask.is_greeted = True
 
     def _ask(self, who: str, *ways: str) -> Ask:
         timeout = self.random.choice(({}, {"timeout": 0}, {"timeout": 0.02}, {"timeout": 1.0}))

@@ -27,7 +27,7 @@ from anyio.lowlevel import checkpoint
 from poolkit import _words as words
 from poolkit._deadlock import closed_by
 from poolkit._driver import C
-from poolkit._errors import NotLeased, PoolClosed, PoolError, PoolTimeout
+from poolkit._errors import NotLeased, PoolClosed, PoolDeadlock, PoolError, PoolTimeout
 from poolkit._hooks import GuardedPolicy, Hooks
 from poolkit._jobs import Workers
 from poolkit._leaks import Leaks
@@ -155,7 +155,7 @@ class Pool(Generic[C]):
             if waiter.outcome != "served" or self._life is not life:
                 raise words.refusal(self.name, waiter, limit)
         except BaseException:
-            self._tell(book.give_up, waiter, runtime.now())
+            self._tell(book.give_up_opening, waiter)
             if life is self._life and book.phase == "opening" and not book.openers:
                 self._collapse(life, None)  # nobody else has opened it, or is about to
                 await self._wait_ended(life)
@@ -396,17 +396,17 @@ class Pool(Generic[C]):
                 runtime.set_alarm(waiter.deadline)
             else:
                 self._settle()
-            if waiter.outcome == "waiting":
-                try:
-                    if book.options.deadlock != "off":
-                        await self._tell_of_deadlock(waiter, now)
+            try:
+                if waiter.outcome == "waiting" and book.options.deadlock != "off":
+                    self._look_for_deadlock(waiter, now)
+                if waiter.outcome == "waiting":
                     await waiter.parking
-                except BaseException:
-                    self._tell(book.give_up, waiter, runtime.now())
-                    self._settle()
-                    raise
-            elif waiter.slot is None:
-                await checkpoint()  # refused at once: who tries again and again lets others run
+                elif waiter.slot is None:
+                    await checkpoint()  # refused at once: who tries again and again lets others run
+            except BaseException:
+                self._tell(book.give_up, waiter, runtime.now())
+                self._settle()
+                raise
             slot = waiter.slot
             if slot is None or slot.state != "leased":
                 raise self._refusal(waiter, lease._timeout)
@@ -421,6 +421,8 @@ class Pool(Generic[C]):
 
     def _refusal(self, waiter: Waiter, limit: float | None) -> PoolError:
         """Return the error for a wait that ended without a connection."""
+        if isinstance(waiter.cause, PoolDeadlock):
+            return waiter.cause
         if waiter.slot is not None:  # taken back between hand-off and now
             self._recount("closed", direct=False)
         return words.refusal(self.name, waiter, limit)
@@ -441,8 +443,8 @@ class Pool(Generic[C]):
         self._settle()
         return slot
 
-    async def _tell_of_deadlock(self, waiter: Waiter, now: float) -> None:
-        """Raise, or warn, when a caller has begun to wait for itself; the others are in line."""
+    def _look_for_deadlock(self, waiter: Waiter, now: float) -> None:
+        """Refuse a caller, or warn, when it waits for itself by now; the others are in line."""
         book = self._book
         circle = self._look(closed_by, waiter, book, now)
         if not circle:
@@ -455,9 +457,8 @@ class Pool(Generic[C]):
             say(logging.WARNING, "%s", error)
             return
         self._tell(book.refuse, waiter, "deadlocked", self._runtime.now())
+        waiter.cause = error
         self._settle()
-        await checkpoint()  # as below
-        raise error
 
     async def _greet(
         self, hook: Hook, view: C, slot: Slot, lease: Lease[C], since: float, *, direct: bool

@@ -277,9 +277,7 @@ class PoolState:
 
     def give_up(self, waiter: Waiter, now: float) -> None:
         """Let a caller go that no longer waits; what it was just given goes to the next in line."""
-        if waiter in self.openers:
-            del self.openers[waiter]
-        elif waiter.outcome == "waiting":
+        if waiter.outcome == "waiting":
             self._tell_shedder(waiter, now, served=False)
             del self.queue[waiter.key]
             self.outcomes["cancelled"] += 1
@@ -288,10 +286,14 @@ class PoolState:
             self.recount("cancelled", direct=False)
             if slot.state == "leased":  # else it was taken back on closing
                 self.release(slot, now)
-        elif waiter.key is not None and waiter.outcome != "deadlocked":  # that is raised at once
-            # It was refused, and cancelled before it noticed.
+        else:  # it was refused, and is cancelled before it noticed
             self.outcomes[waiter.outcome] -= 1
             self.outcomes["cancelled"] += 1
+        waiter.outcome = "cancelled"
+
+    def give_up_opening(self, waiter: Waiter) -> None:
+        """Let go who no longer waits for the pool to be open."""
+        self.openers.pop(waiter, None)
         waiter.outcome = "cancelled"
 
     def recount(self, outcome: Outcome, *, direct: bool) -> None:

@@ -157,7 +157,7 @@ def test_opener_that_gives_up_is_told_nothing_more() -> None:
     desk = Desk(min_size=1)
     opener = desk.waiter()
     desk.book.open(opener, desk.now)
-    desk.book.give_up(opener, desk.now)
+    desk.book.give_up_opening(opener)
     assert opener.outcome == "cancelled"
     desk.connect()
     assert not desk.book.openers
@@ -750,7 +750,7 @@ def test_jobs_that_nobody_waits_for_ring_no_alarm() -> None:
     desk.book.open(opener, desk.now)
     assert len(desk.jobs("connect")) == 2
     assert desk.book.next_tick() == 0.5, "for the opener's sake"
-    desk.book.give_up(opener, desk.now)
+    desk.book.give_up_opening(opener)
     assert desk.book.next_tick() == NEVER
     desk.tick(0.5)
     assert desk.book.next_tick() == NEVER
