@@ -226,7 +226,9 @@ class Run:
                 world.is_open = opened and closings == world.closings
                 if not opened and "hurry" not in world.rude:
                     await self._until(lambda: not world.open, "left open by a cancelled open()")
-            except poolkit.PoolUnavailable:
+            except (poolkit.PoolUnavailable, Rude, BaseExceptionGroup) as error:
+                if not isinstance(error, poolkit.PoolUnavailable):
+                    world.check(self.database.rude_calls, "open() raised, and no driver did")
                 if "hurry" in world.rude:
                     world.check(not world.open, f"open after open() that failed: {world.open}")
                 await self._until(lambda: not world.open, "left open by open() that failed")

@@ -41,7 +41,7 @@ from poolkit._slot import NEVER, Slot, Waiter
 from poolkit._state import PoolState
 from poolkit._transaction import Transaction
 from poolkit._upkeep import Suspended, upkeep
-from poolkit._view import Handle, held_slot, make_view
+from poolkit._view import bind, held_slot, make_view
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -362,9 +362,8 @@ class Pool(Generic[C]):
             self._settle()
         if slot is None:
             return None
-        view: Any = Handle()
-        view._poolkit_lease = lease
-        view.__class__ = slot.view
+        view = new(slot.view)
+        bind(view, lease)
         return view  # type: ignore[no-any-return]
 
     def _take_another(self, slot: Slot | None, now: float) -> Slot | None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Handle:
-    """A view in the making: its attribute can still be set like any other's."""
+    """What a view has of its own; all other attributes are its connection's."""
 
     __slots__ = ("__weakref__", "_poolkit_lease")
 
@@ -48,14 +48,16 @@ class Handle:
         return self._poolkit_lease._pool
 
 
+#: Give a view its lease: past its own `__setattr__`, which forwards.
+bind: Final[Callable[[Any, Lease[Any]], None]] = Handle._poolkit_lease.__set__  # type: ignore[attr-defined,misc]
+
+
 def make_view(lease: Lease[Any], slot: Slot) -> Any:
     """Return a new view of a leased connection."""
     lease._slot = slot
     lease._turn = slot.turn
-    view: Any = Handle()
-    view._poolkit_lease = lease
-    # A view forwards assignments, so it becomes one last: cheaper than going past it.
-    view.__class__ = slot.view
+    view = object.__new__(slot.view)
+    bind(view, lease)
     return view
 
 
@@ -208,13 +210,10 @@ def _make_class(kind: Any, bases: Any) -> type:
         if callable(value) and inspect.isroutine(value) and not isinstance(value, _UNBOUND):
             members[name] = _Method(name, value)
     made = type(f"{kind.__name__}View", (_View, *bases), members)
-    try:
-        trial = Handle()
-        trial.__class__ = made
-    except TypeError:
+    if made.__dictoffset__ or made.__basicsize__ != Handle.__basicsize__:
         raise PoolConfigError(
             f"a driver's view may name only classes with empty __slots__, unlike {bases}"
-        ) from None
+        )
     return made
 
 
