@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.proxy import Proxy
 
 #: Seconds for which the loop is away: longer than `ping_after`, shorter than any limit of a reset.
-AWAY = 1.4
+AWAY = 0.8
 #: Seconds within which somebody is answered: `ping_timeout`, a connect, and a very busy machine. Who
 #: is given a connection that was cut waits for minutes.
 SOON = 10.0
@@ -33,7 +33,7 @@ SOON = 10.0
 pytestmark = [
     pytest.mark.parametrize("anyio_backend", LOOPS, indirect=True),
     pytest.mark.parametrize("damage", ["hole_old", "fin_all"]),
-    pytest.mark.parametrize("ping_after", [1.0, 0.0]),
+    pytest.mark.parametrize("ping_after", [0.5, 0.0]),
 ]
 
 
