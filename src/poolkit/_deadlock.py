@@ -23,7 +23,7 @@ def closed_by(waiter: Waiter, book: PoolState, now: float) -> list[Waiter]:
     """Return who waits for each other, if the last one in line has just closed the circle."""
     circle = {waiter: None}
     holds = False
-    for slot in book.leased:
+    for slot in list(book.leased):  # a finalizer may release meanwhile
         if slot.holder is None or slot.loose_turn == slot.turn:
             return []  # anybody may release it
         task = slot.holder[0]

@@ -396,9 +396,11 @@ class Pool(Generic[C]):
             else:
                 self._settle()
             try:
-                if waiter.outcome == "waiting" and book.options.deadlock != "off":
-                    self._look_for_deadlock(waiter, now)
-                if waiter.outcome == "waiting":
+                if waiter.outcome == "waiting" and not (
+                    book.options.deadlock != "off"
+                    and (circle := closed_by(waiter, book, now))
+                    and self._is_refused(waiter, circle)
+                ):
                     await waiter.parking
                 elif waiter.slot is None:
                     await checkpoint()  # refused at once: who tries again and again lets others run
@@ -442,22 +444,20 @@ class Pool(Generic[C]):
         self._settle()
         return slot
 
-    def _look_for_deadlock(self, waiter: Waiter, now: float) -> None:
-        """Refuse a caller, or warn, when it waits for itself by now; the others are in line."""
+    def _is_refused(self, waiter: Waiter, circle: list[Waiter]) -> bool:
+        """Refuse a caller that waits for itself by now, or warn; the others are in line."""
         book = self._book
-        circle = self._look(closed_by, waiter, book, now)
-        if not circle:
-            return
         others = (other.parking for other in circle if other is not waiter)
         if not all(map(self._runtime.is_parked, others)):
-            return  # somebody is being cancelled
+            return False  # somebody is being cancelled
         error = self._look(words.deadlock, self.name, book, circle, self._runtime.now())
         if book.options.deadlock == "warn":
             say(logging.WARNING, "%s", error)
-            return
+            return False
         self._tell(book.refuse, waiter, "deadlocked", self._runtime.now())
         waiter.cause = error
         self._settle()
+        return True
 
     async def _greet(
         self, hook: Hook, view: C, slot: Slot, lease: Lease[C], since: float, *, direct: bool
@@ -525,7 +525,7 @@ class Pool(Generic[C]):
             return
         self._amid = True
         try:
-            if error is None and not slot.touched and not book.queue:
+            if not slot.touched and not (book.queue and self._is_dead(slot.connection)):
                 if not book.release(slot, runtime.now()):
                     return
             else:
