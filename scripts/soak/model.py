@@ -190,9 +190,9 @@ class World:
         told = {name: getattr(stats, name) for name in ("direct", "waited", *OUTCOMES.values())}
         told["busy"] += stats.shed
         seen = {name: self.outcomes[name] for name in told}
-        if self.hooked:  # who waited before the hook ran cannot be told
-            told["waited"] += told.pop("direct")
-            seen["waited"] += seen.pop("direct")
+        # Who waits before a hook runs cannot be told from outside, nor who waits for no step at all.
+        told["waited"] += told.pop("direct")
+        seen["waited"] += seen.pop("direct")
         text = f"of {self.begun} acquires, {stats.cancelled=}, {told}; seen: {self.outcomes}"
         self.check(sum(told.values()) + stats.cancelled == self.begun, text)
         self.check(told == seen or "exact" not in self.rude, text)
