@@ -190,7 +190,7 @@ class World:
         told = {name: getattr(stats, name) for name in ("direct", "waited", *OUTCOMES.values())}
         told["busy"] += stats.shed
         seen = {name: self.outcomes[name] for name in told}
-        # Who waits before a hook runs cannot be told from outside, nor who waits for no step at all.
+        # Who waits before a hook runs, or for no step at all, cannot be told from outside.
         told["waited"] += told.pop("direct")
         seen["waited"] += seen.pop("direct")
         text = f"of {self.begun} acquires, {stats.cancelled=}, {told}; seen: {self.outcomes}"

@@ -340,9 +340,10 @@ class _Parking:
         self.unparked = False
 
     def __await__(self) -> Generator[Any, Any, None]:
+        self.task = self._lowlevel.current_task()  # before the look: a finalizer may unpark between
         if not self.unparked:
-            self.task = self._lowlevel.current_task()
             yield from self._lowlevel.wait_task_rescheduled(self._abort).__await__()
+        self.task = None
 
     def _abort(self, _: object) -> Any:
         task, self.task = self.task, None

@@ -217,6 +217,12 @@ def on_trio(main: Callable[[], Awaitable[Any]]) -> Any:
     return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
+async def in_time(run: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
+    """Notice that somebody is never woken."""
+    with anyio.fail_after(600):
+        return await run(*arguments)
+
+
 @pytest.mark.parametrize("strike", [releases, forgets, runs_on])
 @pytest.mark.parametrize("run", [on_asyncio, on_trio])
 @pytest.mark.timeout(600)
@@ -228,7 +234,7 @@ def test_release_in_the_middle_of_any_line_loses_nothing(run: Any, strike: Strik
     failed, strikes = [], 0
     for line in lines:
         try:
-            strikes += run(functools.partial(struck, line, strike))
+            strikes += run(functools.partial(in_time, struck, line, strike))
         except BaseException as error:
             failed.append(f"{Path(line[0].co_filename).name}:{line[1]}: {error!r}")
     assert not failed, f"{len(failed)} of {len(lines)} lines:\n" + "\n".join(failed)
@@ -274,7 +280,7 @@ def test_interrupt_at_any_line_loses_nothing_on_trio() -> None:
     failed = []
     for line in lines[:: max(1, 4 // EFFORT)]:
         try:
-            on_trio(functools.partial(interrupted, line))
+            on_trio(functools.partial(in_time, interrupted, line))
         except BaseException as error:
             failed.append(f"{Path(line[0].co_filename).name}:{line[1]}: {error!r}")
     assert not failed, f"{len(failed)} of {len(lines)} lines:\n" + "\n".join(failed)
