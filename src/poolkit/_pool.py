@@ -336,7 +336,7 @@ class Pool(Generic[C]):
             return None  # waiting, or awaiting the hook, makes this no fast path
         try:
             task = ref(runtime.current_task(home))
-        except TypeError:
+        except (TypeError, RuntimeError):  # None of asyncio, or an error of trio's
             raise words.no_task(self.name) from None
         self._amid = True
         try:
