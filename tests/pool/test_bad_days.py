@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import statistics
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 import pytest
-import trio
-import trio.testing
 
 import poolkit
 from poolkit import Pool, PoolUnavailable, Verdict
-from poolkit.testing import FakeDriver, Fault, VirtualTimeLoop, check_pool
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-
-def on_asyncio(main: Callable[[], Awaitable[Any]]) -> Any:
-    """Run in virtual time."""
-
-    async def coroutine() -> Any:
-        return await main()
-
-    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
-        return runner.run(coroutine())
-
-
-def on_trio(main: Callable[[], Awaitable[Any]]) -> Any:
-    """Run in virtual time."""
-    return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
-
-
-RUNNERS = pytest.mark.parametrize("run", [on_asyncio, on_trio])
+from poolkit.testing import FakeDriver, Fault, check_pool
+from tests.pool.virtual import RUNNERS
 
 SERVICE = 0.02
 #: Leases a second that ten connections can serve.

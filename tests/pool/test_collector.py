@@ -7,7 +7,6 @@ nothing may be lost.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import signal
@@ -19,17 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
-import trio
-import trio.testing
 from anyio.lowlevel import checkpoint
 
 import poolkit
 from poolkit import NotLeased, Pool, PoolError, PoolTimeout
 from poolkit.testing._invariants import check_book
-from poolkit.testing._loops import VirtualTimeLoop
 from tests.effort import EFFORT
 from tests.fakes import FakeConnection, FullDriver
 from tests.pool.storm import come_to_rest
+from tests.pool.virtual import on_asyncio, on_trio
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Iterator
@@ -200,21 +197,6 @@ def runs_on(pool: Pool[FakeConnection], victims: list[FakeConnection]) -> None:
         coroutine.send(None)
     with contextlib.suppress(PoolError, RuntimeError):
         coroutine.close()
-
-
-def on_asyncio(main: Callable[[], Awaitable[Any]]) -> Any:
-    """Run on asyncio, in virtual time."""
-
-    async def coroutine() -> Any:
-        return await main()
-
-    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
-        return runner.run(coroutine())
-
-
-def on_trio(main: Callable[[], Awaitable[Any]]) -> Any:
-    """Run on trio, likewise."""
-    return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 async def in_time(run: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:

@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 import pytest
-import trio
-import trio.testing
 
 from poolkit import ConnectFailed, Pool, PoolTimeout, Verdict
 from poolkit.testing._invariants import check_book
-from poolkit.testing._loops import VirtualTimeLoop
 from tests.effort import EFFORT
 from tests.fakes import Boom, FakeConnection, FullDriver
 from tests.pool.storm import come_to_rest
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+from tests.pool.virtual import on_asyncio, on_trio
 
 DAY = 86_400.0
 LIFETIME = 1800.0
 DAYS = EFFORT / 4
-
-
-def run_on_asyncio(main: Callable[[], Awaitable[None]]) -> None:
-    """Run on asyncio, whose clock jumps."""
-
-    async def coroutine() -> None:
-        await main()
-
-    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
-        runner.run(coroutine())
-
-
-def run_on_trio(main: Callable[[], Awaitable[None]]) -> None:
-    """Run on trio, likewise."""
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 class AgingDriver(FullDriver):
@@ -79,7 +58,7 @@ class AgingDriver(FullDriver):
             connection.dead = True
 
 
-@pytest.mark.parametrize("run", [run_on_asyncio, run_on_trio])
+@pytest.mark.parametrize("run", [on_asyncio, on_trio])
 def test_days_of_traffic_with_outages_lose_nothing(run: Any) -> None:
     """Nobody gets a connection past its lifetime; each outage ends when the database is back."""
     run(lambda: _days(Random(7)))

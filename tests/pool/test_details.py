@@ -24,14 +24,14 @@ from poolkit import (
     WrongLoop,
 )
 from tests.fakes import Boom, CleanDriver, FakeConnection, FakeDriver, FullDriver, gone
-from tests.pool.test_days import run_on_asyncio, run_on_trio
+from tests.pool.virtual import on_asyncio, on_trio
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     Run = Callable[[Callable[[], Awaitable[None]]], None]
 
-in_virtual_time = pytest.mark.parametrize("run", [run_on_asyncio, run_on_trio])
+in_virtual_time = pytest.mark.parametrize("run", [on_asyncio, on_trio])
 
 
 @in_virtual_time

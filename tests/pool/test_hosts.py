@@ -15,36 +15,16 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.lowlevel
 import pytest
-import trio
-import trio.testing
 
 import poolkit
 from poolkit import ConnectFailed, NotLeased, Pool, PoolError, PoolTimeout, Verdict
 from poolkit._say import Told
 from poolkit._view import view_class
-from poolkit.testing import VirtualTimeLoop
 from tests.fakes import Boom, CleanDriver, FakeConnection, FakeDriver, FullDriver
+from tests.pool.virtual import RUNNERS, on_asyncio
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
-
-
-def on_asyncio(main: Callable[[], Awaitable[None]]) -> None:
-    """Run in virtual time."""
-
-    async def coroutine() -> None:
-        await main()
-
-    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
-        runner.run(coroutine())
-
-
-def on_trio(main: Callable[[], Awaitable[None]]) -> None:
-    """Run in virtual time."""
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
-
-
-RUNNERS = pytest.mark.parametrize("run", [on_asyncio, on_trio])
 
 
 # -- task factories ------------------------------------------------------------------------------
@@ -64,12 +44,14 @@ def no_context(loop: Any, coro: Any, *, name: str | None = None) -> asyncio.Task
     return PlainTask(coro, loop=loop, name=name)
 
 
-FACTORIES = [two_arguments, no_context]
-if sys.version_info >= (3, 12):
-    FACTORIES.append(asyncio.eager_task_factory)  # type: ignore[arg-type]
+EAGER = pytest.param(
+    getattr(asyncio, "eager_task_factory", None),
+    id="eager",
+    marks=pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with 3.12"),
+)
 
 
-@pytest.mark.parametrize("factory", FACTORIES)
+@pytest.mark.parametrize("factory", [two_arguments, no_context, EAGER])
 @pytest.mark.parametrize("from_a_callback", [True, False])
 def test_task_factory_need_not_know_of_contexts(factory: Any, *, from_a_callback: bool) -> None:
     """Jobs run in the context in which the pool was opened all the same."""

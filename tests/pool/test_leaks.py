@@ -11,7 +11,7 @@ import textwrap
 import threading
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 import pytest
@@ -21,30 +21,8 @@ from anyio import wait_all_tasks_blocked
 
 import poolkit._pool
 from poolkit import Pool, PoolConfigError
-from poolkit.testing import VirtualTimeLoop
 from tests.fakes import CleanDriver, FakeConnection, FullDriver, gone
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-
-def on_asyncio(main: Callable[[], Awaitable[None]]) -> None:
-    """Run in virtual time."""
-
-    async def coroutine() -> None:
-        await main()
-
-    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
-        runner.run(coroutine())
-
-
-def on_trio(main: Callable[[], Awaitable[None]]) -> None:
-    """Run in virtual time."""
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
-
-
-RUNNERS = pytest.mark.parametrize("run", [on_asyncio, on_trio])
-
+from tests.pool.virtual import RUNNERS
 
 # -- held too long -------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from anyio.lowlevel import checkpoint
 
 from poolkit import ConnectFailed, NotLeased, Pool
 from tests.fakes import CleanDriver, FakeConnection, FakeCursor, FakeDriver, FullDriver, gone
-from tests.pool.test_bad_days import RUNNERS
+from tests.pool.virtual import RUNNERS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

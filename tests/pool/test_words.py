@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
-import trio
-import trio.testing
 from anyio import wait_all_tasks_blocked
 
 import poolkit._words as words
@@ -28,29 +26,12 @@ from poolkit import (
     Verdict,
     WrongLoop,
 )
-from poolkit.testing import OneStepLoop, VirtualTimeLoop
+from poolkit.testing import OneStepLoop
 from tests.fakes import Boom, CleanDriver, FakeConnection, FakeDriver, FullDriver
+from tests.pool.virtual import RUNNERS, on_asyncio
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-
-
-def on_asyncio(main: Callable[[], Awaitable[None]]) -> None:
-    """Run in virtual time."""
-
-    async def coroutine() -> None:
-        await main()
-
-    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
-        runner.run(coroutine())
-
-
-def on_trio(main: Callable[[], Awaitable[None]]) -> None:
-    """Run in virtual time."""
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
-
-
-RUNNERS = pytest.mark.parametrize("run", [on_asyncio, on_trio])
 
 
 # -- the facts are those of the deadline ---------------------------------------------------------

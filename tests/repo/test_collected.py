@@ -19,7 +19,7 @@ TESTS = {
     "tests/drivers": 2072,
     "tests/faults": 49,
     "tests/integrations": 340,
-    "tests/pool": 2451,
+    "tests/pool": 2453,
     "tests/repo": 92,
     "tests/sqlalchemy": 344,
     "tests/state": 221,
