@@ -438,14 +438,13 @@ class _Trio(_Loop):
 
     def unpark(self, parking: Any) -> None:
         parking.unparked = True
-        task = parking.task
-        if task is None:
-            return
-        if task is self._running():  # interrupted by a finalizer when it was about to wait
+        if parking.task is not None and parking.task is self._running():
+            # Interrupted by a finalizer when it was about to wait.
             self._token.run_sync_soon(self.unpark, parking)
             return
-        parking.task = None
-        self._lowlevel.reschedule(task)
+        task, parking.task = parking.task, None  # at once: a finalizer may cancel it meanwhile
+        if task is not None:
+            self._lowlevel.reschedule(task)
 
     def _running(self) -> Any:
         try:
