@@ -100,10 +100,14 @@ class GatedDriver(FullDriver):
 
 
 def combinations() -> Iterator[Gates]:
-    """Return every pair of phases with every pair of outcomes; with effort triples, then all seven."""
-    for pair in itertools.combinations(PHASES, 2):
-        for outcomes in itertools.product(OUTCOMES + RUDE, repeat=2):
-            gates = dict(zip(pair, outcomes, strict=True))
+    """Return every pair of outcomes, and each rude one alone.
+
+    With effort every triple, and rude ones in pairs; then all seven.
+    """
+    rude = 1 if EFFORT < 4 else 2
+    for some in itertools.combinations(PHASES, rude):
+        for outcomes in itertools.product(OUTCOMES + RUDE, repeat=rude):
+            gates = dict(zip(some, outcomes, strict=True))
             if set(outcomes) & set(RUDE) and gates.get(POLITE) not in RUDE:
                 yield gates
     many = 2 if EFFORT < 4 else 3 if EFFORT == 4 else len(PHASES)
