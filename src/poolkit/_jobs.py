@@ -203,7 +203,7 @@ class Workers:
                 except BaseException as error:
                     if worker.job is None:
                         self._parked.remove(worker)
-                    else:
+                    elif worker.job[1].state == _STATES[worker.job[0]]:  # else nobody owes it now
                         self._book.jobs.appendleft(worker.job)
                     if self._is_ending() or not is_cancellation(error):
                         raise

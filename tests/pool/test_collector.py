@@ -256,6 +256,15 @@ async def interrupted(line: Line) -> bool:
     return pressed
 
 
+@pytest.fixture
+def _interrupts() -> Iterator[None]:
+    """Have Ctrl-C do what it does in a program; who shares out tests may ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interrupts")
 def test_interrupt_at_any_line_loses_nothing_on_trio() -> None:
     """Ctrl-C arrives at the caller's next checkpoint, and the line runs to its end."""
     lines = [line for line in on_trio(seen) if not line[0].co_filename.endswith("_view.py")]
