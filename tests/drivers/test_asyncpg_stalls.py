@@ -32,8 +32,7 @@ SOON = 10.0
 
 pytestmark = [
     pytest.mark.parametrize("anyio_backend", LOOPS, indirect=True),
-    pytest.mark.parametrize("damage", ["hole_old", "fin_all"]),
-    pytest.mark.parametrize("ping_after", [0.5, 0.0]),
+    pytest.mark.parametrize(("damage", "ping_after"), [("hole_old", 0.5), ("fin_all", 0.0)]),
 ]
 
 

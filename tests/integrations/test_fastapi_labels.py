@@ -247,7 +247,7 @@ async def test_pool_is_itself_again_after_the_lifespan(app: FastAPI, pool: SQLit
     before = set(vars(pool))
     async with serve(app):
         pass
-    made_by_open = {"_leaks", "_runtime"}
+    made_by_open = {"_leaks", "_runtime", "_suspended"}
     assert set(vars(pool)) - made_by_open == before - made_by_open
 
 

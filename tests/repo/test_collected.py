@@ -16,7 +16,7 @@ TESTS = {
     "tests": 78,
     "tests/compat": 94,
     "tests/dashboard": 34,
-    "tests/drivers": 2072,
+    "tests/drivers": 2036,
     "tests/faults": 49,
     "tests/integrations": 340,
     "tests/pool": 2453,
