@@ -341,9 +341,11 @@ class _Parking:
 
     def __await__(self) -> Generator[Any, Any, None]:
         self.task = self._lowlevel.current_task()  # before the look: a finalizer may unpark between
-        if not self.unparked:
-            yield from self._lowlevel.wait_task_rescheduled(self._abort).__await__()
-        self.task = None
+        try:
+            if not self.unparked:
+                yield from self._lowlevel.wait_task_rescheduled(self._abort).__await__()
+        finally:
+            self.task = None  # which may wait for something else by now
 
     def _abort(self, _: object) -> Any:
         task, self.task = self.task, None
