@@ -9,6 +9,7 @@ import itertools
 import random
 import time
 from collections import Counter, deque
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import poolkit
@@ -48,6 +49,15 @@ OUTCOMES: dict[Any, str] = {
 
 class Broken(AssertionError):
     """A promise is broken."""
+
+
+def where(coroutine: Any) -> str:
+    """Return the lines at which a coroutine waits, the outermost first."""
+    lines = []
+    while frame := getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None):
+        lines.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}")
+        coroutine = getattr(coroutine, "cr_await", None) or getattr(coroutine, "gi_yieldfrom", None)
+    return " > ".join(lines)
 
 
 class World:

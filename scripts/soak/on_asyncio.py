@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from poolkit.testing import VirtualTimeLoop
+from scripts.soak.model import where
 from scripts.soak.users import Run
 
 if TYPE_CHECKING:
@@ -58,6 +59,10 @@ class Tasks:
         self._world.note(f"cancel {task.get_name()}")
         self._cancelled.add(task)
         task.cancel()
+
+    def where(self) -> list[str]:
+        """Return where each is."""
+        return [f"{task.get_name()} at {where(task.get_coro())}" for task in self._running]
 
     def alive(self) -> list[asyncio.Task[None]]:
         """Return those that have not ended."""

@@ -9,6 +9,7 @@ from unittest import mock
 import trio
 import trio.testing
 
+from scripts.soak.model import where
 from scripts.soak.users import Run
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Tasks:
         self._world = world
         self._nursery = nursery
         self._running: dict[trio.CancelScope, str] = {}
+        self._tasks: dict[trio.CancelScope, trio.lowlevel.Task] = {}
 
     def spawn(self, name: str, function: Callable[[], Awaitable[object]]) -> None:
         """Start a task whose errors are failures."""
@@ -42,13 +44,14 @@ class Tasks:
         self._running[scope] = name
 
         async def run() -> None:
+            self._tasks[scope] = trio.lowlevel.current_task()
             try:
                 with scope:
                     await function()
             except Exception as error:
                 self._world.fail(error)
             finally:
-                del self._running[scope]
+                del self._running[scope], self._tasks[scope]
 
         self._nursery.start_soon(run, name=name)
 
@@ -56,6 +59,10 @@ class Tasks:
         """Cancel one."""
         self._world.note(f"cancel {self._running[task]}")
         task.cancel()
+
+    def where(self) -> list[str]:
+        """Return where each is."""
+        return [f"{self._running[one]} at {where(self._tasks[one].coro)}" for one in self._tasks]
 
     def alive(self) -> list[trio.CancelScope]:
         """Return those that have not ended."""

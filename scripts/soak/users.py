@@ -344,4 +344,5 @@ class Run:
             if holds():
                 return
             await anyio.sleep(0.01)
-        self.world.check(holds=False, text=f"{text}: {self.pool!r}, {self.world.open}")
+        doing = f"{self.pool!r}, {self.world.open}, {self.tasks.where()}"
+        self.world.check(holds=False, text=f"{text}: {doing}")
