@@ -121,6 +121,8 @@ def explain(part: str, world: World, steps: int, without: Collection[str]) -> No
 def bark(part: str, world: World, steps: int, without: Collection[str]) -> None:
     """End the program: something hangs."""
     world.note(f"HANGS for {HUNG} s")
+    for line in world.everybody():
+        world.note(line)
     explain(part, world, steps, without)
     faulthandler.dump_traceback(sys.stdout)
     sys.stdout.flush()

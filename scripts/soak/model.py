@@ -75,6 +75,7 @@ class World:
         self.patience = 5.0  # how late a busy machine may be; in virtual time there is no excuse
         #: On trio, tasks woken together run in any order; on asyncio, each wake is one of its own.
         self.batch: Callable[[], int] = itertools.count().__next__
+        self.everybody: Callable[[], list[str]] = list  # where each task is, for who hangs
         self.numbers = itertools.count(1)
         #: What is open, from the beginning of its connect to its end.
         self.open: dict[int, Connection] = {}

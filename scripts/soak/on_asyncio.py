@@ -88,6 +88,10 @@ def run(world: World, steps: int) -> str:
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
+        world.everybody = lambda: [
+            f"{task.get_name()} at {where(task.get_coro())}" for task in asyncio.all_tasks(loop)
+        ]
+        loop = asyncio.get_running_loop()
         loop.set_exception_handler(complain)
         world.now = loop.time
         if make_loop is VirtualTimeLoop:

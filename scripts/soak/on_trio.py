@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -94,6 +95,14 @@ class Parked:
         yield self
 
 
+def tree(task: trio.lowlevel.Task | None) -> list[str]:
+    """Return where a task and its children are."""
+    if task is None:
+        return []
+    children = [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    return [f"{task.name} at {where(task.coro)}", *itertools.chain(*map(tree, children))]
+
+
 def run(world: World, steps: int) -> str:
     """Run one seed; return on what."""
     virtual = world.seed % 2 == 0
@@ -103,6 +112,8 @@ def run(world: World, steps: int) -> str:
 
     async def main() -> None:
         world.now = trio.current_time
+        root = trio.lowlevel.current_root_task()
+        world.everybody = lambda: tree(root)
         if virtual:
             world.patience = 0.01
         async with trio.open_nursery() as nursery:
