@@ -262,7 +262,8 @@ async def test_session_that_is_ended_alone_says_nothing_of_the_others(
     """It was idle for too long in its transaction, and its user did not see the end coming."""
     driver = AsyncpgDriver(dsn)
     c = await driver.connect()
-    await sql(c, "SET idle_in_transaction_session_timeout = 1; BEGIN")
+    # Long enough for the answer to be read before the end comes: together asyncpg takes them amiss.
+    await sql(c, "SET idle_in_transaction_session_timeout = 500; BEGIN")
     alive = "SELECT 1 FROM pg_stat_activity WHERE pid = $1"
     while postgres.query(alive, c.get_server_pid()):
         pass  # in this thread, so that the loop does not read what the server says
