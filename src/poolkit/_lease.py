@@ -57,7 +57,11 @@ class Lease(Generic[C]):
         try:
             view: C | None = pool._lease_now(self)
         except PoolClosed:
-            await checkpoint()  # whoever tries again and again lets others run
+            try:
+                await checkpoint()  # whoever tries again and again lets others run
+            except BaseException:
+                pool._tell(pool._book.recount, "closed", "cancelled")
+                raise
             raise
         return await pool._lease_later(self) if view is None else view
 

@@ -425,11 +425,8 @@ class Pool(Generic[C]):
         if isinstance(waiter.cause, PoolDeadlock):
             return waiter.cause
         if waiter.slot is not None:  # taken back between hand-off and now
-            self._recount("closed", direct=False)
+            self._tell(self._book.recount, "served", "closed")
         return words.refusal(self.name, waiter, limit)
-
-    def _recount(self, outcome: Outcome, *, direct: bool) -> None:
-        self._tell(functools.partial(self._book.recount, outcome, direct=direct))
 
     def _take_for_hook(self, holder: Holder, now: float) -> Slot | None:
         """Take an idle connection, as the fast path does, for a caller that has a hook to await."""
@@ -475,7 +472,8 @@ class Pool(Generic[C]):
                     f"pool {self.name!r}: on_acquire was not done {limit} s after the acquire began"
                 )
         except BaseException as error:
-            self._recount(_outcome_of(error), direct=direct)
+            was = "direct" if direct else "served"
+            self._tell(self._book.recount, was, _outcome_of(error))
             self._give_back(lease, (lease._code, lease._lasti), error)
             raise
 

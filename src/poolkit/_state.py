@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict, deque
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from poolkit._deadlines import Deadlines
 from poolkit._driver import Verdict
@@ -283,12 +283,11 @@ class PoolState:
             self.outcomes["cancelled"] += 1
         elif waiter.slot is not None:
             slot, waiter.slot = waiter.slot, None
-            self.recount("cancelled", direct=False)
+            self.recount("served", "cancelled")
             if slot.state == "leased":  # else it was taken back on closing
                 self.release(slot, now)
         else:  # it was refused, and is cancelled before it noticed
-            self.outcomes[waiter.outcome] -= 1
-            self.outcomes["cancelled"] += 1
+            self.recount(waiter.outcome, "cancelled")
         waiter.outcome = "cancelled"
 
     def give_up_opening(self, waiter: Waiter) -> None:
@@ -296,12 +295,12 @@ class PoolState:
         self.openers.pop(waiter, None)
         waiter.outcome = "cancelled"
 
-    def recount(self, outcome: Outcome, *, direct: bool) -> None:
-        """Count the end of an acquire as another one: what it had got it could not keep."""
-        if direct:
+    def recount(self, was: Outcome | Literal["direct"], outcome: Outcome) -> None:
+        """Count the end of an acquire as another one: what its caller saw."""
+        if was == "direct":
             self.direct -= 1
         else:
-            self.outcomes["served"] -= 1
+            self.outcomes[was] -= 1
         self.outcomes[outcome] += 1
 
     def release(self, slot: Slot, now: float) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 
 import anyio
@@ -785,3 +786,18 @@ async def test_new_connections_that_are_stale_as_well_make_no_storm() -> None:
                     raise Boom("read-only")
         assert driver.calls["connect"] == 2
         assert pool.stats().retired["stale"] == 1
+
+
+@pytest.mark.parametrize("why", ["closed", "timed_out"])
+async def test_refusal_that_is_cancelled_counts_as_cancelled(why: str) -> None:
+    """What the caller sees is what is counted."""
+    async with contextlib.AsyncExitStack() as stack:
+        pool = Pool(FakeDriver(), max_size=1)
+        if why == "timed_out":
+            await stack.enter_async_context(pool)
+            await stack.enter_async_context(pool.acquire())
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await pool.acquire(timeout=0)
+        assert scope.cancelled_caught
+        assert (getattr(pool.stats(), why), pool.stats().cancelled) == (0, 1)
