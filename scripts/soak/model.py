@@ -56,7 +56,8 @@ def where(coroutine: Any) -> str:
     lines = []
     while frame := getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None):
         lines.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}")
-        coroutine = getattr(coroutine, "cr_await", None) or getattr(coroutine, "gi_yieldfrom", None)
+        inner = getattr(coroutine, "cr_await", None) or getattr(coroutine, "gi_yieldfrom", None)
+        coroutine = inner or frame.f_locals.get("entering")  # which an `Ask` goes through by hand
     return " > ".join(lines)
 
 
