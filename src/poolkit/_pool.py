@@ -35,7 +35,7 @@ from poolkit._lease import RELEASED, Lease, Released, TracedLease
 from poolkit._life import Life
 from poolkit._options import check_seconds, make_options
 from poolkit._prospects import PATIENCE
-from poolkit._runtime import current_runtime
+from poolkit._runtime import BETWEEN, current_runtime
 from poolkit._say import say
 from poolkit._slot import NEVER, Slot, Waiter
 from poolkit._state import PoolState
@@ -327,7 +327,8 @@ class Pool(Generic[C]):
         runtime = self._runtime
         home = runtime.home
         if runtime.where() is not home:
-            runtime.check()  # raises WrongLoop
+            runtime.check()  # raises WrongLoop, but for a finalizer between two tasks
+            raise words.amid(self.name)
         if self._amid:
             raise words.amid(self.name)
         if self._inbox:
@@ -507,18 +508,19 @@ class Pool(Generic[C]):
         book = self._book
         slot: Any = lease._slot
         runtime = self._runtime
-        here = runtime.where() is runtime.home
+        where = runtime.where()
+        here = where is runtime.home
         if self._inbox and here:
             self._drain()
         if lease._turn != slot.turn:
             return
         lease._over = over
-        if not here:
+        if not here and where is not BETWEEN:
             # A block that is closed by the garbage collector, in whatever thread.
             self._dropped(slot, slot.turn)
             return
         slot.turn += 1
-        if self._amid:  # closed by the collector, in the middle of a line of ours
+        if self._amid or not here:  # closed by the collector, in the middle of a line of ours
             self._post(functools.partial(self._take_back, slot, slot.turn, error))
             return
         self._amid = True
@@ -619,10 +621,14 @@ class Pool(Generic[C]):
 
     def _tell(self, event: Callable[..., T], *arguments: Any) -> T | None:
         """Have the book handle an event; while it is amid another, note it, and return None."""
-        if self._amid:
+        if self._amid or self._is_between():
             self._post(functools.partial(event, *arguments))
             return None
         return self._look(event, *arguments)
+
+    def _is_between(self) -> bool:
+        """Tell whether a finalizer calls that has interrupted the event loop itself."""
+        return self._life is not None and self._runtime.where() is BETWEEN
 
     def _look(self, look: Callable[..., T], *arguments: Any) -> T:
         """Look at the book, or change it, while nobody else changes it."""
@@ -634,8 +640,8 @@ class Pool(Generic[C]):
 
     def _settle(self) -> None:
         """Do what the book has decided: after every event, in this order."""
-        if self._amid:
-            return  # whoever is amid an event settles after it
+        if self._amid or self._is_between():
+            return  # what is noted is settled when it is done
         self._amid = True
         try:
             book, life = self._book, self._life
@@ -672,6 +678,7 @@ class Pool(Generic[C]):
     def _upkeep(self) -> None:
         self._drain()
         self._runtime.read_clock()
+        self._runtime.mind_alarm()
         self._tell(self._bury_the_dead)
         self._tell(self._leaks.look, self._runtime.now())
         self._on_alarm()
@@ -704,7 +711,7 @@ class Pool(Generic[C]):
 
     def _drain(self) -> None:
         """Take in what other threads, callbacks and finalizers have noted."""
-        if self._inbox and not self._amid:
+        if self._inbox and not (self._amid or self._is_between()):
             while self._inbox:
                 self._tell(self._inbox.popleft())
             self._settle()

@@ -84,6 +84,11 @@ _COARSE = max(0.001, time.get_clock_info("monotonic").resolution)
 _MONOTONIC = time.monotonic
 
 
+#: Where a finalizer is that interrupts trio's run loop between the steps of two tasks: here, but
+#: what it schedules or wakes may be lost.
+BETWEEN = object()
+
+
 class _Loop:
     """What both have in common; `_Asyncio` says what each method is for."""
 
@@ -108,7 +113,8 @@ class _Loop:
 
     def check(self) -> None:
         """Raise `WrongLoop` unless this loop is running the calling code."""
-        if self.where() is not self.home:
+        where = self.where()
+        if where is not self.home and where is not BETWEEN:
             raise WrongLoop(f"pool {self._pool!r} {_FORKED if self.forked else _ELSEWHERE}")
 
     def task(self) -> Any:
@@ -126,6 +132,14 @@ class _Loop:
         Nothing to do on asyncio, whose runner turns it into a cancellation. ``but`` calls code of
         the user's, to which that does not apply.
         """
+
+    def mind_alarm(self) -> None:
+        """Let a lost alarm be set again; call every second or so.
+
+        Loops put away their timers in several steps, and finalizers may set one between two.
+        """
+        if self._alarm_at < self.now() - 1.0:
+            self._alarm_at = math.inf
 
     def after(self, seconds: float | None) -> float:
         """Return the time in so many seconds; None: never."""
@@ -373,9 +387,14 @@ class _Trio(_Loop):
 
         def where() -> Any:
             try:
-                return current_token()
+                token = current_token()
             except RuntimeError:
                 return None
+            try:
+                current_task()
+            except RuntimeError:
+                return BETWEEN
+            return token
 
         self.where = where
         self.current_task = lambda _: current_task()
