@@ -45,16 +45,18 @@ class PoolError(Exception):
         if compose is not None:
             self.args = (compose(),)
 
-    @property
-    def args(self) -> tuple[Any, ...]:
-        """The message."""
-        self._read()
-        return super().args
+    if not TYPE_CHECKING:  # to whom it is the attribute of every error
 
-    @args.setter
-    def args(self, args: tuple[Any, ...]) -> None:
-        vars(BaseException)["args"].__set__(self, args)
-        self.__dict__.pop("_compose", None)
+        @property
+        def args(self) -> tuple[Any, ...]:
+            """The message."""
+            self._read()
+            return super().args
+
+        @args.setter
+        def args(self, args: tuple[Any, ...]) -> None:
+            vars(BaseException)["args"].__set__(self, args)
+            self.__dict__.pop("_compose", None)
 
     def __str__(self) -> str:
         """Return the message."""

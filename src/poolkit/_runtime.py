@@ -434,7 +434,9 @@ class _Trio(_Loop):
         def deliver() -> None:
             # Where trio raises a KeyboardInterrupt: in the main task, when that waits.
             main: Any = self._main()
-            nursery = None if main is None else main.parent_nursery
+            if main is None:
+                return
+            nursery = main.parent_nursery
             if nursery is None or main not in nursery.child_tasks:
                 return  # the run is ending already
             if main._abort_func is None:
