@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import hypothesis  # noqa: F401  # before trio is frozen: it looks for what refers to trio's chance
 import pytest
 
 from tests.pgbouncer import pgbouncer
 from tests.postgres import (
+    _database,
     _own_postgres,
     database,
     own_database,
@@ -21,6 +24,7 @@ from tests.postgres import (
 )
 
 __all__ = [
+    "_database",
     "_own_postgres",
     "anyio_backend",
     "database",
@@ -44,6 +48,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     paths = (item.path.relative_to(ROOT) for item in items)
     folders = ("/".join(path.parts[:-1][:2]) or path.name for path in paths)
     config.stash[COLLECTED] = Counter(folders)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Let the collections that tests force look at what tests made, not at thousands of tests."""
+    gc.collect()
+    gc.freeze()
 
 
 BACKENDS = [

@@ -641,12 +641,32 @@ def own_postgres(_own_postgres: Server) -> Server:
     return _own_postgres
 
 
-@pytest.fixture
-def database(postgres: Postgres) -> Iterator[str]:
-    """Return the DSN of an empty database on the shared server."""
+#: Takes everything out of a database, and everybody.
+EMPTY = """
+DO $$ DECLARE schema name; BEGIN
+    PERFORM pg_terminate_backend(pid, 10000) FROM pg_stat_activity
+        WHERE datname = current_database() AND pid <> pg_backend_pid();
+    FOR schema IN SELECT nspname FROM pg_namespace
+        WHERE nspname NOT LIKE 'pg\\_%' AND nspname <> 'information_schema'
+    LOOP EXECUTE format('DROP SCHEMA %I CASCADE', schema); END LOOP;
+    CREATE SCHEMA public;
+    EXECUTE format('ALTER DATABASE %I RESET ALL', current_database());
+END $$
+"""
+
+
+@pytest.fixture(scope="session")
+def _database(postgres: Postgres) -> Iterator[str]:
     name = postgres.create_database()
-    yield postgres.dsn(name)
+    yield name
     postgres.drop_database(name)
+
+
+@pytest.fixture
+def database(postgres: Postgres, _database: str) -> Iterator[str]:
+    """Return the DSN of an empty database on the shared server: creating one takes the longest."""
+    yield postgres.dsn(_database)
+    postgres.query(EMPTY, database=_database)
 
 
 @pytest.fixture

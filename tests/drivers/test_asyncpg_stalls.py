@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.drivers.asyncpg_help import LOOPS, CountingProxy, of_one, quiet
+from tests.drivers import asyncpg_help
+from tests.drivers.asyncpg_help import LOOPS, CountingProxy, quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,15 +26,20 @@ if TYPE_CHECKING:
     from tests.postgres import Postgres
     from tests.proxy import Proxy
 
-#: Seconds for which the loop is away: longer than `ping_after`, shorter than any limit of a reset.
-AWAY = 0.8
+#: Seconds after which what is idle is pinged.
+PING_AFTER = 0.2
+#: Seconds for which the loop is away: longer than that, shorter than any limit of a reset.
+AWAY = 0.4
 #: Seconds within which somebody is answered: `ping_timeout`, a connect, and a very busy machine. Who
 #: is given a connection that was cut waits for minutes.
 SOON = 10.0
 
+#: A pool of one connection, which does not wait long for what will not answer.
+of_one = partial(asyncpg_help.of_one, ping_timeout=0.5, reset_timeout=1.0)
+
 pytestmark = [
     pytest.mark.parametrize("anyio_backend", LOOPS, indirect=True),
-    pytest.mark.parametrize(("damage", "ping_after"), [("hole_old", 0.5), ("fin_all", 0.0)]),
+    pytest.mark.parametrize(("damage", "ping_after"), [("hole_old", PING_AFTER), ("fin_all", 0.0)]),
 ]
 
 
@@ -101,7 +108,7 @@ async def test_ping_answered_before_the_loop_was_away_is_no_sign_of_life(
     dsn: str, proxy: CountingProxy, damage: str, ping_after: float
 ) -> None:
     """Who waits for it gets a connection that lives."""
-    async with of_one(proxy.through(dsn), ping_after=ping_after, ping_timeout=2.0) as pool:
+    async with of_one(proxy.through(dsn), ping_after=ping_after) as pool:
         proxy.hold()
         pool._book.suspect(pool._now())
         pool._settle()
@@ -152,9 +159,10 @@ async def test_connect_answered_before_the_loop_was_away_is_no_sign_of_life(
         while stalls:
             stalls.pop()(proxy, damage)
 
-    pool = of_one(proxy.through(dsn), ping_after=ping_after, min_size=0, on_connect=on_connect)
+    options = {"min_size": 0, "connect_timeout": 1.5, "on_connect": on_connect}
+    pool = of_one(proxy.through(dsn), ping_after=ping_after, **options)
     async with pool:
-        with within(AWAY + SOON + 5.0 * (damage == "hole_old")):
+        with within(AWAY + SOON + 1.5 * (damage == "hole_old")):
             with contextlib.suppress(Exception):
                 await ask(pool)
             assert await ask(pool) == 1

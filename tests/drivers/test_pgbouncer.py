@@ -21,6 +21,7 @@ import poolkit
 from poolkit import ConnectFailed, PoolConfigError
 from poolkit.drivers.asyncpg import create_pool
 from tests.conftest import BACKENDS
+from tests.drivers.asyncpg_help import quiet
 from tests.drivers.pgbouncer_worker import TABLES
 from tests.effort import EFFORT
 
@@ -293,6 +294,7 @@ async def test_pooler_in_front_is_warned_of_once(
     async with create_pool(bouncer.dsn(), min_size=4, max_size=4) as pool:
         pool.renew()
         await ask(pool)
+        await quiet(pool)
     (warning,) = warnings_of(caplog)
     assert f"{bouncer.host}:{bouncer.port}" in warning
     assert "pooler='transaction'" in warning

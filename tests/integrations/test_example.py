@@ -105,7 +105,7 @@ def example(where: Database, tmp_path: Path) -> Iterator[Example]:
 
 def test_fifty_clients_on_five_connections_all_succeed(example: Example) -> None:
     """Nobody fails, every row is in the database, and no money is made or lost."""
-    requests = 10
+    requests = 3
     before = example.balances()
     done = subprocess.run(
         [

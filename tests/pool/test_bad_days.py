@@ -17,6 +17,10 @@ from tests.pool.virtual import RUNNERS
 SERVICE = 0.02
 #: Leases a second that ten connections can serve.
 CAPACITY = 10 / SERVICE
+#: How long an overload lasts, after the five seconds before it.
+OVERLOAD = 10.0
+#: When it is over, counted from the first who comes.
+OVER = 5 + OVERLOAD
 
 
 class Clients:
@@ -62,19 +66,19 @@ def test_codel_keeps_the_work_useful_in_an_overload(run: Any) -> None:
         policy = poolkit.CoDel(target=0.05, interval=0.5)
         async with Pool(FakeDriver(), min_size=10, max_size=10, shedding=policy) as pool:
             clients = Clients(pool, seed=1)
-            await clients.run([(5.0, 0.7), (20.0, 1.5), (5.0, 0.7)])
+            await clients.run([(5.0, 0.7), (OVERLOAD, 1.5), (5.0, 0.7)])
             await check_pool(pool)
-            assert pool.stats().shed > 0.3 * CAPACITY * 20
+            assert pool.stats().shed > 0.3 * CAPACITY * OVERLOAD
         return clients
 
     waits = run(main).waits
     begin = waits[0][0]
-    assert useful(waits, begin + 5, begin + 25) >= 0.97
-    overload = sorted(wait for when, wait in waits if begin + 6 <= when < begin + 25)
+    assert useful(waits, begin + 5, begin + OVER) >= 0.97
+    overload = sorted(wait for when, wait in waits if begin + 6 <= when < begin + OVER)
     assert overload[int(0.99 * len(overload))] <= 2 * 0.05 + SERVICE
-    after = [wait for when, wait in waits if when >= begin + 25.5]
+    after = [wait for when, wait in waits if when >= begin + OVER + 0.5]
     assert statistics.median(after) <= 0.05
-    assert useful(waits, begin + 25, begin + 30) >= 0.9 * 0.7
+    assert useful(waits, begin + OVER, begin + OVER + 5) >= 0.9 * 0.7
 
 
 @RUNNERS
@@ -84,12 +88,12 @@ def test_first_come_first_served_alone_serves_nobody_in_time(run: Any) -> None:
     async def main() -> Clients:
         async with Pool(FakeDriver(), min_size=10, max_size=10, acquire_timeout=30.0) as pool:
             clients = Clients(pool, seed=1)
-            await clients.run([(5.0, 0.7), (20.0, 1.5)])
+            await clients.run([(5.0, 0.7), (OVERLOAD, 1.5)])
         return clients
 
     waits = run(main).waits
     begin = waits[0][0]
-    assert useful(waits, begin + 7, begin + 25) <= 0.01
+    assert useful(waits, begin + 7, begin + OVER) <= 0.01
 
 
 @RUNNERS
@@ -99,12 +103,12 @@ def test_max_waiting_keeps_the_work_useful_too(run: Any) -> None:
     async def main() -> Clients:
         async with Pool(FakeDriver(), min_size=10, max_size=10, max_waiting=20) as pool:
             clients = Clients(pool, seed=1)
-            await clients.run([(5.0, 0.7), (20.0, 1.5)])
+            await clients.run([(5.0, 0.7), (OVERLOAD, 1.5)])
         return clients
 
     waits = run(main).waits
     begin = waits[0][0]
-    assert useful(waits, begin + 5, begin + 25) >= 0.97
+    assert useful(waits, begin + 5, begin + OVER) >= 0.97
 
 
 @RUNNERS
