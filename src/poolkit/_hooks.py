@@ -157,8 +157,16 @@ class Hooks:
 
     def report(self, call: str, error: BaseException, *, whose: str | None = None) -> None:
         """Log that a call has raised where it must not, or what it must not."""
-        say(logging.ERROR, "%s.%s raised %s", whose or self._name, call, told(error), error=error)
+        words = (whose or self._name, call, told(error))
+        self.tell(say, logging.ERROR, "%s.%s raised %s", *words, error=error)
         self._keep(error)
+
+    def tell(self, speak: Callable[..., None], *arguments: Any, **options: Any) -> None:
+        """Log or warn; what a handler of the log raises that is no error is kept."""
+        try:
+            speak(*arguments, **options)
+        except BaseException as error:
+            self._keep(error)
 
     def _keep(self, error: BaseException) -> None:
         rest = _beyond_errors(error)

@@ -39,13 +39,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 #: How soon the tasks whose operations a reset has ended must have noticed.
-_LOOP_TURNS = 5
+_TURNS_TO_NOTICE = 5
 
 #: How often a connection is asked at most when each answer is read late.
 _PINGS = 3
-
-#: Errors that are remembered as told.
-_MANY = 1000
 
 #: In which state the slot of a job that is to be begun is.
 _STATES: Final[dict[Job, str]] = {
@@ -92,6 +89,7 @@ class Workers:
         self._book = book
         self._driver = driver
         self._hooks = hooks
+        self._say = functools.partial(hooks.tell, say)
         self._runtime = runtime
         self._tell = tell
         self._settle = settle
@@ -101,7 +99,7 @@ class Workers:
         self._busy: dict[_Worker, Job] = {}
         self._attend_at = -NEVER  # when it is to be noted again that the event loop runs
         self._told = Told()
-        self._refusals: set[str] = set()
+        self._refusals = Told()
 
     def begin(self, group: TaskGroup) -> None:
         """Work from now on as children of this group."""
@@ -119,7 +117,12 @@ class Workers:
             elif self._is_ending():
                 self._group = None  # nobody would cancel whoever begins now
             else:
-                self._runtime.spawn(self._group, self._run, _Worker(jobs.popleft()))
+                job = jobs.popleft()
+                try:
+                    self._runtime.spawn(self._group, self._run, _Worker(job))
+                except BaseException:  # a task factory may raise
+                    jobs.appendleft(job)
+                    raise
 
     def abort_connects(self) -> None:
         """Cancel the connects under way: nobody wants them any more."""
@@ -218,12 +221,20 @@ class Workers:
                     await run[job](slot, worker)
                 finally:
                     del self._busy[worker]
-            if worker.scope.cancel_called or runtime.trace(worker.task) != trace:
+            if worker.scope.cancel_called or self._differ(trace, runtime.trace(worker.task)):
                 return
             # Parked before the outcome is settled: what is owed next needs no new worker.
             worker.parking = runtime.create_parking()
             self._parked.append(worker)
             self._settle()
+
+    @staticmethod
+    def _differ(before: object, after: object) -> bool:
+        """Tell whether a call has left something in this task."""
+        try:
+            return before != after
+        except Exception:  # the values of context variables compare as they like
+            return True
 
     def _limit(self, worker: _Worker, seconds: float | None) -> None:
         """Have what the worker does from now on cancelled after so many seconds."""
@@ -262,7 +273,7 @@ class Workers:
             self._hooks.terminate(connection)
         if late:
             error = TimeoutError(f"connecting took longer than {options.connect_timeout} s")
-        say(logging.DEBUG, "connecting failed: %s", shown(error))
+        self._say(logging.DEBUG, "connecting failed: %s", shown(error))
         verdict = Verdict.TRANSIENT if late else self._hooks.classify(error, None)
         self._tell(self._book.connect_failed, slot, error, verdict, self._runtime.now())
 
@@ -315,12 +326,12 @@ class Workers:
                 break  # the driver did not notice; here the next await would, and tell nobody
             # An operation of the ended lease is under way still. If the reset has ended it, its
             # task is about to be told; what it does until then, a second reset undoes.
-            for _ in range(_LOOP_TURNS):
+            for _ in range(_TURNS_TO_NOTICE):
                 if slot.busy and error is None:
                     _, error = await self._try("reset", worker, checkpoint)
             if error is not None or slot.state != "recycling":
                 break
-        say(logging.DEBUG, "terminating a connection: an operation outlived the reset")
+        self._say(logging.DEBUG, "terminating a connection: an operation outlived the reset")
         self._recycle_failed(slot, suspect_others=False)
 
     async def _attempt(
@@ -348,13 +359,13 @@ class Workers:
         if options.on_close is not None:
             _, error = await self._try("on_close", worker, options.on_close, connection)
             if error is not None:
-                say(logging.DEBUG, "on_close failed: %s", shown(error))
+                self._say(logging.DEBUG, "on_close failed: %s", shown(error))
         if slot.state == "closing" and not (worker.scope.cancel_called or self._is_ending()):
             _, error = await self._try("close", worker, self._driver.close, connection)
             if error is None:
                 self._tell(self._book.closed, slot, self._runtime.now())
                 return
-            say(logging.DEBUG, "closing a connection failed: %s", shown(error))
+            self._say(logging.DEBUG, "closing a connection failed: %s", shown(error))
         self._hooks.terminate(connection)
         self._tell(self._book.closed, slot, self._runtime.now())
 
@@ -399,15 +410,13 @@ class Workers:
         text = shown(error)
         level = logging.WARNING if refused and text not in self._refusals else logging.DEBUG
         if refused:
-            if len(self._refusals) > _MANY:  # each with a number of its own in it, perhaps
-                self._refusals.clear()
             self._refusals.add(text)
-        say(level, "terminating a connection that failed its reset or ping: %s", text)
+        self._say(level, "terminating a connection that failed its reset or ping: %s", text)
 
     def _tell_once(self, note: str, place: str) -> None:
         if (note, place) not in self._told:
             self._told.add((note, place))
-            say(
+            self._say(
                 logging.WARNING,
                 "%s was left behind by the lease acquired at %s; it has been undone "
                 "(said once per place)",

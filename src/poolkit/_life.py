@@ -24,6 +24,7 @@ class Life:
     def __init__(self, runtime: Runtime, workers: Workers) -> None:
         self.runtime = runtime
         self.workers = workers
+        self.openers = 0  # calls of `open()` under way
         self.ended = False  # its tasks have
         self._scope = anyio.CancelScope()
         self.watchers: list[Any] = []

@@ -75,9 +75,10 @@ class Options:
     acquire waits for no other user, as ``acquire(timeout=0)``; opening waits for its connects."""
 
     max_waiting: int | None = None
-    """The longest queue; whoever comes when it is full gets `PoolBusy` at once. 0: nobody waits for
-    a connection that somebody holds, or that is not open yet (it is opened for the next one, up to
-    ``max_size``). One that is only to be pinged or reset is always waited for by the first."""
+    """The longest queue for what others hold; whoever comes when it is full gets `PoolBusy` at
+    once. 0: nobody waits for a connection that somebody holds, or that is not open yet (it is
+    opened for the next one, up to ``max_size``). For each one that is only to be pinged or reset
+    there is a place in any case."""
 
     shedding: Shedding | None = None
     """An overload policy that refuses waiters with `PoolBusy`, so that others are served in time:
@@ -99,7 +100,8 @@ class Options:
 
     max_connecting: int = 4
     """Connects in flight at once. While somebody waits, one more for each of them that is slow, in
-    steps of ``backoff_min``, so that hung ones block nobody; twice as many at most."""
+    steps of ``backoff_min``, so that hung ones block nobody; twice as many at most. Those that have
+    outlasted ``connect_timeout``, because a library cannot be cancelled, are not counted."""
 
     ping_after: float | None = 1.0
     """An idle connection not heard from for this many seconds is pinged before it is handed out.

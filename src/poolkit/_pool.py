@@ -12,12 +12,12 @@ the inbox, and handled as soon as the other one is done.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import functools
 import logging
 import random
 import sys
-import warnings
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeVar
@@ -36,7 +36,7 @@ from poolkit._life import Life
 from poolkit._options import check_seconds, make_options
 from poolkit._prospects import PATIENCE
 from poolkit._runtime import BETWEEN, current_runtime
-from poolkit._say import say
+from poolkit._say import say, warn
 from poolkit._slot import NEVER, Slot, Waiter
 from poolkit._state import PoolState
 from poolkit._transaction import Transaction
@@ -69,6 +69,9 @@ NOT_GIVEN: Final = _NotGiven()
 
 #: Seconds for tasks that have been cancelled to end.
 _LAST_WAIT: Final = 1.0
+
+#: How often another thread looks again at what changes under its eyes.
+_LOOKS: Final = 100
 
 # What the hot path calls, without the look-ups.
 new: Final = object.__new__
@@ -149,18 +152,21 @@ class Pool(Generic[C]):
             self._collapse(life, None)
             await self._wait_ended(life)
             raise
-        self._settle()
+        life.openers += 1
         try:
+            self._settle()
             await waiter.parking
             if waiter.outcome != "served" or self._life is not life:
                 raise words.refusal(self.name, waiter, limit)
         except BaseException:
             self._tell(book.give_up_opening, waiter)
-            if life is self._life and book.phase == "opening" and not book.openers:
+            if life is self._life and book.phase == "opening" and life.openers == 1:
                 self._collapse(life, None)  # nobody else has opened it, or is about to
                 await self._wait_ended(life)
                 self._hooks.raise_again()
             raise
+        finally:
+            life.openers -= 1
         book.opened()
         return self
 
@@ -217,7 +223,6 @@ class Pool(Generic[C]):
             with runtime.limited(runtime.after(limit)):
                 await life.wait_until(lambda: self._life is not life or not book.size)
         finally:
-            self._abandon_leases(life)
             self._collapse(life, None)
             await self._wait_ended(life)
         return held
@@ -271,6 +276,7 @@ class Pool(Generic[C]):
             self._life = None
             _opened.discard(self)
             self._held_at_end = self.leases()
+            self._tell(self._leaks.forget_leases)
             self._tell(self._book.collapse, cause)
             self._settle()
             life.cancel()
@@ -291,7 +297,9 @@ class Pool(Generic[C]):
 
         Raises:
             PoolTimeout: none became free in time; the message says what the pool was doing.
-            PoolBusy: ``max_waiting`` are waiting already.
+            PoolBusy: ``max_waiting`` are waiting already, the ``shedding`` policy has refused it,
+                or a finalizer calls in the middle of the pool's own work.
+            PoolDeadlock: all who hold a connection are waiting for another one.
             ConnectFailed: the database cannot be reached.
             PoolClosed: the pool is not open, or was closed meanwhile.
             WrongLoop: the pool was opened on another event loop, or before a fork.
@@ -328,9 +336,9 @@ class Pool(Generic[C]):
         home = runtime.home
         if runtime.where() is not home:
             runtime.check()  # raises WrongLoop, but for a finalizer between two tasks
-            raise words.amid(self.name)
+            raise self._interrupted()
         if self._amid:
-            raise words.amid(self.name)
+            raise self._interrupted()
         if self._inbox:
             self._drain()
         if book.queue or self._greets:
@@ -344,19 +352,19 @@ class Pool(Generic[C]):
             now = runtime.now()
             slot = book.take(now)
             try:
-                doubtful = slot is None or self._driver_is_dead(slot.connection)
+                doubtful = slot is None or bool(self._driver_is_dead(slot.connection))
             except BaseException as error:
                 assert slot is not None
-                self._hooks.report("is_dead", error)
                 book.untake(slot, now)
+                self._hooks.report("is_dead", error)
                 slot = book.take(now)
                 doubtful = True
             if doubtful:
                 slot = self._take_another(slot, now)
             if slot is not None:
                 slot.holder = (task, lease._code, lease._lasti)
-                lease._slot = slot
                 lease._turn = slot.turn
+                lease._slot = slot
         finally:
             self._amid = False
         if doubtful or book.jobs:  # the overaged ones passed over are to be closed
@@ -366,6 +374,11 @@ class Pool(Generic[C]):
         view = new(slot.view)
         bind(view, lease)
         return view  # type: ignore[no-any-return]
+
+    def _interrupted(self) -> PoolError:
+        """Return the error for a finalizer that acquires in the middle of a line of ours."""
+        self._tell(self._book.count, "busy")
+        return words.amid(self.name)
 
     def _take_another(self, slot: Slot | None, now: float) -> Slot | None:
         """Take an idle connection that is not known to be dead, in place of one that may be."""
@@ -387,16 +400,16 @@ class Pool(Generic[C]):
         direct = slot is not None
         if slot is None:
             waiter = Waiter(deadline, holder, runtime.create_parking())
-            self._amid = True
             try:
-                is_all = book.join(waiter, now)
-            finally:
-                self._amid = False
-            if is_all:
-                runtime.set_alarm(waiter.deadline)
-            else:
-                self._settle()
-            try:
+                self._amid = True
+                try:
+                    is_all = book.join(waiter, now)
+                finally:
+                    self._amid = False
+                if is_all:
+                    runtime.set_alarm(waiter.deadline)
+                else:
+                    self._settle()
                 if waiter.outcome == "waiting" and not (
                     book.options.deadlock != "off"
                     and (circle := closed_by(waiter, book, now))
@@ -413,6 +426,7 @@ class Pool(Generic[C]):
             if slot is None or slot.state != "leased":
                 raise self._refusal(waiter, lease._timeout)
         if lease._slot is not None:  # used a second time while this one waited
+            self._tell(book.recount, "direct" if direct else "served", "failed")
             self._tell(book.release, slot, runtime.now())
             self._settle()
             raise lease.is_used()
@@ -423,8 +437,10 @@ class Pool(Generic[C]):
 
     def _refusal(self, waiter: Waiter, limit: float | None) -> PoolError:
         """Return the error for a wait that ended without a connection."""
-        if isinstance(waiter.cause, PoolDeadlock):
-            return waiter.cause
+        cause = waiter.cause
+        if isinstance(cause, PoolDeadlock):
+            waiter.cause = None  # its traceback will hold the waiter
+            return cause
         if waiter.slot is not None:  # taken back between hand-off and now
             self._tell(self._book.recount, "served", "closed")
         return words.refusal(self.name, waiter, limit)
@@ -435,7 +451,7 @@ class Pool(Generic[C]):
         def take() -> Slot | None:
             slot = self._take_another(self._book.take(now), now)
             if slot is not None:
-                slot.holder, slot.leased_at = holder, now
+                slot.holder = holder
             return slot
 
         slot = self._look(take)
@@ -520,6 +536,7 @@ class Pool(Generic[C]):
             self._dropped(slot, slot.turn)
             return
         slot.turn += 1
+        holder = slot.holder
         if self._amid or not here:  # closed by the collector, in the middle of a line of ours
             self._post(functools.partial(self._take_back, slot, slot.turn, error))
             return
@@ -532,6 +549,10 @@ class Pool(Generic[C]):
                 self._take_back(slot, slot.turn, error)
             if book.woken:
                 self._wake()
+        except BaseException:  # a RecursionError: there is no stack left to call anything with
+            if slot.holder is holder:
+                self._inbox.append(functools.partial(self._take_back, slot, slot.turn, error))
+            raise
         finally:
             self._amid = False
         if book.jobs or book.doomed or book.shedder:
@@ -570,11 +591,11 @@ class Pool(Generic[C]):
 
     def stats(self) -> PoolStats:
         """Return the sizes and counters, as they are now."""
-        return self._look(self._book.stats, self._now())
+        return self._read(self._book.stats, self._now())
 
     def leases(self) -> list[LeaseInfo]:
         """Return who holds what, for how long, and where it was acquired; the longest first."""
-        return self._look(words.leases, self._book, self._now())
+        return self._read(words.leases, self._book, self._now())
 
     def resize(
         self,
@@ -621,14 +642,14 @@ class Pool(Generic[C]):
 
     def _tell(self, event: Callable[..., T], *arguments: Any) -> T | None:
         """Have the book handle an event; while it is amid another, note it, and return None."""
-        if self._amid or self._is_between():
+        if self._is_interrupted():
             self._post(functools.partial(event, *arguments))
             return None
         return self._look(event, *arguments)
 
-    def _is_between(self) -> bool:
-        """Tell whether a finalizer calls that has interrupted the event loop itself."""
-        return self._life is not None and self._runtime.where() is BETWEEN
+    def _is_interrupted(self) -> bool:
+        """Tell whether a finalizer calls, in the middle of a line of ours or of the event loop."""
+        return self._amid or (self._life is not None and self._runtime.is_interrupted())
 
     def _look(self, look: Callable[..., T], *arguments: Any) -> T:
         """Look at the book, or change it, while nobody else changes it."""
@@ -638,9 +659,18 @@ class Pool(Generic[C]):
         finally:
             self._amid = amid
 
+    def _read(self, look: Callable[..., T], *arguments: Any) -> T:
+        """Look at the book, from any thread; another than the loop's sees it change meanwhile."""
+        if self._life is None or self._runtime.is_here():
+            return self._look(look, *arguments)
+        for _ in range(_LOOKS):
+            with contextlib.suppress(RuntimeError):  # what is being looked at has changed
+                return look(*arguments)
+        return look(*arguments)
+
     def _settle(self) -> None:
         """Do what the book has decided: after every event, in this order."""
-        if self._amid or self._is_between():
+        if self._is_interrupted():
             return  # what is noted is settled when it is done
         self._amid = True
         try:
@@ -680,7 +710,7 @@ class Pool(Generic[C]):
         self._runtime.read_clock()
         self._runtime.mind_alarm()
         self._tell(self._bury_the_dead)
-        self._tell(self._leaks.look, self._runtime.now())
+        self._tell(self._hooks.tell, self._leaks.look, self._runtime.now())
         self._on_alarm()
 
     def _bury_the_dead(self) -> None:
@@ -701,6 +731,7 @@ class Pool(Generic[C]):
             self._post(lambda: self._book.died(slot, self._runtime.now()))
         elif slot.state == "leased":
             self._hooks.heed(slot, error)
+            slot.touched = slot.touched or bool(slot.verdicts)
 
     def _post(self, note: Callable[[], object]) -> None:
         self._inbox.append(note)
@@ -711,7 +742,7 @@ class Pool(Generic[C]):
 
     def _drain(self) -> None:
         """Take in what other threads, callbacks and finalizers have noted."""
-        if self._inbox and not (self._amid or self._is_between()):
+        if self._inbox and not self._is_interrupted():
             while self._inbox:
                 self._tell(self._inbox.popleft())
             self._settle()
@@ -726,9 +757,10 @@ class Pool(Generic[C]):
         now = self._runtime.now()
         self._book.learn(slot, now)
         self._book.release_broken(slot, now)
-        _warn(
+        self._hooks.tell(
+            warn,
             f"pool {self.name!r}: a connection was never released; acquired at "
-            f"{words.place_of(holder)}{words.indented(words.stack_of(holder))}"
+            f"{words.place_of(holder)}{words.indented(words.stack_of(holder))}",
         )
 
     def _now(self) -> float:
@@ -754,17 +786,10 @@ def _at_exit() -> None:
 def _warn_of_the_open(pool: Pool[Any]) -> None:
     if pool in _opened:
         _opened.discard(pool)
-        _warn(
+        warn(
             f"pool {pool.name!r} was never closed, and its event loop has ended: use "
             "`async with pool:` or `await pool.aclose()`"
         )
-
-
-def _warn(text: str) -> None:
-    try:
-        warnings.warn(text, ResourceWarning, stacklevel=2)
-    except ResourceWarning:  # made an error, which must not stop the shell
-        say(logging.ERROR, "%s", text)
 
 
 async def _run(hook: Hook, connection: Any) -> None:

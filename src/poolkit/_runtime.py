@@ -70,7 +70,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 #: How soon anyio cancels a task that was about to run, if at all.
-_LOOP_TURNS = 5
+_TURNS_TO_CANCEL = 5
 
 _ELSEWHERE = (
     "was opened on another event loop: open one pool per loop, inside the loop that uses it (with "
@@ -126,6 +126,10 @@ class _Loop:
         """Tell whether this loop is running the calling code."""
         return self.where() is self.home
 
+    def is_interrupted(self) -> bool:
+        """Tell whether a finalizer calls that has interrupted the event loop itself."""
+        return False
+
     def protect(self, *parts: Callable[..., Any], but: Callable[..., Any]) -> None:
         """Let Ctrl-C wait for the caller's next checkpoint while these functions and methods run.
 
@@ -161,7 +165,7 @@ class _Asyncio(_Loop):
         super().__init__(pool, ring)
         self._asyncio = asyncio
         self._loop = self.home = asyncio.get_running_loop()
-        self._cancelled = asyncio.CancelledError
+        self._cancelled, self._invalid = asyncio.CancelledError, asyncio.InvalidStateError
         self.where = asyncio._get_running_loop  # raises nothing where there is none
         # The public one is a Python function in 3.11, around this.
         self.current_task = (
@@ -222,7 +226,7 @@ class _Asyncio(_Loop):
                 self._loop.call_soon(calm_down, turns - 1)
 
         scope.cancel()
-        calm_down(_LOOP_TURNS)
+        calm_down(_TURNS_TO_CANCEL)
 
     def trace(self, task: asyncio.Task[None]) -> tuple[float, contextvars.Context]:
         """Return what a call, or who cancels, can leave in a task: the same as before, if none."""
@@ -272,6 +276,8 @@ class _Asyncio(_Loop):
         if not parking.done():
             try:
                 parking.set_result(None)
+            except self._invalid:  # a finalizer has cancelled it just now
+                pass
             except RuntimeError:
                 assert self._loop.is_closed()
 
@@ -399,6 +405,9 @@ class _Trio(_Loop):
         self.where = where
         self.current_task = lambda _: current_task()
 
+    def is_interrupted(self) -> bool:
+        return self.where() is BETWEEN
+
     def read_clock(self) -> float:
         return self.now()  # a run has one clock
 
@@ -413,7 +422,10 @@ class _Trio(_Loop):
         return anyio.CancelScope(deadline=deadline, shield=shield)
 
     def is_ending(self) -> bool:
-        return False  # the group in which the workers are knows it
+        """Tell whether the main task has ended: then trio cancels all the others."""
+        main: Any = self._main()
+        nursery = None if main is None else main.parent_nursery
+        return nursery is None or main not in nursery.child_tasks
 
     def goes_on(self) -> bool:
         return False  # only the end of a run cancels the root task
@@ -434,16 +446,16 @@ class _Trio(_Loop):
         def deliver() -> None:
             # Where trio raises a KeyboardInterrupt: in the main task, when that waits.
             main: Any = self._main()
-            if main is None:
+            if self.is_ending():
                 return
-            nursery = main.parent_nursery
-            if nursery is None or main not in nursery.child_tasks:
-                return  # the run is ending already
             if main._abort_func is None:
                 self._token.run_sync_soon(deliver)
             else:
                 main._attempt_abort(end)
 
+        main = self._main()
+        if not (hasattr(main, "_abort_func") and hasattr(main, "_attempt_abort")):
+            return False  # no main task, or another trio than is known
         return self.call_soon(deliver)
 
     def _main_task(self) -> Any:

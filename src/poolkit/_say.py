@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,6 +20,14 @@ def say(level: int, text: str, *arguments: object, error: BaseException | None =
     """Log, whatever becomes of it."""
     with contextlib.suppress(Exception):
         logger.log(level, text, *arguments, exc_info=error)
+
+
+def warn(text: str) -> None:
+    """Warn of something left open, whatever becomes of it."""
+    try:
+        warnings.warn(text, ResourceWarning, stacklevel=2)
+    except Exception:  # a warning made an error, or what shows warnings
+        say(logging.ERROR, "%s", text)
 
 
 class Told:

@@ -279,7 +279,7 @@ class PoolState:
         """Let a caller go that no longer waits; what it was just given goes to the next in line."""
         if waiter.outcome == "waiting":
             self._tell_shedder(waiter, now, served=False)
-            del self.queue[waiter.key]
+            self.queue.pop(waiter.key, None)  # it may not have come so far
             self.outcomes["cancelled"] += 1
         elif waiter.slot is not None:
             slot, waiter.slot = waiter.slot, None
@@ -294,6 +294,10 @@ class PoolState:
         """Let go who no longer waits for the pool to be open."""
         self.openers.pop(waiter, None)
         waiter.outcome = "cancelled"
+
+    def count(self, outcome: Outcome) -> None:
+        """Count the end of an acquire that has not come here."""
+        self.outcomes[outcome] += 1
 
     def recount(self, was: Outcome | Literal["direct"], outcome: Outcome) -> None:
         """Count the end of an acquire as another one: what its caller saw."""
@@ -899,6 +903,7 @@ class PoolState:
     def _move(self, slot: Slot, to: str) -> None:
         """Move a slot: the one door between the containers."""
         assert to in TRANSITIONS[slot.state], f"{slot.state} -> {to}"
+        self.prospects.ended(slot)  # first: it is a call, which may fail for want of stack
         if slot.state == "idle":
             if self.idle[-1] is slot:
                 self.idle.pop()
@@ -907,7 +912,6 @@ class PoolState:
         elif slot.state != "new":
             container: dict[Slot, None] = getattr(self, slot.state)
             del container[slot]
-        self.prospects.ended(slot)
         slot.state = to
         if to == "idle":
             self.idle.append(slot)

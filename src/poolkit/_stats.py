@@ -42,7 +42,8 @@ class PoolStats:
     """Seconds that the first in the queue has waited."""
 
     direct: int
-    """Acquires that found an idle connection. Every acquire ends in one of these nine counters."""
+    """Acquires that found an idle connection. Every acquire ends in one of these nine counters, but
+    for one that ends with `WrongLoop`."""
     waited: int
     """Acquires served after waiting in the queue."""
     timed_out: int
@@ -50,7 +51,8 @@ class PoolStats:
     cancelled: int
     """Acquires given up by their caller."""
     busy: int
-    """Acquires refused with `PoolBusy` because ``max_waiting`` were in line."""
+    """Acquires refused with `PoolBusy` because ``max_waiting`` were in line, or because a finalizer
+    made them in the middle of the pool's own work."""
     shed: int
     """Acquires refused with `PoolBusy` by the ``shedding`` policy."""
     deadlocked: int
@@ -75,7 +77,7 @@ class PoolStats:
 
     def __str__(self) -> str:
         """Return the sizes in one line, as they stand in error messages."""
-        stuck = f" ({self.stuck} of them stuck)" if self.stuck else ""
+        stuck = f" ({self.stuck} of both stuck)" if self.stuck else ""
         return (
             f"{self.leased} leased, {self.idle} idle, {self.connecting} connecting, "
             f"{self.recycling} recycling{stuck}, {self.closing} closing of capacity "

@@ -87,8 +87,11 @@ class Transaction(Generic[C]):
             error = error or failure
             raise
         finally:
-            if self._lease is not None:
-                await self._lease.__aexit__(None, error, None)
+            try:
+                if self._lease is not None:
+                    await self._lease.__aexit__(None, error, None)
+            finally:
+                del error  # which would hold this frame, and be held by it
 
     async def _roll_back(self, error: Exception) -> None:
         pool = self._view._poolkit_pool

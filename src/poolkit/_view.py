@@ -54,8 +54,8 @@ bind: Final[Callable[[Any, Lease[Any]], None]] = Handle._poolkit_lease.__set__  
 
 def make_view(lease: Lease[Any], slot: Slot) -> Any:
     """Return a new view of a leased connection."""
-    lease._slot = slot
     lease._turn = slot.turn
+    lease._slot = slot
     view = object.__new__(slot.view)
     bind(view, lease)
     return view

@@ -17,7 +17,7 @@ from poolkit._errors import (
     PoolTimeout,
     WrongLoop,
 )
-from poolkit._say import told
+from poolkit._say import shown, told
 from poolkit._stats import LeaseInfo, task_name
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def _timed_out(pool: str, limit: float | None, facts: Facts) -> str:
 
 def _busy(pool: str, facts: Facts) -> str:
     return (
-        f"pool {pool!r}: {facts.options.max_waiting} are waiting already, which is max_waiting "
+        f"pool {pool!r}: no place in line with max_waiting={facts.options.max_waiting} "
         f"({facts.stats}){_why(facts)}"
     )
 
@@ -182,7 +182,7 @@ def _busy(pool: str, facts: Facts) -> str:
 def _shed(pool: str, waited: float, facts: Facts) -> str:
     return (
         f"pool {pool!r}: refused after {waited:.2f} s in line by "
-        f"shedding={facts.options.shedding!r}, so that others are served in time "
+        f"shedding={shown(facts.options.shedding)}, so that others are served in time "
         f"({facts.stats}){_why(facts)}"
     )
 

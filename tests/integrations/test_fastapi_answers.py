@@ -117,7 +117,7 @@ def test_no_connection_is_answered_with_503(
     [record] = [record for record in caplog.records if record.name == "poolkit"]
     assert record.levelno == logging.WARNING
     text = record.getMessage()
-    assert text.startswith(f"GET /{kind}: pool 'test': 0 are waiting already, which is max_waiting")
+    assert text.startswith(f"GET /{kind}: pool 'test': no place in line with max_waiting=0")
     assert "Held longest" in text
 
 
@@ -150,7 +150,7 @@ def test_handler_of_the_application_comes_first(handled: Any, kind: str) -> None
             assert str(error).startswith("pool 'test': no connection within 1.0 s")
         else:
             assert isinstance(error, PoolBusy)
-            assert str(error).startswith("pool 'test': 0 are waiting already")
+            assert str(error).startswith("pool 'test': no place in line with max_waiting=0")
         return JSONResponse("mine", 418)
 
     with TestClient(busy.app) as client:

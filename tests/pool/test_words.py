@@ -185,7 +185,7 @@ def test_refusal_by_a_full_queue_tells_of_the_moment_it_came(run: Any) -> None:
                         errors.append(caught.value)
 
                     group.start_soon(refused)
-            assert "0 are waiting already, which is max_waiting (1 leased, 0 idle" in str(errors[0])
+            assert "no place in line with max_waiting=0 (1 leased, 0 idle" in str(errors[0])
 
     run(main)
 

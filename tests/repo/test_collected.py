@@ -19,7 +19,7 @@ TESTS = {
     "tests/drivers": 2036,
     "tests/faults": 49,
     "tests/integrations": 340,
-    "tests/pool": 2459,
+    "tests/pool": 2526,
     "tests/repo": 92,
     "tests/sqlalchemy": 344,
     "tests/state": 221,

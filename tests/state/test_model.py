@@ -122,8 +122,8 @@ def test_planted_hand_off_to_a_waiter_that_gave_up_is_found() -> None:
     """The bug of nearly every pool: a connection given to somebody who is not there any more."""
     check_found(
         "I5",
-        'del self.queue[waiter.key]\n            self.outcomes["cancelled"] += 1',
-        'self.outcomes["cancelled"] += 1',
+        'self.queue.pop(waiter.key, None)  # it may not have come so far\n            self.outcomes["',
+        'self.outcomes["',
         SIMPLE,
     )
 

@@ -1080,7 +1080,7 @@ def test_connect_that_outlasts_its_limit_is_counted_as_stuck_and_delays_nobody()
     desk.tick(3.0)
     stats = desk.book.stats(desk.now)
     assert (stats.stuck, stats.connecting) == (1, 3)
-    assert "3 connecting, 0 recycling (1 of them stuck)" in str(stats)
+    assert "3 connecting, 0 recycling (1 of both stuck)" in str(stats)
     desk.connect()
     assert waiter.outcome == "served"
 
