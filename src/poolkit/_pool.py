@@ -334,10 +334,8 @@ class Pool(Generic[C]):
             raise words.not_open(self.name)
         runtime = self._runtime
         home = runtime.home
-        if runtime.where() is not home:
-            runtime.check()  # raises WrongLoop, but for a finalizer between two tasks
-            raise self._interrupted()
-        if self._amid:
+        if self._amid or runtime.where() is not home:
+            runtime.check()  # raises WrongLoop, but for a finalizer
             raise self._interrupted()
         if self._inbox:
             self._drain()
@@ -351,23 +349,22 @@ class Pool(Generic[C]):
         try:
             now = runtime.now()
             slot = book.take(now)
-            try:
-                doubtful = slot is None or bool(self._driver_is_dead(slot.connection))
-            except BaseException as error:
-                assert slot is not None
-                book.untake(slot, now)
-                self._hooks.report("is_dead", error)
-                slot = book.take(now)
-                doubtful = True
-            if doubtful:
-                slot = self._take_another(slot, now)
             if slot is not None:
-                slot.holder = (task, lease._code, lease._lasti)
-                lease._turn = slot.turn
-                lease._slot = slot
+                try:
+                    is_sound = not self._driver_is_dead(slot.connection)
+                except BaseException as error:
+                    book.untake(slot, now)
+                    self._hooks.report("is_dead", error)
+                    slot, is_sound = book.take(now), False
+                if not is_sound:
+                    slot = self._take_another(slot, now)
+                if slot is not None:
+                    slot.holder = (task, lease._code, lease._lasti)
+                    lease._turn = slot.turn
+                    lease._slot = slot
         finally:
             self._amid = False
-        if doubtful or book.jobs:  # the overaged ones passed over are to be closed
+        if book.jobs or book.doomed:  # the dead and the overaged ones passed over
             self._settle()
         if slot is None:
             return None

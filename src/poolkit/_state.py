@@ -106,6 +106,7 @@ class PoolState:
         #: How often the shell is to be heard of while somebody counts on an answer.
         self.pulse = NEVER if options.ping_after is None else max(options.ping_after, _BRIEF) / 4
         self._ping_after = NEVER if options.ping_after is None else options.ping_after
+        self._capacity = options.capacity
         self._look_at_returns()
 
     def _look_at_returns(self) -> None:
@@ -239,7 +240,7 @@ class PoolState:
         if in_haste:
             limit = 0
             waiter.deadline = now + PATIENCE
-        if not self.is_open:
+        if self.phase != "open" and not self.is_open:  # a call less
             self._dismiss(waiter, "closed")
         elif limit is not None and len(self.queue) >= max(
             limit, len(self.idle) + self.prospects.recycles()
@@ -696,11 +697,11 @@ class PoolState:
     def _is_full(self) -> bool:
         """Tell whether there is neither an idle connection nor room for another."""
         away = len(self.leased) + len(self.recycling) + len(self.connecting) + len(self.closing)
-        return away >= self.options.capacity and not self.idle
+        return away >= self._capacity and not self.idle
 
     def _room(self) -> int:
         """Count the free slots."""
-        return self.options.capacity - self.size
+        return self._capacity - self.size
 
     def _place(self, slot: Slot, now: float, *, cold: bool = False) -> None:
         """Find the place of a connection that is free and clean: the queue, idle, or the exit.
@@ -852,7 +853,7 @@ class PoolState:
 
     def _surplus(self, *, queued: bool) -> bool:
         """Tell whether there is one connection too many."""
-        if self.live > self.options.capacity:
+        if self.live > self._capacity:
             return True
         if queued or self.options.overflow_linger:
             return False
@@ -869,7 +870,9 @@ class PoolState:
         return None
 
     def _retire_idle(self, now: float) -> None:
-        for slot in list(self.idle):  # the coldest first
+        # The coldest first; where they wait for their replacement, whose time is over first.
+        slots = sorted(self.idle, key=lambda slot: slot.expires_at) if self._aging else self.idle
+        for slot in list(slots):
             reason = self._unfit(slot, now) or self._unneeded(slot, now)
             if reason:
                 self._retire(slot, reason)
