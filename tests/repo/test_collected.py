@@ -20,7 +20,7 @@ TESTS = {
     "tests/faults": 49,
     "tests/integrations": 340,
     "tests/pool": 2526,
-    "tests/repo": 92,
+    "tests/repo": 94,
     "tests/sqlalchemy": 344,
     "tests/state": 221,
     "tests/testing": 210,

@@ -336,16 +336,22 @@ def test_machine_without_a_python_has_none(tmp_path: Path) -> None:
 # -- what CI runs --------------------------------------------------------------------------------
 
 
-def ci_run(tmp_path: Path, *versions: str) -> tuple[list[str], subprocess.CompletedProcess[str]]:
-    """Run .ci/run where make only notes what it was asked for."""
+def ci_run(
+    tmp_path: Path, *versions: str, fails: str = "no version"
+) -> tuple[list[str], subprocess.CompletedProcess[str]]:
+    """Run .ci/run where make only notes what it was asked for, and fails with one Python."""
     folder = tmp_path / "bin"
     path = tools(folder)
-    for name in ("bash", "head"):
+    for name in ("bash", "head", "mktemp"):
         (folder / name).symlink_to(str(shutil.which(name)))
     for version in versions:
         interpreter(folder / f"python{version}", version)
     asked = tmp_path / "asked"
-    program(folder / "make", f'echo "$* effort=$POOLKIT_TEST_EFFORT" >>"{asked}"')
+    program(
+        folder / "make",
+        f'echo "$* effort=$POOLKIT_TEST_EFFORT" >>"{asked}"\n'
+        f'case "$*" in *"{fails}"*) echo "broken on {fails}"; exit 1 ;; esac',
+    )
     done = subprocess.run(
         [str(ROOT / ".ci" / "run")],
         env={"PATH": path},
@@ -362,7 +368,7 @@ def test_ci_runs_the_suite_on_the_oldest_and_the_newest_python(tmp_path: Path) -
     asked, done = ci_run(tmp_path, "3.11", "3.12", "3.14")
     assert done.returncode == 0, done.stderr
     suites = [line for line in asked if " test " in line]
-    newest, oldest = suites
+    newest, oldest = sorted(suites, key=lambda line: "python3.11" in line)
     assert f"PYTHON={tmp_path}/bin/python3.14 VENV=.venv-3.14" in newest
     assert f"PYTHON={tmp_path}/bin/python3.11 VENV=.venv-3.11" in oldest
     assert newest.endswith("effort=4")
@@ -370,6 +376,16 @@ def test_ci_runs_the_suite_on_the_oldest_and_the_newest_python(tmp_path: Path) -
     assert "Python 3.11 (" in done.stdout
     assert " and 3.14 (" in done.stdout
     assert "WARNING" not in done.stderr
+
+
+@pytest.mark.parametrize("fails", ["python3.11", "python3.14"])
+def test_ci_fails_with_either_python(tmp_path: Path, fails: str) -> None:
+    """The other one is run to its end, and what was said is shown."""
+    asked, done = ci_run(tmp_path, "3.11", "3.14", fails=fails)
+    assert done.returncode != 0
+    assert f"broken on {fails}" in done.stdout
+    other = "3.14" if fails.endswith("3.11") else "3.11"
+    assert any(f"VENV=.venv-{other}" in line for line in asked if " test " in line)
 
 
 def test_ci_warns_aloud_when_there_is_one_python_only(tmp_path: Path) -> None:
