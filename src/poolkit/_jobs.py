@@ -179,8 +179,6 @@ class Workers:
         worker.task = runtime.current_task(runtime.home)
         with anyio.CancelScope() as worker.scope, anyio.CancelScope() as worker.calm:
             await self._work_on(worker)
-        if not runtime.is_here():
-            return  # the loop has ended without a word
         ending = self._is_ending()
         if ending:
             self._group = None
