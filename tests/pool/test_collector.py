@@ -40,6 +40,9 @@ monitoring: Any = getattr(sys, "monitoring", None)
 Line = tuple[CodeType, int]
 Strike = Callable[[Pool[FakeConnection], list[FakeConnection]], None]
 
+#: Around those who wait in a life of a pool.
+SCOPES: list[anyio.CancelScope] = []
+
 
 @contextlib.contextmanager
 def watching(codes: Iterable[CodeType], at: Callable[[CodeType, int], object]) -> Iterator[None]:
@@ -87,6 +90,7 @@ def nested(code: CodeType) -> Iterator[CodeType]:
 
 async def life(pool: Pool[FakeConnection]) -> None:
     """Have everything happen that a pool does: what follows holds at most two of three."""
+    SCOPES.clear()
     pool.stats()
     repr(pool)
     async with pool.acquire() as conn:
@@ -104,8 +108,10 @@ async def life(pool: Pool[FakeConnection]) -> None:
                 await pool.acquire(timeout=0)
 
             async def wait() -> None:
-                async with pool.acquire() as mine:
-                    await mine.query()
+                with anyio.CancelScope() as scope:
+                    SCOPES.append(scope)
+                    async with pool.acquire() as mine:
+                        await mine.query()
 
             async with anyio.create_task_group() as group:
                 group.start_soon(wait)
@@ -199,13 +205,20 @@ def runs_on(pool: Pool[FakeConnection], victims: list[FakeConnection]) -> None:
         coroutine.close()
 
 
+def cancels(pool: Pool[FakeConnection], victims: list[FakeConnection]) -> None:
+    """Be the end of an owner of tasks: it gives back, and cancels those who wait."""
+    pool.release(victims.pop())
+    for scope in SCOPES:
+        scope.cancel()
+
+
 async def in_time(run: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
     """Notice that somebody is never woken."""
     with anyio.fail_after(600):
         return await run(*arguments)
 
 
-@pytest.mark.parametrize("strike", [releases, forgets, runs_on])
+@pytest.mark.parametrize("strike", [releases, forgets, runs_on, cancels])
 @pytest.mark.parametrize("run", [on_asyncio, on_trio])
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore:.*never released.*:ResourceWarning")

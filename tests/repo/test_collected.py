@@ -19,7 +19,7 @@ TESTS = {
     "tests/drivers": 2036,
     "tests/faults": 49,
     "tests/integrations": 340,
-    "tests/pool": 2572,
+    "tests/pool": 2574,
     "tests/repo": 94,
     "tests/sqlalchemy": 344,
     "tests/state": 221,
