@@ -211,15 +211,21 @@ async def test_release_in_the_middle_of_an_event_is_done_after_it(*, is_used: bo
 
 
 async def test_transaction_whose_manager_raises_the_blocks_own_error_is_rolled_back() -> None:
-    """As one made by `asynccontextmanager` does, which lets it through."""
+    """Some raise what others let through."""
+
+    class Through:
+        """Raises again what it is told of."""
+
+        async def __aenter__(self) -> None:
+            pass
+
+        async def __aexit__(self, kind: object, error: BaseException | None, *_: object) -> None:
+            assert error is not None
+            raise error
 
     class Driver(FullDriver):
         def transaction(self, c: FakeConnection, **settings: Any) -> Any:
-            return _through(c)
-
-    @contextlib.asynccontextmanager
-    async def _through(conn: FakeConnection) -> Any:
-        yield conn
+            return Through()
 
     async with Pool(Driver(), min_size=1, max_size=1) as pool:
         with pytest.raises(Boom, match="of the block"):
@@ -279,18 +285,22 @@ def test_handle_dropped_after_its_loop_was_closed_ends_that_life(
     loop: asyncio.AbstractEventLoop,
 ) -> None:
     """Nobody had noticed before."""
-    driver = FakeDriver()
-    pool = Pool(driver, min_size=1)
+    driver = FullDriver()
+    pool = Pool(driver, min_size=2)
     loop.run_until_complete(pool.open())
 
     async def acquire() -> Any:
         return await pool.acquire()
 
-    conn = loop.run_until_complete(acquire())
+    first, second = (loop.run_until_complete(acquire()) for _ in range(2))
     close_without_a_word(loop)
-    del conn
+    del first
     gc.collect()
     assert pool._life is None
+    for dead in driver.watched.values():  # as a socket does that is closed now
+        dead()
+    del second
+    gc.collect()
     assert not driver.alive
 
 
