@@ -141,6 +141,11 @@ class FullDriver(CleanDriver):
         return FakeTransaction(c, settings)
 
 
+def own(view: Any) -> Any:
+    """Return the connection behind a handle: what is set on it outlives the lease."""
+    return view._poolkit_slot.connection
+
+
 class FakeTransaction:
     """Begin, and commit or roll back; the settings are logged."""
 

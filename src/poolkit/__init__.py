@@ -19,6 +19,7 @@ from poolkit._errors import (
     PoolError,
     PoolTimeout,
     PoolUnavailable,
+    TransactionEnded,
     WrongLoop,
 )
 from poolkit._lease import Lease
@@ -59,6 +60,7 @@ __all__ = [
     "Shedder",
     "Shedding",
     "Transaction",
+    "TransactionEnded",
     "Verdict",
     "WrongLoop",
     "create_pool",

@@ -10,6 +10,13 @@ and the connection is terminated.
 
 Optional methods, looked up once when the pool is made:
 
+``set_up(c, on_connect)``
+    Async: await ``on_connect(c)``, and note how it leaves ``c``, for that is what `reset` goes back
+    to. Called in its place, and within the same time limit; raises what it raises, or for what no
+    reset could restore.
+``greeted(c)``
+    Sync. ``on_acquire`` has run: what it has set up is undone at the release as everything is, but
+    is not said to be left behind.
 ``revoke(c)``
     Sync. Called at every release, before anything else: objects made from ``c`` (statements,
     cursors, transactions, generators) are dead from now on. Without it a connection is retired, as
@@ -34,7 +41,10 @@ Optional methods, looked up once when the pool is made:
 ``transaction(c, **settings)``
     An async context manager: begin; commit, or roll back on an exception. After a cancellation it
     is dropped without being left, so it must be a class: an async generator would be finalised at
-    some later time, and roll back under somebody else.
+    some later time, and roll back under somebody else. It may have ``has_ended() -> bool``, sync
+    and without I/O: whether the database has ended the transaction already, by a statement in the
+    block or by itself. Then whatever comes later in the block raises `TransactionEnded`, and so
+    does the end of the block, which leaves the manager with that error.
 ``check_options(options)``
     Sync. Raise `PoolConfigError` for pool options that this driver cannot work with; asked when the
     pool is made and at every resize.

@@ -10,6 +10,7 @@
     ├── PoolDeadlock               every holder is waiting for a connection: a bug, no shortage
     ├── PoolClosed                 the pool is not open
     ├── NotLeased                  double release, wrong pool, use after release
+    ├── TransactionEnded           a transaction was over before its block was
     ├── WrongLoop                  used from another event loop, or after a fork
     └── PoolConfigError            (also a ValueError) an option, URL or extra is wrong
 
@@ -117,6 +118,17 @@ class PoolClosed(PoolError):
 
 class NotLeased(PoolError):
     """This handle holds no connection (any more): released before, or not of this pool."""
+
+    __module__ = "poolkit"
+
+
+class TransactionEnded(PoolError):
+    """The transaction of this block is over, and the block is not.
+
+    A COMMIT or ROLLBACK inside the block has ended it, or the database has, after an error. What is
+    done from there on would stand by itself, so each operation raises this, and so does the end of
+    the block. Without an exception the end of the block commits.
+    """
 
     __module__ = "poolkit"
 

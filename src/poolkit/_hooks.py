@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from poolkit._driver import Verdict
 from poolkit._runtime import cancellations
-from poolkit._say import say, told
+from poolkit._say import say, shown, told
 from poolkit._slot import NEVER
+from poolkit._view import restore_attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from poolkit._driver import Driver
+    from poolkit._options import Hook
     from poolkit._shedding import Shedder, Shedding
     from poolkit._slot import Reason, Slot
 
@@ -63,6 +65,8 @@ class Hooks:
         self.watch: Callable[[Any, Callable[..., None]], None] | None = getattr(
             driver, "watch", None
         )
+        self._set_up: Callable[..., Awaitable[object]] = getattr(driver, "set_up", _set_up)
+        self._greeted: Callable[[Any], None] | None = getattr(driver, "greeted", None)
         #: What calls have raised that is neither an error nor a cancellation.
         self.raised: list[BaseException] = []
         #: Ends the run of the event loop with what ends a process; False: it cannot.
@@ -84,6 +88,18 @@ class Hooks:
             self.report("is_clean", error)
             return False
 
+    def set_up(self, connection: Any, on_connect: Hook) -> Awaitable[object]:
+        """Run ``on_connect``."""
+        return self._set_up(connection, on_connect)
+
+    def greeted(self, connection: Any) -> None:
+        """Tell that ``on_acquire`` has run."""
+        try:
+            if self._greeted is not None:
+                self._greeted(connection)
+        except BaseException as error:
+            self.report("greeted", error)
+
     def revoke(self, connection: Any, *, derived: bool) -> Reason | None:
         """End what was made from a connection; say why it is to go, if that lives on."""
         if self._revoke is None:
@@ -94,6 +110,16 @@ class Hooks:
             self.report("revoke", error)
             return "broken"
         return None
+
+    def restore(self, slot: Slot) -> bool:
+        """Undo the attributes that a lease has set; tell whether that was possible."""
+        try:
+            restore_attributes(slot)
+        except BaseException as error:  # a property of the driver's
+            self.tell(say, logging.DEBUG, "terminating a connection: %s", shown(error))
+            self._keep(error)
+            return False
+        return True
 
     def tell_of_derived(self, connection: Any, name: str, value: Any) -> None:
         """Say what costs connections because nothing can revoke it; once for a driver class."""
@@ -184,6 +210,10 @@ class Hooks:
             raise BaseExceptionGroup(f"calls of {self._name} raised", raised)
         if raised:
             raise raised[0]
+
+
+async def _set_up(connection: Any, on_connect: Hook) -> None:
+    await on_connect(connection)
 
 
 def _beyond_errors(error: BaseException) -> BaseException | None:

@@ -255,7 +255,9 @@ class Workers:
             if late := bool(worker.scope.cancel_called):  # which the driver did not notice
                 error = TimeoutError()
             else:
-                _, error = await self._try("on_connect", worker, options.on_connect, connection)
+                _, error = await self._try(
+                    "on_connect", worker, self._hooks.set_up, connection, options.on_connect
+                )
                 late = error is not None and worker.is_late(error)
         for _ in range(_PINGS):
             if error is None and self._is_old_news(worker):

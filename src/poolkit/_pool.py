@@ -480,6 +480,8 @@ class Pool(Generic[C]):
         try:
             with self._runtime.limited(NEVER if limit is None else since + limit) as scope:
                 await _run(hook, view)
+            if not scope.cancelled_caught and slot.turn == lease._turn:
+                self._hooks.greeted(slot.connection)
             if scope.cancelled_caught:
                 slot.cancelled = True
                 raise PoolTimeout(
@@ -561,6 +563,7 @@ class Pool(Generic[C]):
             return
         book = self._book
         now = self._runtime.now()
+        slot.block = None
         if error is not None and not isinstance(error, Exception):
             slot.cancelled = slot.touched
         if not slot.touched and not (book.queue and self._is_dead(slot.connection)):
@@ -582,7 +585,11 @@ class Pool(Generic[C]):
             self._hooks.heed(slot, error, passed=True)
         if slot.verdicts and self._book.learn(slot, now):
             return "broken"
-        return "broken" if self._is_dead(slot.connection) else reason
+        if self._is_dead(slot.connection):
+            return "broken"
+        if slot.attributes is not None and not self._hooks.restore(slot):
+            return "broken"
+        return reason
 
     # -- inspect and adjust ----------------------------------------------------------------------
 

@@ -36,7 +36,9 @@ class Slot:
 
     __slots__ = (
         "alive_at",
+        "attributes",
         "begun_at",
+        "block",
         "busy",
         "cancelled",
         "connection",
@@ -51,7 +53,6 @@ class Slot:
         "reason",
         "retire_at",
         "sent_at",
-        "spoiled",
         "state",
         "touched",
         "turn",
@@ -86,7 +87,8 @@ class Slot:
         self.busy = 0  # operations under way, of whatever lease
         self.cancelled = False  # an operation, or the block, was cancelled
         self.derived = False  # objects were made from the connection
-        self.spoiled = False  # a transaction may be open that nobody will end
+        self.block: Any = None  # the transaction block it is in: asked before each operation
+        self.attributes: dict[str, Any] | None = None  # set through a handle: as they were before
         self.verdicts = NO_VERDICTS  # what the errors of the lease have said of the connection
 
     def __repr__(self) -> str:

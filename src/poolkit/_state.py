@@ -413,7 +413,7 @@ class PoolState:
     def was_reset(self, slot: Slot, now: float) -> None:
         """Record that a connection is fit for its next user."""
         if slot.state == "recycling":
-            slot.touched = slot.cancelled = slot.derived = slot.spoiled = False
+            slot.touched = slot.cancelled = slot.derived = False
             self._heard_from(slot, slot.sent_at)
             self._place(slot, now)
             self._follow_up(now)

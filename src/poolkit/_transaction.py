@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic
 
+from poolkit import _words as words
 from poolkit._driver import C
 from poolkit._errors import PoolConfigError
 from poolkit._view import held_slot, watched
 
 if TYPE_CHECKING:
     import types
+    from collections.abc import Callable
 
     from poolkit._lease import Lease
 
@@ -20,15 +22,23 @@ class Transaction(Generic[C]):
     After an ordinary exception the ROLLBACK is awaited, under ``reset_timeout``, so that a retry
     elsewhere does not meet our locks. After a cancellation nothing is awaited: the reset at the end
     of the lease rolls back, and until then nothing more can be done on the connection, since it
-    would join the open transaction and be undone with it.
+    would join the open transaction and be undone with it. Nor can anything be done in the block
+    once its transaction has ended otherwise: it would stand by itself.
     """
 
-    __slots__ = ("_lease", "_manager", "_settings", "_slot", "_turn", "_view")
+    __slots__ = (
+        *("_has_ended", "_lease", "_manager", "_outer", "_settings"),
+        *("_slot", "_spoiled", "_turn", "_view"),
+    )
 
     def __init__(self, lease: Lease[C] | None, view: Any, settings: dict[str, Any]) -> None:
         self._lease = lease
         self._view: Any = view
         self._settings = settings
+        self._spoiled = False
+        #: The block that this one is inside of, as `Slot.block`.
+        self._outer: Transaction[C] | None = None
+        self._has_ended: Callable[[], bool] | None = None
 
     async def __aenter__(self) -> C:
         """Acquire the connection, unless it was given, and begin."""
@@ -54,12 +64,26 @@ class Transaction(Generic[C]):
             )
         self._view._poolkit_touch("transaction")
         self._manager = driver.transaction(slot.connection, **self._settings)
+        self._has_ended = getattr(self._manager, "has_ended", None)
+        self._outer = slot.block
         try:
             await watched(self._view, self._manager.__aenter__())
         except BaseException as error:
             if not isinstance(error, Exception):
                 self._spoil()
             raise
+        if slot.turn == self._turn:
+            slot.block = self
+
+    def check(self, name: str) -> None:
+        """Raise if nothing more can be done in this block, or in those around it."""
+        block: Transaction[C] | None = self
+        while block is not None:
+            if block._spoiled:
+                raise words.was_cancelled(self._view._poolkit_pool.name, name)
+            if block._has_ended is not None and block._has_ended():
+                raise words.transaction_ended(self._view._poolkit_pool.name)
+            block = block._outer
 
     async def __aexit__(
         self,
@@ -72,11 +96,11 @@ class Transaction(Generic[C]):
             if self._slot.turn != self._turn:
                 if error is None:  # released inside the block, hence rolled back: say so
                     held_slot(self._view)
-            elif self._slot.spoiled:
+            elif self._is_spoiled():
                 if error is None:  # half of it was cancelled: not to be committed
-                    self._view._poolkit_touch("commit")
+                    self._slot.block.check("commit")
             elif error is None:
-                await watched(self._view, self._manager.__aexit__(None, None, None))
+                await self._commit()
             elif isinstance(error, Exception):
                 await self._roll_back(error)
             else:
@@ -88,10 +112,35 @@ class Transaction(Generic[C]):
             raise
         finally:
             try:
+                self._unlink()
                 if self._lease is not None:
                     await self._lease.__aexit__(None, error, None)
             finally:
                 del error  # which would hold this frame, and be held by it
+
+    def _unlink(self) -> None:
+        """Let operations ask this block no more; one that another task has begun in it goes on."""
+        if self._slot.turn != self._turn or self._is_spoiled():
+            return
+        block: Transaction[C] | None = self._slot.block
+        if block is self:
+            self._slot.block = self._outer
+        while block is not None:
+            if block._outer is self:
+                block._outer = self._outer
+            block = block._outer
+
+    def _is_spoiled(self) -> bool:
+        """Tell whether this block, or one inside of it, was cancelled."""
+        block: Transaction[C] | None = self._slot.block
+        return block is not None and block._spoiled
+
+    async def _commit(self) -> None:
+        if self._has_ended is not None and self._has_ended():
+            ended = words.transaction_ended(self._view._poolkit_pool.name)
+            await self._roll_back(ended)  # what was begun in its place
+            raise ended
+        await watched(self._view, self._manager.__aexit__(None, None, None))
 
     async def _roll_back(self, error: Exception) -> None:
         pool = self._view._poolkit_pool
@@ -117,7 +166,8 @@ class Transaction(Generic[C]):
     def _spoil(self) -> None:
         """Let nothing more be done in this lease: the transaction may be open still."""
         if self._slot.turn == self._turn:
-            self._slot.cancelled = self._slot.spoiled = True
+            self._slot.cancelled = self._spoiled = True
+            self._slot.block = self
 
 
 def transaction(connection: C, /, **settings: Any) -> Transaction[C]:

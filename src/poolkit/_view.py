@@ -74,15 +74,21 @@ def held_slot(view: Any) -> Slot:
     return slot
 
 
+def _check(view: Any, name: str) -> None:
+    """Raise unless the lease goes on, and the transaction block that it may be in."""
+    lease = view._poolkit_lease
+    slot = lease._slot
+    if slot.turn != lease._turn:
+        _refuse(view, name)
+    block = slot.block
+    if block is not None:  # a finalizer may have ended it in between
+        block.check(name)
+
+
 def _refuse(view: Any, name: str) -> NoReturn:
     lease = view._poolkit_lease
     pool = lease._pool.name
     what = f".{name}: this" if name else "this"
-    if lease._slot.turn == lease._turn:
-        raise NotLeased(
-            f"{what} connection of pool {pool!r} was in a transaction that was cancelled, and is "
-            "rolled back when it is released: acquire another to go on"
-        )
     if lease._over == "block":
         where = f"released at the end of the block entered at {place(lease._code, lease._lasti)}"
     elif lease._over is not None:
@@ -100,8 +106,8 @@ class _View(Handle):
     def _poolkit_touch(self, name: str) -> Slot:
         lease = self._poolkit_lease
         slot: Any = lease._slot
-        if slot.turn != lease._turn or slot.spoiled:
-            _refuse(self, name)
+        if slot.turn != lease._turn or slot.block is not None:
+            _check(self, name)
         slot.touched = True
         return slot  # type: ignore[no-any-return]
 
@@ -136,15 +142,20 @@ class _View(Handle):
         return value
 
     def __setattr__(self, name: str, value: object) -> None:
-        connection = self._poolkit_touch(name).connection
+        slot = self._poolkit_touch(name)
+        before = _attribute(slot.connection, name)
         try:
-            setattr(connection, name, value)
+            setattr(slot.connection, name, value)
         except Exception as error:
             _failed(self, error)
             raise
+        _note_attribute(slot, name, before)
 
     def __delattr__(self, name: str) -> None:
-        delattr(self._poolkit_touch(name).connection, name)
+        slot = self._poolkit_touch(name)
+        before = _attribute(slot.connection, name)
+        delattr(slot.connection, name)
+        _note_attribute(slot, name, before)
 
     def __dir__(self) -> list[str]:
         return dir(held_slot(self).connection)
@@ -164,6 +175,39 @@ class _View(Handle):
 
     def __deepcopy__(self, memo: object) -> NoReturn:
         self.__reduce_ex__(2)
+
+
+# -- attributes, which die with the lease --------------------------------------------------------
+
+_ABSENT: Final = object()
+
+
+def _attribute(connection: Any, name: str) -> object:
+    """Return what `restore_attributes` is to set."""
+    of_class = inspect.getattr_static(type(connection), name, None)
+    if not hasattr(type(of_class), "__set__"):  # no property, and no place that __slots__ has made
+        return getattr(connection, "__dict__", {}).get(name, _ABSENT)
+    try:
+        return getattr(connection, name)
+    except Exception:
+        return _ABSENT
+
+
+def _note_attribute(slot: Slot, name: str, before: object) -> None:
+    """Note what an attribute was before the lease has changed it for the first time."""
+    if slot.attributes is None:
+        slot.attributes = {}
+    slot.attributes.setdefault(name, before)
+
+
+def restore_attributes(slot: Slot) -> None:
+    """Undo what a lease has set through its handle; raise what setting an attribute raises."""
+    attributes, slot.attributes = slot.attributes or {}, None
+    for name, before in attributes.items():
+        if before is not _ABSENT:
+            setattr(slot.connection, name, before)
+        elif hasattr(slot.connection, name):
+            delattr(slot.connection, name)
 
 
 #: Special methods that say what a view is, rather than what its connection does.
@@ -236,8 +280,8 @@ class _Method:
             return self._call
         lease = view._poolkit_lease
         slot = lease._slot
-        if slot.turn != lease._turn or slot.spoiled:
-            _refuse(view, self._name)
+        if slot.turn != lease._turn or slot.block is not None:
+            _check(view, self._name)
         return _bound(self._call, view)
 
 

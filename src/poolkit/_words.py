@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from poolkit._errors import (
     ConnectFailed,
+    NotLeased,
     PoolBusy,
     PoolClosed,
     PoolDeadlock,
     PoolError,
     PoolTimeout,
+    TransactionEnded,
     WrongLoop,
 )
 from poolkit._say import shown, told
@@ -142,6 +144,25 @@ def amid(pool: str) -> PoolBusy:
     """Return the error for a finalizer that acquires in the middle of a line of the pool's."""
     return PoolBusy(
         f"pool {pool!r}: a finalizer interrupted the pool and cannot acquire: do so in a task"
+    )
+
+
+def was_cancelled(pool: str, name: str) -> NotLeased:
+    """Return the error for going on after a transaction block was cancelled."""
+    what = f".{name}: this" if name else "this"
+    return NotLeased(
+        f"{what} connection of pool {pool!r} was in a transaction that was cancelled, and is "
+        "rolled back when it is released: acquire another to go on"
+    )
+
+
+def transaction_ended(pool: str) -> TransactionEnded:
+    """Return the error for going on in a block whose transaction is over."""
+    return TransactionEnded(
+        f"pool {pool!r}: the transaction of this block is over: a COMMIT or ROLLBACK in the block "
+        "has ended it, or the database has rolled it back after an error. Nothing more can be done "
+        "in this block. Leave the COMMIT to the end of the block; to undo everything, raise an "
+        "exception; to undo a part, use `async with poolkit.transaction(conn)` inside of the block"
     )
 
 

@@ -659,7 +659,7 @@ async def test_codecs_of_setup_cost_no_connection(database: str) -> None:
         async with pool.acquire() as conn:
             await conn.reset_type_codec("json", schema="pg_catalog")
         assert await pool.fetchval("SELECT '[1]'::json") == 3
-        assert pool.stats().connected == 2
+        assert pool.stats().connected == 1
 
 
 async def test_connection_made_by_other_means_is_taken_over(database: str) -> None:
@@ -769,7 +769,7 @@ async def test_servers_that_are_no_postgresql_get_their_own_reset(database: str)
     async with of_one(database) as pool:
         async with pool.acquire() as conn:
             caps = conn._server_caps._replace(sql_close_all=False, notifications=False)
-            conn._server_caps = caps
+            conn._poolkit_slot.connection._server_caps = caps
             await conn.execute("SET application_name = 'gone'; SET ROLE pg_monitor")
         assert await pool.fetchval("SELECT current_user::text") == "pg_monitor"
         assert await pool.fetchval("SELECT current_setting('application_name')") != "gone"

@@ -88,7 +88,8 @@ async def test_cached_statements_that_were_swapped_are_not_used_by_the_next_user
         async with pool.acquire() as conn:
             names = "SELECT name FROM pg_prepared_statements WHERE statement = $1"
             name = await conn.fetchval(names, honest)
-            await conn.execute(f"DEALLOCATE {name}; PREPARE {name} AS SELECT 'evil'")
+            swap = f"EXECUTE 'DEALLOCATE ' || '{name}'; EXECUTE 'PREPARE {name} AS SELECT 1'"
+            await conn.execute(f"DO $$ BEGIN {swap}; END $$")
         async with pool.acquire() as conn:
             assert await conn.fetchval(honest) == "honest"
             assert conn.get_server_pid() != pid
@@ -166,7 +167,7 @@ async def test_transaction_whose_failure_was_caught_does_not_seem_to_commit(
 async def test_type_codec_of_a_lease_does_not_reach_the_next_user(
     dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The connection is replaced, and the log says where codecs belong."""
+    """It is undone, and nobody is blamed."""
     seen: list[str] = []
 
     def decode(text: str) -> str:
@@ -179,9 +180,9 @@ async def test_type_codec_of_a_lease_does_not_reach_the_next_user(
             assert await conn.fetchval("SELECT 'mine'::text") == "mine"
         async with pool.acquire() as conn:
             assert await conn.fetchval("SELECT 'secret'::text") == "secret"
+        assert pool.stats().connected == 1
     assert seen == ["mine"]
-    (said,) = warnings_in(caplog)
-    assert "set them in on_connect" in said
+    assert not warnings_in(caplog)
 
 
 async def test_statement_with_a_name_can_be_prepared_by_the_next_user_again(dsn: str) -> None:

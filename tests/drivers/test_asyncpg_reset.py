@@ -157,13 +157,36 @@ async def test_role_that_a_login_begins_with_is_the_one_a_reset_goes_back_to(
 NAMES = ["plain", "Mixed Case", 'with "quotes"', "it's; DROP", "ünï", "%I %s"]
 
 
-async def test_statement_prepared_by_sql_is_kept_by_full(dsn: str) -> None:
-    """It holds a query and no data; ``full+prepared`` is for those who mind."""
+async def test_statement_prepared_in_secret_is_kept_by_full(dsn: str) -> None:
+    """What functions do nobody reads; ``full+prepared`` is for those who mind."""
     async with of_one(dsn) as pool:
         async with pool.acquire() as conn:
-            await conn.execute("PREPARE mine AS SELECT 1")
+            secret = "EXECUTE 'PRE' || 'PARE mine AS SELECT 1'"
+            await conn.execute(f"DO $$ BEGIN {secret}; END $$")
         async with pool.acquire() as conn:
             assert await conn.fetchval(PREPARED) == 1
+
+
+@pytest.mark.parametrize("how", ["execute", "fetch", "PREPARE /* so */ mine AS SELECT 1"])
+async def test_statement_prepared_by_sql_is_undone_by_full(dsn: str, how: str) -> None:
+    """It may have data in it. Those of on_connect stay, and a connection without them is replaced."""
+
+    async def set_up(conn: asyncpg.Connection) -> None:
+        await conn.execute('PREPARE "o\'wn" AS SELECT 17')
+
+    async with of_one(dsn, on_connect=set_up) as pool:
+        for _ in range(2):
+            async with pool.acquire() as conn:
+                assert await conn.fetchval('EXECUTE "o\'wn"') == 17
+                assert await conn.fetchval(PREPARED) == 1
+                sql = how if how.startswith("P") else "PREPARE mine AS SELECT 1"
+                await getattr(conn, "fetch" if how == "fetch" else "execute")(sql)
+                assert await conn.fetchval(PREPARED) == 2
+        assert pool.stats().connected == 1
+        async with pool.acquire() as conn:
+            await conn.execute("DEALLOCATE ALL")
+        async with pool.acquire() as conn:
+            assert await conn.fetchval('EXECUTE "o\'wn"') == 17
 
 
 async def test_statements_prepared_by_sql_are_gone_with_full_prepared(dsn: str) -> None:

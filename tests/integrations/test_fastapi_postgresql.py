@@ -225,6 +225,34 @@ async def test_failed_commit_is_not_a_success(
         assert pool.stats().leased == 0
 
 
+@pytest.mark.parametrize("sql", ["ROLLBACK", "COMMIT", "ROLLBACK AND CHAIN"])
+async def test_transaction_that_the_endpoint_has_ended_is_not_a_success(
+    postgres: Postgres, name: str, rows: Callable[[], list[Any]], sql: str
+) -> None:
+    """What was to be committed with it would be missing, and the client would not know."""
+    pool = poolkit.drivers.asyncpg.create_pool(postgres.dsn(name), max_size=1)
+    app = FastAPI(lifespan=poolkit.fastapi.lifespan(pool))
+
+    @app.post("/last")
+    async def last(conn: Tx) -> str:
+        await conn.execute("INSERT INTO t VALUES (1)")
+        await conn.execute(sql)
+        return "added"
+
+    @app.post("/amid")
+    async def amid(conn: Tx) -> str:
+        await conn.execute(sql)
+        await conn.execute("INSERT INTO t VALUES (2)")
+        return "added"
+
+    async with serve(app) as client:
+        for path in ("/last", "/amid"):
+            answer = await client.request("POST", path)
+            assert answer == (500, "Internal Server Error")
+        assert rows() == ([1] if sql == "COMMIT" else [])
+        assert pool.stats().leased == 0
+
+
 async def test_settings_of_a_transaction_reach_the_server(postgres: Postgres, name: str) -> None:
     """Isolation and readonly, for one endpoint; and the next lease has nothing of it."""
     pool = poolkit.drivers.asyncpg.create_pool(postgres.dsn(name), max_size=1)

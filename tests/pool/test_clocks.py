@@ -12,7 +12,7 @@ import trio.testing
 
 from poolkit import Pool, PoolTimeout
 from poolkit.testing import OneStepLoop, VirtualTimeLoop
-from tests.fakes import CleanDriver, FakeConnection
+from tests.fakes import CleanDriver, FakeConnection, own
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -258,7 +258,7 @@ def test_limits_of_jobs_are_times_on_the_clock_put_in_place(
             with monkeypatch.context() as patch:
                 connection = await pool.acquire()
                 await connection.query()
-                connection.in_transaction = True
+                own(connection).in_transaction = True
                 clock = Clock(5.0)
                 replace(patch, clock)
                 pool.release(connection)

@@ -27,7 +27,7 @@ from poolkit._deadlock import CERTAIN_FOR
 from poolkit._slot import NEVER
 from poolkit.testing import VirtualTimeLoop
 from tests.effort import EFFORT
-from tests.fakes import CleanDriver, FakeConnection
+from tests.fakes import CleanDriver, FakeConnection, own
 
 if TYPE_CHECKING:
     from poolkit._options import Deadlock
@@ -254,7 +254,8 @@ async def test_connection_in_its_reset_is_hope() -> None:
     driver = CleanDriver(reset=[gate])
     async with Pool(driver, max_size=2) as pool, pool.acquire():
         async with pool.acquire() as conn:
-            conn.dirty = True
+            await conn.query()
+            own(conn).dirty = True
             await conn.query()
         couple = Couple(pool)
         async with anyio.create_task_group() as group:

@@ -20,7 +20,7 @@ import poolkit
 from poolkit import ConnectFailed, NotLeased, Pool, PoolError, PoolTimeout, Verdict
 from poolkit._say import Told
 from poolkit._view import view_class
-from tests.fakes import Boom, CleanDriver, FakeConnection, FakeDriver, FullDriver
+from tests.fakes import Boom, CleanDriver, FakeConnection, FakeDriver, FullDriver, own
 from tests.pool.virtual import RUNNERS, on_asyncio
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def test_task_factory_need_not_know_of_contexts(factory: Any, *, from_a_callback
         connections = [await pool.acquire(), await pool.acquire()]
         for connection in connections:
             await connection.query()
-            connection.in_transaction = True
+            own(connection).in_transaction = True
 
         def give_back() -> None:
             for connection in connections:

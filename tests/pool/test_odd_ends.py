@@ -232,7 +232,7 @@ async def test_transaction_whose_manager_raises_the_blocks_own_error_is_rolled_b
             async with pool.transaction() as conn:
                 slot = held_slot(conn)
                 raise Boom("of the block")
-        assert not slot.spoiled
+        assert not slot.cancelled
 
 
 # -- readers -------------------------------------------------------------------------------------

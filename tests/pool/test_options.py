@@ -13,9 +13,9 @@ import pytest
 from anyio import wait_all_tasks_blocked
 
 import poolkit._say
-from poolkit import ConnectFailed, Pool, PoolOptions, PoolTimeout, Verdict
+from poolkit import ConnectFailed, NotLeased, Pool, PoolOptions, PoolTimeout, Verdict
 from poolkit.testing import VirtualTimeLoop
-from tests.fakes import Boom, CleanDriver, FakeConnection, FakeDriver, FullDriver, gone
+from tests.fakes import Boom, CleanDriver, FakeConnection, FakeDriver, FullDriver, gone, own
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -563,3 +563,66 @@ async def test_refusals_that_are_remembered_as_told_are_limited(
                 conn.cursor()
     told = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert sum("first" in message for message in told) == 2
+
+
+# -- drivers that want to know -------------------------------------------------------------------
+
+
+class KnowingDriver(CleanDriver):
+    """One that runs on_connect itself, and is told of on_acquire."""
+
+    async def set_up(self, c: FakeConnection, on_connect: Any) -> None:
+        """Run it, and look at what it has left."""
+        await on_connect(c)
+        self.log.append(f"set up {c.label}")
+        if c.label == "wrong":
+            raise Boom("cannot be restored")
+
+    def greeted(self, c: FakeConnection) -> None:
+        """Look at what on_acquire has set up."""
+        self.log.append(f"greeted {c.label}")
+        if c.label == "rude":
+            raise Boom("rude")
+
+
+async def label_it(conn: FakeConnection) -> None:
+    """Set up."""
+    conn.label = "set up"
+
+
+async def test_driver_may_run_on_connect_itself() -> None:
+    """What it raises is a failed connect; without the hook it is not asked."""
+    driver = KnowingDriver()
+    async with Pool(driver, max_size=1, on_connect=label_it):
+        assert [line for line in driver.log if "up" in line] == ["set up set up"]
+    async with Pool(driver := KnowingDriver(), max_size=1):
+        assert not [line for line in driver.log if "up" in line]
+
+    async def mislabel(conn: FakeConnection) -> None:
+        conn.label = "wrong"
+
+    with pytest.raises(ConnectFailed, match="cannot be restored"):
+        await Pool(driver := KnowingDriver(), max_size=1, on_connect=mislabel).open()
+    assert not driver.alive
+
+
+async def test_driver_is_told_that_on_acquire_has_run(caplog: pytest.LogCaptureFixture) -> None:
+    """Not of one that has failed, or has given the connection back; what it raises is logged."""
+
+    async def greet(conn: Any) -> None:
+        if do == "fail":
+            raise Boom
+        if do == "release":
+            pool.release(conn)
+        own(conn).label = do
+
+    driver = KnowingDriver()
+    async with Pool(driver, max_size=1, on_acquire=greet) as pool:
+        for do, told in (("greet", True), ("rude", True), ("fail", False), ("release", False)):
+            driver.log.clear()
+            with contextlib.suppress(Boom, NotLeased):
+                async with pool.acquire():
+                    pass
+            assert [line for line in driver.log if "greeted" in line] == [f"greeted {do}"] * told
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert "KnowingDriver.greeted raised" in said

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
+from typing import Any
 
 import anyio
 import pytest
 from anyio import wait_all_tasks_blocked
 
 import poolkit
-from poolkit import NotLeased, Pool, PoolConfigError
-from tests.fakes import Boom, CleanDriver, FullDriver
+from poolkit import NotLeased, Pool, PoolConfigError, TransactionEnded, _view
+from tests.fakes import Boom, CleanDriver, FakeConnection, FakeTransaction, FullDriver, own
 
 
 async def test_transaction_commits_at_the_end_of_the_block() -> None:
@@ -183,11 +186,12 @@ async def test_transaction_left_open_is_rolled_back_and_logged_once_per_place(
         with caplog.at_level(logging.WARNING, "poolkit"):
             for _ in range(3):
                 async with pool.acquire() as conn:
-                    conn.in_transaction = True
+                    await conn.query()
+                    own(conn).in_transaction = True
                 await wait_all_tasks_blocked()
             with anyio.CancelScope() as scope:
                 async with pool.acquire() as conn:
-                    conn.in_transaction = True
+                    own(conn).in_transaction = True
                     scope.cancel()
                     await conn.query()
             await wait_all_tasks_blocked()
@@ -230,3 +234,135 @@ async def test_outer_transaction_does_not_commit_what_a_cancelled_inner_one_left
         await wait_all_tasks_blocked()
         assert driver.calls["commit"] == 0
         assert driver.calls["reset"] == 1
+
+
+# -- transactions that end before their block ----------------------------------------------------
+
+
+class EndingDriver(FullDriver):
+    """One that can tell whether a transaction is over."""
+
+    def transaction(self, c: FakeConnection, **settings: Any) -> EndingTransaction:
+        """Return a context manager."""
+        return EndingTransaction(c, settings)
+
+
+class EndingTransaction(FakeTransaction):
+    """Over when its connection is in no transaction."""
+
+    def has_ended(self) -> bool:
+        """Look at the connection."""
+        return not self.connection.in_transaction
+
+
+@pytest.mark.parametrize("how", ["pool.transaction", "poolkit.transaction"])
+async def test_operations_after_the_end_of_a_transaction_are_errors(how: str) -> None:
+    """They would stand by themselves; the end of the block says so once more."""
+    driver = EndingDriver()
+    async with Pool(driver, max_size=1) as pool, contextlib.AsyncExitStack() as stack:
+        with pytest.raises(TransactionEnded, match=r"is over.*raise an exception"):
+            if how == "pool.transaction":
+                block: Any = pool.transaction()
+            else:
+                block = poolkit.transaction(await stack.enter_async_context(pool.acquire()))
+            async with block as conn:
+                await conn.query()
+                own(conn).in_transaction = False
+                for operation in (conn_query(conn), nested(conn), conn_label(conn)):
+                    with pytest.raises(TransactionEnded, match=re.escape(repr(pool.name))):
+                        await operation
+        assert driver.calls["commit"] == 0
+        if how == "poolkit.transaction":
+            assert await conn.query() == "row"  # in no block, it is a connection as any other
+    assert driver.calls["connect"] == 1
+
+
+async def conn_query(conn: Any) -> None:
+    """Call a method."""
+    await conn.query()
+
+
+async def conn_label(conn: Any) -> None:
+    """Set an attribute."""
+    conn.label = "mine"
+
+
+async def nested(conn: Any) -> None:
+    """Begin another one inside."""
+    async with poolkit.transaction(conn):
+        raise AssertionError("entered")
+
+
+async def test_error_of_the_block_is_what_is_seen_after_the_end_of_its_transaction() -> None:
+    """It is the reason why nothing was committed."""
+    async with Pool(EndingDriver(), max_size=1) as pool:
+        with pytest.raises(Boom):
+            async with pool.transaction() as conn:
+                own(conn).in_transaction = False
+                raise Boom
+        async with pool.acquire() as conn:
+            assert await conn.query() == "row"
+
+
+async def test_end_of_a_transaction_inside_is_seen_in_the_blocks_around_it() -> None:
+    """A ROLLBACK ends them all."""
+    async with Pool(EndingDriver(), max_size=1) as pool:
+        with pytest.raises(TransactionEnded):
+            async with pool.transaction() as conn:
+                with pytest.raises(TransactionEnded):
+                    async with poolkit.transaction(conn):
+                        own(conn).in_transaction = False
+                with pytest.raises(TransactionEnded):
+                    await conn.query()
+
+
+async def test_block_that_outlives_the_one_around_it_leaves_the_lease_usable() -> None:
+    """As those of two tasks on one connection may; what ended is not asked any more."""
+    async with Pool(EndingDriver(), max_size=1) as pool, pool.acquire() as conn:
+        around, inside = poolkit.transaction(conn), poolkit.transaction(conn)
+        await around.__aenter__()
+        await inside.__aenter__()
+        await around.__aexit__(None, None, None)
+        with pytest.raises(TransactionEnded):
+            await inside.__aexit__(None, None, None)
+        assert await conn.query() == "row"
+
+
+async def test_release_inside_of_a_block_leaves_the_next_lease_alone() -> None:
+    """Whether the transaction was over by then or not."""
+    async with Pool(EndingDriver(), max_size=1) as pool:
+        for ends_before in (True, False):
+            with pytest.raises(NotLeased):
+                async with pool.transaction() as conn:
+                    if ends_before:
+                        own(conn).in_transaction = False
+                    pool.release(conn)
+            async with pool.acquire() as conn:
+                assert await conn.query() == "row"
+
+
+async def test_release_while_a_transaction_begins_leaves_the_next_lease_alone() -> None:
+    """Its block is of the lease that is over."""
+    async with Pool(EndingDriver(), max_size=1) as pool:
+        conn: Any = await pool.acquire()
+        own(conn).gate = gate = anyio.Event()
+
+        async def begin() -> None:
+            with pytest.raises(NotLeased):
+                async with poolkit.transaction(conn):
+                    pass
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(begin)
+            await wait_all_tasks_blocked()
+            pool.release(conn)
+            gate.set()
+        async with pool.acquire() as another:
+            own(another).in_transaction = False
+            assert another.number in (1, 2)
+
+
+async def test_block_that_a_finalizer_ends_at_the_wrong_moment_is_asked_nothing() -> None:
+    """Between the look whether there is one and the question."""
+    async with Pool(EndingDriver(), max_size=1) as pool, pool.acquire() as conn:
+        _view._check(conn, "query")

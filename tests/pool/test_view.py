@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import pickle
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import anyio
 import pytest
@@ -13,7 +13,16 @@ from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
 
 from poolkit import ConnectFailed, NotLeased, Pool
-from tests.fakes import CleanDriver, FakeConnection, FakeCursor, FakeDriver, FullDriver, gone
+from tests.fakes import (
+    Boom,
+    CleanDriver,
+    FakeConnection,
+    FakeCursor,
+    FakeDriver,
+    FullDriver,
+    gone,
+    own,
+)
 from tests.pool.virtual import RUNNERS
 
 if TYPE_CHECKING:
@@ -41,6 +50,78 @@ async def test_view_forwards_both_ways() -> None:
         assert "leased from pool 'fake'" in repr(conn)
         with pytest.raises(AttributeError):
             getattr(conn, "nonsense")  # noqa: B009  # a type checker knows that it is nonsense
+
+
+class Furnished(FakeConnection):
+    """Has attributes of all kinds."""
+
+    __slots__ = ("slot",)
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.plain = ["as it was"]
+        self._behind = 1
+        self.closed = False
+
+    @property
+    def behind(self) -> int:
+        """Return what stands behind a property."""
+        return self._behind
+
+    @behind.setter
+    def behind(self, value: int) -> None:
+        if self.closed:
+            raise Boom("closed")
+        self._behind = value
+
+    @property
+    def secret(self) -> NoReturn:
+        """Be written only."""
+        raise Boom("unreadable")
+
+    @secret.setter
+    def secret(self, value: int) -> None:
+        """Keep it."""
+
+
+async def test_attributes_set_through_a_handle_die_with_the_lease() -> None:
+    """New ones, changed ones, and those that shadow what the class has."""
+    driver: Any = FullDriver()
+    driver.kind = Furnished
+    async with Pool(driver, max_size=1) as pool:
+        real: Any = next(iter(driver.alive))
+        before = dict(vars(real))
+        async with pool.acquire() as held:
+            conn: Any = held
+            plain = conn.plain
+            for value in (1, 2):
+                conn.tenant = conn.behind = conn.slot = conn.shared = conn.query = value
+            conn.plain = "changed"
+            assert (real.tenant, real.behind, real.slot, real.shared) == (2, 2, 2, 2)
+            conn.taken_back = 1
+            del conn.taken_back
+            del conn.number
+        assert vars(real) == {**before, "turn": 1}
+        assert real.plain is plain
+        assert not hasattr(real, "slot")
+        assert "query" not in vars(real)
+        async with pool.acquire() as conn:
+            assert await conn.query() == "row"
+        assert pool.stats().connected == 1
+
+
+@pytest.mark.parametrize("attribute", ["secret", "behind"])
+async def test_connection_whose_attribute_cannot_be_restored_is_replaced(attribute: str) -> None:
+    """One that nobody can read, one that fails: its next user would find it set."""
+    driver: Any = CleanDriver()
+    driver.kind = Furnished
+    async with Pool(driver, max_size=1) as pool:
+        async with pool.acquire() as held:
+            conn: Any = held
+            setattr(conn, attribute, 2)
+            own(conn).closed = True
+        async with pool.acquire() as held:
+            assert held.number == 2
 
 
 async def test_released_view_raises_for_every_attribute() -> None:

@@ -184,13 +184,13 @@ def test_what_is_noted_on_a_slot_is_forgotten_with_the_reset() -> None:
     """Its next user starts afresh; and the reset is a sign of life."""
     desk = Desk(max_size=1, ping_after=2.0).open()
     slot = desk.take()
-    slot.touched = slot.cancelled = slot.derived = slot.spoiled = True
+    slot.touched = slot.cancelled = slot.derived = True
     desk.now = 4.0
     desk.book.release_dirty(slot, desk.now)
     desk.begin("reset").sent_at = 5.0
     desk.now = 6.0
     desk.book.was_reset(slot, desk.now)
-    assert not (slot.touched or slot.cancelled or slot.derived or slot.spoiled)
+    assert not (slot.touched or slot.cancelled or slot.derived)
     assert (slot.used_at, slot.alive_at, slot.good_until) == (4.0, 5.0, 7.0)
 
 

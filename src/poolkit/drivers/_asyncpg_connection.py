@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 from asyncpg import exceptions as pg
@@ -17,10 +18,14 @@ from asyncpg.connection import _ConnectionProxy
 from asyncpg.cursor import CursorFactory
 from asyncpg.protocol.protocol import PreparedStatementState
 
+from poolkit import _words as words
 from poolkit._view import watched
+from poolkit.drivers._asyncpg_base import Restoration, Statements
+from poolkit.drivers._asyncpg_codecs import Codecs
 
 if TYPE_CHECKING:
     import types
+    from collections.abc import Iterable
 
 
 @functools.lru_cache(maxsize=256)
@@ -31,52 +36,109 @@ def pooled(kind: Any) -> Any:
         """A connection of asyncpg in one of poolkit's pools."""
 
         __slots__ = (
-            "_codecs",  # whether the lease has changed type codecs, of which asyncpg keeps no list
+            "_base",  # the way to what a reset goes back to
+            "_block",  # the outermost transaction of a block of the pool's
+            "_forgotten",  # whether the lease may have had the server forget statements of ours
+            "_greeted",  # the callbacks of on_acquire
             "_handle",  # the view whose callbacks there are, weakly
             "_in_use",  # a statement that cannot be closed
+            "_is_another",  # whether the transaction is another one than the block has begun
+            "_is_listening",  # whether the server is to be told that nobody listens any more
             "_left_behind",  # words for the callbacks that were
+            "_login",  # whose session it was at first
             "_named",  # the statements that the lease has given names to
+            "_needs_reset",  # whether it is never clean without one
+            "_noted",  # what listens to the statements while the session is being set up
             "_own",  # the callbacks of on_connect, and the pool's
+            "_prepares",  # whether the lease may have prepared statements by SQL
+            "_recoded",  # whether statements were dropped for the codecs of a lease
             "_siblings",  # all connections of the driver
             "_tell",  # the pool's ear for what errors say
+            "_types",  # the codecs for types
         )
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self._siblings: Iterable[Any] = ()
+            self._login: str = self._params.user
+            self._base = Restoration()
+            self._needs_reset = False
+            self._noted: Statements | None = None
+            self._block: Transaction | None = None
+            self._is_another = False
+            self._handle = None
+            self._left_behind = ""
+            self._is_listening = False
+            self._forgotten = False
+            self._recoded = False
+            self._prepares = False
+            self._types = Codecs()
+            self._named: list[Any] = []
+            self._own: tuple[frozenset[Any], ...] = (frozenset(),) * 3
+            self._greeted: frozenset[Any] = frozenset()
+            self._tell: Any = None
+            self._in_use = PreparedStatementState("", "", self._protocol, asyncpg.Record, False)
+            self._in_use.attach()
 
         def join(self, siblings: weakref.WeakSet[Any]) -> None:
             """Begin life in a pool."""
             siblings.add(self)
             self._siblings = siblings
-            self._handle = None
-            self._left_behind = ""
-            self._codecs = False
-            self._named: list[Any] = []
-            self._own: tuple[frozenset[Any], ...] = ()
-            self._tell: Any = None
-            self._in_use = PreparedStatementState("", "", self._protocol, asyncpg.Record, False)
-            self._in_use.attach()
+
+        def note_statements(self) -> None:
+            """Note what statements name from now on, until `noted_names`."""
+            if self._noted is None:
+                self._noted = Statements()
+                self.add_query_logger(self._noted)
+
+        def noted_names(self) -> list[str]:
+            """Return the names that statements have had in them, and note no more."""
+            noted, self._noted = self._noted, None
+            if noted is None:
+                return []
+            self.remove_query_logger(noted)
+            return list(noted.names)
 
         def take_as_own(self) -> None:
             """Take what there is by now for the connection's own: ``on_connect`` has run."""
-            self._codecs = False
+            if self._forgotten:
+                self.forget_statements()
+            self._types.take_as_own()
             self._named.clear()
+            self._prepares = False
             self._own = tuple(map(frozenset, self._callbacks()))
+
+        def take_greeting(self) -> None:
+            """Take the callbacks there are by now for those of ``on_acquire``: nobody's fault."""
+            self._greeted = frozenset().union(*self._listeners.values(), *self._callbacks())
 
         def end_lease(self) -> None:
             """End what was made in this lease, and note what it has left behind."""
             self._pool_release_ctr += 1
             self._top_xact = None  # type: ignore[misc]
-            self._handle = None
+            self._handle = self._block = None
             if (self._listeners or self._callbacks() != self._own) and not self.is_closed():
                 self._left_behind = self._forget_callbacks()
+            if self._types.changes and not self.is_closed():
+                self._types.undo(self._protocol.get_settings())
+                self._needs_reset |= self._types.are_lost
+                # As asyncpg does: what is prepared has the codecs of then.
+                self._drop_local_statement_cache()
+                self._recoded = True
+            self._greeted = frozenset()
 
         def _callbacks(self) -> tuple[set[Any], ...]:
             return self._log_listeners, self._termination_listeners, self._query_loggers
 
         def _forget_callbacks(self) -> str:
-            left = [("notification listener", sum(map(len, self._listeners.values())))]
+            greeted = self._greeted
+            listeners = [calls - greeted for calls in self._listeners.values()]
+            left = [("notification listener", sum(map(len, listeners)))]
+            self._is_listening |= bool(self._listeners)
             self._listeners.clear()
             names = ("log listener", "termination listener", "query logger")
             for name, there, own in zip(names, self._callbacks(), self._own, strict=True):
-                left.append((name, len(there - own)))
+                left.append((name, len(there - own - greeted)))
                 there.clear()
                 there.update(own)
             return ", ".join(f"{many} {name}{'s' * (many > 1)}" for name, many in left if many)
@@ -86,17 +148,72 @@ def pooled(kind: Any) -> Any:
             handle = self._handle and self._handle()
             return self if handle is None else handle
 
+        # -- codecs ------------------------------------------------------------------------------
+
         async def set_type_codec(self, *args: Any, **kwargs: Any) -> None:
-            self._codecs = True
             await super().set_type_codec(*args, **kwargs)
+            if kind.set_type_codec is asyncpg.Connection.set_type_codec:
+                self._types.set_python(**kwargs)
 
         async def reset_type_codec(self, *args: Any, **kwargs: Any) -> None:
-            self._codecs = True
             await super().reset_type_codec(*args, **kwargs)
+            if kind.reset_type_codec is asyncpg.Connection.reset_type_codec:
+                self._types.removed()
 
         async def set_builtin_type_codec(self, *args: Any, **kwargs: Any) -> None:
-            self._codecs = True
             await super().set_builtin_type_codec(*args, **kwargs)
+            if kind.set_builtin_type_codec is asyncpg.Connection.set_builtin_type_codec:
+                self._types.set_builtin(**kwargs)
+
+        async def _introspect_type(self, typename: str, schema: str) -> Any:
+            found = await super()._introspect_type(typename, schema)
+            self._types.begins(found["oid"], typename, schema)
+            return found
+
+        async def _introspect_types(self, *args: Any, **kwargs: Any) -> Any:
+            found = await super()._introspect_types(*args, **kwargs)
+            self._types.parts = found[0]
+            return found
+
+        # -- statements that concern more than themselves ----------------------------------------
+
+        async def execute(self, query: str, *args: Any, **kwargs: Any) -> Any:
+            if self._block is not None:
+                self._block.check()
+            status = ""
+            try:
+                status = await super().execute(query, *args, **kwargs)
+            finally:
+                # A class of the user's own may take and return what it likes.
+                is_plain = type(status) is str and isinstance(query, str)
+                if is_plain and (";" in query or status in _TELLING):
+                    self._heed(query, status)
+            return status
+
+        def _heed(self, query: str, status: str) -> None:
+            self._forgotten |= status in _FORGETTING
+            self._prepares |= status == "PREPARE"
+            self._read(query)
+            if self._block is not None and not self.is_closed() and self.is_in_transaction():
+                begins = status in ("BEGIN", "START TRANSACTION")
+                self._is_another |= bool((_ends if begins else _ends_first)(query))
+
+        async def execute_own(self, query: str) -> None:
+            """Execute what the pool itself has to say."""
+            await super().execute(query)
+
+        def _read(self, query: str) -> None:
+            for match in _on_statements(query):
+                if match["prepares"]:
+                    self._prepares = True
+                else:
+                    self._forgotten = True
+
+        def forget_statements(self) -> None:
+            """Prepare anew: the server has none of our statements any more."""
+            self._forgotten = False
+            self._named.clear()
+            self._mark_stmts_as_closed()
 
         # -- what is made from it ----------------------------------------------------------------
 
@@ -114,6 +231,8 @@ def pooled(kind: Any) -> Any:
             return factory
 
         async def _prepare(self, *args: Any, name: Any = None, **kwargs: Any) -> Any:
+            if self._noted is not None:  # of what is prepared asyncpg's query loggers hear nothing
+                self._noted.read(*args[:1])
             statement = await super()._prepare(*args, name=name, **kwargs)
             if isinstance(name, str):
                 self._named.append(statement._state)
@@ -129,6 +248,10 @@ def pooled(kind: Any) -> Any:
             """
             if named is True:
                 named = self._stmt_cache_enabled
+            if self._block is not None:
+                self._block.check()
+            if isinstance(query, str) and query[:1] in _SUSPICIOUS:
+                self._read(query)
             return super()._get_statement(query, timeout, named=named, **rest)
 
         # -- what concerns the others ------------------------------------------------------------
@@ -143,6 +266,27 @@ def pooled(kind: Any) -> Any:
                     c._drop_local_type_cache()
 
     return PooledConnection
+
+
+#: What is answered when the server has been told to forget statements.
+_FORGETTING: Final = frozenset({"DISCARD ALL", "DEALLOCATE ALL"})
+#: How those that prepare or forget begin, DO, and what begins with a comment or a space.
+_SUSPICIOUS: Final = frozenset("dDpP/- \t\r\n")
+#: What is answered to statements whose text is to be read.
+_TELLING: Final = _FORGETTING | {*("BEGIN", "COMMIT", "PREPARE", "ROLLBACK", "START TRANSACTION")}
+#: The end of a transaction, after which there is one all the same.
+_ENDING: Final = (
+    r"(?:commit|end|rollback|abort)\b(?!\s+(?:(?:work|transaction)\s+)?(?:to|prepared)\b)"
+)
+_BEFORE: Final = r"(?>\s|;|--[^\n]*\n|/\*.*?\*/)*+"
+_ends_first: Final = re.compile(f"{_BEFORE}{_ENDING}", re.IGNORECASE | re.DOTALL).match
+_ends: Final = re.compile(rf"(?:\A|;){_BEFORE}{_ENDING}", re.IGNORECASE | re.DOTALL).search
+#: Statements about prepared statements; in a comment or a string they cost a little, and no more.
+_on_statements: Final = re.compile(
+    r"\b(?:(?P<prepares>prepare\s++(?!transaction\b|all\b))"
+    r'|discard\s+all\b|deallocate\s+(?:prepare\s+)?(?:all\b|"?__asyncpg_))',
+    re.IGNORECASE,
+).finditer
 
 
 def forget_named(c: Any) -> str:
@@ -175,6 +319,10 @@ def _late_class(kind: Any) -> Any:
         @functools.wraps(method)
         def run(self: Any, *args: Any, **kwargs: Any) -> Any:
             method(self, *args, **kwargs).close()  # asyncpg's own look, which raises at once
+            if self._connection._block is not None:
+                self._connection._block.check()
+            if self._connection._noted is not None:
+                self._connection._noted.read(*args)
             return again(self, *args, **kwargs)
 
         return run
@@ -204,16 +352,31 @@ class _Cursors(CursorFactory):
 class Transaction:
     """asyncpg's transaction, whose COMMIT is an error if the server has rolled back instead.
 
-    So it does when a statement in the block has failed and that was caught.
+    So it does when a statement in the block has failed and that was caught. While its block is
+    under way the connection asks it before each statement, also of statements prepared earlier.
     """
 
-    def __init__(self, c: Any, **settings: Any) -> None:
+    def __init__(self, c: Any, pool: str, **settings: Any) -> None:
         self._connection = c
+        self._pool = pool
         self._inner = c.transaction(**settings)
 
     async def __aenter__(self) -> None:
         """Begin, or set a savepoint inside of another transaction."""
         await self._inner.__aenter__()
+        c = self._connection
+        if c._top_xact is self._inner:
+            c._block, c._is_another = self, False
+
+    def has_ended(self) -> bool:
+        """Tell whether a statement in the block, or the server, has ended the transaction."""
+        c = self._connection
+        return not c.is_closed() and (c._is_another or not c.is_in_transaction())
+
+    def check(self) -> None:
+        """Raise `TransactionEnded` if it has ended."""
+        if self.has_ended():
+            raise words.transaction_ended(self._pool)
 
     async def __aexit__(
         self,
@@ -223,7 +386,17 @@ class Transaction:
     ) -> None:
         """Commit or roll back."""
         c = self._connection
-        if kind is not None or c._top_xact is not self._inner:
+        is_outermost = c._top_xact is self._inner
+        has_ended = self.has_ended()
+        if is_outermost:
+            c._block = None
+        if has_ended:
+            if is_outermost:
+                c._top_xact = None
+                if c.is_in_transaction():
+                    await c.execute("ROLLBACK;")
+            return
+        if kind is not None or not is_outermost:
             await self._inner.__aexit__(kind, error, traceback)
             return
         c._top_xact = None

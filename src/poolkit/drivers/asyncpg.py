@@ -31,6 +31,7 @@ try:
 except ImportError as missing:
     raise missing_extra("asyncpg", missing) from missing
 
+from poolkit.drivers import _asyncpg_base as bases
 from poolkit.drivers import _asyncpg_errors as errors
 from poolkit.drivers._asyncpg_connection import Handle, Transaction, forget_named, pooled
 from poolkit.drivers._asyncpg_settings import (
@@ -43,7 +44,7 @@ from poolkit.drivers._asyncpg_settings import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from typing_extensions import Unpack
 
@@ -78,15 +79,18 @@ def from_url(url: str) -> AsyncpgDriver:
 
 #: What `DISCARD ALL` discards, except statements and their plans, in one round trip. The role comes
 #: first, and nothing is looked up by a search_path that the lease may have set: it could have put
-#: functions of its own there. A subclass's own reset query takes the middle's place.
-_FULL: Final = "RESET SESSION AUTHORIZATION;RESET ROLE;{}\n;DISCARD TEMP;DISCARD SEQUENCES;"
+#: functions of its own there. A subclass's own reset query takes the middle's place; what the base
+#: of the session has comes last.
+_FULL: Final = "{}{}\n;DISCARD TEMP;DISCARD SEQUENCES;{}"
 _MIDDLE: Final = "RESET ALL;SELECT pg_catalog.pg_advisory_unlock_all();CLOSE ALL;UNLISTEN *"
 _DEALLOCATE: Final = """\
-DO $$DECLARE n text; BEGIN
-    FOR n IN SELECT name FROM pg_catalog.pg_prepared_statements WHERE from_sql LOOP
+DO $poolkit$DECLARE n text; BEGIN
+    FOR n IN SELECT name FROM pg_catalog.pg_prepared_statements
+        WHERE from_sql AND name OPERATOR(pg_catalog.<>) ALL (ARRAY[{}]::text[])
+    LOOP
         EXECUTE pg_catalog.format('DEALLOCATE %I', n);
     END LOOP;
-END$$;"""
+END$poolkit$;"""
 #: Fails with a division by zero if a statement that asyncpg has cached is not there any more.
 _INTACT: Final = (
     "SELECT 1 / (pg_catalog.count(*) OPERATOR(pg_catalog.>=) {})::int "
@@ -189,15 +193,80 @@ class AsyncpgDriver:
 
         See what ``on_connect`` has set up, which stays, if it can.
         """
-        if c.is_in_transaction():
-            raise PoolConfigError("on_connect has left a transaction open: commit it there")
-        if c._listeners:
-            raise PoolConfigError(
-                "on_connect listens, which the first reset would end: hold a lease for listening"
-            )
+        _refuse_what_is_open(c)
         c.add_termination_listener(lambda _: dead())
         c.take_as_own()
         c._tell = dead
+
+    def greeted(self, c: Any, /) -> None:
+        """Take what ``on_acquire`` has set up for nobody's fault."""
+        c.take_greeting()
+
+    # -- the base of the session -----------------------------------------------------------------
+
+    async def set_up(self, c: Any, on_connect: Callable[[Any], Awaitable[object]], /) -> None:
+        """Run ``on_connect``; what it leaves is what resets go back to.
+
+        Raises `PoolConfigError` for what cannot be restored.
+        """
+        self.note_statements(c)
+        await on_connect(c)
+        if not c.is_closed():
+            _refuse_what_is_open(c)
+            await self.capture(c)
+
+    def note_statements(self, c: Any, /) -> None:
+        """Note what settings the statements from now on may name, for `capture`."""
+        c.note_statements()
+
+    async def capture(self, c: Any, /) -> None:
+        """Take what the session is by now for its base: role, authorization and settings.
+
+        One round trip; two more, to try the way back, unless it is what the login begins with. May
+        be called again, when more was set up; the session is to be in no transaction. Raises
+        `PoolConfigError` for what a reset would undo and could not restore.
+        """
+        await asyncio.sleep(0)  # asyncpg tells its query loggers from the loop
+        names = tuple(dict.fromkeys((*c._base.names, *c.noted_names())))
+        if self.settings.reset == "none" or self.settings.pooler == "transaction":
+            return
+        found = await self._captured(c, names)
+        if found is None:
+            return
+        if lost := [found.lost[kind] for kind in self._undone(c) if kind in found.lost]:
+            raise bases.refusal(lost)
+        error: Exception | None = None
+        changed: list[str] = []
+        for way in bases.Restoration.ways_to(found, names, c._login):
+            c._base = way
+            # Without the rights a lease may have done.
+            c._needs_reset = bool(way.rights) or c._types.are_lost
+            if not way.last:
+                return
+            try:
+                await c.execute_own(self._way_back(c))
+            except pg.PostgresError as failure:
+                error = failure
+                continue
+            error = None
+            again = await bases.capture(c, names)
+            changed = found.base.differences(again.base)
+            if not changed:
+                return
+        raise bases.unable(error, changed)
+
+    async def _captured(self, c: Any, names: tuple[str, ...]) -> bases.Captured | None:
+        try:
+            return await bases.capture(c, names)
+        except pg.InsufficientPrivilegeError as error:
+            raise PoolConfigError(
+                f"what on_connect has left cannot be seen, hence not be restored: {error}. Give "
+                "settings in connect_kwargs={'server_settings': ...}, or choose reset='none'"
+            ) from error
+        except (pg.SyntaxOrAccessError, pg.FeatureNotSupportedError) as error:
+            # No PostgreSQL proper: it is reset to what the login begins with.
+            logger.debug("%s: looking at what on_connect has left failed: %r", self.name, error)
+            return None
 
     def classify(self, exc: BaseException, c: asyncpg.Connection | None, /) -> Verdict | None:
         """Say what an error means; see `poolkit.drivers._asyncpg_errors`."""
@@ -220,40 +289,80 @@ class AsyncpgDriver:
 
     def is_clean(self, c: Any, /) -> bool:
         """Tell whether nothing has to be sent."""
-        if not self._is_light or c._left_behind or c._codecs or c._named:
+        if not self._is_light or c._left_behind or c._is_listening or c._named or c._forgotten:
+            return False
+        if c._needs_reset:
             return False
         protocol = c._protocol
         return not (protocol._is_cancelling() or protocol.is_in_transaction())
 
     async def reset(self, c: Any, /) -> str | None:
-        """Settle, roll back, undo, and look."""
-        if c._codecs:
-            raise ConnectionError("a lease has changed type codecs: set them in on_connect")
+        """Settle, roll back, undo, go back to the base, and look."""
+        if c._types.are_lost:
+            raise ConnectionError("a lease has changed type codecs, and nobody knows the others")
         await _settle(c)
         left_behind, c._left_behind = c._left_behind, ""
-        query = self._undo(c, listening="listener" in left_behind)
+        forgotten = _are_forgotten(c)
+        if c._recoded and self.settings.pooler != "transaction":  # where names are the pooler's
+            c._named += (state for state in c._stmts_to_close if state.name)
+        query = self._undo(c)
+        c._prepares = c._recoded = False
+        if self._is_light:
+            query += self._way_back(c) if forgotten else self._way_to_rights(c)
+        c._is_listening = False
         if c.is_in_transaction():
             left_behind = ", ".join(filter(None, ["an open transaction", left_behind]))
             query = f"ROLLBACK;{query}"
         if query:
-            await c.execute(query)
+            await c.execute_own(query)
         if callable(self.settings.reset):
             await self.settings.reset(c)
+            _are_forgotten(c)
+            if c._base.last:
+                await c.execute_own(self._way_back(c))
         if c.is_in_transaction():
             raise ConnectionError("the connection is in a transaction after its reset")
         return left_behind or None
 
-    def _undo(self, c: Any, *, listening: bool) -> str:
+    def _undo(self, c: Any) -> str:
         level = self.settings.reset
         query = forget_named(c)
         if level in ("full", "full+prepared"):
-            as_is = type(c).get_reset_query is asyncpg.Connection.get_reset_query
-            query += _FULL.format(_MIDDLE if as_is else c.get_reset_query() or "")
-        if level == "full+prepared":
-            query += _DEALLOCATE + _INTACT.format(len(c._stmt_cache))
-        if level == "transaction" and listening:
+            query += self._way_back(c)
+        if level == "transaction" and c._is_listening:
             query += "UNLISTEN *;"
         return query
+
+    def _way_back(self, c: Any) -> str:
+        """Return the SQL that has all of the base, and undoes what the level undoes."""
+        base, level = c._base, self.settings.reset
+        if level in ("full", "full+prepared"):
+            middle = _MIDDLE if _has_our_reset(c) else c.get_reset_query() or ""
+            last = base.last
+            if level == "full+prepared":
+                last = _INTACT.format(len(c._stmt_cache)) + last
+            if level == "full+prepared" or c._prepares:
+                last = _DEALLOCATE.format(", ".join(map(bases.literal, base.prepared))) + last
+            return _FULL.format(base.first, middle, last)
+        return f"{base.first}{base.last}" if base.last and level != "none" else ""
+
+    def _way_to_rights(self, c: Any) -> str:
+        base = c._base
+        return f"{base.first}{base.rights}" if base.rights else ""
+
+    def _undone(self, c: Any) -> tuple[str, ...]:
+        """Return the kinds of what is undone by the reset, and could not be done again."""
+        level = self.settings.reset
+        if level == "transaction":
+            return ("channels",)
+        if callable(level):
+            return ()
+        kinds = ["temporary"]
+        if _has_our_reset(c):
+            kinds += ("locks", "channels", "cursors")
+        if level == "full+prepared":
+            kinds.append("prepared")
+        return tuple(kinds)
 
     def transaction(
         self,
@@ -265,7 +374,33 @@ class AsyncpgDriver:
         deferrable: bool = False,
     ) -> Transaction:
         """Return asyncpg's transaction, watched at its end; inside of another a savepoint."""
-        return Transaction(c, isolation=isolation, readonly=readonly, deferrable=deferrable)
+        settings = {"isolation": isolation, "readonly": readonly, "deferrable": deferrable}
+        return Transaction(c, self.name, **settings)
+
+
+def _has_our_reset(c: Any) -> bool:
+    """Tell whether no subclass has a reset query of its own."""
+    return type(c).get_reset_query is asyncpg.Connection.get_reset_query
+
+
+def _refuse_what_is_open(c: Any) -> None:
+    """Refuse what ``on_connect`` has begun, and the first reset would end."""
+    if c.is_in_transaction():
+        raise PoolConfigError("on_connect has left a transaction open: commit it there")
+    if c._listeners:
+        raise PoolConfigError(
+            "on_connect listens, which the first reset would end: hold a lease for listening"
+        )
+
+
+def _are_forgotten(c: Any) -> bool:
+    """Tell whether the server may have been told to forget statements; prepare them anew then."""
+    forgotten: bool = c._forgotten
+    if forgotten:
+        c.forget_statements()
+        if c._base.prepared:
+            raise ConnectionError("what on_connect had prepared by SQL is gone")
+    return forgotten
 
 
 async def _settle(c: Any) -> None:

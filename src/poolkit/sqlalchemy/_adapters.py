@@ -138,7 +138,7 @@ class AsyncpgAdapters:
             return False
         if c._named:
             self._keep_named(adapter, c)
-        if c._left_behind or c._codecs or c._named:
+        if c._left_behind or c._is_listening or c._named or c._forgotten or c._needs_reset:
             return False
         return not (c._protocol._is_cancelling() or c.is_in_transaction())
 

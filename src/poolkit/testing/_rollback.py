@@ -111,6 +111,7 @@ class _PinnedDriver(Generic[C]):
         else:
             await self.execute("BEGIN")
         self._outermost = getattr(self._connection, "_top_xact", None)
+        self._revoke()  # the transaction is of no block of the driver's any more
         await self.execute(f"SAVEPOINT {_CHECKOUT}")
 
     async def roll_back(self) -> None:

@@ -164,7 +164,13 @@ class CompatDriver(AsyncpgDriver):
             )
         if not hasattr(c, "join"):
             c = _pool(c)
-        self._adopt(c)
+        try:
+            self._adopt(c)
+            if self._connector is not asyncpg.connect:
+                await self.capture(c)
+        except BaseException:
+            c.terminate()
+            raise
         return c  # type: ignore[no-any-return]
 
     def classify(self, exc: BaseException, c: asyncpg.Connection | None, /) -> Verdict | None:
@@ -172,10 +178,10 @@ class CompatDriver(AsyncpgDriver):
         verdict = super().classify(exc, c)
         return None if verdict is Verdict.TRANSIENT else verdict
 
-    def _undo(self, c: Any, *, listening: bool) -> str:
+    def _undo(self, c: Any) -> str:
         able = c._server_caps
         if able.advisory_locks and able.notifications and able.sql_reset and able.sql_close_all:
-            return super()._undo(c, listening=listening)
+            return super()._undo(c)
         if callable(self.settings.reset):
             return forget_named(c)
         return forget_named(c) + (c.get_reset_query() or "")  # no PostgreSQL proper
@@ -189,6 +195,7 @@ def _pool(c: Any) -> Any:
         setattr(made, name, getattr(c, name))
     if hasattr(c, "__dict__"):  # of a subclass
         vars(made).update(vars(c))
+    made._types.is_complete = False
     c._protocol.set_connection(made)
     c._aborted = True  # whoever still has it has a closed one
     return made

@@ -389,14 +389,11 @@ def _is_open(slot: Slot) -> bool:
 
 def _or_terminate(setup: Hook) -> Hook:
     async def run(conn: Any) -> None:
-        connection = conn._poolkit_slot.connection
-        changed = connection._codecs
         try:
             await setup(conn)
         except BaseException:
             with contextlib.suppress(ReleasedError):  # `setup` has closed it itself
                 conn._poolkit_touch("terminate").connection.terminate()
             raise
-        connection._codecs = changed  # every lease has those of `setup`
 
     return run

@@ -1,0 +1,50 @@
+"""The page says of each kind of state what becomes of it, by each way to take a connection."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.drivers.postgresql_kinds import KINDS
+from tests.integrations import postgresql_table as table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.postgres import Postgres
+
+#: All that may stay: neither has rights or data.
+MAY_STAY = {"`setseed`", "plans of cached statements"}
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Run on one loop: nothing here depends on it."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+def dsn(postgres: Postgres) -> Iterator[str]:
+    """Return the DSN of a database with what the kinds need."""
+    name = postgres.create_database()
+    table.prepare(postgres, name)
+    yield postgres.dsn(name)
+    postgres.drop_database(name)
+
+
+@pytest.mark.parametrize("head", table.COLUMNS)
+async def test_page_says_what_a_lease_leaves(dsn: str, head: str) -> None:
+    """Found out anew; and nothing that has rights or data stays."""
+    found = await table.column(head, dsn)
+    assert {kind for kind, fate in found.items() if fate == "stays"} <= MAY_STAY
+    assert found == table.read(table.PAGE.read_text())[head], table.HOW
+
+
+def test_page_has_the_table_that_is_written() -> None:
+    """With the rows and columns of today, and reasons for what stays."""
+    page = table.PAGE.read_text()
+    columns = table.read(page)
+    assert list(columns) == list(table.COLUMNS), table.HOW
+    assert table.table(columns) in page, table.HOW
+    assert len(KINDS) >= 30
