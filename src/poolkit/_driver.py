@@ -23,15 +23,20 @@ Optional methods, looked up once when the pool is made:
     ``derived``, that has given its user anything but plain data: numbers, strings, bytes, dates,
     decimals, UUIDs, members of enums, and lists, tuples, sets and dicts of these, none of it of a
     subclass, up to 16 levels deep and 100,000 elements in all. (Of its attributes only what cannot
-    change, for that would be the next user's.)
+    change, for that would be the next user's; nor may a list that a method returns be one of its
+    attributes.) So it is with what its errors have inside, and with what it was given: a callback,
+    or a container or object that has more than plain data in it after the call than before, or that
+    it keeps. The traceback of an error is not looked at, though its frames have the connection; nor
+    what is filled later than in the call.
 ``is_clean(c) -> bool``
     Sync, no I/O. True only if ``c`` is fit for the next user as it is; then release needs no job.
     Never asked when an operation may still be in flight or objects were made from ``c``.
 ``watch(c, dead)``
     Call ``dead()`` (from any thread) when the library learns by itself that ``c`` has died, and
     ``dead(exc)`` (in the loop's) when something made from ``c`` raises, a cursor for example: the
-    pool sees only what methods of ``c`` itself raise. Called once for each connection, after
-    ``on_connect``.
+    pool sees only what methods of ``c`` itself raise. ``dead`` is the connection's, and not a
+    lease's: keep it quiet for what was made in an earlier lease, or the next one's connection pays
+    for its error. Called once for each connection, after ``on_connect``.
 ``classify(exc, c) -> Verdict | None``
     What an error says about ``c`` and about the others; about connecting, if ``c`` is None. None:
     the driver cannot tell. Asked of what an operation on ``c`` has raised, caught by its user or
@@ -44,10 +49,15 @@ Optional methods, looked up once when the pool is made:
     some later time, and roll back under somebody else. It may have ``has_ended() -> bool``, sync
     and without I/O: whether the database has ended the transaction already, by a statement in the
     block or by itself. Then whatever comes later in the block raises `TransactionEnded`, and so
-    does the end of the block, which leaves the manager with that error.
+    does the end of the block, which leaves the manager with that error. If it has an attribute
+    ``patience`` and there is a deadline, that is set to the seconds left for beginning; the
+    `TimeoutError` that beginning raises then is a `PoolTimeout` to the user, and its text a reason.
 ``check_options(options)``
     Sync. Raise `PoolConfigError` for pool options that this driver cannot work with; asked when the
     pool is made and at every resize.
+``pool_opens()``
+    Sync, no I/O. The pool is being opened, for the first time or again: the driver forgets what it
+    knows of the database, whose place another one may have taken.
 ``name``
     An attribute: the pool's name unless it is given one, as ``host:port/database``; no secrets.
 ``view``

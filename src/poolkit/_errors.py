@@ -123,11 +123,12 @@ class NotLeased(PoolError):
 
 
 class TransactionEnded(PoolError):
-    """The transaction of this block is over, and the block is not.
+    """The transaction of this block is over, and the block is not; or it would have been.
 
     A COMMIT or ROLLBACK inside the block has ended it, or the database has, after an error. What is
     done from there on would stand by itself, so each operation raises this, and so does the end of
-    the block. Without an exception the end of the block commits.
+    the block. Without an exception the end of the block commits. On SQLite a statement that would
+    end the transaction raises this and is not done, and the block goes on.
     """
 
     __module__ = "poolkit"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any, Generic, Self
 
 from poolkit import _words as words
 from poolkit._driver import C
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import types
     from collections.abc import Callable
 
+    from poolkit._errors import PoolTimeout
     from poolkit._lease import Lease
 
 
@@ -27,24 +28,32 @@ class Transaction(Generic[C]):
     """
 
     __slots__ = (
-        *("_has_ended", "_lease", "_manager", "_outer", "_settings"),
-        *("_slot", "_spoiled", "_turn", "_view"),
+        *("_has_ended", "_lease", "_manager", "_outer", "_settings", "_since"),
+        *("_slot", "_spoiled", "_timeout", "_turn", "_view"),
     )
 
     def __init__(self, lease: Lease[C] | None, view: Any, settings: dict[str, Any]) -> None:
         self._lease = lease
         self._view: Any = view
         self._settings = settings
+        self._timeout: float | None = None
         self._spoiled = False
         #: The block that this one is inside of, as `Slot.block`.
         self._outer: Transaction[C] | None = None
         self._has_ended: Callable[[], bool] | None = None
+
+    def within(self, timeout: float | None, *, since: float) -> Self:
+        """Have what beginning waits for end in time: an acquire, with its timeout, began then."""
+        self._timeout = timeout
+        self._since = since
+        return self
 
     async def __aenter__(self) -> C:
         """Acquire the connection, unless it was given, and begin."""
         if self._lease is None:
             await self._begin()
         else:
+            self.within(self._lease._timeout, since=self._lease._pool._now())
             self._view = await self._lease.__aenter__()
             try:
                 await self._begin()
@@ -64,6 +73,9 @@ class Transaction(Generic[C]):
             )
         self._view._poolkit_touch("transaction")
         self._manager = driver.transaction(slot.connection, **self._settings)
+        is_limited = self._timeout is not None and hasattr(self._manager, "patience")
+        if self._timeout is not None and is_limited:
+            self._manager.patience = self._left(self._timeout)
         self._has_ended = getattr(self._manager, "has_ended", None)
         self._outer = slot.block
         try:
@@ -71,6 +83,8 @@ class Transaction(Generic[C]):
         except BaseException as error:
             if not isinstance(error, Exception):
                 self._spoil()
+            if is_limited and isinstance(error, TimeoutError):
+                raise self._too_late(error) from error.__cause__
             raise
         if slot.turn == self._turn:
             slot.block = self
@@ -84,6 +98,14 @@ class Transaction(Generic[C]):
             if block._has_ended is not None and block._has_ended():
                 raise words.transaction_ended(self._view._poolkit_pool.name)
             block = block._outer
+
+    def _left(self, timeout: float) -> float:
+        now: float = self._view._poolkit_pool._now()
+        return max(0.0, self._since + timeout - now)
+
+    def _too_late(self, error: TimeoutError) -> PoolTimeout:
+        pool = self._view._poolkit_pool
+        return words.not_begun(pool.name, self._timeout, str(error), pool.stats())
 
     async def __aexit__(
         self,

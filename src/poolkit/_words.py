@@ -122,6 +122,37 @@ def indented(lines: Iterable[str]) -> str:
     return "".join(f"\n    {line}" for line in lines)
 
 
+# -- transactions --------------------------------------------------------------------------------
+
+
+def not_begun(pool: str, limit: float | None, reason: str, stats: PoolStats) -> PoolTimeout:
+    """Return the error for a transaction that the driver could not begin before the deadline."""
+    return PoolTimeout(
+        f"pool {pool!r}: no transaction within {limit} s: {reason} ({stats}). Keep transactions "
+        "short, or raise acquire_timeout"
+    )
+
+
+def would_end(statement: str, remedy: str = "") -> TransactionEnded:
+    """Return the error for a statement that was refused, since it would end its transaction."""
+    return TransactionEnded(
+        f"{statement} was refused inside of a transaction block, which commits at its end, and "
+        "rolls back if an exception leaves it: leave the block, or raise, to end it; a part of it "
+        f"can be undone with SAVEPOINT and ROLLBACK TO{remedy}"
+    )
+
+
+def has_ended(how: str) -> TransactionEnded:
+    """Return the error for whatever is done in a block after its transaction.
+
+    ``how`` is a sentence's end: "SQLite has rolled it back, after: disk I/O error".
+    """
+    return TransactionEnded(
+        f"the transaction of this block has ended before the block: {how}. Leave the block, and "
+        "do all of it again in another one"
+    )
+
+
 # -- why somebody got nothing --------------------------------------------------------------------
 
 

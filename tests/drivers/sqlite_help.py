@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
+import pytest
+
+from poolkit.drivers import aiosqlite, sqlite
+from tests.conftest import BACKENDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -25,6 +29,18 @@ ENDLESS = (
 ENDLESS_INSERT = f"INSERT INTO t {ENDLESS.replace('WHERE', 'WHERE x > 1 OR')}"
 
 
+#: Both drivers, on an event loop each, and on trio.
+SQLITE_CASES = [
+    pytest.param((module, *backend.values), id=f"{name}-{backend.id}")
+    for name, module, loops in (
+        ("aiosqlite", aiosqlite, ("asyncio",)),
+        ("threads", sqlite, ("asyncio", "trio")),
+    )
+    for backend in BACKENDS
+    if backend.id in loops
+]
+
+
 class Gate:
     """Two SQL functions: ``began()`` tells the test, ``hold()`` waits for it as well."""
 
@@ -33,9 +49,10 @@ class Gate:
         self._proceed = threading.Event()
 
     async def install(self, c: Any) -> None:
-        """Register the functions on a connection."""
+        """Register the functions on a connection, for all leases."""
         await c.create_function("began", 0, self._began.set)
         await c.create_function("hold", 0, self.hold)
+        c._raw.remember()
 
     def hold(self) -> None:
         """Tell the test, and wait for `let_go`."""

@@ -110,6 +110,64 @@ async def test_connection_is_not_opened_again(path: Path) -> None:
         assert [*await c.execute_fetchall("SELECT 1")] == [(1,)]
 
 
+async def test_connection_is_alive_as_a_plain_one_is(path: Path) -> None:
+    """Libraries ask before they open it, or do not: a saver of LangGraph's does, for example."""
+    async with aiosqlite.connect(path) as plain, create_pool(path, max_size=1) as pool:
+        async with pool.acquire() as c:
+            connection: Any = c
+            assert connection.is_alive() is plain._thread.is_alive() is True
+            assert connection._thread.is_alive()
+            assert isinstance(connection._thread, threading.Thread)
+            assert connection._running is plain._running is True
+            assert connection._connection is not None
+            connection.daemon = True  # as SQLAlchemy does
+            if not connection.is_alive():
+                await connection
+        async with pool.acquire() as c:
+            assert pool.stats().connected == 1
+            inner: Any = c
+            thread = inner._thread
+            await c.close()
+            assert not inner._running
+            assert inner._connection is None
+            thread.join(PATIENCE)
+            assert inner.is_alive() is thread.is_alive() is False
+    with pytest.raises(NotLeased):
+        connection.is_alive()
+
+
+async def test_attributes_set_through_the_handle_end_with_the_lease(path: Path) -> None:
+    """The library's, those of SQLite's connection behind it, and any others."""
+    async with create_pool(path, max_size=1) as pool:
+        async with pool.acquire() as c:
+            connection: Any = c
+            c.isolation_level = "IMMEDIATE"
+            c.row_factory = sqlite3.Row
+            c.text_factory = bytes
+            connection.tenant = 7
+            await c.execute("INSERT INTO t VALUES (1)")
+        async with pool.acquire() as c:
+            assert (c.isolation_level, c.row_factory, c.text_factory) == (None, None, str)
+            assert not hasattr(c, "tenant")
+            assert not c.in_transaction
+        assert pool.stats().connected == 1
+    assert look(path) == 0
+
+
+async def test_call_that_is_put_into_the_queue_is_carried_out(path: Path) -> None:
+    """SQLAlchemy sets the isolation level like this, and would wait for ever."""
+    async with create_pool(path, max_size=1) as pool, pool.acquire() as c:
+        connection: Any = c
+        with anyio.fail_after(PATIENCE):
+            future = asyncio.get_running_loop().create_future()
+            connection._tx.put_nowait((future, lambda: connection._conn.in_transaction))
+            assert await future is False
+            connection._tx.put_nowait((None, lambda: connection._conn.execute("BEGIN")))
+            await c.execute("INSERT INTO t VALUES (1)")
+            assert c.in_transaction
+    assert look(path) == 0
+
+
 async def test_dump_ends_with_the_lease(path: Path) -> None:
     """Before it has begun, and in the middle."""
     driver = AiosqliteDriver(path)

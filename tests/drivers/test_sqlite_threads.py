@@ -233,37 +233,6 @@ async def test_cancelled_statement_is_interrupted(driver: ThreadsDriver, path: P
     assert look(path) == 1
 
 
-async def test_cancelled_statement_in_a_transaction_is_not_interrupted(
-    driver: ThreadsDriver, path: Path
-) -> None:
-    """That would undo what came before it, and commit what comes after it."""
-    gate = Gate()
-    async with connected(driver) as c:
-        await gate.install(c)
-        await c.execute("BEGIN")
-        await c.execute("INSERT INTO t VALUES (1)")
-        await abandon(c, gate, "INSERT INTO t SELECT hold()")
-        gate.let_go()
-        await c.execute("INSERT INTO t VALUES (3)")
-        await c.commit()
-    assert look(path) == 3
-
-
-async def test_cancelled_statement_beside_a_cursor_is_not_interrupted(
-    driver: ThreadsDriver,
-) -> None:
-    """The interrupt would hit everything on this connection, until that cursor had ended."""
-    gate = Gate()
-    async with connected(driver) as c:
-        await gate.install(c)
-        async with c.execute("SELECT 1 UNION SELECT 2 UNION SELECT 3") as cursor:
-            assert await cursor.fetchone() == (1,)
-            await abandon(c, gate, "SELECT hold() UNION ALL SELECT 2")
-            gate.let_go()
-            assert await c.execute_fetchall("SELECT 1") == [(1,)]
-            assert await cursor.fetchall() == [(2,), (3,)]
-
-
 # -- the end -------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import re
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 from anyio import wait_all_tasks_blocked
 
 import poolkit
-from poolkit import NotLeased, Pool, PoolConfigError, TransactionEnded, _view
+from poolkit import NotLeased, Pool, PoolConfigError, PoolTimeout, TransactionEnded, _view
 from tests.fakes import Boom, CleanDriver, FakeConnection, FakeTransaction, FullDriver, own
+from tests.pool.virtual import RUNNERS
 
 
 async def test_transaction_commits_at_the_end_of_the_block() -> None:
@@ -366,3 +368,65 @@ async def test_block_that_a_finalizer_ends_at_the_wrong_moment_is_asked_nothing(
     """Between the look whether there is one and the question."""
     async with Pool(EndingDriver(), max_size=1) as pool, pool.acquire() as conn:
         _view._check(conn, "query")
+
+
+# -- the deadline of the acquire -----------------------------------------------------------------
+
+
+class LockedTransaction(FakeTransaction):
+    """Waits for a lock, for as long as it is told to."""
+
+    patience = math.inf
+
+    async def __aenter__(self) -> None:
+        """Find out at the end of its patience that it was in vain, unless there is no end to it."""
+        self.connection.driver.log.append(f"patience {self.patience:.1f}")
+        if self.patience < math.inf:
+            await anyio.sleep(self.patience)
+            raise TimeoutError("somebody has the lock") from Boom("locked")
+
+
+class LockedDriver(FullDriver):
+    """A database that is locked."""
+
+    def transaction(self, c: FakeConnection, **settings: Any) -> LockedTransaction:
+        """Return a transaction that waits."""
+        return LockedTransaction(c, settings)
+
+
+@RUNNERS
+def test_beginning_ends_at_the_deadline_of_the_acquire(run: Any) -> None:
+    """What was waited for a connection is not waited for the lock once more."""
+    driver = LockedDriver()
+
+    async def hold(pool: Pool[Any]) -> None:
+        async with pool.acquire():
+            await anyio.sleep(3)
+
+    async def main() -> None:
+        async with Pool(driver, max_size=1, name="shop") as pool:
+            async with anyio.create_task_group() as group:
+                group.start_soon(hold, pool)
+                await wait_all_tasks_blocked()
+                began = anyio.current_time()
+                with pytest.raises(PoolTimeout) as caught:
+                    async with pool.transaction(timeout=5):
+                        raise AssertionError("entered")
+                assert anyio.current_time() - began == pytest.approx(5)
+            assert "'shop': no transaction within 5 s: somebody has the lock" in str(caught.value)
+            assert isinstance(caught.value.__cause__, Boom)
+            assert pool.stats().leased == 0
+
+    run(main)
+    assert "patience 2.0" in driver.log
+
+
+async def test_beginning_without_a_deadline_takes_its_time() -> None:
+    """None was given, or the connection was held already."""
+    driver = LockedDriver()
+    async with Pool(driver, max_size=1) as pool:
+        async with pool.transaction(timeout=None):
+            pass
+        async with pool.acquire() as conn, poolkit.transaction(conn):
+            pass
+    assert driver.log.count("patience inf") == 2

@@ -14,7 +14,7 @@ import pytest
 from anyio import wait_all_tasks_blocked
 
 import poolkit
-from poolkit import ConnectFailed, Pool, PoolError
+from poolkit import ConnectFailed, Pool, PoolError, TransactionEnded
 from poolkit.drivers import aiosqlite, sqlite
 from poolkit.drivers import asyncpg as pooled_asyncpg
 from poolkit.testing import check_pool, rollback
@@ -182,7 +182,9 @@ async def test_checkout_that_is_cancelled_in_a_write_does_not_spoil_the_next(
         assert 1 in await rows(test_pool)
 
 
-@every_database
+@pytest.mark.parametrize(
+    ("anyio_backend", "pool"), DATABASES[:2], indirect=["anyio_backend", "pool"]
+)
 async def test_commit_of_the_code_under_test_is_found_out(pool: Pool[Any]) -> None:
     """Nothing that comes after it can reach the database."""
     async with rollback(pool) as test_pool:
@@ -192,6 +194,39 @@ async def test_commit_of_the_code_under_test_is_found_out(pool: Pool[Any]) -> No
             await write(test_pool, 1)
         assert isinstance(caught.value.__cause__, PoolError)
         assert "ended the transaction itself" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    ("anyio_backend", "pool"), DATABASES[2:], indirect=["anyio_backend", "pool"]
+)
+async def test_commit_of_the_code_under_test_is_refused(pool: Pool[Any]) -> None:
+    """In every checkout, and they go on; SQLite can tell."""
+    async with rollback(pool) as test_pool:
+        for x in (1, 2):
+            async with test_pool.acquire() as conn:
+                await conn.execute(f"INSERT INTO t VALUES ({x})")
+                for end in ("COMMIT", "ROLLBACK"):
+                    with pytest.raises(TransactionEnded, match=f"{end} was refused"):
+                        await conn.execute(end)
+                with pytest.raises(TransactionEnded, match="COMMIT was refused"):
+                    await conn.commit()
+        assert await rows(test_pool) == [1, 2]
+        assert await rows(pool) == []
+
+
+@pytest.mark.parametrize(
+    ("anyio_backend", "pool"), DATABASES[2:], indirect=["anyio_backend", "pool"]
+)
+async def test_lock_is_free_at_the_end_of_the_block(pool: Pool[Any]) -> None:
+    """What comes next need not wait for a reset."""
+    async with pool.acquire() as conn:
+        await conn.execute("PRAGMA busy_timeout=0")
+        async with rollback(pool) as test_pool:
+            await write(test_pool, 1)
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                await conn.execute("INSERT INTO t VALUES (7)")
+        await conn.execute("INSERT INTO t VALUES (7)")
+        await conn.execute("DELETE FROM t")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import sqlite3
 import threading
 import time
@@ -14,6 +15,7 @@ from poolkit._driver import C, Verdict
 from poolkit._errors import PoolConfigError
 from poolkit._options import unknown_option
 from poolkit.drivers._sqlite_connection import Raw
+from poolkit.drivers._sqlite_file import DatabaseFile
 from poolkit.drivers._sqlite_settings import SETTINGS, Database, Settings
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: Seconds between two looks at the file by connections that are busy all the time, at least.
+_RARELY: Final = 1.0
+
 
 class Threaded(Protocol):
     """What a driver's connection has for the driver."""
@@ -35,9 +40,14 @@ class Threaded(Protocol):
     _raw: Raw
 
     def _within(
-        self, lease: int, function: Callable[[], T], *, tame: bool = False
+        self,
+        lease: int,
+        function: Callable[[], T],
+        *,
+        tame: bool = False,
+        patience: float | None = None,
     ) -> Coroutine[Any, Any, T]:
-        """Run a function in the connection's thread, for a lease."""
+        """Run a function in the connection's thread, for a lease; see `Operation`."""
         ...
 
     def close(self) -> Coroutine[Any, Any, None]:
@@ -58,6 +68,9 @@ class SQLiteDriver(Generic[C]):
                 raise PoolConfigError(unknown_option(name, SETTINGS))
         self.settings: Final = Settings(**settings)
         self._database = Database.named(database)
+        self._file = DatabaseFile(self._database.path) if self._database.kind == "file" else None
+        #: The files that ``on_connect`` attaches, by their paths.
+        self._attached: dict[str, DatabaseFile] = {}
         self._anchor: sqlite3.Connection | None = None
         self._anchoring = threading.Lock()
         #: What pools call themselves by default.
@@ -70,29 +83,47 @@ class SQLiteDriver(Generic[C]):
     def check_options(self, options: Options) -> None:
         """Refuse more connections than the database can have; called by the pool."""
         self._database.refuse(options.capacity)
+        if self._file is not None:
+            after = options.ping_after
+            self._file.interval = math.inf if after is None else max(after, _RARELY)
+
+    def pool_opens(self) -> None:
+        """Take the file for a new one: the pool is being opened."""
+        self._attached = {}
+        if self._file is not None:
+            self._file.begin()
 
     # -- opening, in a thread --------------------------------------------------------------------
 
     def _open(self, *, check_same_thread: bool) -> Raw:
         try:
-            if self._database.kind != "file":
+            file = self._file
+            if file is None:
                 self._keep_memory()
+            for attached in list(self._attached.values()):
+                if attached.exists():  # `on_connect` may attach others now
+                    attached.before()
+            before = None if file is None else file.before()
             raw: Raw = self._connect(Raw, check_same_thread=check_same_thread)
             try:
+                if file is not None:
+                    raw.watch_file(file, file.after(before))
                 self._set_up(raw)
             except BaseException:
                 raw.close()
                 raise
         except sqlite3.Error as error:
-            error._poolkit_verdict = self._database.explain(error)  # type: ignore[attr-defined]
+            if not hasattr(error, "_poolkit_verdict"):
+                error._poolkit_verdict = self._database.explain(error)  # type: ignore[attr-defined]
             raise
         return raw
 
     def _connect(self, factory: type[sqlite3.Connection], **given: bool) -> Any:
         settings, database = self.settings, self._database
+        exists = self._file is not None and self._file.was_open
         return sqlite3.connect(
-            database.filename,
-            uri=database.uri,
+            database.existing if exists else database.filename,
+            uri=exists or database.uri,
             factory=factory,
             # Autocommit: or a plain INSERT would open a transaction, and be undone at release.
             isolation_level=None,
@@ -107,8 +138,9 @@ class SQLiteDriver(Generic[C]):
         mode = ""
         if wanted is not None and database.kind == "file" and not database.read_only:
             mode = self._switch_journal(raw, wanted)
-        raw.pragmas = self.settings.pragmas(wal=mode == "WAL")
-        raw.set_up()
+        raw.tries_again = mode == "WAL" or database.kind != "file"
+        for pragma in self.settings.pragmas(wal=mode == "WAL"):
+            raw.command(pragma)
         raw.row_factory = self.settings.row_factory
         raw.remember()
 
@@ -190,13 +222,17 @@ class SQLiteDriver(Generic[C]):
     def watch(self, c: C, dead: Callable[..., None], /) -> None:
         """Note whom to tell what cursors raise; nothing dies by itself.
 
-        Take what ``on_connect`` has made of the connection for what a reset returns to. (Of
-        ``row_factory``, ``text_factory`` and ``isolation_level``; what are settings here has to be
-        given as settings.)
+        Take what ``on_connect`` has made of the connection for what a reset returns to.
         """
         raw = self._inside(c)._raw
         raw.tell = dead
         raw.remember()
+        for name, (file, opened) in raw.files.items():
+            if file is not self._file:
+                known = self._attached.setdefault(file.path, file)
+                known.adopt(file)
+                raw.files[name] = known, opened
+        raw.irreplaceable = self._database.kind == "private"
 
     def classify(self, exc: BaseException, _: C | None = None, /) -> Verdict:
         """Say what an error means: most concern their statement only."""
@@ -219,12 +255,25 @@ class SQLiteDriver(Generic[C]):
     def transaction(self, c: C, /, *, mode: str = "IMMEDIATE") -> Transaction:
         """Return a transaction: BEGIN IMMEDIATE takes the write lock now, and waits for it.
 
+        It waits as long as statements do (``busy_timeout``), and no longer than its ``patience``.
+
         DEFERRED takes it at the first write, where it fails at once if another connection has
         written meanwhile. EXCLUSIVE keeps readers out too, unless the journal is a WAL.
         """
         if mode.upper() not in ("DEFERRED", "IMMEDIATE", "EXCLUSIVE"):
             raise PoolConfigError(f"mode={mode!r}: give DEFERRED, IMMEDIATE or EXCLUSIVE")
         return Transaction(self._inside(c), mode)
+
+    # -- for tests in a transaction that never commits -------------------------------------------
+
+    def spare(self, c: C, /) -> None:
+        """Interrupt no cancelled statement until the next reset: a write would roll all back."""
+        self._inside(c)._raw.is_patient = True
+
+    async def roll_back(self, c: C, /) -> None:
+        """Roll back the transaction of a block, whichever lease has begun it."""
+        inside = self._inside(c)
+        await inside._within(inside._raw.lease, inside._raw.roll_back_block)
 
 
 _BROKEN = frozenset(
@@ -259,6 +308,8 @@ def lent(name: str) -> Callable[..., Any]:
 class Transaction:
     """Begins; commits at the end of the block, or rolls back after an exception.
 
+    Inside of it nothing else ends the transaction; see `poolkit.drivers._sqlite_block`.
+
     After a cancellation nothing is awaited: the reset at the end of the lease rolls back. Not a
     generator, because one that is finalized late would roll back the next user's transaction.
     """
@@ -267,14 +318,12 @@ class Transaction:
         self._connection = connection
         self._lease = connection._raw.lease
         self._mode = mode
-
-    async def _command(self, sql: str) -> None:
-        command = functools.partial(self._connection._raw.command, sql)
-        # Tame: a transaction that is open at the end of the lease is seen.
-        await self._connection._within(self._lease, command, tame=True)
+        #: Seconds that beginning may take, before it raises `TimeoutError`.
+        self.patience = math.inf
 
     async def __aenter__(self) -> None:
-        await self._command(f"BEGIN {self._mode}")
+        begin = functools.partial(self._connection._raw.begin, self._mode)
+        await self._run(begin, patience=self.patience)
 
     async def __aexit__(
         self,
@@ -282,18 +331,17 @@ class Transaction:
         error: BaseException | None,
         traceback: types.TracebackType | None,
     ) -> None:
+        raw = self._connection._raw
         if error is None:
             try:
-                # Not sqlite3's commit(): that is content without a transaction, such as one that an
-                # error inside the block has rolled back already.
-                await self._command("COMMIT")
+                await self._run(raw.commit_block)
             except Exception:
-                await self._roll_back()
+                with contextlib.suppress(sqlite3.Error):  # the first error is the one to be seen
+                    await self._run(raw.roll_back_block)
                 raise
         elif isinstance(error, Exception):
-            await self._roll_back()
+            await self._run(raw.roll_back_block)
 
-    async def _roll_back(self) -> None:
-        # Rolled back by SQLite already, perhaps; the error that led here is the one to be seen.
-        with contextlib.suppress(sqlite3.Error):
-            await self._command("ROLLBACK")
+    async def _run(self, function: Callable[[], None], *, patience: float | None = None) -> None:
+        # Tame: a transaction that is open at the end of the lease is seen.
+        await self._connection._within(self._lease, function, tame=True, patience=patience)

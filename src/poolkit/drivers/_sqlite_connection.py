@@ -6,117 +6,36 @@
   whose caller was cancelled, and would commit it.
 - A reset closes the lease's cursors first. One that is half read keeps its snapshot of the database
   although no transaction is open, and no WAL file is ever truncated behind it.
+- So is an operation whose caller has gone; see `poolkit.drivers._sqlite_interrupts`.
 - A lease that provably left nothing behind needs no reset (see `is_tame`, `Raw.is_clean`): with the
   job and the hop that it is, one costs several times as much as the statement before it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import re
 import sqlite3
-import sys
 import threading
 import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from poolkit._errors import NotLeased
+from poolkit.drivers._sqlite_cursor import RawCursor
+from poolkit.drivers._sqlite_file import WatchesFiles
+from poolkit.drivers._sqlite_interrupts import GRACE, Interrupts
+from poolkit.drivers._sqlite_waits import is_busy, may_be_repeated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from poolkit.drivers._sqlite_facts import Facts
+    from poolkit.drivers._sqlite_operation import Operation
+
 T = TypeVar("T")
 
 
-_TAME: Final = re.compile(
-    r"\s*(?:SELECT|INSERT|UPDATE|DELETE|REPLACE|VALUES|WITH)\b", re.IGNORECASE
-)
-_READ: Final = frozenset({"cursor", "fetchone", "fetchmany", "fetchall", "close"})
-_EXECUTE: Final = frozenset({"execute", "fetch", "insert"})
-
-
-def is_tame(method: str, args: tuple[Any, ...]) -> bool:
-    """Tell whether what a method of ours does to its connection is seen by `Raw.is_clean`.
-
-    Of a statement its first word says so, for sqlite3 refuses a second one behind it. What changes
-    a connection's settings (PRAGMA, ATTACH, ...) is a statement of its own and never part of these:
-    WITH goes before the others only, and a trigger has no others. EXPLAIN is missing because
-    EXPLAIN PRAGMA does set. ``pragma_foreign_keys`` and the like are tables that take no value. Of
-    SQL's functions load_extension() alone lets in strange code.
-    """
-    if method in _EXECUTE:
-        sql: str = args[0]
-        return _TAME.match(sql) is not None and "load_extension" not in sql.lower()
-    return method in _READ
-
-
-class RawCursor(sqlite3.Cursor):
-    """A cursor that knows which lease it was made in, and whether it was read to its end."""
-
-    lease: int
-    _spent = False
-
-    @property
-    def is_open(self) -> bool:
-        """Whether rows may be left. A statement without columns ends where it is executed."""
-        return not self._spent and self.description is not None
-
-    def execute(self, sql: str, parameters: Any = (), /) -> RawCursor:
-        """Execute a statement."""
-        self._spent = False
-        return super().execute(sql, parameters)
-
-    def fetchall(self) -> list[Any]:
-        """Fetch the rows that are left."""
-        rows = super().fetchall()
-        self._spent = True
-        return rows
-
-    def close(self) -> None:
-        """Close."""
-        super().close()
-        self._spent = True
-
-
-class Operation(Generic[T]):
-    """A function to be run on a connection, in its thread, for the sake of one lease."""
-
-    __slots__ = (
-        "abandoned",
-        "chased",
-        "finished",
-        "function",
-        "lease",
-        "made",
-        "raw",
-        "tame",
-        "withdrawn",
-    )
-
-    def __init__(self, raw: Raw, lease: int, function: Callable[[], T], *, tame: bool) -> None:
-        self.raw = raw
-        self.lease = lease
-        self.function = function
-        #: Whether nothing is left by it, if it ends well, that `Raw.is_clean` does not see.
-        self.tame = tame
-        #: The cursors it has made.
-        self.made: list[RawCursor] = []
-        self.finished = False
-        #: Whether its caller has gone.
-        self.abandoned = False
-        #: Whether it must not be begun any more.
-        self.withdrawn = False
-        #: Whether somebody is interrupting it.
-        self.chased = False
-
-    def __call__(self) -> T:
-        """Run it when no other runs, if it is still wanted."""
-        return self.raw.run(self)
-
-
-class Raw(sqlite3.Connection):
+class Raw(Interrupts, WatchesFiles):
     """SQLite's connection; it knows its cursors, what runs on it, and for which lease.
 
     Cursors are held here, and closed in the connection's thread, when their owner (the library's
@@ -127,21 +46,18 @@ class Raw(sqlite3.Connection):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        #: Counts the leases: what belongs to an earlier one is dead.
-        self.lease = 0
         #: Operations since the last reset that were not tame, failed, were left, or are under way.
         self._doubts = 0
         #: Whether it was closed, or will be as soon as its thread comes to it.
         self.over = False
-        self.pragmas: list[str] = []
         #: The pool's ear for errors, since cursors raise them too, which it does not see.
         self.tell: Callable[[Exception], object] | None = None
-        self._cursors: dict[RawCursor, weakref.ref[Any] | None] = {}
         self._dropped: deque[RawCursor] = deque()
         self._turn = threading.Lock()  # held while an operation runs
-        self._gate = threading.Lock()  # held for a moment, around what two threads decide by
-        self._running: Operation[Any] | None = None
-        self._settled = self._state()
+        #: Whether a statement that has failed for another's lock may be tried again.
+        self.tries_again = False
+        #: Whether what runs is let finish when its caller has gone.
+        self.is_patient = False
 
     # sqlite3's own shortcuts make cursors of which nobody would know.
 
@@ -151,6 +67,8 @@ class Raw(sqlite3.Connection):
         running = self._running
         if isinstance(made, RawCursor):
             made.lease = self.lease if running is None else running.lease
+        else:
+            self.look()  # nobody sees what is executed on it
         if running is not None:
             running.made.append(made)
         self._cursors[made] = None
@@ -188,40 +106,45 @@ class Raw(sqlite3.Connection):
 
     # On cursors that nobody else sees, and which need not be known therefore.
 
-    def command(self, sql: str) -> None:
-        """Execute a statement, and be done with it."""
-        cursor = super().cursor()
-        try:
-            cursor.execute(sql)
-        finally:
-            cursor.close()
-
     def fetch(self, sql: str, parameters: Any = ()) -> list[Any]:
         """Execute a statement; return its rows."""
+        is_of_note = self.see(sql)
         cursor = super().cursor()
         try:
-            return cursor.execute(sql, parameters).fetchall()
+            cursor.execute(sql, parameters)
+            if is_of_note:
+                self.take_note(cursor, sql)
+            return cursor.fetchall()
         finally:
             cursor.close()
 
     def insert(self, sql: str, parameters: Any = ()) -> Any:
         """Execute an INSERT; return a row with the id of the new one."""
+        is_of_note = self.see(sql)
         cursor = super().cursor()
         try:
             cursor.execute(sql, parameters)
+            if is_of_note:
+                self.take_note(cursor, sql)
+            if self.inserted_in != self.lease:
+                self.forget_id()
             return cursor.execute("SELECT last_insert_rowid()").fetchone()
         finally:
             cursor.close()
 
     def set_journal(self, mode: str) -> str:
         """Set the journal mode; return the mode that the file has now."""
-        row: tuple[str]
-        (row,) = self.fetch(f"PRAGMA journal_mode={mode}")
-        return row[0].upper()
+        mode_now: str = self.command(f"PRAGMA journal_mode={mode}")[0][0]
+        return mode_now.upper()
 
     def ping(self) -> None:
-        """Ask for an answer."""
+        """Ask for an answer, from the file that there is now."""
+        self.check_files()
         self.command("SELECT 1")
+
+    def is_reading(self) -> bool:
+        """Tell whether cursors may have rows left."""
+        return any(getattr(cursor, "is_open", True) for cursor in list(self._cursors))
 
     # -- who may do what -------------------------------------------------------------------------
 
@@ -236,28 +159,88 @@ class Raw(sqlite3.Connection):
     def run(self, operation: Operation[T]) -> T:
         """Run an operation; refuse it if its lease has ended while it was waiting."""
         with self._turn:
+            if self._dropped:
+                self._sweep()
+            if self._cursors:
+                operation.beside = self._has_others(operation)
             with self._gate:
-                if operation.withdrawn:
+                if operation.withdrawn or (operation.abandoned and operation.is_vain()):
                     return cast("T", None)  # nobody is there to see it
                 self.check(operation.lease)
                 self._running = operation
                 self._doubts += 1
-            tame = False
+            tame = was_in_transaction = False
+            error: Exception | None = None
             try:
-                if self._dropped:
-                    self._sweep()
-                result = operation.function()
+                was_in_transaction = not self.over and self.in_transaction
+                self._prepare(operation, was_in_transaction)
+                result = self._call(operation, in_transaction=was_in_transaction)
                 # Not if a callback has got hold of the connection, to do nobody knows what.
                 tame = operation.tame and operation.made in ([], [result])
+            except Exception as raised:
+                error = self.explained(raised, operation.name)
+                if error is raised:
+                    raise
+                raise error from raised
+            else:
                 return result
             finally:
-                with self._gate:
-                    self._running = None
-                    operation.finished = True
-                    if operation.abandoned:
-                        self._dropped.extend(operation.made)
-                    elif tame:
-                        self._doubts -= 1
+                if was_in_transaction:
+                    operation.broke = self.has_lost(error)
+                error = None  # which has a traceback, which has this frame
+                self._conclude(operation, tame=tame)
+
+    def _prepare(self, operation: Operation[Any], in_transaction: bool, /) -> None:  # noqa: FBT001
+        if (self._in_block or self._ended) and self.is_lost(in_transaction):
+            self.refuse(operation.name, operation.sql)
+        if operation.beside:
+            self._watch(operation)
+        if operation.abandoned and not self.is_patient:
+            self._chase(operation, GRACE)
+        if self._facts_due:
+            self.find_facts()
+        if not operation.known:
+            self.distrust()
+
+    def _call(self, operation: Operation[T], *, in_transaction: bool) -> T:
+        """Call the function of an operation, which may have to wait for another's lock."""
+        function, sql = operation.function, operation.sql
+        if sql is None:
+            # What is tame has its lock already, or is the beginning or the end of a block.
+            repeats = operation.tame
+            slices = operation.patience is not None
+        else:
+            repeats = may_be_repeated(sql, operation.tame)
+            slices = repeats and self.tries_again
+        if not repeats or (sql is not None and not (slices or in_transaction)):
+            self.wait_at_once()
+            return function()
+        if slices and not in_transaction:
+            self.wait_in_slices()
+        began = time.monotonic()
+        try:
+            return function()
+        except sqlite3.OperationalError as error:
+            if not is_busy(error):
+                raise
+            if in_transaction:
+                return self.once_more(function, error, began)
+            return self.again(function, error, began, operation)
+
+    def _conclude(self, operation: Operation[Any], *, tame: bool) -> None:
+        if operation.beside:
+            super().put_progress_handler(*self._progress)
+        with self._gate:
+            self._running = None
+            operation.finished = True
+            if operation.abandoned:
+                self._leave(operation)
+            elif tame:
+                self._doubts -= 1
+            if operation.ended is not None:
+                operation.ended.set()
+        if operation.hit and (cursor := operation.cursor) is not None:
+            cursor.end()  # or the interrupt would hit whatever is executed next
 
     def _sweep(self) -> None:
         while self._dropped:
@@ -271,70 +254,46 @@ class Raw(sqlite3.Connection):
             if cursor is not kept:
                 self._dropped.append(cursor)
 
-    def abandon(self, operation: Operation[Any], error: BaseException) -> None:
-        """Note that the caller has gone without its result, but with an error."""
-        if self.tell and operation.lease == self.lease and isinstance(error, Exception):
+    def abandon(
+        self, operation: Operation[Any], error: BaseException, *, grace: float = 0.0
+    ) -> None:
+        """Note that the caller has gone without its result, but with an error.
+
+        If it was cancelled, what runs is interrupted, ``grace`` seconds later.
+        """
+        if isinstance(error, Exception) and self.tell and operation.lease == self.lease:
             self.tell(error)
         with self._gate:
             operation.abandoned = True
             if operation.finished:
-                self._dropped.extend(operation.made)
+                if isinstance(error, Exception):
+                    self._dropped.extend(operation.made)
+                else:
+                    self._leave(operation)
                 if operation.lease == self.lease:
                     self._doubts += 1
+        if not self.is_patient:
+            self._chase(operation, grace)
 
     def withdraw(self, operation: Operation[Any], error: BaseException) -> None:
-        """Abandon an operation that must not be begun any more; one that runs ends soon.
-
-        Inside a transaction it goes on until the lease ends: to interrupt a write there is to roll
-        back all of the transaction, and what the lease does next would be committed without it. It
-        goes on as well while other cursors are open, which the interrupt would hit too.
-        """
-        self.abandon(operation, error)
+        """Abandon an operation that must not be begun any more."""
         operation.withdrawn = True
-        with self._gate:
-            runs = self._running is operation
-        others = self._cursors.keys() - operation.made
-        if runs and not self.in_transaction and not any(cursor.is_open for cursor in others):
-            self._chase(operation)
+        self.abandon(operation, error)
 
-    def revoke(self) -> None:
-        """End the lease. Callable from any thread at any time; does not wait."""
-        with self._gate:
-            self.lease += 1
-            running = self._running
-        if running is not None:
-            self._chase(running)
-
-    def _chase(self, operation: Operation[Any]) -> None:
-        """Interrupt an operation until it has ended."""
-        if operation.chased or not self._interrupt(operation):
-            return
-        operation.chased = True
-        # SQLite forgets an interrupt that comes before a statement's first step, or between two.
-        start_thread(self._keep_interrupting, operation)
-
-    def _keep_interrupting(self, operation: Operation[Any]) -> None:
-        pause = 0.001
-        while self._interrupt(operation):
-            time.sleep(pause)
-            pause = min(pause * 2, 0.05)
-
-    def _interrupt(self, operation: Operation[Any]) -> bool:
-        with self._gate:
-            if self._running is not operation:
-                return False
-            with contextlib.suppress(sqlite3.ProgrammingError):  # closed by its user
-                self.interrupt()
-            return True
+    def _leave(self, operation: Operation[Any]) -> None:
+        """Take back what an operation has made, fetched or ended while nobody was there to see."""
+        self._dropped.extend(operation.made)
+        if operation.lease == self.lease:
+            if operation.broke:
+                self.lose()
+            if (cursor := operation.cursor) is not None:
+                cursor.is_torn = True
 
     # -- between two leases ----------------------------------------------------------------------
 
-    def _state(self) -> tuple[object, ...]:
-        return self.row_factory, self.text_factory, self.isolation_level
-
-    def remember(self) -> None:
-        """Take what the connection is like now for what a reset returns to."""
-        self._settled = self._state()
+    def _facts(self) -> Facts:
+        self.wait_at_once()  # or the short wait would be taken for the user's
+        return super()._facts()
 
     def is_clean(self) -> bool:
         """Tell whether a reset would find nothing to undo; in any thread.
@@ -343,16 +302,19 @@ class Raw(sqlite3.Connection):
         """
         return (
             not self._doubts
+            and not self._in_block
+            and self._ended is None
             and not self.in_transaction
-            and self._state() == self._settled
+            and self.is_as_remembered()
+            and not self.is_file_due()
             and not (self._cursors and any(cursor.is_open for cursor in list(self._cursors)))
         )
 
     def clean(self) -> str | None:
         """Undo what a lease has left behind, verify it, and return what that was."""
         note = None
-        if getattr(self, "autocommit", -1) != -1:  # Python 3.12: sqlite3.LEGACY_TRANSACTION_CONTROL
-            self.autocommit = -1
+        self.silence()
+        self.switch_autocommit(off=True)
         self._sweep()
         cursors = list(self._cursors)
         if self.in_transaction:
@@ -363,12 +325,17 @@ class Raw(sqlite3.Connection):
             # Before the rollback: an interrupt stays in force as long as one of them is open.
             sqlite3.Cursor.close(cursor)
         self._cursors.clear()
-        self.rollback()
+        self.close_blobs()
+        self.is_patient = False
+        self.wait_at_once()
+        self.roll_back_block()
         if self._is_busy():
             raise sqlite3.OperationalError("the connection is not idle after its reset")
-        # After the rollback: to assign an isolation level of None is to commit.
-        self.row_factory, self.text_factory, self.isolation_level = cast("Any", self._settled)
-        self.set_up()
+        if self.is_file_due():
+            self.check_files()
+        self.undo()
+        self.switch_autocommit(off=False)
+        self.listen()
         self._doubts = 0
         return note
 
@@ -384,15 +351,3 @@ class Raw(sqlite3.Connection):
             interrupted = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_INTERRUPT
             return interrupted or str(error).startswith("cannot VACUUM")
         return False
-
-    def set_up(self) -> None:
-        """Set what the driver's settings ask for."""
-        for pragma in self.pragmas:
-            self.command(pragma)
-
-
-def start_thread(function: Callable[..., object], *args: object) -> None:
-    """Start a thread that nothing waits for; none when the interpreter is about to end."""
-    if not sys.is_finalizing():  # starting one would wait for ever, or raise
-        with contextlib.suppress(RuntimeError):
-            threading.Thread(target=function, args=args, name="poolkit", daemon=True).start()

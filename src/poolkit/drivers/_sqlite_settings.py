@@ -42,16 +42,15 @@ class CreateOptions(PoolOptions, SettingsDict, total=False):
 class Settings:
     """How each connection is set up. None leaves what SQLite does by itself.
 
-    ``foreign_keys``, ``busy_timeout`` and ``synchronous`` are set again by every reset, so that a
-    lease which changed them changed them for itself only.
+    Each lease begins with these, or with what ``on_connect`` has made of them.
     """
 
     foreign_keys: bool | None = True
     """Whether foreign keys are enforced; SQLite by itself does not."""
 
     busy_timeout: float | None = 5.0
-    """Seconds that a statement waits for another connection's lock. It cannot be interrupted
-    meanwhile."""
+    """Seconds that a statement, or the beginning of a transaction, waits for another connection's
+    lock. `pool.transaction` does not wait past the deadline of its acquire."""
 
     journal_mode: str | None = "WAL"
     """Of a database file: WAL lets readers read while one writes. It stays with the file."""
@@ -197,6 +196,10 @@ class Database:
     kind: Literal["file", "private", "shared cache", "shared"]
     read_only: bool = False
     must_exist: bool = False
+    #: Of a file: where it is, whatever the working directory will be.
+    path: str = ""
+    #: Of a file: the URI that does not create it.
+    existing: str = ""
 
     @classmethod
     def named(cls, database: str | Path) -> Database:
@@ -221,7 +224,13 @@ class Database:
             # A name of its own lets the driver keep it when its only connection is replaced.
             name = f"file:/poolkit-{uuid.uuid4().hex}?vfs=memdb" if _MEMDB else name
             return cls(path or ":memory:", name, _MEMDB or uri, "private")
-        return cls(path, name, uri, "file", read_only, must_exist)
+        # (Not Path.resolve(), which would follow a symbolic link now rather than when it opens.)
+        absolute = os.path.abspath(_local(path) if uri else path)  # noqa: PTH100
+        name = _file_uri(absolute, parts.query) if uri else absolute
+        existing = _file_uri(
+            absolute, parts.query if must_exist else f"{_without_mode(query)}mode=rw"
+        )
+        return cls(path, name, uri, "file", read_only, must_exist, absolute, existing)
 
     def refuse(self, capacity: int) -> None:
         """Raise `PoolConfigError` if that many connections cannot share this database."""
@@ -249,7 +258,7 @@ class Database:
         return Verdict.TRANSIENT if code in passing else Verdict.FATAL
 
     def _why_not(self) -> str | None:
-        path = Path(self.shown)
+        path = Path(self.path)
         if path.is_dir():
             return f"{path} is a directory"
         if not path.parent.is_dir():
@@ -260,3 +269,20 @@ class Database:
         if not os.access(path if path.exists() else path.parent, wanted):
             return f"no permission for {path}"
         return None
+
+
+def _local(path: str) -> str:
+    """Return the path of a URI as the system writes it: of ``/C:/app.db`` without the slash."""
+    return path[1:] if os.name == "nt" and path[:1] == "/" and path[2:3] == ":" else path
+
+
+def _file_uri(absolute: str, query: str) -> str:
+    path = quote(Path(absolute).as_posix(), safe="/:")
+    slash = "" if path.startswith("/") else "/"
+    return f"file://{slash}{path}" + (f"?{query}" if query else "")
+
+
+def _without_mode(query: dict[str, str]) -> str:
+    """Return the parameters of a URI but for its mode, to be followed by another one."""
+    kept = {name: value for name, value in query.items() if name != "mode"}
+    return f"{urlencode(kept, quote_via=quote)}&" if kept else ""

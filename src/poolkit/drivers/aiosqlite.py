@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import sqlite3
 import threading
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -19,7 +20,10 @@ from poolkit._driver import missing_extra
 from poolkit._errors import PoolConfigError
 from poolkit._pool import Pool
 from poolkit.drivers._sqlite import SQLiteDriver, lent
-from poolkit.drivers._sqlite_connection import Operation, Raw, RawCursor, is_tame
+from poolkit.drivers._sqlite_connection import Raw
+from poolkit.drivers._sqlite_cursor import RawCursor, is_tame
+from poolkit.drivers._sqlite_interrupts import GRACE
+from poolkit.drivers._sqlite_operation import Operation
 from poolkit.drivers._sqlite_settings import CreateOptions, parse_url, split_options
 
 try:
@@ -99,11 +103,12 @@ class _Worker:
 
     def __init__(self) -> None:
         self._raw: Raw | None = None
-        self._calls: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None]
+        self._calls: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any] | None] | None]
         self._calls = SimpleQueue()
         self._ended: asyncio.Future[None] | None = None
         # A daemon, so that a connection nobody has closed does not keep the interpreter.
-        threading.Thread(target=self._run, name="poolkit-aiosqlite", daemon=True).start()
+        self.thread = threading.Thread(target=self._run, name="poolkit-aiosqlite", daemon=True)
+        self.thread.start()
 
     def open(self, opening: Callable[[], Raw]) -> Raw:
         """Open the connection, in the thread, which closes it whatever becomes of the caller."""
@@ -113,8 +118,12 @@ class _Worker:
     def submit(self, function: Callable[[], T]) -> asyncio.Future[T]:
         """Have a function run in the thread; what is returned may be awaited, or not."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._calls.put((function, future))
+        self.put(function, future)
         return future
+
+    def put(self, function: Callable[[], T], future: asyncio.Future[T] | None) -> None:
+        """Have a function run in the thread, and a future told."""
+        self._calls.put((function, future))
 
     def end(self) -> None:
         """Have the thread close the connection and end, after what is queued already."""
@@ -146,7 +155,9 @@ class _Worker:
                 _tell(self._ended, None, None)
 
 
-def _tell(future: asyncio.Future[Any], result: object, error: BaseException | None) -> None:
+def _tell(future: asyncio.Future[Any] | None, result: object, error: BaseException | None) -> None:
+    if future is None:
+        return
     if isinstance(error, StopIteration):  # no future takes it
         error = RuntimeError(f"StopIteration raised in a database thread: {error}")
     # (Not contextlib.suppress: what the thread does here, the loop waits for.)
@@ -174,9 +185,31 @@ class Connection(aiosqlite.Connection):
         self._connection = raw
         self._raw = raw
         self._worker = worker
+        # What other libraries look at, and SQLAlchemy puts its calls into.
+        self._thread = worker.thread
+        self._tx = cast("Any", _Queue(self))
 
     def __await__(self) -> Generator[Any, None, aiosqlite.Connection]:
         raise RuntimeError("this connection is open already, and its pool closes it")
+
+    @property
+    def isolation_level(self) -> Any:
+        """As for `sqlite3.Connection`; undone when the connection is given back."""
+        return self._conn.isolation_level
+
+    @isolation_level.setter
+    def isolation_level(self, value: Any) -> None:
+        try:
+            self._conn.isolation_level = value
+        except sqlite3.ProgrammingError:
+            # None is set; but sqlite3 commits then, which it lets nobody do but the thread. A
+            # transaction that is open stays so, and is rolled back at the end of the lease.
+            if value is not None:
+                raise
+
+    def is_alive(self) -> bool:
+        """Tell whether the connection's thread runs; older versions of aiosqlite are the thread."""
+        return self._thread.is_alive()
 
     async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a function in the thread; everything that aiosqlite does comes by here."""
@@ -190,17 +223,30 @@ class Connection(aiosqlite.Connection):
     async def _perform(self, lease: int, fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         self._raw.check(lease)
         owner = getattr(fn, "__self__", None)
-        tame = isinstance(owner, (Raw, RawCursor)) and is_tame(fn.__name__, args)
-        return await self._within(lease, functools.partial(fn, *args, **kwargs), tame=tame)
+        ours = isinstance(owner, (Raw, RawCursor))
+        tame = ours and is_tame(fn.__name__, args)
+        known = ours or str(getattr(fn, "__module__", "")).startswith(("poolkit.", "aiosqlite."))
+        call = functools.partial(fn, *args, **kwargs)
+        return await self._within(lease, call, tame=tame, known=known)
 
-    async def _within(self, lease: int, function: Callable[[], T], *, tame: bool = False) -> T:
+    async def _within(
+        self,
+        lease: int,
+        function: Callable[[], T],
+        *,
+        tame: bool = False,
+        known: bool = True,
+        patience: float | None = None,
+    ) -> T:
         if self._raw.over:
             raise ValueError("no active connection")
-        operation = Operation(self._raw, lease, function, tame=tame)
+        operation = Operation(self._raw, lease, function, tame=tame, known=known, patience=patience)
         try:
             result = await self._worker.submit(operation)
         except BaseException as error:
-            self._raw.abandon(operation, error)
+            # As with plain aiosqlite, what a cancelled task does in its clean-up is done. It has
+            # the grace for that; and whatever else runs, no more.
+            self._raw.abandon(operation, error, grace=GRACE)
             raise
         self._raw.claim(operation, result if isinstance(result, RawCursor) else None)
         return result
@@ -231,15 +277,33 @@ class Connection(aiosqlite.Connection):
         """Close, after what is queued already. Closing twice is harmless."""
         if not self._raw.over:
             self._raw.over = True
+            self._running = False
             self._connection = None
             await self._worker.join()
 
     def stop(self) -> None:
         """Close without waiting: what is queued is refused, what runs is interrupted."""
         self._raw.over = True
+        self._running = False
         self._connection = None
         self._raw.revoke()
         self._worker.end()
+
+
+class _Queue:
+    """Takes calls for a connection's thread past the connection, as aiosqlite's own does."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._worker = connection._worker
+        self._raw = connection._raw
+
+    def put_nowait(self, call: tuple[asyncio.Future[Any] | None, Callable[[], Any]]) -> None:
+        """Have a function run; the future, if there is one, gets what comes of it."""
+        future, function = call
+        operation = Operation(self._raw, self._raw.lease, function, tame=False, known=False)
+        self._worker.put(operation, future)
+
+    put = put_nowait
 
 
 def _given(parameters: Any) -> Any:

@@ -16,8 +16,8 @@ Its `Connection` offers what most people use of aiosqlite's, spelled in the same
     cursor.rowcount, cursor.lastrowid, cursor.description, cursor.arraysize, cursor.row_factory
 
 Who is cancelled returns at once. A statement that has not begun is not begun; one that runs is
-interrupted, or, inside a transaction, goes on until the connection is given back (`Raw.abandon`
-says why). The connection is not used before it has ended.
+interrupted. A write takes its transaction with it: then whatever else is done in that raises
+`TransactionEnded`. The connection is not used before the statement has ended.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ import anyio.to_thread
 
 from poolkit._pool import Pool
 from poolkit.drivers._sqlite import SQLiteDriver, lent
-from poolkit.drivers._sqlite_connection import Operation, Raw, RawCursor, is_tame, start_thread
+from poolkit.drivers._sqlite_connection import Raw
+from poolkit.drivers._sqlite_cursor import RawCursor, is_tame
+from poolkit.drivers._sqlite_interrupts import start_thread
+from poolkit.drivers._sqlite_operation import Operation
 from poolkit.drivers._sqlite_settings import CreateOptions, parse_url, split_options
 
 if TYPE_CHECKING:
@@ -177,7 +180,7 @@ class Connection:
         return self._make(self._raw.executemany, sql, parameters)
 
     def executescript(self, sql_script: str) -> Call:
-        """Execute several statements; commits an open transaction first."""
+        """Execute several statements; it commits first, hence is refused in a transaction block."""
         return self._make(self._raw.executescript, sql_script)
 
     def execute_fetchall(self, sql: str, parameters: Any = ()) -> Coroutine[Any, Any, list[Any]]:
@@ -276,8 +279,15 @@ class Connection:
         result = await self._within(lease, functools.partial(method, *args, **kwargs), tame=tame)
         return result if finish is None else finish(result)
 
-    async def _within(self, lease: int, function: Callable[[], T], *, tame: bool = False) -> T:
-        operation = Operation(self._raw, lease, function, tame=tame)
+    async def _within(
+        self,
+        lease: int,
+        function: Callable[[], T],
+        *,
+        tame: bool = False,
+        patience: float | None = None,
+    ) -> T:
+        operation = Operation(self._raw, lease, function, tame=tame, patience=patience)
         try:
             # The limiter keeps the order. asyncio gives it back with the caller, while the thread
             # may go on: that no two are at work even so is seen to by `Raw.run`.
@@ -307,7 +317,7 @@ class Cursor:
         return self._again(self._cursor.executemany, sql, parameters)
 
     def executescript(self, sql_script: str) -> Call:
-        """Execute several statements; commits an open transaction first."""
+        """Execute several statements; it commits first, hence is refused in a transaction block."""
         return self._again(self._cursor.executescript, sql_script)
 
     def fetchone(self) -> Coroutine[Any, Any, Any]:

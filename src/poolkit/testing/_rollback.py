@@ -43,9 +43,10 @@ async def rollback(pool: Pool[C]) -> AsyncIterator[Pool[C]]:
 
     It differs from a real pool in what a checkout that fails leaves behind: nothing of a checkout
     remains in which a statement has failed in PostgreSQL, or was cancelled. The code under test
-    must not end the transaction itself (``COMMIT``, ``conn.commit()``); that is found out at the
-    end of its checkout, and from then on there are no more. A savepoint of its own that it never
-    releases is kept with the checkout, where a real pool would undo it.
+    must not end the transaction itself (``COMMIT``, ``conn.commit()``): SQLite's drivers refuse it
+    (`TransactionEnded`); on PostgreSQL that is found out at the end of its checkout, and from then
+    on there are no more. A savepoint of its own that it never releases is kept with the checkout,
+    where a real pool would undo it.
 
     Works with connections that have ``execute(sql)`` and a database with savepoints: asyncpg,
     aiosqlite and `poolkit.drivers.sqlite` are tested. The connection goes back to ``pool``.
@@ -111,14 +112,20 @@ class _PinnedDriver(Generic[C]):
         else:
             await self.execute("BEGIN")
         self._outermost = getattr(self._connection, "_top_xact", None)
-        self._revoke()  # the transaction is of no block of the driver's any more
+        if hasattr(self._driver, "spare"):
+            self._driver.spare(self._connection)
+        else:
+            self._revoke()  # the transaction is of no block of the driver's any more
         await self.execute(f"SAVEPOINT {_CHECKOUT}")
 
     async def roll_back(self) -> None:
         """Undo everything; what fails here is left to the reset that follows."""
         self._revoke()
         with contextlib.suppress(Exception), anyio.move_on_after(self._patience):
-            await self.execute("ROLLBACK")
+            if hasattr(self._driver, "roll_back"):
+                await self._driver.roll_back(self._connection)
+            else:
+                await self.execute("ROLLBACK")
 
     # -- the protocol ----------------------------------------------------------------------------
 

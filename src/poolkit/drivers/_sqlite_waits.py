@@ -1,0 +1,130 @@
+"""How SQLite's own connection waits for another one's lock: in slices, and looks up in between.
+
+SQLite's wait hears of no deadline and of no interrupt, and may last for all of ``busy_timeout``. So
+SQLite is given a short one, and what has failed for the lock alone is tried again until the user's
+is over. Only outside of transactions, where such a failure has left nothing behind; and under a
+write-ahead log, or for a BEGIN: in the other journal modes a writer that tries again would let pass
+the readers that it is keeping out while it waits.
+
+The user's value is put back before anything that might look at it. To set it costs as much as a
+small statement, so the short one stays for as long as nothing else is done.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import time
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from poolkit.drivers._sqlite_operation import Operation
+
+T = TypeVar("T")
+
+#: Seconds that SQLite waits before it is looked whether anybody is still waiting.
+SLICE: Final = 0.05
+_MILLISECONDS: Final = int(SLICE * 1000)
+_OTHERS: Final = re.compile(r"\s*(?:BEGIN|CREATE|DROP|ALTER|REINDEX|ANALYZE)\b", re.IGNORECASE)
+
+
+class Waits(sqlite3.Connection):
+    """A connection of SQLite's whose waits for a lock can be ended."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        #: The user's ``busy_timeout`` in milliseconds, if it is known.
+        self._busy_timeout: int | None = None
+        #: Whether SQLite has the short one instead.
+        self._is_short = False
+
+    def command(self, sql: str) -> list[Any]:
+        """Execute a statement on a cursor that nobody else sees; return its rows, as tuples."""
+        cursor = super().cursor()
+        cursor.row_factory = None
+        try:
+            return cursor.execute(sql).fetchall()
+        finally:
+            cursor.close()
+
+    def own(self, sql: str) -> list[Any]:
+        """Execute a statement that is no user's affair."""
+        return self.command(sql)
+
+    def wait_in_slices(self) -> None:
+        """Give SQLite a short ``busy_timeout``, unless the user's is short itself."""
+        if self._busy_timeout is None:
+            ((given,),) = self.own("PRAGMA busy_timeout")
+            self._busy_timeout = given
+            if given > _MILLISECONDS:
+                self.own(f"PRAGMA busy_timeout={_MILLISECONDS}")
+                self._is_short = True
+
+    def wait_at_once(self) -> None:
+        """Give SQLite the user's ``busy_timeout`` again, which may be changed then."""
+        given, self._busy_timeout = self._busy_timeout, None
+        if self._is_short:
+            try:
+                self.own(f"PRAGMA busy_timeout={given}")
+                self._is_short = False
+            except sqlite3.Error:  # interrupted, as long as a cursor is open
+                self._busy_timeout = given
+
+    def again(
+        self,
+        function: Callable[[], T],
+        error: sqlite3.OperationalError,
+        began: float,
+        operation: Operation[T],
+    ) -> T:
+        """Call a function again and again that has failed because another connection has the lock.
+
+        For as long as the user's ``busy_timeout``, but for no more than the operation's patience,
+        after which this raises `TimeoutError`, and no longer than anybody waits for it.
+        """
+        limit, patience = (self._busy_timeout or 0) / 1000, operation.patience
+        tried = began
+        while not operation.is_over():
+            # Some builds of SQLite wait for whole seconds only, hence not at all.
+            time.sleep(max(0.0, min(limit, tried + SLICE - time.monotonic())))
+            tried = time.monotonic()
+            if patience is not None and tried - began >= patience <= limit:
+                raise TimeoutError(
+                    f"the database file is locked by another connection ({error})"
+                ) from error
+            if tried - began >= limit:
+                break
+            try:
+                return function()
+            except sqlite3.OperationalError as another:
+                if not is_busy(another):
+                    raise
+                error = another
+        raise error
+
+    def once_more(
+        self, function: Callable[[], T], error: sqlite3.OperationalError, began: float
+    ) -> T:
+        """Call a function again, in a transaction, if it has waited for a lock in vain.
+
+        There a wait is rare, and most failures are at once: then waiting would not help.
+        """
+        if not self._is_short or time.monotonic() < began + SLICE:
+            raise error
+        self.wait_at_once()
+        return function()
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Tell whether another connection has the lock."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def may_be_repeated(sql: str, tame: bool, /) -> bool:  # noqa: FBT001  # at every operation
+    """Tell whether a statement may be executed again, and cannot tell how long SQLite waits.
+
+    A PRAGMA could, and a SELECT of pragma_busy_timeout. ``tame``: it is one of SELECT, INSERT, ...
+    """
+    return (tame or _OTHERS.match(sql) is not None) and "busy_timeout" not in sql.lower()

@@ -1,0 +1,606 @@
+"""How long SQLite's drivers take: cancelled statements end at once, and waits for locks in time."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+import sqlite3
+import threading
+from typing import TYPE_CHECKING, Annotated, Any
+
+import anyio
+import anyio.from_thread
+import anyio.to_thread
+import fastapi
+import httpx
+import pytest
+from fastapi import Depends
+
+import poolkit
+from poolkit import PoolTimeout, TransactionEnded
+from poolkit.drivers._sqlite_connection import Raw
+from tests.drivers.sqlite_help import (
+    ENDLESS,
+    ENDLESS_INSERT,
+    PATIENCE,
+    SQLITE_CASES,
+    Gate,
+    abandon,
+    join_threads,
+    look,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    """Whatever a test has done."""
+    yield
+    join_threads()
+
+
+@pytest.fixture(params=SQLITE_CASES)
+def case(request: pytest.FixtureRequest) -> Any:
+    """One of the drivers, on an event loop it runs on."""
+    return request.param
+
+
+@pytest.fixture
+def anyio_backend(case: Any) -> Any:
+    """Run on the case's event loop."""
+    return case[1]
+
+
+@pytest.fixture
+def module(case: Any) -> Any:
+    """The driver's module."""
+    return case[0]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A database with an empty table ``t``."""
+    path = tmp_path / "app.db"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE t (x)")
+    return path
+
+
+@pytest.fixture
+def other(path: Path) -> Iterator[sqlite3.Connection]:
+    """Somebody else's connection, without patience."""
+    with contextlib.closing(
+        sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+    ) as other:
+        yield other
+
+
+async def value(conn: Any, sql: str) -> Any:
+    """Return the first value of the first row."""
+    return (await conn.execute_fetchall(sql))[0][0]
+
+
+# -- cancelled statements ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sql", [ENDLESS, f"SELECT count(*) FROM ({ENDLESS})", ENDLESS_INSERT])
+async def test_next_statement_does_not_wait_for_a_cancelled_one(
+    module: Any, path: Path, sql: str
+) -> None:
+    """Which would never end by itself; the lease goes on."""
+    gate = Gate()
+    async with module.create_pool(path, max_size=1) as pool, pool.acquire() as conn:
+        await gate.install(conn)
+        await abandon(conn, gate, sql)
+        with anyio.fail_after(PATIENCE):
+            await conn.execute("INSERT INTO t VALUES (1)")
+    assert look(path) == 1
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+async def test_transaction_goes_on_after_a_cancelled_read(
+    module: Any, path: Path, *, by_hand: bool
+) -> None:
+    """Nothing of it is lost."""
+    gate = Gate()
+    async with module.create_pool(path, max_size=1) as pool, pool.acquire() as conn:
+        await gate.install(conn)
+        block = contextlib.AsyncExitStack()
+        if by_hand:
+            await conn.execute("BEGIN")
+        else:
+            await block.enter_async_context(poolkit.transaction(conn))
+        await conn.execute("INSERT INTO t VALUES (1)")
+        with anyio.fail_after(PATIENCE):
+            await abandon(conn, gate, ENDLESS)
+            await conn.execute("INSERT INTO t VALUES (2)")
+            await block.aclose()
+            if by_hand:
+                await conn.commit()
+    assert look(path) == 2
+
+
+async def test_block_does_not_go_on_after_a_cancelled_write(module: Any, path: Path) -> None:
+    """SQLite undoes all of the transaction."""
+    gate = Gate()
+    async with module.create_pool(path, max_size=1) as pool:
+        with anyio.fail_after(PATIENCE):
+            with pytest.raises(TransactionEnded, match="whose caller was cancelled"):
+                async with pool.transaction() as conn:
+                    await gate.install(conn)
+                    await conn.execute("INSERT INTO t VALUES (1)")
+                    await abandon(conn, gate, ENDLESS_INSERT)
+                    with pytest.raises(TransactionEnded, match="rolled it back"):
+                        await conn.execute("INSERT INTO t VALUES (2)")
+            assert look(path) == 0
+            async with pool.transaction() as conn:
+                await conn.execute("INSERT INTO t VALUES (3)")
+    assert look(path) == 1
+
+
+@pytest.mark.parametrize("way_on", ["rollback()", "ROLLBACK", "BEGIN", "block", "release"])
+async def test_transaction_by_hand_does_not_go_on_after_a_cancelled_write(
+    module: Any, path: Path, way_on: str
+) -> None:
+    """What came next would be in autocommit, although nobody was told of an error."""
+    gate = Gate()
+    async with module.create_pool(path, max_size=1) as pool:
+        with anyio.fail_after(PATIENCE):
+            async with pool.acquire() as conn:
+                await gate.install(conn)
+                await conn.execute("BEGIN")
+                await conn.execute("INSERT INTO t VALUES (1)")
+                await abandon(conn, gate, ENDLESS_INSERT)
+                for sql in ("INSERT INTO t VALUES (2)", "SELECT 1", "COMMIT", "SAVEPOINT s"):
+                    with pytest.raises(TransactionEnded, match=r"begun here by hand.*rollback\(\)"):
+                        await conn.execute(sql)
+                with pytest.raises(TransactionEnded):
+                    await conn.commit()
+                if way_on == "rollback()":
+                    await conn.rollback()
+                elif way_on == "block":
+                    async with poolkit.transaction(conn):
+                        pass
+                elif way_on != "release":
+                    with contextlib.suppress(
+                        sqlite3.OperationalError
+                    ):  # "no transaction is active"
+                        await conn.execute(way_on)
+                    await conn.rollback()
+                if way_on != "release":
+                    await conn.execute("INSERT INTO t VALUES (3)")
+            async with pool.acquire() as conn:
+                await conn.execute("INSERT INTO t VALUES (3)")
+    assert look(path) == (1 if way_on == "release" else 2)
+
+
+async def test_error_that_ends_a_transaction_by_hand_is_its_users_affair(
+    module: Any, path: Path
+) -> None:
+    """He was told, and may go on as with any other library."""
+    async with module.create_pool(path, max_size=1) as pool, pool.acquire() as conn:
+        await conn.execute("CREATE UNIQUE INDEX only ON t (x)")
+        await conn.execute("BEGIN")
+        await conn.execute("INSERT INTO t VALUES (1)")
+        with pytest.raises(sqlite3.IntegrityError):
+            await conn.execute("INSERT OR ROLLBACK INTO t VALUES (1)")
+        await conn.execute("INSERT INTO t VALUES (2)")
+    assert look(path) == 1
+
+
+@pytest.mark.parametrize("method", ["fetchone", "fetchmany", "fetchall"])
+async def test_cancelled_fetch_ends_and_its_cursor_says_so(
+    module: Any, path: Path, method: str
+) -> None:
+    """Rows are lost: the next ones would seem to be all there are. It may execute again."""
+    gate = Gate()
+    rows = f"SELECT 0 UNION ALL {ENDLESS.replace('WITH', 'SELECT * FROM (WITH', 1)})"
+    async with module.create_pool(path, max_size=1) as pool, pool.acquire() as conn:
+        await gate.install(conn)
+        with anyio.fail_after(PATIENCE):
+            cursor = await conn.execute(rows)
+            async with anyio.create_task_group() as group:
+                group.start_soon(getattr(cursor, method))
+                await gate.reached()
+                group.cancel_scope.cancel()
+            assert await value(conn, "SELECT 1") == 1
+            for again in ("fetchone", "fetchmany", "fetchall"):
+                with pytest.raises(sqlite3.OperationalError, match="rows of this cursor are lost"):
+                    await getattr(cursor, again)()
+            assert await value(conn, "SELECT 1") == 1
+            await cursor.execute("SELECT 2")
+            assert await cursor.fetchone() == (2,)
+
+
+@pytest.mark.parametrize("transaction", [False, True])
+async def test_cursor_beside_a_cancelled_statement_goes_on(
+    module: Any, path: Path, *, transaction: bool
+) -> None:
+    """An interrupt would hit it too, and everything else until it had ended."""
+    gate = Gate()
+    async with module.create_pool(path, max_size=1) as pool:
+        async with pool.transaction() if transaction else pool.acquire() as conn:
+            await gate.install(conn)
+            async with conn.execute("SELECT 1 UNION SELECT 2 UNION SELECT 3") as cursor:
+                assert await cursor.fetchone() == (1,)
+                with anyio.fail_after(PATIENCE):
+                    await abandon(conn, gate, ENDLESS)
+                    assert await value(conn, "SELECT 1") == 1
+                await conn.execute("INSERT INTO t VALUES (1)")
+                assert [*await cursor.fetchall()] == [(2,), (3,)]
+    assert look(path) == 1
+
+
+async def test_own_progress_handler_goes_on_working(module: Any, path: Path) -> None:
+    """Beside a half-read cursor ours is called as well."""
+    gate, calls = Gate(), []
+    async with module.create_pool(path, max_size=1) as pool, pool.acquire() as conn:
+        await gate.install(conn)
+        raw = conn._raw
+
+        async def handle(handler: Any) -> None:
+            await conn._within(
+                raw.lease, functools.partial(raw.set_progress_handler, handler, 1000)
+            )
+
+        count = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 9999) SELECT count(*) FROM n"
+        await handle(lambda: calls.append(1))
+        async with conn.execute("SELECT 1 UNION SELECT 2") as cursor:
+            assert await cursor.fetchone() == (1,)
+            assert await value(conn, count) == 9999
+            assert calls
+            with anyio.fail_after(PATIENCE):
+                await abandon(conn, gate, ENDLESS)
+                assert await value(conn, "SELECT 1") == 1
+            await handle(lambda: 1)
+            with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+                await value(conn, count)
+        with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+            await value(conn, count)
+        await handle(None)
+        assert await value(conn, count) == 9999
+
+
+async def test_interrupt_cannot_reach_a_later_statement(module: Any, path: Path) -> None:
+    """Whenever it comes: before the statement, in it, after it, and with a cursor left open by it."""
+    chance = random.Random(7)
+    many = (
+        "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT {}) SELECT x FROM n"
+    )
+    async with module.create_pool(path, max_size=1) as pool:
+        for turn in range(100):
+            async with pool.acquire() as conn:
+                cursor = await conn.execute(many.format(500)) if turn % 3 == 0 else None
+                with anyio.move_on_after(chance.random() * 0.003):
+                    if turn % 2:
+                        await conn.execute_fetchall(many.format(chance.randrange(1, 5000)))
+                    elif cursor is not None:
+                        await cursor.fetchmany(chance.randrange(1, 400))
+                    else:
+                        await conn.execute(many.format(chance.randrange(1, 5000)))
+                await conn.execute("INSERT INTO t VALUES (1)")
+                assert await value(conn, many.format(3)) == 1
+            async with pool.transaction() as conn:
+                await conn.execute("INSERT INTO t VALUES (2)")
+    assert look(path) == 200
+
+
+async def test_interrupt_after_the_statement_is_forgotten(module: Any, path: Path) -> None:
+    """Also if it is sent while nothing but the cursor of the operation itself is active."""
+    gate = Gate()
+    async with module.create_pool(path, max_size=1) as pool, pool.acquire() as conn:
+        raw = conn._raw
+        sent = threading.Event()
+        really_interrupt = raw.interrupt
+
+        def interrupt() -> None:
+            really_interrupt()
+            sent.set()
+
+        def execute() -> Any:
+            made = raw.execute("SELECT 1 UNION SELECT 2")
+            gate.hold()
+            return made
+
+        raw.interrupt = interrupt
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as group:
+                group.start_soon(functools.partial(conn._within, raw.lease, execute))
+                await gate.reached()
+                group.cancel_scope.cancel()
+            await anyio.to_thread.run_sync(sent.wait, PATIENCE)
+            gate.let_go()
+            assert await value(conn, "SELECT 1") == 1
+            cursor = await conn.execute("SELECT 1 UNION SELECT 2")
+            assert await value(conn, "SELECT 1") == 1
+            assert [*await cursor.fetchall()] == [(1,), (2,)]
+        del raw.interrupt
+
+
+async def test_interrupt_after_a_fetch_is_forgotten(module: Any, path: Path) -> None:
+    """Although its cursor is active still, and stays the user's."""
+    gate = Gate()
+    async with module.create_pool(path, max_size=1) as pool, pool.acquire() as conn:
+        raw = conn._raw
+        sent = threading.Event()
+        really_interrupt = raw.interrupt
+
+        def interrupt() -> None:
+            really_interrupt()
+            sent.set()
+
+        def make_row(_: object, row: Any) -> Any:
+            gate.hold()  # the next row has been found already
+            return row
+
+        raw.interrupt = interrupt
+        with anyio.fail_after(PATIENCE):
+            cursor = await conn.execute("SELECT 1 UNION SELECT 2 UNION SELECT 3")
+            cursor.row_factory = make_row
+            async with anyio.create_task_group() as group:
+                group.start_soon(cursor.fetchone)
+                await gate.reached()
+                group.cancel_scope.cancel()
+            await anyio.to_thread.run_sync(sent.wait, PATIENCE)
+            gate.let_go()
+            assert await value(conn, "SELECT 1") == 1
+            await cursor.execute("SELECT 4 UNION SELECT 5")
+            assert await value(conn, "SELECT 1") == 1
+            assert [*await cursor.fetchall()] == [(4,), (5,)]
+        del raw.interrupt
+
+
+async def test_cancelled_read_that_has_not_begun_is_not_begun(module: Any, path: Path) -> None:
+    """Many of them would keep the next one waiting."""
+    gate = Gate()
+    begun: list[int] = []
+    async with module.create_pool(path, max_size=1) as pool, pool.acquire() as conn:
+        await gate.install(conn)
+        await conn.create_function("note", 0, lambda: begun.append(1))
+        await abandon(conn, gate, "SELECT hold()", "SELECT note()", "VALUES (note())")
+        gate.let_go()
+        assert await value(conn, "SELECT 1") == 1
+        assert not begun
+
+
+# -- locks ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    """Return what waits until a statement has found the database locked twice."""
+    twice = threading.Event()
+    really = Raw.again
+
+    def again(self: Raw, function: Callable[[], Any], *args: Any) -> Any:
+        def attempt() -> Any:
+            try:
+                return function()
+            except sqlite3.OperationalError:
+                twice.set()
+                raise
+
+        return really(self, attempt, *args)
+
+    monkeypatch.setattr(Raw, "again", again)
+
+    async def wait() -> None:
+        assert await anyio.to_thread.run_sync(twice.wait, PATIENCE, abandon_on_cancel=True)
+
+    return wait
+
+
+@pytest.mark.parametrize("mode", ["IMMEDIATE", "EXCLUSIVE"])
+@pytest.mark.parametrize("timeout", [0.1, 0])
+async def test_transaction_on_a_locked_file_times_out(
+    module: Any, path: Path, other: sqlite3.Connection, mode: str, timeout: float
+) -> None:
+    """Like any acquire, and says what it has waited for; the connection is none the worse."""
+    async with module.create_pool(path, max_size=1, busy_timeout=600, name="shop") as pool:
+        other.execute("BEGIN IMMEDIATE")
+        for _ in range(2):
+            with anyio.fail_after(PATIENCE):
+                with pytest.raises(PoolTimeout) as caught:
+                    async with pool.transaction(timeout=timeout, mode=mode):
+                        raise AssertionError("entered")
+            assert f"'shop': no transaction within {timeout} s" in str(caught.value)
+            assert "file is locked by another connection" in str(caught.value)
+            assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
+            async with pool.acquire() as conn:
+                assert await value(conn, "PRAGMA busy_timeout") == 600_000
+                assert await value(conn, "SELECT count(*) FROM t") == 0
+        other.execute("COMMIT")
+        async with pool.transaction(timeout=PATIENCE) as conn:
+            assert await value(conn, "SELECT busy.timeout FROM pragma_busy_timeout busy") == 600_000
+            assert await value(conn, "PRAGMA busy_timeout") == 600_000
+            await conn.execute("INSERT INTO t VALUES (1)")
+        assert pool.stats().connected == 1
+    assert look(path) == 1
+
+
+async def test_transaction_begins_as_soon_as_the_lock_is_free(
+    module: Any, path: Path, other: sqlite3.Connection, refused: Any
+) -> None:
+    """Having waited in slices."""
+    begun: list[int] = []
+
+    async def write() -> None:
+        async with pool.transaction(timeout=PATIENCE) as conn:
+            await conn.execute("INSERT INTO t VALUES (1)")
+        begun.append(1)
+
+    async with module.create_pool(path, max_size=1) as pool:
+        other.execute("BEGIN IMMEDIATE")
+        async with anyio.create_task_group() as group:
+            group.start_soon(write)
+            await refused()
+            assert not begun
+            other.execute("COMMIT")
+    assert look(path) == 1
+
+
+@pytest.mark.parametrize("held", [False, True])
+async def test_without_a_deadline_the_busy_timeout_counts(
+    module: Any, path: Path, other: sqlite3.Connection, *, held: bool
+) -> None:
+    """As for every statement; the error is SQLite's."""
+    async with module.create_pool(path, max_size=1, busy_timeout=0.12) as pool:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(sqlite3.OperationalError, match="database is locked"):
+            if held:
+                async with pool.acquire() as conn, poolkit.transaction(conn):
+                    raise AssertionError("entered")
+            else:
+                async with pool.transaction(timeout=None):
+                    raise AssertionError("entered")
+        with pytest.raises(sqlite3.OperationalError, match="database is locked"):
+            async with pool.acquire() as conn:
+                await conn.execute("INSERT INTO t VALUES (1)")
+
+
+@pytest.mark.parametrize("busy_timeout", [0, 0.03, 0.2])
+async def test_statements_wait_for_the_busy_timeout_that_was_set(
+    module: Any, path: Path, other: sqlite3.Connection, busy_timeout: float
+) -> None:
+    """And for no less, in a lease that has changed it; afterwards it is what it was."""
+    async with module.create_pool(path, max_size=1, busy_timeout=600) as pool:
+        other.execute("BEGIN IMMEDIATE")
+        async with pool.acquire() as conn:
+            await conn.execute("SELECT 1")
+            await conn.execute(f"PRAGMA busy_timeout={int(busy_timeout * 1000)}")
+            before = anyio.current_time()
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                await conn.execute("INSERT INTO t VALUES (1)")
+            assert anyio.current_time() >= before + busy_timeout
+            assert await value(conn, "PRAGMA busy_timeout") == int(busy_timeout * 1000)
+        async with pool.acquire() as conn:
+            assert await value(conn, "PRAGMA busy_timeout") == 600_000
+
+
+async def test_caller_that_leaves_a_wait_for_the_lock_frees_the_connection(
+    module: Any, path: Path, other: sqlite3.Connection, refused: Any
+) -> None:
+    """SQLite's own wait cannot be interrupted, and would last for ten minutes."""
+    async with module.create_pool(path, max_size=1, busy_timeout=600, reset_timeout=5) as pool:
+        other.execute("BEGIN IMMEDIATE")
+        with anyio.fail_after(PATIENCE):
+
+            async def write() -> None:
+                async with pool.transaction():
+                    raise AssertionError("entered")
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(write)
+                await refused()
+                group.cancel_scope.cancel()
+            async with pool.acquire() as conn:
+                assert await value(conn, "SELECT count(*) FROM t") == 0
+                with anyio.move_on_after(0.01):
+                    await conn.execute("INSERT INTO t VALUES (1)")
+                assert await value(conn, "SELECT count(*) FROM t") == 0
+                assert await value(conn, "PRAGMA busy_timeout") == 600_000
+        assert pool.stats().connected == 1
+        other.execute("COMMIT")
+    assert look(path) == 0
+
+
+async def test_statement_outside_of_a_transaction_is_done_once_when_the_lock_is_free(
+    module: Any, path: Path, other: sqlite3.Connection, refused: Any
+) -> None:
+    """However often it has been tried."""
+    async with module.create_pool(path, max_size=1) as pool, pool.acquire() as conn:
+        other.execute("BEGIN IMMEDIATE")
+        async with anyio.create_task_group() as group:
+
+            async def write() -> None:
+                cursor = await conn.execute("INSERT INTO t VALUES (?)", (1,))
+                assert cursor.rowcount == 1
+
+            group.start_soon(write)
+            await refused()
+            other.execute("COMMIT")
+        assert conn.total_changes == 1
+    assert look(path) == 1
+
+
+@pytest.mark.parametrize(("journal", "sliced"), [("WAL", True), ("DELETE", False)])
+async def test_statement_waits_in_slices_where_it_keeps_nobody_out_meanwhile(
+    module: Any, path: Path, journal: str, *, sliced: bool
+) -> None:
+    """Without a log, a writer that waits for readers has barred new ones, and must not let go."""
+    async with module.create_pool(path, max_size=1, journal_mode=journal) as pool:
+        async with pool.acquire() as conn:
+            await conn.execute("INSERT INTO t VALUES (1)")
+            assert conn._raw._is_short is sliced
+        async with pool.transaction() as conn:
+            assert conn._raw._is_short
+
+
+async def test_deferred_block_that_cannot_write_fails_at_once(
+    module: Any, path: Path, other: sqlite3.Connection
+) -> None:
+    """Waiting would not help: it has read what another has changed since."""
+    async with module.create_pool(path, max_size=1, busy_timeout=600) as pool:
+        with anyio.fail_after(PATIENCE), pytest.raises(sqlite3.OperationalError, match="locked"):
+            async with pool.transaction(mode="DEFERRED") as conn:
+                assert await value(conn, "SELECT count(*) FROM t") == 0
+                other.execute("INSERT INTO t VALUES (1)")
+                await conn.execute("INSERT INTO t VALUES (2)")
+    assert look(path) == 1
+
+
+async def test_deferred_block_waits_at_its_first_write(
+    module: Any, path: Path, other: sqlite3.Connection
+) -> None:
+    """For as long as it is told to, in a statement that is tried again with all of that."""
+    async with module.create_pool(path, max_size=1, busy_timeout=0.2) as pool:
+        other.execute("BEGIN IMMEDIATE")
+        async with pool.acquire() as conn:
+            before = anyio.current_time()
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                async with poolkit.transaction(conn, mode="DEFERRED"):
+                    await conn.execute("INSERT INTO t VALUES (2)")
+            assert anyio.current_time() >= before + 0.2
+
+
+async def test_commit_waits_for_readers_where_there_is_no_log(
+    module: Any, path: Path, other: sqlite3.Connection
+) -> None:
+    """It keeps new ones out meanwhile, as SQLite means it to."""
+    async with module.create_pool(path, max_size=1, journal_mode="DELETE") as pool:
+        async with pool.transaction() as conn:
+            await conn.execute("INSERT INTO t VALUES (1)")
+            other.execute("BEGIN")
+            assert other.execute("SELECT count(*) FROM t").fetchone() == (0,)
+            timer = threading.Timer(0.1, other.execute, ["COMMIT"])
+            timer.start()
+        timer.join()
+    assert look(path) == 1
+
+
+async def test_request_on_a_locked_file_is_answered_503(
+    module: Any, path: Path, other: sqlite3.Connection
+) -> None:
+    """In time, and to be tried again."""
+    pool = module.create_pool(path, max_size=1, acquire_timeout=0.1, busy_timeout=600)
+    app = fastapi.FastAPI()
+
+    @app.post("/")
+    async def create(conn: Annotated[Any, Depends(poolkit.fastapi.transaction)]) -> None:
+        await conn.execute("INSERT INTO t VALUES (1)")
+
+    async with (
+        poolkit.fastapi.lifespan(pool)(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+    ):
+        other.execute("BEGIN IMMEDIATE")
+        with anyio.fail_after(PATIENCE):
+            response = await client.post("/")
+        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+        other.execute("COMMIT")
+        assert (await client.post("/")).status_code == 200
+    assert look(path) == 1
