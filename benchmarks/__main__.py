@@ -24,6 +24,7 @@ NAMES = {
     "C": "postgresql",
     "D": "sqlite",
     "G": "recovery",
+    "I": "sqlalchemy_session",
     "E": "web",
 }
 RESULTS = Path(__file__).parent / "results"

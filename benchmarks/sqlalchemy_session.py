@@ -1,39 +1,31 @@
-"""What an AsyncSession costs over poolkit, as a multiple of SQLAlchemy's own pool.
+"""I: what an `AsyncSession` costs over poolkit, beside SQLAlchemy's own pool.
 
-Both engines have five connections and no overflow. Two kinds of session: the shortest there is, one
-``SELECT 1``, and one that reads a row with the ORM, changes it and commits. The engines take turns
-in short blocks, so that what else the machine does meets both; shown are the median times, the
-median of the ratios of neighbouring blocks, and the ratios' range. ``none`` is poolkit with
-``pool_reset_on_return=None``, at the pool's ``reset="full"``. Run it::
-
-    python benchmarks/sqlalchemy_session.py postgresql://postgres@localhost/postgres
-    python benchmarks/sqlalchemy_session.py            # a SQLite file
+Two kinds of session: the shortest there is, one ``SELECT 1``, and one that reads a row with the
+ORM, changes it and commits. By one task, where a reset in the background is in nobody's way, and by
+twice as many tasks as there are connections, where it takes time that a session could have had.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import platform
-import statistics
-import sys
+import contextlib
+import gc
 import tempfile
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import poolkit
+from benchmarks.postgres import NoServerError, server
+from benchmarks.rounds import Spread
+from benchmarks.table import Table
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from sqlalchemy.ext.asyncio import AsyncEngine
-
-BLOCKS = 60
-SESSIONS = 50
+SIZE = 5
+THEIRS = "SQLAlchemy's own pool"
 
 
 class Base(DeclarativeBase):
@@ -48,83 +40,137 @@ class Counter(Base):
     value: Mapped[int]
 
 
-async def shortest(engine: AsyncEngine) -> None:
+async def shortest(engine: AsyncEngine, _: int) -> None:
     """Run one statement."""
     async with AsyncSession(engine) as session:
         await session.execute(sa.text("SELECT 1"))
 
 
-async def change(engine: AsyncEngine) -> None:
+async def change(engine: AsyncEngine, number: int) -> None:
     """Read, change, commit."""
     async with AsyncSession(engine) as session:
-        counter = await session.get_one(Counter, 1)
+        counter = await session.get_one(Counter, number)
         counter.value += 1
         await session.commit()
 
 
-async def block(engine: AsyncEngine, work: Callable[[AsyncEngine], Awaitable[None]]) -> float:
-    """Return the microseconds that one session takes."""
-    begin = time.perf_counter()
-    for _ in range(SESSIONS):
-        await work(engine)
-    return (time.perf_counter() - begin) / SESSIONS * 1e6
+Work = Callable[[AsyncEngine, int], Awaitable[None]]
 
 
-async def measure(url: str) -> None:
-    """Measure all in turn and print what came out."""
-    dialect = "sqlite+aiosqlite" if url.startswith("sqlite") else "postgresql+asyncpg"
+class Cost(NamedTuple):
+    """What one session takes, in microseconds."""
+
+    wall: float
+    """Of the time that all take together."""
+    cpu: float
+    """Of this process's CPU time, in all its threads."""
+
+
+async def block(engine: AsyncEngine, work: Work, tasks: int, sessions: int) -> Cost:
+    """Run that many sessions."""
+
+    async def several(number: int) -> None:
+        for _ in range(sessions // tasks):
+            await work(engine, number)
+
+    gc.collect()
+    begin, used = time.perf_counter(), time.process_time()
+    await asyncio.gather(*(several(number) for number in range(tasks)))
+    passed, used = time.perf_counter() - begin, time.process_time() - used
+    number = sessions // tasks * tasks
+    return Cost(passed / number * 1e6, used / number * 1e6)
+
+
+@contextlib.asynccontextmanager
+async def engines(url: str) -> AsyncIterator[dict[str, AsyncEngine]]:
+    """Open the pools: of all that are compared, by their names."""
+    is_sqlite = url.startswith("sqlite")
+    dialect = "sqlite+aiosqlite" if is_sqlite else "postgresql+asyncpg"
     theirs = create_async_engine(
-        sa.make_url(url).set(drivername=dialect), pool_size=5, max_overflow=0
+        sa.make_url(url).set(drivername=dialect), pool_size=SIZE, max_overflow=0
     )
-    if dialect.startswith("sqlite"):  # as poolkit has it by default
+    found = {THEIRS: theirs}
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(theirs.dispose)
+        if is_sqlite:
+            sa.event.listen(theirs.sync_engine, "connect", _as_poolkit_has_it)
+            pools = {"poolkit": poolkit.create_pool(url, max_size=SIZE)}
+        else:
+            pools = {
+                f"poolkit, reset={level!r}": poolkit.create_pool(
+                    f"{url}?reset={level}", max_size=SIZE
+                )
+                for level in ("transaction", "full")
+            }
+        for name, pool in pools.items():
+            found[name] = poolkit.sqlalchemy.create_async_engine(
+                await stack.enter_async_context(pool)
+            )
+        yield found
 
-        @sa.event.listens_for(theirs.sync_engine, "connect")
-        def pragmas(connection: Any, _: Any) -> None:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")
 
-    async with poolkit.create_pool(url, max_size=5, max_overflow=0) as pool:
-        engines = {
-            "theirs": theirs,
-            "poolkit": poolkit.sqlalchemy.create_async_engine(pool),
-            "none": poolkit.sqlalchemy.create_async_engine(pool, pool_reset_on_return=None),
-        }
-        async with theirs.begin() as conn:
+def _as_poolkit_has_it(connection: Any, _: object) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
+Costs = dict[str, list[Cost]]
+
+
+async def measure(url: str, work: Work, tasks: int, rounds: int, sessions: int) -> Costs:
+    """Return what a session took with each, in each round."""
+    async with engines(url) as compared:
+        async with compared[THEIRS].begin() as conn:
             await conn.run_sync(Base.metadata.drop_all)
             await conn.run_sync(Base.metadata.create_all)
-            await conn.execute(sa.insert(Counter).values(id=1, value=0))
-        for work in (shortest, change):
-            times: dict[str, list[float]] = {name: [] for name in engines}
-            for count in range(BLOCKS + 2):
-                for name, engine in engines.items():
-                    spent = await block(engine, work)
-                    if count > 1:  # warm by then
-                        times[name].append(spent)
-            print(f"{dialect} {work.__name__:9}", end="")
-            for name, found in times.items():
-                print(f" {name} {statistics.median(found):.0f} µs", end="")
-                if name != "theirs":
-                    pairs = zip(found, times["theirs"], strict=True)
-                    ratios = sorted(mine / their for mine, their in pairs)
-                    middle = statistics.median(ratios)
-                    print(f" = {middle:.2f} x ({ratios[0]:.2f} to {ratios[-1]:.2f})", end="")
-            print(flush=True)
-        async with theirs.begin() as conn:
+            rows = [{"id": number, "value": 0} for number in range(2 * SIZE)]
+            await conn.execute(sa.insert(Counter), rows)
+        found: Costs = {name: [] for name in compared}
+        for count in range(-2, rounds):
+            for name, engine in compared.items():
+                cost = await block(engine, work, tasks, sessions)
+                if count >= 0:  # warm by then
+                    found[name].append(cost)
+        async with compared[THEIRS].begin() as conn:
             await conn.run_sync(Base.metadata.drop_all)
-        assert pool.stats().size <= 5  # noqa: PLR2004  # as many as the other has
-    await theirs.dispose()
+    return found
 
 
-def main() -> None:
-    """Measure each database asked for."""
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("urls", nargs="*")
-    versions = f"SQLAlchemy {sa.__version__}, poolkit {poolkit.__version__}"
-    print(f"Python {sys.version.split()[0]}, {platform.machine()}, {versions}")
+def times(found: Costs, name: str, column: str) -> Spread:
+    """Return how many times as much one took as SQLAlchemy's own, formed inside a round."""
+    pairs = zip(found[name], found[THEIRS], strict=True)
+    return Spread.of(getattr(a, column) / getattr(b, column) for a, b in pairs)
+
+
+def run(*, quick: bool) -> Iterator[Table]:
+    """Return the tables."""
     with tempfile.TemporaryDirectory() as folder:
-        for url in parser.parse_args().urls or [f"sqlite:///{folder}/benchmark.db"]:
-            asyncio.run(measure(url))
+        yield _table("SQLite", f"sqlite:///{folder}/benchmark.db", quick=quick)
+    try:
+        with server() as postgres:
+            yield _table("PostgreSQL", postgres.dsn(), quick=quick)
+    except NoServerError as missing:
+        print(f"I: PostgreSQL is left out: {missing}\n")
 
 
-if __name__ == "__main__":
-    main()
+def _table(database: str, url: str, *, quick: bool) -> Table:
+    rounds, sessions = (5, 50) if quick else (25, 100)
+    table = Table(
+        name=f"sqlalchemy-{database.lower()}",
+        title=f"I: sessions of SQLAlchemy's on {database}",
+        about=f"{SIZE} connections, {rounds} interleaved rounds of {sessions} sessions, wall time.",
+        columns=["pool", "session", "tasks", "µs", "x their own", "CPU µs", "x their own's CPU"],
+    )
+    for work, says in ((shortest, "SELECT 1"), (change, "read, change, commit")):
+        # (More writers than one make SQLite's lock the thing that is measured.)
+        for tasks in (1,) if work is change and database == "SQLite" else (1, 2 * SIZE):
+            found = asyncio.run(measure(url, work, tasks, rounds, sessions))
+            for name, costs in found.items():
+                table.add(
+                    *(name, says, tasks),
+                    Spread.of(cost.wall for cost in costs),
+                    times(found, name, "wall"),
+                    Spread.of(cost.cpu for cost in costs),
+                    times(found, name, "cpu"),
+                )
+    return table

@@ -202,13 +202,7 @@ async def test_detach_keeps_the_slot_until_the_connection_is_closed(
 
 
 async def test_close_is_told_of_when_poolkit_retires_a_connection(database: Database) -> None:
-    """At once if that is on its return; else when the engine learns of it."""
-    async with opened(database, max_uses=1) as pool:
-        engine = create_async_engine(pool)
-        heard = Heard(engine)
-        for _ in range(2):
-            await close(await checked_out(engine))
-        assert heard[-5:] == ["connect", "checkout", "reset", "checkin", "close"]
+    """When the engine learns of it: at its next connect."""
     async with opened(database, max_size=1) as pool:
         engine = create_async_engine(pool)
         heard = Heard(engine)
@@ -324,14 +318,7 @@ async def test_a_checkout_that_a_listener_refuses_is_tried_with_another_connecti
     engine: AsyncEngine, heard: Heard, pool: poolkit.Pool[Any]
 ) -> None:
     """SQLAlchemy's recipe for connections that came from elsewhere: DisconnectionError."""
-    refused: list[Any] = []
-
-    def checkout(_: Any, record: Any, __: Any) -> None:
-        if not refused:
-            refused.append(record)
-            raise sa.exc.DisconnectionError
-
-    event.listen(engine.sync_engine, "checkout", checkout)
+    event.listen(engine.sync_engine, "checkout", refuse_once())
     async with engine.connect() as conn:
         assert await conn.scalar(ONE) == 1
         assert heard.count("connect") == 2
@@ -373,7 +360,7 @@ async def test_a_refused_checkout_finds_no_other_connection(database: Database) 
 
 
 async def test_info_stays_with_the_connection(engine: AsyncEngine, pool: poolkit.Pool[Any]) -> None:
-    """As long as that lives, and no longer; record_info outlasts an invalidation during checkout."""
+    """As long as that lives, and no longer."""
     fairy = await checked_out(engine)
     fairy.info["a"] = 1
     await close(fairy)
@@ -385,6 +372,45 @@ async def test_info_stays_with_the_connection(engine: AsyncEngine, pool: poolkit
     fairy = await checked_out(engine)
     assert fairy.info == {}
     await close(fairy)
+
+
+@pytest.mark.parametrize("how", ["invalidated", "soft", "detached", "retired", "refused"])
+async def test_record_info_outlasts_the_connection(
+    engine: AsyncEngine, pool: poolkit.Pool[Any], how: str
+) -> None:
+    """As in SQLAlchemy's pool: a place among the connections has it, whatever becomes of them."""
+    fairy = await checked_out(engine)
+    fairy.info["a"] = 1
+    fairy.record_info["a"] = 2
+    if how in ("invalidated", "soft"):
+        fairy.invalidate(soft=how == "soft")
+    elif how == "detached":
+        fairy.detach()
+    await close(fairy)
+    await at_rest(pool)
+    if how == "retired":
+        pool.renew()
+    elif how == "refused":
+        event.listen(engine.sync_engine, "checkout", refuse_once())
+    fairy = await checked_out(engine)
+    assert (fairy.info, fairy.record_info) == ({}, {"a": 2})
+    other = await checked_out(engine)
+    assert (other.info, other.record_info) == ({}, {})
+    await close(fairy)
+    await close(other)
+    assert len(engine.pool._spares) == 0  # type: ignore[attr-defined]
+
+
+def refuse_once() -> Any:
+    """Return a listener that gives up the first connection it sees."""
+    refused: list[Any] = []
+
+    def checkout(_: Any, record: Any, __: Any) -> None:
+        if not refused:
+            refused.append(record)
+            raise sa.exc.DisconnectionError
+
+    return checkout
 
 
 async def test_the_connection_used_last_is_used_next(database: Database) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 import sqlalchemy as sa
@@ -18,7 +19,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession as SQLModelSession
 import poolkit
 from poolkit.drivers.asyncpg import AsyncpgDriver
 from poolkit.sqlalchemy import create_async_engine
-from tests.drivers.asyncpg_help import until
+from tests.drivers.asyncpg_help import PATIENCE, until
+from tests.proxy import Proxy
 from tests.sqlalchemy.conftest import Database, at_rest, opened
 
 if TYPE_CHECKING:
@@ -319,13 +321,42 @@ async def test_do_connect_is_refused(pool: poolkit.Pool[Any]) -> None:
     assert pool.stats().leased == 0
 
 
-async def test_engine_url_names_the_database_and_no_password(postgres: Any) -> None:
-    """For those who look there."""
-    dsn = postgres.dsn("shop", user="me", password="sekret")
-    engine = create_async_engine(poolkit.create_pool(dsn))
-    assert (engine.url.database, engine.url.port) == ("shop", postgres.port)
+URLS = {
+    "postgresql://me:sekret@db.example:5433/shop": "me@db.example:5433/shop",
+    "postgresql://m%40e:sekret@db.example/shop": "m%40e@db.example:5432/shop",
+    "postgresql://db.example/shop?user=me&password=sekret": "me@db.example:5432/shop",
+    "postgresql://me@[::1]:5433/shop": "me@[::1]:5433/shop",
+    "postgresql://me:sekret@one:1,two:2/shop": "me@/shop?host=one%3A1&host=two%3A2",
+    "postgresql:///shop?host=/run/sock&user=me": "me@/shop?host=%2Frun%2Fsock%3A5432",
+    "postgresql://db.example": "db.example:5432",
+}
+
+
+@pytest.mark.parametrize("dsn", URLS)
+def test_engine_url_names_user_and_database_and_no_password(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For those who look there, and for logs."""
+    for name in ("PGUSER", "PGHOST", "PGPORT", "PGDATABASE"):
+        monkeypatch.delenv(name, raising=False)
+    with caplog.at_level("DEBUG"):
+        engine = create_async_engine(poolkit.create_pool(dsn), echo_pool="debug")
+    shown = engine.url.render_as_string(hide_password=False)
+    assert shown == f"postgresql+asyncpg://{URLS[dsn]}"
     assert engine.url.password is None
+    assert "sekret" not in f"{engine!r} {engine.pool.status()} {caplog.text}"
     assert engine.dialect.driver == "asyncpg"
+
+
+def test_engine_url_has_the_user_that_is_given_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An argument of asyncpg's goes before the DSN, and that before the environment."""
+    monkeypatch.setenv("PGUSER", "of_environment")
+    of_environment = poolkit.create_pool("postgresql://host/shop")
+    assert create_async_engine(of_environment).url.username == "of_environment"
+    of_arguments = poolkit.drivers.asyncpg.create_pool(
+        "postgresql://other:sekret@host/shop", connect_kwargs={"user": "me", "password": "sekret"}
+    )
+    assert create_async_engine(of_arguments).url.username == "me"
 
 
 def test_asyncio_is_named_under_trio(tmp_path: Path) -> None:
@@ -450,6 +481,24 @@ async def test_an_idle_connection_that_the_server_has_ended_is_not_handed_out(
         await asyncio.to_thread(on_postgresql.query, f"SELECT pg_terminate_backend({first})")
         async with engine.connect() as conn:
             assert await conn.scalar(sa.text("SELECT pg_backend_pid()")) != first
+
+
+async def test_a_checkout_that_asked_the_server_nothing_at_its_end_is_no_sign_of_life(
+    on_postgresql: Database,
+) -> None:
+    """In autocommit nothing is sent there: what was cut meanwhile is not handed out unasked."""
+    address = urlsplit(on_postgresql.url)
+    with Proxy(str(address.hostname), address.port or 0) as proxy:
+        behind = on_postgresql._replace(url=proxy.through(on_postgresql.url))
+        limits: dict[str, float] = {"ping_after": 0.01, "ping_timeout": 0.1, "reset_timeout": 0.1}
+        async with opened(behind, max_size=1, **limits) as pool:
+            engine = create_async_engine(pool, isolation_level="AUTOCOMMIT")
+            async with engine.connect() as conn:
+                await conn.scalar(COUNT)
+                await asyncio.to_thread(proxy.hole_old)
+                await asyncio.sleep(0.02)
+            async with asyncio.timeout(PATIENCE), engine.connect() as conn:
+                assert await conn.scalar(COUNT) == 0
 
 
 async def test_one_dead_connection_has_the_others_pinged(

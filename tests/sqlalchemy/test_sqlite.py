@@ -66,6 +66,7 @@ async def test_a_session_that_reads_goes_to_the_thread_once(
         engine = create_async_engine(pool)
         async with AsyncSession(engine) as session:
             await session.execute(sa.text("SELECT x FROM t"))
+        await at_rest(pool)
         monkeypatch.setattr(Raw, "run", counted)
         async with AsyncSession(engine) as session:
             await session.execute(sa.text("SELECT x FROM t"))

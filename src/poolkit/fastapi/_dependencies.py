@@ -168,7 +168,9 @@ class Dependencies:
             if not lease.begins(settings):
                 yield await lease.keep()
                 return
-            async with _transaction_on(await lease.keep(), **dict(settings)) as view:
+            began = pool._now()
+            on_it = _transaction_on(await lease.keep(), **dict(settings))
+            async with on_it.within(pool._default_limit, since=began) as view:
                 yield view
 
         async def transaction(

@@ -151,7 +151,7 @@ class LazyConnection(Generic[T]):
                 # What is awaited, anybody may release: it is not counted in a deadlock.
                 self._view = await (lease.__aenter__() if to_the_end else lease)
                 if routes.runs_in_a_thread(self._request.endpoint):
-                    refuse_in_threads(self._view)
+                    refuse_in_threads(self._view, _is_here)
             if self._ended:  # perhaps while waiting, in a task that has outlived the endpoint
                 self._give_back(AT_THE_END, None)
                 raise NotLeased(
@@ -169,6 +169,10 @@ class LazyConnection(Generic[T]):
             request = self._request
             place = routes.labelled(request.endpoint, request.label, remark)
             self._pool._give_back(view._poolkit_lease, (place, routes.ITS_BEGINNING), error)
+
+
+def _is_here(view: Any) -> bool:
+    return bool(view._poolkit_pool._runtime.is_here())
 
 
 def _shown(settings: tuple[tuple[str, Any], ...] | None) -> str:

@@ -1,4 +1,4 @@
-"""Connections in plain ``def`` endpoints, which FastAPI runs in a thread.
+"""Connections and sessions in plain ``def`` endpoints, which FastAPI runs in a thread.
 
 Nothing awaits there. ``conn.execute("INSERT ...")`` would return a coroutine that is never run, the
 client would read "200 OK", and the row would not be there. So there it is an error.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 #: Sets an object's class past its own forwarding of assignments.
-_set_class: Final[Callable[[Any, type], None]] = vars(object)["__class__"].__set__
+set_class: Final[Callable[[Any, type], None]] = vars(object)["__class__"].__set__
 
 
 def needs_a_loop(what: str) -> PoolError:
@@ -28,35 +28,36 @@ def needs_a_loop(what: str) -> PoolError:
     )
 
 
-def refuse_in_threads(view: Any) -> None:
-    """Let the methods of a view raise in a thread instead of returning what nobody awaits."""
-    kind: Any = type(view)
-    _set_class(view, _watched(kind))
+def refuse_in_threads(thing: Any, is_here: Callable[[Any], bool]) -> None:
+    """Let methods raise in a thread instead of returning what nobody awaits.
+
+    ``is_here`` tells of a thing whether the caller is in the thread of its event loop.
+    """
+    kind: Any = type(thing)
+    set_class(thing, _watched(kind, is_here))
 
 
 @functools.lru_cache(maxsize=256)
-def _watched(kind: Any) -> Any:
-    return type(kind.__name__, (_Watched, kind), {"__slots__": ()})
+def _watched(kind: Any, is_here: Callable[[Any], bool]) -> Any:
+    class Watched(kind):  # type: ignore[misc]
+        __slots__ = ()
 
+        def __getattribute__(self, name: str) -> Any:
+            value = super().__getattribute__(name)
+            if name.startswith("_") or type(value) is not types.MethodType:
+                return value
 
-class _Watched:
-    """Goes before the class of a view."""
+            @functools.wraps(value)
+            def call(*args: Any, **kwargs: Any) -> Any:
+                result: Any = value(*args, **kwargs)
+                if inspect.isawaitable(result) and not is_here(self):
+                    close = getattr(result, "close", None)
+                    if close is not None:
+                        close()  # or Python would complain as well
+                    raise needs_a_loop(f".{name}()")
+                return result
 
-    __slots__ = ()
+            return call
 
-    def __getattribute__(self, name: str) -> Any:
-        value = super().__getattribute__(name)
-        if name.startswith("_") or type(value) is not types.MethodType:
-            return value
-
-        @functools.wraps(value)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            result: Any = value(*args, **kwargs)
-            if inspect.isawaitable(result) and not self._poolkit_pool._runtime.is_here():
-                close = getattr(result, "close", None)
-                if close is not None:
-                    close()  # or Python would complain as well
-                raise needs_a_loop(f".{name}()")
-            return result
-
-        return call
+    Watched.__name__, Watched.__qualname__ = kind.__name__, kind.__qualname__
+    return Watched

@@ -4,10 +4,8 @@
 `AsyncSession` and for SQLModel; its connections are those of a pool of poolkit's, on asyncpg or
 aiosqlite. The pool is yours: opened and closed by you, and free to be acquired from beside it.
 
-Which reset runs: SQLAlchemy's own (``pool_reset_on_return``, a rollback by default), in the task
-that gives back; poolkit's, at the level of the pool's ``reset`` and in no task of yours, when that
-has left anything open or under way, when a function was given as ``reset``, or always with
-``pool_reset_on_return=None``.
+Both resets run: SQLAlchemy's own (``pool_reset_on_return``, a rollback by default), in the task
+that gives back; then poolkit's, at the level of the pool's ``reset`` and in no task of yours.
 """
 
 from __future__ import annotations

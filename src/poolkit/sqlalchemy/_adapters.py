@@ -4,10 +4,9 @@ The adapter has what is expensive to have again, the statements prepared on the 
 in it is a new one in each lease, and dies with it. One class for each library::
 
     adapt       make an adapter: SQLAlchemy takes that for connecting
-    connected   its connect events have run
+    connected   its connect events have run: what they have set up is what resets go back to
     lend        put in the view of another lease
-    settle      note what the next lease has to restore, and tell whether SQLAlchemy's own reset
-                has left nothing to be undone
+    settle      tell whether SQLAlchemy has ended what it made in the lease
 
 They lean on these members of SQLAlchemy that are not documented: ``_connection`` of its adapters;
 ``_transaction``, ``_started`` (of 2.0 only), ``_execute_mutex`` and ``_prepared_statement_cache``
@@ -16,12 +15,18 @@ of the one for asyncpg, and ``_data`` of that cache.
 
 from __future__ import annotations
 
+import functools
+import os
+import re
 import sys
 from typing import TYPE_CHECKING, Any, Final, Protocol
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from sqlalchemy import URL
+from sqlalchemy.util.concurrency import await_only
 
 from poolkit._errors import PoolConfigError
+from poolkit._view import watched
 from poolkit.sqlalchemy._sqlite import AiosqliteAdapters
 
 if TYPE_CHECKING:
@@ -39,43 +44,47 @@ class Adapters(Protocol):
         """Return a new adapter; called in SQLAlchemy's greenlet."""
         ...
 
-    def connected(self, adapter: Any) -> None:
-        """Take what the connect events have set up for the connection's own."""
+    def connected(self, adapter: Any) -> Any:
+        """Take what the connect events have set up; called in SQLAlchemy's greenlet.
+
+        Return what `lend` has to restore. Raise `PoolConfigError` for what cannot be.
+        """
         ...
 
-    def lend(self, adapter: Any, view: Any) -> None:
+    def lend(self, adapter: Any, view: Any, guise: Any) -> None:
         """Have an adapter work on a new lease; called in SQLAlchemy's greenlet."""
         ...
 
     def settle(self, adapter: Any, connection: Any) -> bool:
-        """Note what the next lease needs; tell whether the connection is fit for it as it is.
+        """Tell whether all has ended that the adapter has made in the lease.
 
-        Its lease has been revoked, and SQLAlchemy's reset has run, unless that is none.
+        Then only the driver is asked whether the connection is fit for the next one as it is.
         """
         ...
 
 
 def adapters_for(driver: Any, connect_args: Mapping[str, Any]) -> Adapters:
     """Return what fits a driver. Raise `PoolConfigError` if SQLAlchemy has no dialect for it."""
-    pinned = hasattr(driver, "_driver")  # of `poolkit.testing.rollback`
+    is_pinned = hasattr(driver, "_driver")  # of `poolkit.testing.rollback`
     driver = getattr(driver, "_driver", driver)
-    for part, name, kind in (
-        ("asyncpg", "AsyncpgDriver", AsyncpgAdapters),
-        ("aiosqlite", "AiosqliteDriver", AiosqliteAdapters),
-    ):
-        module = sys.modules.get(f"poolkit.drivers.{part}")
-        if module is not None and isinstance(driver, getattr(module, name)):
-            if pinned and part == "aiosqlite":
-                raise PoolConfigError(
-                    "an engine over rollback(pool) works on PostgreSQL only: on SQLite the COMMIT "
-                    "of a session would end the transaction that is to be rolled back"
-                )
-            made: Adapters = kind(driver, connect_args)
-            return made
+    if _is_of("asyncpg", "AsyncpgDriver", driver):
+        return AsyncpgAdapters(driver, connect_args, is_pinned=is_pinned)
+    if _is_of("aiosqlite", "AiosqliteDriver", driver):
+        if is_pinned:
+            raise PoolConfigError(
+                "an engine over rollback(pool) works on PostgreSQL only: on SQLite the COMMIT of a "
+                "session would end the transaction that is to be rolled back"
+            )
+        return AiosqliteAdapters(driver, connect_args)
     raise PoolConfigError(
         f"SQLAlchemy has no asyncio dialect for the connections of {type(driver).__name__}: give "
         "create_async_engine() a pool of asyncpg's (postgresql://) or aiosqlite's (sqlite://)"
     )
+
+
+def _is_of(part: str, name: str, driver: Any) -> bool:
+    module = sys.modules.get(f"poolkit.drivers.{part}")
+    return module is not None and isinstance(driver, getattr(module, name))
 
 
 def _refuse_arguments(given: Mapping[str, Any], known: tuple[str, ...], remedy: str) -> None:
@@ -94,53 +103,70 @@ class AsyncpgAdapters:
 
     _OWN: Final = ("prepared_statement_cache_size", "prepared_statement_name_func")
 
-    def __init__(self, driver: Any, connect_args: Mapping[str, Any]) -> None:
+    def __init__(
+        self, driver: Any, connect_args: Mapping[str, Any], *, is_pinned: bool = False
+    ) -> None:
         _refuse_arguments(
             connect_args, self._OWN, "give it to create_pool() as connect_kwargs={...}"
         )
         settings = driver.settings
+        self._driver = driver
+        self._is_pinned = is_pinned
         self._arguments = dict(connect_args)
         if settings.pooler == "transaction":
             # Whatever is prepared stays with a session of the server's that is not ours any more.
             self._arguments.setdefault("prepared_statement_cache_size", 0)
-        #: A function given as `reset` is to run after every lease.
-        self._never_settled = callable(settings.reset)
-        self.url = _network_url("postgresql+asyncpg", driver.name)
+        self.url = _network_url("postgresql+asyncpg", driver.name, _user(driver))
 
     def adapt(self, dialect: Dialect, view: Any) -> Any:
         """Return SQLAlchemy's adapter around a view."""
+        _inside(view).begin_guise()
 
         async def lent(*_: Any, **__: Any) -> Any:
             return view
 
-        return dialect.connect(async_creator_fn=lent, **self._arguments)
+        adapter = dialect.connect(async_creator_fn=lent, **self._arguments)
+        adapter.__class__ = _touching(type(adapter))
+        return adapter
 
-    def connected(self, adapter: Any) -> None:
-        """Take SQLAlchemy's codecs for json and jsonb for the connection's own, and what else."""
-        adapter._connection._poolkit_slot.connection.take_as_own()
+    def connected(self, adapter: Any) -> Any:
+        """Have SQLAlchemy's codecs for json and jsonb in its leases, and all else in all.
 
-    def lend(self, adapter: Any, view: Any) -> None:
+        What a listener has left in a transaction is committed: SQLAlchemy begins one for each.
+        """
+        view = adapter._connection
+        c = _inside(view)
+        if self._is_pinned:  # in a transaction, to which its test alone goes back
+            c.noted_names()
+            return c.make_guise()
+        adapter.commit()
+        return await_only(watched(view, self._driver.set_up_guise(c)))
+
+    def lend(self, adapter: Any, view: Any, guise: Any) -> None:
         """Put in the view; revive SQLAlchemy's statements, which every release has asyncpg end."""
         adapter._connection = view
         adapter._transaction = None  # poolkit has rolled it back, if SQLAlchemy was told not to
         if hasattr(adapter, "_started"):
             adapter._started = False
+        c = _inside(view)
+        is_known = c.put_on(guise)
         cache = adapter._prepared_statement_cache
-        if cache is not None:
-            turn = view._poolkit_slot.connection._pool_release_ctr
-            for _, (statement, *_), _ in cache._data.values():
-                statement._con_release_ctr = turn
+        if cache is None:
+            return
+        if not is_known:  # forgotten by the server, or prepared for other codecs
+            cache._data.clear()
+        for _, (statement, *_), _ in cache._data.values():
+            statement._con_release_ctr = c._pool_release_ctr
 
     def settle(self, adapter: Any, connection: Any) -> bool:
-        """Tell whether nothing is open or under way, and nothing was changed through asyncpg."""
-        c = connection
-        if self._never_settled or c.is_closed() or adapter._execute_mutex.locked():
-            return False
-        if c._named:
-            self._keep_named(adapter, c)
-        if c._left_behind or c._is_listening or c._named or c._forgotten or c._needs_reset:
-            return False
-        return not (c._protocol._is_cancelling() or c.is_in_transaction())
+        """Keep the statements that SQLAlchemy has given names; tell whether none is under way."""
+        is_done = not adapter._execute_mutex.locked()
+        if not is_done and connection._guise is not None:
+            connection._guise.epoch = -1  # what is being prepared may get the codecs of others
+        connection.end_codecs()  # of a lease in which nothing was done, nothing else is ended
+        if connection._named:
+            self._keep_named(adapter, connection)
+        return is_done
 
     def _keep_named(self, adapter: Any, c: Any) -> None:
         """Let the statements live on to which SQLAlchemy has given names, as those without do."""
@@ -148,15 +174,55 @@ class AsyncpgAdapters:
         c._named[:] = [state for state in c._named if not (state.closed or state in own)]
 
 
+def _inside(view: Any) -> Any:
+    return view._poolkit_slot.connection
+
+
+@functools.lru_cache(maxsize=16)
+def _touching(kind: Any) -> Any:
+    """Return the subclass of adapters whose use is a use of the view.
+
+    The view does not see how a statement runs that an earlier lease has prepared.
+    """
+
+    class Adapter(kind):  # type: ignore[misc]
+        __slots__ = ()
+
+        def cursor(self, *args: Any, **kwargs: Any) -> Any:
+            self._connection._poolkit_touch("cursor")
+            return super().cursor(*args, **kwargs)
+
+    return Adapter
+
+
 def _prepared(adapter: Any) -> list[Any]:
     cache = adapter._prepared_statement_cache
     return [entry[0] for _, entry, _ in cache._data.values()] if cache is not None else []
 
 
-def _network_url(drivername: str, name: str) -> URL:
-    """Return a URL of what a pool calls itself: host, port and database, if there is one host."""
-    address, _, database = name.partition("/")
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "," in address:
-        return URL.create(drivername)
-    return URL.create(drivername, host=host, port=int(port), database=database or None)
+def _user(driver: Any) -> str | None:
+    """Return whom asyncpg will log in, as far as what it was given says so."""
+    parts = urlsplit(driver._dsn or "")
+    of_query = dict(parse_qsl(parts.query)).get("user")
+    of_address = parts.netloc.rpartition("@")[0].partition(":")[0]
+    arguments = driver.settings.connect_kwargs
+    found = arguments.get("user") or unquote(of_address) or of_query or os.environ.get("PGUSER")
+    return found if isinstance(found, str) else None
+
+
+#: A pool's name: ``host:port/database``; of hosts there may be several, or the path of a socket.
+_NAME: Final = re.compile(r"(?P<hosts>.+:\d+)(?:/(?P<database>.*))?")
+
+
+def _network_url(drivername: str, name: str, user: str | None) -> URL:
+    """Return a URL of what a pool calls itself; without a password."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return URL.create(drivername, username=user)
+    hosts, database = match["hosts"].split(","), match["database"] or None
+    host, _, port = hosts[0].rpartition(":")
+    if len(hosts) > 1 or host.startswith("/"):
+        query = {"host": tuple(hosts)}
+        return URL.create(drivername, username=user, database=database, query=query)
+    host, port_number = host.strip("[]"), int(port)
+    return URL.create(drivername, user, host=host, port=port_number, database=database)

@@ -5,7 +5,7 @@ prepared. Here a record belongs to a slot of poolkit's pool for as long as the c
 lives, so nothing has to be prepared twice; a lease comes and goes with each checkout::
 
     _do_get ─────────▶ lease ─▶ the slot's record gets its view
-    _do_return_conn ─▶ given back; reset by poolkit unless SQLAlchemy's reset has left it idle
+    _do_return_conn ─▶ given back, as every lease is: poolkit's reset comes after SQLAlchemy's
     _close_connection  what SQLAlchemy gives up: poolkit terminates it, or resets it if SQLAlchemy
                        was interrupted and cannot know
 
@@ -14,7 +14,7 @@ collected: in the middle of any line, in any thread.
 
 It leans on these members of SQLAlchemy that are not documented: ``_ConnectionRecord`` with
 its ``checkin`` and ``_soft_invalidate_time``; of `Pool` ``_do_get``, ``_do_return_conn``,
-``_close_connection``, ``_invalidate`` and ``_reset_on_return``; and the name ``_finalize_fairy``.
+``_close_connection`` and ``_invalidate``; and the name ``_finalize_fairy``.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ import greenlet  # type: ignore[import-untyped, unused-ignore]
 import sqlalchemy
 from sqlalchemy import exc
 from sqlalchemy.pool import Pool as _Pool
-from sqlalchemy.pool.base import _ConnectionRecord, reset_none
+from sqlalchemy.pool.base import _ConnectionRecord
 from sqlalchemy.util.concurrency import await_only
 
 import poolkit
 from poolkit import _words as words
 from poolkit._errors import PoolClosed, PoolConfigError, WrongLoop
 from poolkit._errors import PoolTimeout as _PoolTimeout
+from poolkit._slot import Slot
 
 if TYPE_CHECKING:
     import types
 
     from poolkit._pool import Pool
-    from poolkit._slot import Slot
     from poolkit.sqlalchemy._adapters import Adapters
 
     #: The innermost frame first: a code, and an offset in it.
@@ -72,6 +72,8 @@ class _Record(_ConnectionRecord):
         #: itself: with a detached connection.
         self.view: Any = view
         self.stack = stack
+        #: What the connection has of SQLAlchemy's in its leases only.
+        self.guise: Any = None
         #: Why SQLAlchemy gives the connection up.
         self.error: BaseException | None = None
 
@@ -81,7 +83,7 @@ class _Record(_ConnectionRecord):
         try:
             adapter = super().get_connection()
             if adapter is not before:
-                self.pool._adapters.connected(adapter)
+                self.guise = self.pool._adapters.connected(adapter)
         except BaseException as error:
             view = self.view
             if self.dbapi_connection is None and view is not None:  # nothing SQLAlchemy could close
@@ -135,6 +137,8 @@ class PoolkitPool(_Pool):
         self._adapters = adapters
         self._asked_to_ping = pre_ping
         self._records: dict[Slot, _Record] = {}
+        #: Those whose connections are gone; the next ones get them, with their `record_info`.
+        self._spares: list[_Record] = []
 
     # -- checkout --------------------------------------------------------------------------------
 
@@ -171,11 +175,11 @@ class PoolkitPool(_Pool):
         record = self._records.get(slot)
         if record is None:
             self._forget_closed()
-            record = self._records[slot] = _Record(self, slot, view, stack)
-            return record
-        if record.dbapi_connection is not None:
-            self._adapters.lend(record.dbapi_connection, view)
-        record.view, record.stack, record.error = view, stack, None
+            record = self._spares.pop() if self._spares else _Record(self, slot, view, stack)
+            self._records[slot] = record
+        elif record.dbapi_connection is not None:
+            self._adapters.lend(record.dbapi_connection, view, record.guise)
+        record.slot, record.view, record.stack, record.error = slot, view, stack, None
         return record
 
     def _open(self, record: Any) -> Any:
@@ -209,6 +213,7 @@ class PoolkitPool(_Pool):
             if dropped and view is not None and view._poolkit_turn == record.slot.turn:
                 # Detached, and not by its user: that one was collected without having given back.
                 self._lender._post(functools.partial(self._report, record.stack))
+            self._spare(record)
         elif view is not None:
             self._give_back(record, adapter, view)
             if record.slot.generation < 0 or record.slot.state in ("closing", "gone"):
@@ -217,18 +222,11 @@ class PoolkitPool(_Pool):
     def _give_back(self, record: _Record, adapter: Any, view: Any) -> None:
         lender, slot = self._lender, record.slot
         if view._poolkit_turn == slot.turn and lender._runtime.is_here():
-            connection, now = slot.connection, lender._runtime.now()
+            now = lender._runtime.now()
             if record._soft_invalidate_time > record.starttime:
                 slot.generation, slot.retire_at, slot.expires_at = -1, now, now
-            if (
-                lender._hooks.revoke(connection, derived=False) is None
-                and self._adapters.settle(adapter, connection)
-                and self._reset_on_return is not reset_none
-                and not (slot.busy or slot.cancelled or slot.verdicts)
-            ):
-                # SQLAlchemy's reset has run, and all that it has to undo is undone.
-                slot.touched = slot.derived = False
-                slot.alive_at = now
+            if self._adapters.settle(adapter, slot.connection):
+                slot.derived = False  # by the adapter, and what it has made has ended
         lender._give_back(view._poolkit_lease, _HERE, None)
 
     def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:
@@ -286,11 +284,20 @@ class PoolkitPool(_Pool):
                 self._forget(record)
 
     def _forget(self, record: _Record) -> None:
-        self._records.pop(record.slot, None)
         try:
             record.close()
         except Exception:
             self.logger.exception("Exception in an event of closing a connection")
+            record.dbapi_connection = None
+        self._spare(record)
+
+    def _spare(self, record: _Record) -> None:
+        """Part a record from its slot."""
+        if self._records.get(record.slot) is record:
+            del self._records[record.slot]
+        record.slot, record.guise = _NOWHERE, None  # or the connection that is gone would be kept
+        if record not in self._spares:
+            self._spares.append(record)
 
     # -- for SQLAlchemy's users ------------------------------------------------------------------
 
@@ -343,6 +350,8 @@ class PoolkitPool(_Pool):
         return self._lender.stats().size - self.size()
 
 
+#: The slot of a record without a connection.
+_NOWHERE: Final = Slot(-1)
 #: Where leases end: a handle that is used later says so.
 _HERE: Final = (PoolkitPool._do_return_conn.__code__, 0)
 

@@ -1,13 +1,15 @@
-"""An `AsyncSession` for FastAPI: committed or rolled back before the response is sent."""
+"""Where sessions come from: a maker of one's own, or the one of a pool."""
 
-# No `from __future__ import annotations`: FastAPI reads the annotations of dependencies.
+from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from poolkit._pool import Pool
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from poolkit._pool import Pool
 
 S = TypeVar("S", bound=AsyncSession)
 
@@ -20,24 +22,19 @@ def session_dependency(maker: async_sessionmaker[S], /) -> Callable[..., Awaitab
     A COMMIT that fails takes the place of the response. Committing earlier is fine. It takes a
     connection with its first statement, and gives it back with each commit or rollback.
 
+    It ends with the endpoint: in a stream or a background task every use of it raises `NotLeased`.
+    In a plain ``def`` endpoint, what would have to be awaited raises `PoolError`. An endpoint that
+    is a generator, whose body runs later, is refused with `PoolConfigError`.
+
     The maker should have ``expire_on_commit=False``, or what the endpoint returns has to be loaded
     again after the commit, which fails.
     """
+    from poolkit.fastapi._session import depend  # noqa: PLC0415  # FastAPI need not be installed
 
-    async def made() -> Any:
+    async def made() -> async_sessionmaker[S]:
         return maker
 
-    return _depend(made)
-
-
-def pool_session(pool: Callable[..., Any], /) -> Callable[..., Awaitable[AsyncSession]]:
-    """Return the like for whatever pool a dependency gives; the pool's engine is made once."""
-    from fastapi import Depends  # noqa: PLC0415
-
-    async def made(pool: Annotated[Pool[Any], Depends(pool)]) -> Any:
-        return maker_of(pool)
-
-    return _depend(made)
+    return depend(made)
 
 
 def maker_of(pool: Pool[Any]) -> async_sessionmaker[AsyncSession]:
@@ -49,18 +46,3 @@ def maker_of(pool: Pool[Any]) -> async_sessionmaker[AsyncSession]:
         maker = async_sessionmaker(create_async_engine(pool), expire_on_commit=False)
         pool._sqlalchemy_maker = maker  # type: ignore[attr-defined]
     return maker
-
-
-def _depend(maker: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    from fastapi import Depends  # noqa: PLC0415
-
-    async def begun(maker: Annotated[Any, Depends(maker)]) -> AsyncIterator[Any]:
-        async with maker() as session:
-            yield session
-            await session.commit()
-
-    async def session(session: Annotated[Any, Depends(begun, scope="function")]) -> Any:
-        """Depend on the request's session, committed or rolled back before the response."""
-        return session
-
-    return session

@@ -10,6 +10,7 @@ users.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +20,8 @@ from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_connection
 from sqlalchemy.util.concurrency import await_only
 
 from poolkit._errors import NotLeased, PoolConfigError
-from poolkit.drivers._sqlite_connection import Raw, RawCursor
+from poolkit.drivers._sqlite_connection import Raw
+from poolkit.drivers._sqlite_cursor import RawCursor, is_tame
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -33,8 +35,16 @@ _BEGINS: Final = re.compile(
 )
 
 
+_SAVEPOINT: Final = re.compile(r"\s*(?:SAVEPOINT|RELEASE|ROLLBACK)\b", re.IGNORECASE)
+
+
+def _is_tame(operation: str) -> bool:
+    """Tell whether what a statement leaves is rows, an open transaction or an open cursor."""
+    return is_tame("execute", (operation,)) or _SAVEPOINT.match(operation) is not None
+
+
 class AiosqliteAdapters:
-    """For aiosqlite: what a session has left is seen without asking the thread."""
+    """For aiosqlite."""
 
     def __init__(self, driver: Any, connect_args: Mapping[str, Any]) -> None:
         for name in connect_args:
@@ -49,18 +59,19 @@ class AiosqliteAdapters:
         return _Adapter(dialect.dbapi, view)
 
     def connected(self, adapter: Any) -> None:
-        """Do nothing: functions and pragmas outlast every reset."""
+        """Have resets return to what the connect events have set up.
 
-    def lend(self, adapter: Any, view: Any) -> None:
+        Not to the factories, which are the adapter's doing: they are for its own leases.
+        """
+        adapter._raw.remember_settings()
+
+    def lend(self, adapter: Any, view: Any, guise: None) -> None:  # noqa: ARG002
         """Put in the view."""
         adapter._connection = view
 
     def settle(self, adapter: Any, connection: Any) -> bool:  # noqa: ARG002
-        """Tell whether no transaction, no statement and no cursor is open, and nothing was set."""
-        raw: Raw = connection._raw
-        if raw.over or raw.in_transaction or raw._running is not None:
-            return False
-        return raw._cursors.keys() <= set(raw._dropped) and raw._state() == raw._settled
+        """Tell that what is open is the driver's to see."""
+        return True
 
 
 class _Adapter(AsyncAdapt_aiosqlite_connection):
@@ -89,10 +100,14 @@ class _Adapter(AsyncAdapt_aiosqlite_connection):
             self.commit()  # as sqlite3 does
         self.level = value
 
-    def run(self, function: Any, *args: Any) -> Any:
-        """Run a function in the connection's thread."""
+    def run(self, function: Any, *args: Any, tame: bool = False) -> Any:
+        """Run a function in the connection's thread.
+
+        ``tame``: what it leaves, the driver sees without a reset; see `is_tame`.
+        """
+        call = functools.partial(function, *args)
         try:
-            return await_only(self._connection._execute(function, *args))
+            return await_only(self._connection._within(self._raw.lease, call, tame=tame))
         except Exception as error:
             self._handle_exception(error)
 
@@ -109,13 +124,13 @@ class _Adapter(AsyncAdapt_aiosqlite_connection):
     def commit(self) -> None:
         """Commit, if there is anything to be committed."""
         if self._raw.in_transaction:
-            self.run(self._raw.commit)
+            self.run(self._raw.commit, tame=True)
 
     def rollback(self) -> None:
         """Roll back, if there is anything to be rolled back."""
         raw: Raw = self._connection._poolkit_slot.connection._raw
         if not raw.over and self._raw.in_transaction:
-            self.run(raw.rollback)
+            self.run(raw.rollback, tame=True)
 
 
 class _Cursor:
@@ -142,7 +157,8 @@ class _Cursor:
     def _perform(self, method: str, operation: str, parameters: Any) -> None:
         adapter = self._adapter
         self._rows, self.description, self.rowcount, self.lastrowid = adapter.run(
-            _whole, adapter._raw, adapter.level, method, operation, parameters
+            *(_whole, operation, parameters, adapter._raw, adapter.level, method),
+            tame=_is_tame(operation),
         )
 
     def fetchone(self) -> Any:
@@ -182,14 +198,15 @@ class _StreamingCursor(_Cursor):
 
     def _perform(self, method: str, operation: str, parameters: Any) -> None:
         adapter, raw = self._adapter, self._adapter._raw
-        made = adapter.run(_begun, raw, adapter.level, method, operation, parameters)
+        statement = operation, parameters, raw, adapter.level, method
+        made = adapter.run(_begun, *statement, tame=_is_tame(operation))
         raw.adopt(made, self)
         self._cursor = made
         self.description = made.description
         self.rowcount, self.lastrowid = made.rowcount, made.lastrowid
 
     def _fetch(self, method: str, *args: Any) -> Any:
-        return self._adapter.run(getattr(self._cursor, method), *args)
+        return self._adapter.run(getattr(self._cursor, method), *args, tame=True)
 
     def fetchone(self) -> Any:
         """Return the next row; None after the last one."""
@@ -220,18 +237,35 @@ class _StreamingCursor(_Cursor):
 # -- in the connection's thread ------------------------------------------------------------------
 
 
-def _whole(*statement: Any) -> tuple[deque[Any], Any, int, int | None]:
-    """Execute a statement to its end."""
-    cursor = _begun(*statement)
+# The statement comes first: the driver looks there for what it is.
+
+
+def _whole(
+    operation: str, parameters: Any, raw: Raw, level: str | None, method: str
+) -> tuple[deque[Any], Any, int, int | None]:
+    """Execute a statement to its end, on a cursor that nobody else sees."""
+    _prepare(raw, level, operation)
+    cursor = RawCursor(raw)  # not raw.cursor(), which has the reset close it
+    cursor.lease, cursor.row_factory = raw.lease, None
     try:
+        getattr(cursor, method)(operation, parameters)
         rows = deque(cursor.fetchall() if cursor.description else ())
         return rows, cursor.description, cursor.rowcount, cursor.lastrowid
     finally:
         cursor.close()
 
 
-def _begun(raw: Raw, level: str | None, method: str, operation: str, parameters: Any) -> RawCursor:
-    """Begin a transaction, if there is to be one, and a statement; return its cursor."""
+def _begun(operation: str, parameters: Any, raw: Raw, level: str | None, method: str) -> RawCursor:
+    """Begin a statement; return its cursor."""
+    _prepare(raw, level, operation)
+    cursor: RawCursor = raw.cursor()
+    cursor.row_factory = None
+    getattr(cursor, method)(operation, parameters)
+    return cursor
+
+
+def _prepare(raw: Raw, level: str | None, operation: str) -> None:
+    """Begin a transaction, if there is to be one for this statement."""
     if level is None:
         if raw.isolation_level is not None:
             raw.isolation_level = None
@@ -239,7 +273,3 @@ def _begun(raw: Raw, level: str | None, method: str, operation: str, parameters:
         raw.command(f"BEGIN {level}")
     if raw.text_factory is not str:
         raw.text_factory = str
-    cursor: RawCursor = raw.cursor()
-    cursor.row_factory = None
-    getattr(cursor, method)(operation, parameters)
-    return cursor

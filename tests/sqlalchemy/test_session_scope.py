@@ -1,0 +1,378 @@
+"""A session ends with its endpoint: whoever uses it later, or in a thread, is told what to do."""
+
+# No `from __future__ import annotations`: FastAPI reads the annotations of endpoints.
+
+import asyncio
+import contextlib
+import gc
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Annotated, Any
+
+import anyio.from_thread
+import pytest
+import sqlalchemy as sa
+from fastapi import BackgroundTasks, Depends, FastAPI, WebSocket
+from fastapi.responses import StreamingResponse
+from fastapi.testclient import TestClient
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, close_all_sessions, mapped_column
+from sqlmodel.ext.asyncio.session import AsyncSession as SQLModelSession
+
+import poolkit
+from poolkit.sqlalchemy import create_async_engine, session_dependency
+from tests.drivers.asyncpg_help import until
+from tests.integrations.live import serve
+from tests.sqlalchemy.conftest import Database, at_rest
+
+INSERT = sa.text("INSERT INTO t VALUES (1)")
+COUNT = sa.text("SELECT count(*) FROM t")
+
+
+class Base(DeclarativeBase):
+    """Mapped classes."""
+
+
+class Row(Base):
+    """A row of the table that is there."""
+
+    __tablename__ = "t"
+    x: Mapped[int] = mapped_column(primary_key=True)
+
+
+class OwnSession(AsyncSession):
+    """A user's own, with a method."""
+
+    async def insert(self) -> None:
+        """Write a row."""
+        await self.execute(INSERT)
+
+
+MAKERS: dict[str, Callable[[poolkit.Pool[Any]], Any]] = {
+    "pool": lambda _: poolkit.fastapi.session,
+    "maker": lambda pool: session_dependency(async_sessionmaker(create_async_engine(pool))),
+    "sqlmodel": lambda pool: session_dependency(
+        async_sessionmaker(create_async_engine(pool), class_=SQLModelSession)
+    ),
+    "own": lambda pool: session_dependency(
+        async_sessionmaker(create_async_engine(pool), class_=OwnSession)
+    ),
+}
+
+
+async def _begin(session: Any) -> None:
+    async with session.begin():
+        session.add(Row(x=1))
+
+
+async def _flush(session: Any) -> None:
+    await session.flush()
+
+
+async def _stream(session: Any) -> None:
+    await session.stream(COUNT)
+
+
+async def _add(session: Any) -> None:
+    session.add(Row(x=1))  # which nobody would commit
+
+
+async def _enter(session: Any) -> None:
+    async with session:
+        await session.execute(INSERT)
+
+
+async def _run_sync(session: Any) -> None:
+    await session.run_sync(lambda sync: sync.execute(INSERT))
+
+
+async def _sync(session: Any) -> None:
+    await sa.util.concurrency.greenlet_spawn(session.sync_session.execute, INSERT)
+
+
+USES: dict[str, Callable[[Any], Awaitable[Any]]] = {
+    "execute": lambda session: session.execute(INSERT),
+    "scalar": lambda session: session.scalar(COUNT),
+    "get": lambda session: session.get(Row, 1),
+    "commit": lambda session: session.commit(),
+    "connection": lambda session: session.connection(),
+    "begin": _begin,
+    "flush": _flush,
+    "stream": _stream,
+    "add": _add,
+    "enter": _enter,
+    "run_sync": _run_sync,
+    "sync_session": _sync,
+}
+
+
+def remedied(error: BaseException, route: str) -> bool:
+    """Tell whether an error names the route and both remedies."""
+    said = str(error)
+    remedies = ("before the endpoint returns", "async with new_session() as session")
+    return route in said and all(part in said for part in remedies)
+
+
+class Seen(list[BaseException]):
+    """What was raised after the endpoint."""
+
+    async def see(self, use: Callable[[Any], Awaitable[Any]], session: Any) -> None:
+        """Use a session, and note what comes of it."""
+        try:
+            await use(session)
+        except BaseException as error:
+            self.append(error)
+            raise
+        else:
+            self.append(AssertionError("no error"))
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    database: Database, add_routes: Callable[[FastAPI, Any], None], kind: str = "pool"
+) -> AsyncIterator[tuple[Any, poolkit.Pool[Any]]]:
+    """Serve an application; at the end nothing is leased, and the collector has found nothing."""
+    pool = poolkit.create_pool(database.url, max_size=2)
+    app = FastAPI(lifespan=poolkit.fastapi.lifespan(pool))
+    add_routes(app, Annotated[AsyncSession, Depends(MAKERS[kind](pool))])
+    async with serve(app) as client:
+        yield client, pool
+        await at_rest(pool)
+        gc.collect()
+        assert pool.stats().leased == 0
+        assert pool.stats().retired.get("broken", 0) == 0
+
+
+@pytest.mark.parametrize("use", USES)
+async def test_a_session_used_in_a_background_task_says_what_to_do(
+    database: Database, use: str
+) -> None:
+    """It would reopen itself there, and nothing would commit it: 200, no error, no row."""
+    seen = Seen()
+
+    def add_routes(app: FastAPI, Session: Any) -> None:  # noqa: N803
+        @app.get("/items/{number}")
+        async def endpoint(number: int, session: Session, later: BackgroundTasks) -> int:
+            later.add_task(seen.see, USES[use], session)
+            return int(await session.scalar(COUNT) or 0)
+
+    async with serving(database, add_routes) as (client, _):
+        assert (await client.get("/items/1")).json == 0
+        await until(lambda: seen != [])
+        assert isinstance(seen[0], poolkit.NotLeased)
+        assert remedied(seen[0], "GET /items/{number}")
+    assert database.rows() == []
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+async def test_a_session_used_in_a_stream_says_what_to_do(database: Database, kind: str) -> None:
+    """It would take a connection there that only the garbage collector gives back."""
+    seen = Seen()
+
+    def add_routes(app: FastAPI, Session: Any) -> None:  # noqa: N803
+        @app.get("/stream")
+        async def endpoint(session: Session) -> StreamingResponse:
+            async def lines() -> AsyncIterator[str]:
+                await seen.see(lambda session: session.execute(INSERT), session)
+                yield "never"
+
+            return StreamingResponse(lines())
+
+        @app.get("/own")
+        async def own(session: Session) -> StreamingResponse:
+            async def lines() -> AsyncIterator[str]:
+                await seen.see(lambda session: session.insert(), session)
+                yield "never"
+
+            return StreamingResponse(lines())
+
+    async with serving(database, add_routes, kind) as (client, _):
+        for path in ("/stream", "/own") if kind == "own" else ("/stream",):
+            with contextlib.suppress(Exception):
+                await client.get(path)
+            assert isinstance(seen[-1], poolkit.NotLeased)
+            assert remedied(seen[-1], f"GET {path}")
+    assert database.rows() == []
+
+
+async def test_what_was_begun_in_the_endpoint_cannot_be_finished_after_it(
+    database: Database,
+) -> None:
+    """Coroutines, transactions and synchronous sessions made in time lead to the same session."""
+    seen = Seen()
+    kept: dict[str, Any] = {}
+
+    def add_routes(app: FastAPI, Session: Any) -> None:  # noqa: N803
+        @app.get("/")
+        async def endpoint(session: Session, later: BackgroundTasks) -> None:
+            kept["execute"] = session.execute(INSERT)
+            kept["begin"] = session.begin()
+            await session.run_sync(lambda sync: kept.update(sync=sync, query=sync.query(Row)))
+            spawn = sa.util.concurrency.greenlet_spawn
+            for use in (
+                lambda _: kept["execute"],
+                lambda _: kept["begin"].start(),
+                lambda _: spawn(kept["sync"].scalar, COUNT),
+                lambda _: spawn(kept["query"].all),
+            ):
+                later.add_task(quietly, use)
+
+    async def quietly(use: Any) -> None:
+        with contextlib.suppress(poolkit.NotLeased):
+            await seen.see(use, None)
+
+    async with serving(database, add_routes) as (client, _):
+        assert (await client.get("/")).status == 200
+        await until(lambda: len(seen) == 4)
+        for error in seen:
+            assert isinstance(error, poolkit.NotLeased)
+            assert remedied(error, "GET /")
+    assert database.rows() == []
+
+
+async def test_cleaning_up_after_the_endpoint_is_no_misuse(database: Database) -> None:
+    """To close or roll back what is closed, to look at it, to close all there are."""
+    done: list[Any] = []
+
+    def add_routes(app: FastAPI, Session: Any) -> None:  # noqa: N803
+        @app.get("/")
+        async def endpoint(session: Session, later: BackgroundTasks) -> None:
+            session.info["user"] = "me"
+            session.add(Row(x=1))
+            later.add_task(clean_up, session)
+
+    async def clean_up(session: Any) -> None:
+        async with session:
+            pass
+        await session.rollback()
+        await session.close()
+        session.expunge_all()
+        close_all_sessions()
+        assert isinstance(session, AsyncSession)
+        assert not session.in_transaction()
+        assert not session.is_active or not session.in_nested_transaction()
+        assert "AsyncSession" in repr(session)
+        done.append(session.info["user"])
+
+    async with serving(database, add_routes) as (client, _):
+        assert (await client.get("/")).status == 200
+        await until(lambda: done != [])
+    assert database.rows() == [1]
+    assert done == ["me"]
+
+
+async def test_a_session_that_is_still_used_when_the_endpoint_ends_is_not_left_to_the_collector(
+    on_postgresql: Database,
+) -> None:
+    """A task that the endpoint has left running: it ends, and so does the lease."""
+    seen = Seen()
+    tasks: list[asyncio.Task[None]] = []
+
+    def add_routes(app: FastAPI, Session: Any) -> None:  # noqa: N803
+        @app.get("/")
+        async def endpoint(session: Session) -> None:
+            await session.execute(COUNT)
+
+            async def twice() -> None:
+                await session.execute(sa.text("SELECT pg_sleep(0.2)"))
+                await session.execute(INSERT)
+
+            tasks.append(asyncio.create_task(seen.see(lambda _: twice(), session)))
+            await asyncio.sleep(0.05)
+
+    async with serving(on_postgresql, add_routes) as (client, pool):
+        assert (await client.get("/")).status == 500
+        assert pool.stats().leased == 0
+        await asyncio.wait(tasks)
+        assert isinstance(seen[0], poolkit.NotLeased)
+    assert on_postgresql.rows() == []
+
+
+async def test_a_session_is_good_until_the_end_of_a_websocket(database: Database) -> None:
+    """Whose handler is its endpoint."""
+    pool = poolkit.create_pool(database.url, max_size=2)
+    app = FastAPI(lifespan=poolkit.fastapi.lifespan(pool))
+
+    @app.websocket("/ws")
+    async def endpoint(websocket: WebSocket, session: poolkit.fastapi.Session) -> None:
+        await websocket.accept()
+        for _ in range(2):
+            await session.execute(INSERT)
+            await session.commit()
+            await websocket.send_json(await session.scalar(COUNT))
+        await websocket.close()
+
+    def talk() -> list[Any]:
+        with TestClient(app) as client, client.websocket_connect("/ws") as ws:
+            return [ws.receive_json() for _ in range(2)]
+
+    assert await asyncio.to_thread(talk) == [1, 2]
+
+
+# -- where nothing can be awaited, or nothing begins in time -------------------------------------
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+async def test_a_session_in_a_plain_def_endpoint_is_the_error_of_a_connection(
+    database: Database, kind: str
+) -> None:
+    """Nothing awaits there: 200, and no row."""
+    seen: list[BaseException] = []
+
+    def add_routes(app: FastAPI, Session: Any) -> None:  # noqa: N803
+        @app.get("/scalar")
+        def scalar(session: Session) -> None:
+            try:
+                session.scalar(COUNT)
+            except Exception as error:
+                seen.append(error)
+                raise
+
+        @app.get("/begin")
+        def begin(session: Session) -> None:
+            try:
+                session.begin()
+            except Exception as error:
+                seen.append(error)
+                raise
+
+        @app.get("/good")
+        def good(session: Session) -> int:
+            session.add(Row(x=7))
+            anyio.from_thread.run(session.flush)
+            count: int = anyio.from_thread.run(session.scalar, COUNT)
+            return count
+
+    async with serving(database, add_routes, kind) as (client, _):
+        for path in ("/scalar", "/begin"):
+            assert (await client.get(path)).status == 500
+            assert isinstance(seen[-1], poolkit.PoolError)
+            expected = (
+                f"{path.replace('/', '.')}() needs the event loop, and a plain `def` endpoint"
+            )
+            assert str(seen[-1]).startswith(expected)
+            assert "anyio.from_thread.run(" in str(seen[-1])
+        assert (await client.get("/good")).json == 1
+    assert database.rows() == [7]
+
+
+@pytest.mark.parametrize("kind", ["pool", "maker"])
+@pytest.mark.parametrize("is_async", [True, False])
+def test_a_session_in_an_endpoint_that_is_a_generator_is_refused(
+    on_sqlite: Database, kind: str, is_async: bool
+) -> None:
+    """Its body begins when the session has ended: as with `connection`, before anything is sent."""
+    pool = poolkit.create_pool(on_sqlite.url)
+    app = FastAPI(lifespan=poolkit.fastapi.lifespan(pool))
+    Session = Annotated[AsyncSession, Depends(MAKERS[kind](pool))]  # noqa: N806
+
+    async def lines(session: Session) -> Any:
+        yield await session.scalar(COUNT)
+
+    def lines_in_thread(session: Session) -> Any:
+        yield "x"
+
+    app.get("/lines")(lines if is_async else lines_in_thread)
+    with TestClient(app) as client, pytest.raises(poolkit.PoolConfigError) as caught:
+        client.get("/lines")
+    assert "GET /lines is a generator" in str(caught.value)
+    assert "async with new_session() as session" in str(caught.value)
