@@ -158,6 +158,8 @@ def main() -> int:
         parser.error(f"unknown: {unknown}")
     without = list(RUDE) if "all" in without else without
     if args.seed is not None:
+        if args.only not in PARTS:
+            parser.error(f"--seed is of one program: add --only {' or '.join(PARTS)}")
         return 0 if run_seed(args.only, args.seed, args.steps, without) else 1
     if args.only in (None, "rounds") and (code := rounds.run(args.minutes, args.first)):
         return code

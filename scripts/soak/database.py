@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 HANGS = 3600.0
 VERDICTS = (*Verdict, None, None, None)
+#: What is said of a connection that nobody may get after the lease in which it was said.
+CONDEMNING = (Verdict.SUSPECT, Verdict.DEAD, Verdict.SERVER_GONE)
 
 
 class DatabaseError(Exception):
@@ -27,6 +29,7 @@ class DatabaseError(Exception):
     def __init__(self, text: str, verdict: Verdict | None = None) -> None:
         super().__init__(text)
         self.verdict = verdict
+        self.about: object = None
 
 
 class UnprintableError(DatabaseError):
@@ -49,6 +52,9 @@ class Connection:
         self._world = world
         self.number = next(world.numbers)
         self.there = self.ended = self.killed = self.noticed = False
+        self.condemned = False  # an error of a lease has said so
+        self.unheard = False  # it was killed while the event loop was away
+        self.answered = False  # what it is asked it has answered before that
         self.job = ""  # what the pool is doing with it
         self.flight = 0  # operations of its users under way
         self.left: set[str] = set()  # what the next user must not find
@@ -58,20 +64,30 @@ class Connection:
         return f"#{self.number}"
 
     async def work(self) -> None:
+        """Do something that leaves something."""
+        self.left.add("a temporary table")
+        await self.read()
+
+    async def read(self) -> int:
         """Do something that takes a while, may fail, and stops when a reset interrupts it."""
         world = self._world
-        world.check(not self.ended, f"#{self.number} used after its end")
-        self.left.add("a temporary table")
         self.flight += 1
+        holder = world.holders.get(self.number)
         try:
+            world.check(not self.ended, f"#{self.number} used after its end")
             if world.chance(0.05) and "base" in world.rude:
                 raise Rude("work")
             for _ in range(world.random.randrange(4)):
                 await anyio.sleep(world.random.choice((0, 0, 0.01)))
                 if self.killed or self.ended or self.job or world.chance(0.05):
                     raise DatabaseError("work", world.random.choice(VERDICTS))
+        except DatabaseError as error:
+            if holder is not None and holder == world.holders.get(self.number):
+                self.condemned |= error.verdict in CONDEMNING and "hooks" not in world.rude
+            raise
         finally:
             self.flight -= 1
+        return self.number
 
     def leave(self) -> None:
         """Leave something behind, without a word to the database."""
@@ -81,6 +97,24 @@ class Connection:
         """Return something that acts on this connection, until it is revoked."""
         self.left.add("a cursor")
         return Transaction(self._world, self)
+
+    def cursors(self) -> list[Any]:
+        """Return it among data."""
+        return [*range(self._world.random.randrange(12)), {"a": (1, self.cursor())}]
+
+    async def visit(self, visitor: Callable[[object], object]) -> None:
+        """Give it to a callback."""
+        visitor(self.cursor())
+
+    async def fill(self, rows: list[object]) -> None:
+        """Put it into a list."""
+        rows += self.cursors()
+
+    def complain(self) -> None:
+        """Raise it in an error."""
+        error = DatabaseError("complaint")
+        error.about = self.cursor()
+        raise error
 
 
 class Transaction:
@@ -165,7 +199,7 @@ class Database:
     def is_clean(self, connection: Connection) -> bool:
         """Tell whether nothing was left behind."""
         self._strike("is_clean")
-        return not connection.left and not connection.killed
+        return not connection.left and not connection.noticed
 
     def _revoke(self, connection: Connection) -> None:
         self._strike("revoke")
@@ -205,10 +239,11 @@ class Database:
         connection.job = what
         try:
             await self._misbehave(fault)
-            if connection.killed and what != "close":
+            if connection.killed and what != "close" and not connection.answered:
                 raise DatabaseError("the session was ended")
         finally:
             connection.job = ""
+            connection.answered = False
 
     async def _misbehave(self, fault: str) -> None:
         random = self._world.random

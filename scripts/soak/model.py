@@ -34,6 +34,7 @@ RUDE = {
     "reopen": "the pool is closed and opened again amid traffic",
     "abort": "open() and aclose() are cancelled",
     "hurry": "open() comes again at once after one that failed or was cancelled",
+    "away": "the event loop stands still for seconds, in which sessions end (in virtual time)",
     "exact": "an acquire that is counted otherwise than its caller saw it end is a failure",
     "late": "a driver call that begins after the connection's end is a failure",
 }
@@ -73,6 +74,9 @@ class World:
         self.history: deque[str] = deque(maxlen=100)
         self.failure: BaseException | None = None
         self.now: Callable[[], float] = time.monotonic
+        #: Has the event loop stand still for so many seconds, where time is virtual.
+        self.stall: Callable[[float], object] | None = None
+        self.stalled = 0.0
         self.patience = 5.0  # how late a busy machine may be; in virtual time there is no excuse
         #: On trio, tasks woken together run in any order; on asyncio, each wake is one of its own.
         self.batch: Callable[[], int] = itertools.count().__next__
@@ -157,6 +161,8 @@ class World:
         self.check(not connection.job, f"{what} during its {connection.job}")
         self.check(not connection.flight, f"{what} with an operation in flight")
         self.check(not connection.left, f"{what} with what others left: {connection.left}")
+        self.check(not connection.condemned, f"{what} in spite of an error of its last lease")
+        self.check(not connection.unheard, f"{what} unasked after the event loop was away")
         self.check(ask.waited or number > self.renewed, f"{what} in spite of a renewal")
         if self.hooked or not ask.waited:
             return

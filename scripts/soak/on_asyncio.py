@@ -94,8 +94,9 @@ def run(world: World, steps: int) -> str:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(complain)
         world.now = loop.time
-        if make_loop is VirtualTimeLoop:
+        if isinstance(loop, VirtualTimeLoop):
             world.patience = 0.01
+            world.stall = lambda seconds: setattr(loop, "_now", loop._now + seconds)
         if eager and sys.version_info >= (3, 12):
             loop.set_task_factory(asyncio.eager_task_factory)
         await Run(world, Tasks(world), asyncio.CancelledError).live(steps)

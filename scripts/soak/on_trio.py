@@ -114,8 +114,9 @@ def run(world: World, steps: int) -> str:
         world.now = trio.current_time
         root = trio.lowlevel.current_root_task()
         world.everybody = lambda: tree(root)
-        if virtual:
+        if clock is not None:
             world.patience = 0.01
+            world.stall = clock.jump
         async with trio.open_nursery() as nursery:
             await Run(world, Tasks(world, nursery), None).live(steps)
 

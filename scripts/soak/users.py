@@ -49,7 +49,7 @@ class Ask:
         world.asked(self)
         if world.hooked:
             asking.set(self)
-        began = world.now()
+        began = world.now() - world.stalled
         try:
             if self._way == "transaction":
                 self._inner: Any = self._pool.transaction(ask=self, **self._timeout)
@@ -68,7 +68,7 @@ class Ask:
             else:
                 world.refused(self, error, cancelled=cancelled)
                 limit = self._timeout.get("timeout", 1.0) or _HASTE
-                late = world.now() - began - limit
+                late = world.now() - world.stalled - began - limit
                 world.check(late < world.patience, f"ask {self.number} waited {late} s too long")
             raise
         finally:
@@ -133,17 +133,21 @@ class Run:
         self.tasks = tasks
         self.database = Database(world, own_cancelled)
         options = draw_options(world, self.database)
+        self.pings = options["ping_after"] is not None
         world.hooked = world.chance(0.2)
         if world.hooked:
             options["on_acquire"] = self._greet
         self.pool: poolkit.Pool[Any] = poolkit.Pool(self.database, **options)
         world.resized(self.pool.stats().capacity, 0)
         self.users = 0
+        self.closing = 0
 
     async def live(self, steps: int) -> None:
         """Do whatever comes to mind, then see whether all is well."""
         acts = {self._user: 10, self._cancel: 5, self._kill: 1, self._resize: 1, self._renew: 0.3}
         rude = {"collect": (self._collect, 1), "lost": (self._lose, 5), "reopen": (self._reopen, 1)}
+        if self.world.stall is not None:
+            rude["away"] = (self._stand_still, 2)
         acts.update(rude[name] for name in self.world.rude if name in rude)
         await self._open()
         for _ in range(steps):
@@ -192,6 +196,23 @@ class Run:
         gc.set_threshold(*self.random.choice(((50, 2, 2), (700, 10, 10))))
         gc.collect()
 
+    async def _stand_still(self) -> None:
+        """Have the event loop be away, and sessions end meanwhile that nobody asks."""
+        world = self.world
+        if world.stall is None or self.closing:
+            return  # a pool that is closed in the meantime takes whoever is late for deaf
+        for connection in world.open.values():
+            # Not if it was handed to a waiter who has not run yet, which nobody sees from here.
+            asked = connection.job in ("ping", "reset")
+            if asked or connection.number in world.holders:
+                connection.answered = asked and not connection.killed
+                connection.killed = True
+                connection.unheard = self.pings
+        world.stall(5.0)
+        world.stalled += 5.0
+        for _ in range(3):  # who may be given what the others give back
+            await self._user()
+
     async def _lose(self) -> None:
         self.tasks.lose(self._vanish())
 
@@ -216,10 +237,13 @@ class Run:
     async def _close(self, grace: float) -> None:
         self.world.closings += 1
         self.world.is_open = False
+        self.closing += 1
         try:
             await self.pool.aclose(grace=grace)
         except (Rude, BaseExceptionGroup):  # what a driver has raised is shown here
             self.world.check(self.database.rude_calls, "aclose() raised, and no driver did")
+        finally:
+            self.closing -= 1
 
     async def _open(self) -> None:
         world = self.world
@@ -281,15 +305,17 @@ class Run:
             await anyio.sleep(self.random.choice((0, 0, 0.005)))
 
     async def _act(self, who: str, depth: int, ask: Ask, view: Any) -> None:
-        act = self.random.choice(("work", "leave", "derive", "pause", "straggle", "stop", "more"))
+        acts = ("work", "read", "leave", "derive", "pause", "straggle", "stop", "more")
+        act = self.random.choice(acts)
         self.world.note(f"{who}: {act} with #{ask.connection}")
         match act:
-            case "work":
-                await view.work()
+            case "work" | "read":
+                with contextlib.suppress(*[DatabaseError] * self.world.chance(0.5)):
+                    await (view.work() if act == "work" else view.read())
             case "leave":
                 view.leave()
             case "derive":
-                view.cursor()
+                await self._derive(view)
             case "pause":
                 await anyio.sleep(self.random.choice((0, 0.01, 0.05)))
             case "straggle":  # a task that may go on for longer than the lease
@@ -306,6 +332,22 @@ class Run:
                 lost += [lost] * self.world.chance(0.5)  # then only the collector finds it
             case "more" if depth < 2:
                 await self._use(who, depth + 1)
+
+    async def _derive(self, view: Any) -> None:
+        """Get hold of something that acts on the connection, in one of the ways there are."""
+        kept: list[object] = []
+        match self.random.randrange(5):
+            case 0:
+                view.cursor()
+            case 1:
+                view.cursors()
+            case 2:
+                await view.visit(kept.append)
+            case 3:
+                await view.fill(kept)
+            case 4:
+                with contextlib.suppress(DatabaseError):
+                    view.complain()
 
     async def _straggle(self, view: Any) -> None:
         with contextlib.suppress(poolkit.NotLeased, DatabaseError, Rude):

@@ -39,8 +39,9 @@ _WORST_FIRST: Final = (
 _told: Final[weakref.WeakSet[type]] = weakref.WeakSet()
 #: How many errors inside of one are looked at.
 _PARTS: Final = 100
-#: In an error's dict: it has come from an operation, and was classified with its connection.
-_HEEDED: Final = "_poolkit_heeded"
+#: In an error's dict: it has come from an operation, and was classified with this connection, by
+#: its `id` (an error may be pickled, and outlive its connection).
+HEEDED: Final = "_poolkit_heeded"
 #: What was raised and is kept to be raised again, at most.
 _MOST_KEPT: Final = 10
 
@@ -67,10 +68,19 @@ class Hooks:
         )
         self._set_up: Callable[..., Awaitable[object]] = getattr(driver, "set_up", _set_up)
         self._greeted: Callable[[Any], None] | None = getattr(driver, "greeted", None)
+        self._pool_opens: Callable[[], None] | None = getattr(driver, "pool_opens", None)
         #: What calls have raised that is neither an error nor a cancellation.
         self.raised: list[BaseException] = []
         #: Ends the run of the event loop with what ends a process; False: it cannot.
         self.end_run: Callable[[BaseException], bool] = lambda _: False
+
+    def pool_opens(self) -> None:
+        """Say that the pool is being opened."""
+        try:
+            if self._pool_opens is not None:
+                self._pool_opens()
+        except BaseException as error:
+            self.report("pool_opens", error)
 
     def is_dead(self, connection: Any) -> bool:
         """Tell whether a connection is known to be dead."""
@@ -121,20 +131,19 @@ class Hooks:
             return False
         return True
 
-    def tell_of_derived(self, connection: Any, name: str, value: Any) -> None:
+    def tell_of_derived(self, what: str) -> None:
         """Say what costs connections because nothing can revoke it; once for a driver class."""
         kind = type(self._driver)
         if kind not in _told:
             _told.add(kind)
             say(
                 logging.WARNING,
-                "%s has no revoke(): a connection that has given its user more than plain data, "
-                "here a %s from %s.%s, is terminated at its release, since that might still act on "
-                "it. Give the driver a revoke(), which ends such objects (said once for its class)",
+                "%s has no revoke(): a connection that has given its user, or was given by its "
+                "user, more than plain data, here %s, is terminated at its release, since that "
+                "might still act on it. Give the driver a revoke(), which ends such objects (said "
+                "once for its class)",
                 kind.__name__,
-                type(value).__qualname__,
-                type(connection).__name__,
-                name,
+                what,
             )
 
     def classify(self, error: BaseException, connection: Any) -> Verdict | None:
@@ -148,8 +157,9 @@ class Hooks:
     def heed(self, slot: Slot, error: BaseException, *, passed: bool = False) -> None:
         """Note on a slot, for its release, what an error of its lease says of the connection.
 
-        ``passed``: it has come through the lease's block, from wherever. If from an operation, of
-        this connection or of another pool's, it was heeded there.
+        What has come from an operation of another connection was heeded there, and says nothing of
+        this one. ``passed``: it has come through the lease's block, from wherever; if from an
+        operation of this connection, it was heeded there, too.
         """
         verdicts = self._verdicts(error, slot.connection, passed=passed)
         slot.verdicts |= verdicts - {Verdict.OK}
@@ -162,10 +172,13 @@ class Hooks:
             return verdicts
         try:
             for part in _parts(error) if connection is not None else (error,):
-                if isinstance(part, Exception) and not (passed and _HEEDED in part.__dict__):
+                heeded = part.__dict__.get(HEEDED) if connection is not None else None
+                if isinstance(part, Exception) and (
+                    heeded is None or (heeded == id(connection) and not passed)
+                ):
                     verdict = self._classify(part, connection)
                     if not (passed or connection is None):
-                        part.__dict__[_HEEDED] = True
+                        part.__dict__[HEEDED] = id(connection)
                     if isinstance(verdict, Verdict):
                         verdicts.add(verdict)
         except BaseException as rude:

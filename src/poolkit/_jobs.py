@@ -261,7 +261,7 @@ class Workers:
                 late = error is not None and worker.is_late(error)
         for _ in range(_PINGS):
             if error is None and self._is_old_news(worker):
-                _, error = await self._try("ping", worker, self._driver.ping, connection)
+                late, error = await self._ask_anew(worker, connection)
         if error is None:
             _, error = await self._try("watch", worker, self._introduce, slot, connection)
         if error is None and self._hooks.is_dead(connection):  # the watch tells of what comes
@@ -276,6 +276,15 @@ class Workers:
         self._say(logging.DEBUG, "connecting failed: %s", shown(error))
         verdict = Verdict.TRANSIENT if late else self._hooks.classify(error, None)
         self._tell(self._book.connect_failed, slot, error, verdict, self._runtime.now())
+
+    async def _ask_anew(
+        self, worker: _Worker, connection: Any
+    ) -> tuple[bool, BaseException | None]:
+        """Ping what has just connected; return whether it is too late, and the error."""
+        if worker.scope.cancel_called:  # which the driver did not notice: it could hang for ever
+            return True, TimeoutError()
+        _, error = await self._try("ping", worker, self._driver.ping, connection)
+        return error is not None and worker.is_late(error), error
 
     async def _introduce(self, slot: Slot, connection: Any) -> None:
         """Find out what its handles are like, and have the driver tell when it dies."""

@@ -259,6 +259,7 @@ class Pool(Generic[C]):
         self._runtime = runtime
         self._suspended = Suspended()
         self._hooks.end_run = runtime.end_run
+        self._hooks.pool_opens()
         self._leaks = Leaks(self.name, self._book)
         self._life = life = Life(runtime, workers)
         _opened.add(self)
@@ -320,7 +321,9 @@ class Pool(Generic[C]):
     ) -> Transaction[C]:
         """Acquire a connection and run a block in a transaction: commit at its end, or roll back.
 
-        ``settings`` are the driver's (isolation, readonly, ...). Raises what `acquire` raises.
+        ``settings`` are the driver's (isolation, readonly, ...). Raises what `acquire` raises, and
+        `TransactionEnded` for what ends the transaction inside of the block. On SQLite ``timeout``
+        covers the wait for the lock of the file.
         """
         lease = self.acquire(timeout=timeout)
         lease._code, lease._lasti = words.caller(2)
@@ -748,7 +751,11 @@ class Pool(Generic[C]):
         """Take in what other threads, callbacks and finalizers have noted."""
         if self._inbox and not self._is_interrupted():
             while self._inbox:
-                self._tell(self._inbox.popleft())
+                try:
+                    note = self._inbox.popleft()
+                except IndexError:  # a finalizer has seen to it in between
+                    break
+                self._tell(note)
             self._settle()
 
     def _reclaim(self, slot: Slot, turn: int) -> None:

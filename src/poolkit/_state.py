@@ -692,7 +692,9 @@ class PoolState:
             away += self.prospects.slow_connects()
         if self._aging:
             away += min(self._aging, self._few(), options.max_size - options.min_size)
-        return max(self._shortage(), options.min_size - (self.live - away))
+        # One beyond `max_size` would be a surplus one: closed at once, and missing again.
+        missing = min(options.min_size - (self.live - away), options.max_size - self.live)
+        return max(self._shortage(), missing)
 
     def _is_full(self) -> bool:
         """Tell whether there is neither an idle connection nor room for another."""

@@ -9,18 +9,19 @@ release decides.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import itertools
 import types
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from poolkit._errors import NotLeased, PoolConfigError
 from poolkit._words import place
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Generator
+    from collections.abc import Awaitable, Callable, Generator, Iterable
 
     from poolkit._lease import Lease
     from poolkit._pool import Pool
@@ -114,28 +115,43 @@ class _View(Handle):
     def _poolkit_look(self, name: str, value: Any, *, own: bool = False) -> None:  # noqa: ARG002
         """Note whether what was returned, or is the connection's own, may act on it."""
         kind = type(value)
-        if kind in _CONTAINERS:
-            parts = value.values() if kind is dict else value
-            # What a library returns many of is of one kind: a look at the first ones will do.
-            if not any(_attached[type(part)] for part in itertools.islice(parts, 8)):
+        with contextlib.suppress(TypeError):  # of a metaclass whose classes cannot be looked up
+            if kind in _CONTAINERS:
+                parts = value.values() if kind is dict else value
+                # What a library returns many of is of one kind: a look at the first ones will do.
+                if not any(_attached[type(part)] for part in itertools.islice(parts, 8)):
+                    return
+            elif not _attached[kind]:
                 return
-        elif not _attached[kind]:
-            return
         slot: Any = self._poolkit_lease._slot
         slot.derived = True
+
+    # For connections that nothing protects from what was made from them: see `Unrevoked`.
+
+    def _poolkit_look_given(self, name: str, given: Iterable[Any], before: Any = None) -> Any:
+        """Note whether what was given may come to act on the connection."""
+
+    def _poolkit_look_inside(self, error: BaseException) -> None:
+        """Note whether an error has something inside that may act on the connection."""
+
+    @staticmethod
+    def _poolkit_closely(call: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a method of a view that looks at its arguments, if that is of use."""
+        return call
 
     def __getattr__(self, name: str) -> Any:
         slot = self._poolkit_touch(name)
         try:
             value = getattr(slot.connection, name)
-        except Exception as error:
+        except BaseException as error:
             _failed(self, error)
             raise
         if getattr(value, "__self__", None) is slot.connection:
-            return types.MethodType(_call(name), self)
+            return types.MethodType(self._poolkit_closely(_call(name)), self)
         if value is slot.connection:
             return self
-        if type(value) not in _PLAIN:
+        kind = type(value)
+        if not (type(kind) is type and kind in _PLAIN):
             if callable(value):
                 slot.derived = True
             self._poolkit_look(name, value, own=True)
@@ -143,18 +159,24 @@ class _View(Handle):
 
     def __setattr__(self, name: str, value: object) -> None:
         slot = self._poolkit_touch(name)
+        given = self._poolkit_look_given(name, (value,))
         before = _attribute(slot.connection, name)
         try:
             setattr(slot.connection, name, value)
-        except Exception as error:
+        except BaseException as error:
             _failed(self, error)
             raise
         _note_attribute(slot, name, before)
+        self._poolkit_look_given(name, (value,), given)
 
     def __delattr__(self, name: str) -> None:
         slot = self._poolkit_touch(name)
         before = _attribute(slot.connection, name)
-        delattr(slot.connection, name)
+        try:
+            delattr(slot.connection, name)
+        except BaseException as error:
+            _failed(self, error)
+            raise
         _note_attribute(slot, name, before)
 
     def __dir__(self) -> list[str]:
@@ -220,6 +242,8 @@ _OWN: Final = frozenset(
 )
 
 
+#: What a base of a view's may have instead of what views have.
+_LOOKS: Final = ("_poolkit_look", "_poolkit_look_given", "_poolkit_look_inside", "_poolkit_closely")
 _EXITS: Final = ("__exit__", "__aexit__")
 _UNBOUND: Final = (staticmethod, classmethod)
 _bound: Final = types.MethodType
@@ -238,13 +262,14 @@ def view_class(kind: type, bases: tuple[type, ...] = ()) -> type:
 
 @functools.lru_cache(maxsize=256)
 def _make_class(kind: Any, bases: Any) -> type:
-    looks = (vars(base).get("_poolkit_look") for base in (*bases, _View))
     members: dict[str, Any] = {
         "__slots__": (),
-        "_poolkit_look": next(filter(None, looks)),
         "__class__": property(lambda _: kind),
         "__doc__": f"A `{kind.__qualname__}`, until it is given back.",
     }
+    for base in reversed(bases):
+        members.update((name, vars(base)[name]) for name in _LOOKS if name in vars(base))
+    closely = members.get("_poolkit_closely", _View._poolkit_closely)
     own = {name for base in bases for name in dir(base) if not hasattr(object, name)}
     for name in dir(kind):
         special = name.startswith("__") and name.endswith("__")
@@ -252,7 +277,7 @@ def _make_class(kind: Any, bases: Any) -> type:
             continue
         value = inspect.getattr_static(kind, name)
         if callable(value) and inspect.isroutine(value) and not isinstance(value, _UNBOUND):
-            members[name] = _Method(name, value)
+            members[name] = _Method(name, value, closely)
     made = type(f"{kind.__name__}View", (_View, *bases), members)
     if made.__dictoffset__ or made.__basicsize__ != Handle.__basicsize__:
         raise PoolConfigError(
@@ -266,13 +291,14 @@ class _Method:
 
     __slots__ = ("_call", "_name")
 
-    def __init__(self, name: str, function: Any) -> None:
+    def __init__(self, name: str, function: Any, closely: Callable[..., Any]) -> None:
         self._name = name
         inner = inspect.unwrap(function)
         if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
             self._call = _generating(name, function)
         else:
-            self._call = (_async_call if inspect.iscoroutinefunction(function) else _call)(name)
+            call = (_async_call if inspect.iscoroutinefunction(function) else _call)(name)
+            self._call = call if name in _EXITS else closely(call)
         self._call.__doc__ = function.__doc__
 
     def __get__(self, view: Any, owner: type) -> Any:
@@ -288,18 +314,23 @@ class _Method:
 def _call(name: str) -> Callable[..., Any]:
     def call(view: Any, /, *args: Any, **kwargs: Any) -> Any:
         slot: Slot = view._poolkit_touch(name)
+        slot.busy += 1  # for it may be called in a thread
         try:
             result = getattr(slot.connection, name)(*args, **kwargs)
-        except Exception as error:
+        except BaseException as error:
             _failed(view, error, args if name in _EXITS else ())
             raise
+        finally:
+            slot.busy -= 1
         kind = type(result)
-        if kind in _PLAIN:
+        if type(kind) is type and kind in _PLAIN:
             return result
         if result is slot.connection:
             return view
         if kind is _Coroutine:
             return _later(view, name, result)
+        if hasattr(kind, "__await__"):
+            return _operation(view, name, result)
         view._poolkit_look(name, result)
         return result
 
@@ -321,7 +352,8 @@ def _async_call(name: str) -> Callable[..., Any]:
             slot.busy -= 1
         if result is connection:
             return view
-        if type(result) not in _PLAIN:
+        kind = type(result)
+        if not (type(kind) is type and kind in _PLAIN):
             view._poolkit_look(name, result)
         return result
 
@@ -334,21 +366,40 @@ def _generating(name: str, function: Any) -> Callable[..., Any]:
     def call(view: Any, /, *args: Any, **kwargs: Any) -> Any:
         slot: Slot = view._poolkit_touch(name)
         slot.derived = True
-        steps = function(view, *args, **kwargs)
-        view._poolkit_look(name, steps)
-        if type(steps) is types.GeneratorType:
-            return _steps(view, steps)
-        return _Steps(view, name, steps) if type(steps) is types.AsyncGeneratorType else steps
+        made = function(view, *args, **kwargs)
+        view._poolkit_look(name, made)
+        steps = _steps_of(view, name, made)
+        if steps is made and (inner := getattr(made, "gen", None)) is not None:
+            made.gen = _steps_of(view, name, inner)  # of a @contextmanager, or an asynchronous one
+        return steps
 
     return _named(call, name)
 
 
-def _steps(view: Any, steps: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    try:
-        return (yield from steps)
-    except Exception as error:
-        _failed(view, error)
-        raise
+def _steps_of(view: Any, name: str, steps: Any) -> Any:
+    """Return a generator each of whose steps is an operation; what is none, as it is."""
+    if type(steps) is types.GeneratorType:
+        return _steps(view, name, steps)
+    return _Steps(view, name, steps) if type(steps) is types.AsyncGeneratorType else steps
+
+
+def _steps(view: Any, name: str, steps: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    resume: Callable[[Any], Any] = steps.send
+    value: Any = None
+    while True:
+        try:
+            if resume == steps.send:  # and not to end it, which it may do at any time
+                view._poolkit_touch(name)
+            step = resume(value)
+        except StopIteration as done:
+            return done.value
+        except BaseException as error:
+            _failed(view, error, (value,))  # what was thrown into it may come from anywhere
+            raise
+        try:
+            resume, value = steps.send, (yield step)
+        except BaseException as error:
+            resume, value = steps.throw, error
 
 
 class _Steps(AsyncGenerator[Any, Any]):
@@ -364,25 +415,144 @@ class _Steps(AsyncGenerator[Any, Any]):
         return await watched(self._view, self._generator.asend(value))
 
     async def athrow(self, *error: Any) -> Any:
-        return await self._generator.athrow(*error)
+        return await watched(self._view, self._generator.athrow(*error), error)
 
     async def aclose(self) -> None:
-        await self._generator.aclose()
+        await watched(self._view, self._generator.aclose())
 
 
-async def _later(view: Any, name: str, operation: Coroutine[Any, Any, Any]) -> Any:
+def _operation(view: Any, name: str, made: Any) -> Any:
+    """Return what a plain method has returned that can be awaited, watched."""
+    kind = type(made)
+    if is_future(kind):
+        return _watch_future(view, name, made)
+    if isinstance(made, Coroutine) and not hasattr(kind, "__aenter__"):  # as Cython makes them
+        return _later(view, name, made)
+    if _does_more(kind):
+        view._poolkit_look(name, made)
+        return made
+    return Operation(view, name, made)
+
+
+def _does_more(kind: type) -> bool:
+    """Tell whether it can be used as no `Operation` can, or looks after itself."""
+    return hasattr(kind, "poolkit_heeds") or any(
+        inspect.isroutine(inspect.getattr_static(kind, name)) and not hasattr(Operation, name)
+        for name in dir(kind)
+        if name.startswith("__") and name.endswith("__") and name not in _OWN
+    )
+
+
+def is_future(kind: type) -> bool:
+    """Tell whether it is a class of asyncio's futures, as asyncio does; on trio there are none."""
+    return hasattr(kind, "_asyncio_future_blocking")
+
+
+def _watch_future(view: Any, name: str, future: Any) -> Any:
+    """Note how an operation goes that is under way already, in a task of the library's."""
+    slot: Slot = view._poolkit_slot
+    slot.busy += 1
+
+    def note(future: Any) -> None:
+        slot.busy -= 1
+        # Not by exception(): that would count as its user's having seen it.
+        error = getattr(future, "_exception", None)
+        if future.cancelled():
+            slot.cancelled |= slot.turn == view._poolkit_turn
+        elif error is not None:
+            _failed(view, error)
+        else:
+            view._poolkit_look(name, future.result())
+
+    if future.done():
+        note(future)
+    else:
+        future.add_done_callback(note)
+    return future
+
+
+class Operation(Coroutine[Any, Any, Any]):
+    """What a plain method has returned that can be awaited, and is more than a coroutine.
+
+    Awaited, entered or left, it is an operation on a leased connection; else it is what it was.
+    """
+
+    __slots__ = tuple(f"_poolkit_{name}" for name in ("after", "made", "name", "steps", "view"))
+
+    def __init__(self, view: Any, name: str, made: Any) -> None:
+        self._poolkit_view = view
+        self._poolkit_name = name
+        self._poolkit_made = made
+        self._poolkit_steps: Any = None
+        #: Is called when it has ended.
+        self._poolkit_after: Callable[[], object] = int
+
+    def _poolkit_begin(self) -> Any:
+        if self._poolkit_steps is None:
+            self._poolkit_steps = self._poolkit_await()
+        return self._poolkit_steps
+
+    async def _poolkit_await(self) -> Any:
+        try:
+            return await _later(self._poolkit_view, self._poolkit_name, self._poolkit_made)
+        finally:
+            self._poolkit_after()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._poolkit_await().__await__()
+
+    def send(self, value: Any) -> Any:
+        return self._poolkit_begin().send(value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._poolkit_begin().throw(*error)
+
+    def close(self) -> None:
+        self._poolkit_begin().close()
+        _close(self._poolkit_made)
+
+    async def __aenter__(self) -> Any:
+        view, made = self._poolkit_view, self._poolkit_made
+        slot: Slot = view._poolkit_touch(self._poolkit_name)
+        slot.derived = True
+        result = await watched(view, made.__aenter__())
+        return view if result is slot.connection else result
+
+    async def __aexit__(self, *error: object) -> Any:
+        try:
+            return await watched(self._poolkit_view, self._poolkit_made.__aexit__(*error), error)
+        finally:
+            self._poolkit_after()
+
+    def __aiter__(self) -> Any:
+        return self.__getattr__("__aiter__")()
+
+    def __getattr__(self, name: str) -> Any:
+        self._poolkit_view._poolkit_touch(self._poolkit_name).derived = True
+        return getattr(self._poolkit_made, name)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return type(self._poolkit_made)
+
+
+async def _later(view: Any, name: str, operation: Any) -> Any:
     """Await what a plain method has returned, unless the lease has ended before it began."""
     try:
         slot: Slot = view._poolkit_touch(name)
     except BaseException:
-        operation.close()
+        _close(operation)
         raise
     result = await watched(view, operation)
     if result is slot.connection:
         return view
-    if type(result) not in _PLAIN:
-        view._poolkit_look(name, result)
+    view._poolkit_look(name, result)
     return result
+
+
+def _close(operation: Any) -> None:
+    if isinstance(operation, Coroutine):
+        operation.close()
 
 
 def _named(call: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -397,20 +567,25 @@ def _failed(view: Any, error: BaseException, args: tuple[Any, ...] = ()) -> None
     """
     lease = view._poolkit_lease
     slot: Slot = lease._slot
+    passed = any(arg is error for arg in args)
     if slot.turn == lease._turn:
         if not isinstance(error, Exception):
             slot.cancelled = True
-        lease._pool._hooks.heed(slot, error, passed=any(arg is error for arg in args))
+        if isinstance(error, AttributeError) and error.obj is slot.connection:
+            error.obj = view
+        lease._pool._hooks.heed(slot, error, passed=passed)
+    if not passed:
+        view._poolkit_look_inside(error)
 
 
-async def watched(view: Any, operation: Awaitable[Any]) -> Any:
+async def watched(view: Any, operation: Awaitable[Any], args: tuple[Any, ...] = ()) -> Any:
     """Await an operation on a leased connection, noting on the slot how it goes."""
     slot: Slot = view._poolkit_slot
     slot.busy += 1
     try:
         return await operation
     except BaseException as error:
-        _failed(view, error)
+        _failed(view, error, args)
         raise
     finally:
         slot.busy -= 1

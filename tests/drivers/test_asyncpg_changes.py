@@ -189,6 +189,19 @@ async def by_cursor_awaited(conn: asyncpg.Connection) -> None:
         await (await conn.cursor(INSERT)).fetch(1)
 
 
+async def by_cursor_of_a_statement(conn: asyncpg.Connection) -> None:
+    """Write by a cursor of a statement that was prepared, iterated."""
+    async with conn.transaction():
+        async for _ in (await conn.prepare(INSERT)).cursor():
+            pass
+
+
+async def by_cursor_of_a_statement_awaited(conn: asyncpg.Connection) -> None:
+    """Write by such a cursor that is asked for rows."""
+    async with conn.transaction():
+        await (await (await conn.prepare(INSERT)).cursor()).fetch(1)
+
+
 async def by_copying(conn: asyncpg.Connection) -> None:
     """Write by COPY."""
     await conn.copy_records_to_table("written", records=[(1,)])
@@ -217,14 +230,27 @@ async def by_sqlalchemy(conn: asyncpg.Connection) -> None:
         await theirs.rollback()
 
 
+async def by_stream_of_sqlalchemy(conn: asyncpg.Connection) -> None:
+    """Write by such an engine, and ask for the rows one after the other."""
+    engine = create_async_engine(conn._poolkit_pool)  # type: ignore[attr-defined]
+    async with engine.connect() as theirs:
+        with contextlib.suppress(sa.exc.DBAPIError):
+            async for _ in await theirs.stream(sa.text(INSERT)):
+                pass
+        await theirs.rollback()
+
+
 WRITES = [
     by_statement,
     by_cursor,
     by_cursor_awaited,
+    by_cursor_of_a_statement,
+    by_cursor_of_a_statement_awaited,
     by_copying,
     by_a_task,
     by_a_wrapper,
     by_sqlalchemy,
+    by_stream_of_sqlalchemy,
 ]
 
 

@@ -373,3 +373,23 @@ async def test_connection_lost_in_use_has_the_others_looked_at(
             async with pool.acquire() as conn:
                 assert conn.get_server_pid() not in pids
                 assert await conn.fetchval("SELECT 1") == 1
+
+
+async def test_error_of_a_commit_that_was_caught_is_heeded(dsn: str) -> None:
+    """Of asyncpg's own transaction, which no view sees: the next user has another session."""
+    async with of_one(dsn) as pool:
+        async with pool.acquire() as conn:
+            await conn.execute(
+                """
+                CREATE TEMPORARY TABLE late (x int);
+                CREATE FUNCTION pg_temp.fail() RETURNS trigger LANGUAGE plpgsql AS
+                    $$ BEGIN RAISE SQLSTATE '08P01'; END $$;
+                CREATE CONSTRAINT TRIGGER t AFTER INSERT ON late
+                    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION pg_temp.fail();
+                """
+            )
+            with pytest.raises(asyncpg.ProtocolViolationError):
+                async with conn.transaction():
+                    await conn.execute("INSERT INTO late VALUES (1)")
+        await quiet(pool)
+        assert pool.stats().retired["broken"] == 1

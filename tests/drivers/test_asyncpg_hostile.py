@@ -27,22 +27,28 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-@pytest.mark.parametrize("method", ["rollback", "commit", "fetchval", "fetch", "__anext__"])
+LATE: dict[str, Callable[[Any, Any], Coroutine[Any, Any, Any]]] = {
+    "rollback": lambda transaction, _: transaction.rollback(),
+    "commit": lambda transaction, _: transaction.commit(),
+    "fetchval": lambda _, statement: statement.fetchval(),
+    "fetch": lambda _, statement: statement.fetch(),
+    "cursor": lambda transaction, _: anext(aiter(transaction._connection.cursor("SELECT 1"))),
+    "cursor of a statement": lambda _, statement: anext(aiter(statement.cursor())),
+}
+
+
+@pytest.mark.parametrize("make", LATE.values(), ids=LATE)
 async def test_coroutine_made_before_the_release_is_dead_when_it_is_awaited(
-    dsn: str, outside: asyncpg.Connection, method: str
+    dsn: str,
+    outside: asyncpg.Connection,
+    make: Callable[[Any, Any], Coroutine[Any, Any, Any]],
 ) -> None:
     """Asyncpg looks when the method is called; the next user's row would be lost without a word."""
     async with of_one(dsn) as pool:
         async with pool.acquire() as conn:
             transaction = conn.transaction()
             await transaction.start()
-            statement = await conn.prepare("SELECT current_setting('work_mem')")
-            rows = aiter(conn.cursor("SELECT 1"))
-            late: Coroutine[Any, Any, Any]
-            if method in ("rollback", "commit"):
-                late = getattr(transaction, method)()
-            else:
-                late = getattr(rows if method == "__anext__" else statement, method)()
+            late = make(transaction, await conn.prepare("SELECT current_setting('work_mem')"))
         async with pool.transaction() as conn:
             await conn.execute("INSERT INTO t VALUES (1)")
             with pytest.raises(asyncpg.InterfaceError, match="released back"):

@@ -3,7 +3,7 @@
 To write the table anew: ``python -m tests.integrations.postgresql_table``
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: FastAPI reads the annotations of dependencies.
 
 import asyncio
 import contextlib
@@ -15,7 +15,9 @@ from typing import Any
 
 import asyncpg
 import httpx
+import sqlalchemy as sa
 from fastapi import Depends, FastAPI
+from sqlalchemy.ext.asyncio import AsyncSession
 
 import poolkit.fastapi
 from poolkit import ConnectFailed, PoolConfigError, TransactionEnded
@@ -30,6 +32,7 @@ HOW = "to write it anew: python -m tests.integrations.postgresql_table"
 REFUSALS = (
     *(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError),
     TransactionEnded,
+    sa.exc.SQLAlchemyError,
 )
 
 Use = Callable[[Any], Awaitable[None]]
@@ -62,6 +65,31 @@ def by(enter: Callable[[Any], Any], make: Callable[[str], Any] = one) -> Way:
             yield pool, take
 
     return way
+
+
+class OfSession:
+    """The connection of a session, which executes each statement itself."""
+
+    def __init__(self, session: AsyncSession, own: Any) -> None:
+        vars(self).update(_session=session, _own=own)
+
+    async def execute(self, sql: str) -> object:
+        """Execute a statement in the session's transaction; several where that has none."""
+        if ";" in sql:
+            return await self._own.execute(sql)
+        return await self._session.execute(sa.text(sql.replace(":", "\\:")))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self._own, name, value)
+
+
+async def of_session(session: poolkit.fastapi.Session) -> OfSession:
+    """Depend on the connection of the request's session."""
+    fairy: Any = await (await session.connection()).get_raw_connection()
+    return OfSession(session, fairy.driver_connection)
 
 
 def through(dependency: Any) -> Way:
@@ -97,7 +125,7 @@ def of_asyncpg(dsn: str) -> Any:
     return compat.create_pool(dsn, min_size=1, max_size=1, connection_class=Own)
 
 
-#: By the heads of their columns. (SQLAlchemy's `Session` is another one: add it here.)
+#: By the heads of their columns.
 WAYS: dict[str, Way] = {
     "`pool.acquire()`": by(lambda pool: pool.acquire()),
     "`pool.transaction()`": by(lambda pool: pool.transaction()),
@@ -105,6 +133,7 @@ WAYS: dict[str, Way] = {
     "`transaction`": through(poolkit.fastapi.transaction),
     "`lazy`": through(poolkit.fastapi.lazy),
     "`streaming_connection`": through(poolkit.fastapi.streaming_connection),
+    "`Session`": through(of_session),
     "compat": by(lambda pool: pool.acquire(), of_asyncpg),
 }
 #: What becomes of it if `on_connect` has left it.

@@ -7,6 +7,7 @@ nothing may be lost.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import signal
@@ -290,3 +291,23 @@ def test_interrupt_at_any_line_loses_nothing_on_trio() -> None:
             failed.append(f"{Path(line[0].co_filename).name}:{line[1]}: {error!r}")
     assert not failed, f"{len(failed)} of {len(lines)} lines:\n" + "\n".join(failed)
     assert presses > 0.97 * len(lines), "hardly any line depends on chance"
+
+
+async def test_note_that_a_finalizer_sees_to_in_between_is_taken_in_once() -> None:
+    """It strikes after the look whether there is one, and empties the inbox."""
+
+    class Struck(collections.deque[Any]):
+        looks = 0
+
+        def __bool__(self) -> bool:
+            is_there = len(self) > 0
+            self.looks += 1
+            if self.looks == 2:
+                pool._drain()
+            return is_there
+
+    noted: list[str] = []
+    async with Pool(FullDriver()) as pool:
+        pool._inbox = Struck([lambda: noted.append("one"), lambda: noted.append("two")])
+        pool._drain()
+        assert noted == ["one", "two"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 import poolkit
 from poolkit import Pool
-from poolkit.testing import VirtualTimeLoop
+from poolkit.testing import NEVER, VirtualTimeLoop
 from tests.fakes import CleanDriver, FullDriver
 
 
@@ -127,6 +128,29 @@ def test_answer_that_came_before_a_limit_that_passed_meanwhile_is_of_no_use() ->
             pool.release(conn)
             await waiting
             assert driver.calls["connect"] == 2
+
+    run(main)
+
+
+def test_connect_that_ignored_its_limit_is_not_asked_whether_it_is_alive() -> None:
+    """It has no time left, and could hang for ever: it is late, and another one is made."""
+
+    class Deaf(FullDriver):
+        async def connect(self) -> Any:
+            if not self.calls["connect"]:
+                with contextlib.suppress(asyncio.CancelledError):
+                    self.calls["connect"] += 1
+                    await asyncio.sleep(3600)
+                stall(10.0)
+                self.script["ping"] = [NEVER]
+            return await super().connect()
+
+    async def main() -> None:
+        driver = Deaf()
+        async with Pool(driver, max_size=1, connect_timeout=1.0, acquire_timeout=60.0) as pool:
+            await anext_of(pool)
+            assert driver.calls["ping"] == 0
+            assert len(driver.alive) == pool.stats().size == 1
 
     run(main)
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import dataclasses
 import gc
+import pickle
 import warnings
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+import sniffio
 from anyio import wait_all_tasks_blocked
+from anyio.lowlevel import checkpoint
 
 import poolkit
 from poolkit import Pool, Verdict
+from poolkit._hooks import Hooks
 from tests.fakes import FakeConnection, FakeTransaction, FullDriver
 
 if TYPE_CHECKING:
@@ -27,6 +33,67 @@ class Said(Exception):
     def __init__(self, verdict: Verdict | None) -> None:
         super().__init__(verdict)
         self.verdict = verdict
+
+
+class Awaited:
+    """What can be awaited, and is no coroutine."""
+
+    def __init__(self, start: Callable[[], Any]) -> None:
+        self.start = start
+
+    def __await__(self) -> Any:
+        return self.start().__await__()
+
+
+class Compiled(Coroutine[Any, Any, Any]):
+    """A coroutine as Cython makes them, of a type of its own."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def send(self, value: Any) -> Any:
+        """Go on."""
+        return self.inner.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """Go on with an error."""
+        return self.inner.throw(*error)
+
+    def close(self) -> None:
+        """End."""
+        self.inner.close()
+
+    def __await__(self) -> Any:
+        return self.inner.__await__()
+
+
+class Entered(Awaited):
+    """What can be awaited, and entered, as libraries have it for cursors."""
+
+    def __init__(self, start: Callable[[], Any], *, at_end: bool = False) -> None:
+        super().__init__(start)
+        self.at_end = at_end
+
+    async def __aenter__(self) -> Any:
+        if not self.at_end:
+            await self.start()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        if isinstance(error[1], Exception):
+            raise error[1]
+        await self.start()
+
+
+class Wrapping(Entered):
+    """What makes errors of its own of others."""
+
+    def __init__(self) -> None:
+        super().__init__(checkpoint)
+
+    async def __aexit__(self, *error: object) -> None:
+        if isinstance(error[1], Exception):
+            raise RuntimeError("could not go on") from error[1]
 
 
 class Connection(FakeConnection):
@@ -45,6 +112,37 @@ class Connection(FakeConnection):
         """Fail without I/O."""
         raise error
 
+    async def run(self, function: Callable[[], Any]) -> Any:
+        """Run a function of the user's, as libraries do to try again."""
+        return await function()
+
+    async def each(self, function: Callable[[], Any]) -> AsyncIterator[int]:
+        """Run it between rows."""
+        yield 1
+        await function()
+
+    def wrapping(self) -> Wrapping:
+        """Return what makes errors of its own of others."""
+        return Wrapping()
+
+    def fail_in_a_future(self, error: BaseException) -> Any:
+        """Return what is under way already; on trio there is nothing of the kind."""
+        if sniffio.current_async_library() == "trio":
+            return self.fail(error)
+        return asyncio.ensure_future(self.fail(error))
+
+    def fail_compiled(self, error: BaseException) -> Compiled:
+        """Return a coroutine that is not of Python's own kind."""
+        return Compiled(self.fail(error))
+
+    def fail_when_awaited(self, error: BaseException) -> Awaited:
+        """Return what can be awaited, and is no coroutine."""
+        return Awaited(lambda: self.fail(error))
+
+    def fail_entered(self, error: BaseException, *, at_end: bool = False) -> Entered:
+        """Return what can be awaited, and entered."""
+        return Entered(lambda: self.fail(error), at_end=at_end)
+
     async def rows(self, error: BaseException) -> AsyncIterator[int]:
         """Fail between rows."""
         yield 1
@@ -56,6 +154,29 @@ class Connection(FakeConnection):
         await self.query()
         yield 1
         raise error
+
+    async def closing(self, error: BaseException) -> AsyncIterator[int]:
+        """Fail at the end, however that comes."""
+        try:
+            yield 1
+        finally:
+            await self.query()
+            raise error
+
+    @contextlib.asynccontextmanager
+    async def block(self, error: BaseException | None = None) -> AsyncIterator[int]:
+        """Fail at the end of a block, by itself; else let through what comes."""
+        await self.query()
+        yield 1
+        if error is not None:
+            raise error
+
+    @contextlib.contextmanager
+    def plain_block(self, error: BaseException | None = None) -> Iterator[int]:
+        """Do so without I/O."""
+        yield 1
+        if error is not None:
+            raise error
 
     def halves(self, error: BaseException) -> Iterator[float]:
         """Fail between halves, by itself."""
@@ -76,6 +197,11 @@ class Connection(FakeConnection):
         if name == "failing":
             raise value
         super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name == "failing":
+            raise self.error
+        super().__delattr__(name)
 
     async def __aexit__(self, *error: object) -> None:
         """Let what it was given through."""
@@ -149,6 +275,38 @@ async def awaited_late(conn: Any, error: BaseException) -> None:
     await conn.fail_later(error)
 
 
+async def awaited_future(conn: Any, error: BaseException) -> None:
+    """Await what is under way already."""
+    await conn.fail_in_a_future(error)
+
+
+async def awaited_compiled(conn: Any, error: BaseException) -> None:
+    """Await a coroutine that is not of Python's own kind."""
+    await conn.fail_compiled(error)
+
+
+async def awaited_otherwise(conn: Any, error: BaseException) -> None:
+    """Await what is no coroutine."""
+    await conn.fail_when_awaited(error)
+
+
+async def awaited_manager(conn: Any, error: BaseException) -> None:
+    """Await what could be entered as well."""
+    await conn.fail_entered(error)
+
+
+async def entered(conn: Any, error: BaseException) -> None:
+    """Enter it."""
+    async with conn.fail_entered(error):
+        pass
+
+
+async def left(conn: Any, error: BaseException) -> None:
+    """Enter and leave it."""
+    async with conn.fail_entered(error, at_end=True):
+        pass
+
+
 async def called(conn: Any, error: BaseException) -> None:
     """Call a plain method."""
     conn.fail_now(error)
@@ -163,6 +321,38 @@ async def asked(conn: Any, error: BaseException) -> None:
 async def told(conn: Any, error: BaseException) -> None:
     """Set an attribute."""
     conn.failing = error
+
+
+async def taken_away(conn: Any, error: BaseException) -> None:
+    """Delete an attribute."""
+    conn.error = error
+    del conn.failing
+
+
+async def closed(conn: Any, error: BaseException) -> None:
+    """Close an asynchronous generator."""
+    rows = conn.closing(error)
+    await anext(rows)
+    await rows.aclose()
+
+
+async def thrown_into(conn: Any, error: BaseException) -> None:
+    """Throw into an asynchronous generator, which raises another error for it."""
+    rows = conn.closing(error)
+    await anext(rows)
+    await rows.athrow(ValueError)
+
+
+async def at_the_end_of_a_block(conn: Any, error: BaseException) -> None:
+    """Leave a block of a generator's."""
+    async with conn.block(error):
+        pass
+
+
+async def at_the_end_of_a_plain_block(conn: Any, error: BaseException) -> None:
+    """Leave a block of a plain generator's."""
+    with conn.plain_block(error):
+        pass
 
 
 async def iterated(conn: Any, error: BaseException) -> None:
@@ -200,7 +390,9 @@ async def in_a_task(conn: Any, error: BaseException) -> None:
 
 WAYS = [
     *(awaited, awaited_late, called, asked, told, in_a_task),
-    *(iterated, iterated_over, listed, listed_over),
+    *(iterated, iterated_over, listed, listed_over, taken_away),
+    *(closed, thrown_into, at_the_end_of_a_block, at_the_end_of_a_plain_block),
+    *(awaited_future, awaited_compiled, awaited_otherwise, awaited_manager, entered, left),
 ]
 
 
@@ -301,6 +493,17 @@ async def test_error_of_a_statement_that_was_caught_costs_nothing(verdict: Verdi
         assert driver.calls["reset"] == 0
 
 
+async def test_error_that_was_merely_being_handled_costs_nothing() -> None:
+    """It may be of something else; if it was of this connection, it was seen when it was raised."""
+    error = ValueError("of a clean-up")
+    error.__context__ = Said(Verdict.SUSPECT)
+    driver = Driver()
+    async with pool_of(driver, max_size=1) as pool:
+        async with caught_in(pool, error):
+            pass
+        assert driver.numbers_alive() == [1]
+
+
 async def test_two_errors_of_one_lease_both_count() -> None:
     """The role has changed, and then the connection was lost; in either order."""
     for errors in ((Verdict.STALE, Verdict.SUSPECT), (Verdict.SUSPECT, Verdict.STALE)):
@@ -382,6 +585,13 @@ async def test_transaction_that_fails_at_its_ends_is_heeded() -> None:
             assert pool.stats().retired["broken"] == 1, at
 
 
+@contextlib.asynccontextmanager
+async def in_plain_block(conn: Any) -> AsyncIterator[None]:
+    """Enter a block of a plain generator's."""
+    with conn.plain_block():
+        yield
+
+
 def in_transaction(conn: Any) -> Any:
     """Begin a transaction on a connection that is held."""
     return poolkit.transaction(conn)
@@ -401,6 +611,38 @@ async def test_connection_that_nobody_gives_back_is_heeded_all_the_same() -> Non
             await wait_all_tasks_blocked()
         async with pool.acquire() as conn:
             assert conn.number > 2
+        retired = pool.stats().retired
+        assert (retired["broken"], retired["stale"]) == (1, 1)  # that one, and the idle one
+
+
+WORST_FIRST = [
+    *(Verdict.FATAL, Verdict.SERVER_GONE, Verdict.DEAD, Verdict.SUSPECT, Verdict.STALE),
+    *(Verdict.TRANSIENT, Verdict.OK),
+]
+
+
+@pytest.mark.parametrize("worse", range(len(WORST_FIRST) - 1))
+def test_error_of_several_parts_says_the_worst_of_them(worse: int) -> None:
+    """In either order, in a group or made one from another."""
+    hooks = Hooks(Driver())
+    first, second = WORST_FIRST[worse : worse + 2]
+    for one, other in ((first, second), (second, first)):
+        group = ExceptionGroup("both", [Said(one), Said(other)])
+        made = Said(one)
+        made.__cause__ = Said(other)
+        for error in (group, made):
+            assert hooks.classify(error, FakeConnection(Driver(), 1)) is first
+
+
+async def test_connect_is_classified_by_its_own_error_alone() -> None:
+    """What that was made from may pass, and it itself not."""
+    driver = Driver(connect=[error := caused(Verdict.FATAL)])
+    asked = []
+    driver.classify = lambda exc, c: asked.append((exc, c))  # type: ignore[method-assign]
+    with pytest.raises(poolkit.ConnectFailed):
+        async with pool_of(driver):
+            pass
+    assert asked == [(error, None)]
 
 
 # -- errors of others ----------------------------------------------------------------------------
@@ -415,7 +657,14 @@ async def test_error_of_another_pools_connection_costs_none_of_this_one(
     driver = Driver()
     error = shape(verdict)
     async with pool_of(driver, max_size=2, min_size=2) as pool, pool_of(Driver()) as other:
-        for around in (lambda conn: conn, in_transaction, lambda _: contextlib.nullcontext()):
+        for around in (
+            lambda conn: conn,
+            in_transaction,
+            lambda _: contextlib.nullcontext(),
+            lambda conn: conn.block(),
+            in_plain_block,
+            lambda conn: conn.fail_entered(ValueError(), at_end=True),
+        ):
             with pytest.raises(type(error)):
                 async with pool.acquire() as conn, around(conn), other.acquire() as theirs:
                     await conn.query()
@@ -438,6 +687,57 @@ async def test_error_translated_from_another_pools_costs_nothing_either() -> Non
                 except Said as error:
                     raise RuntimeError("could not fetch") from error
         assert driver.numbers_alive() == [1]
+
+
+async def test_error_of_another_pools_that_comes_through_an_operation_costs_nothing() -> None:
+    """Of this connection it says nothing, whether or not it is made into another one on its way."""
+
+    async def through(conn: Any, theirs: Any, error: BaseException) -> None:
+        await conn.run(lambda: theirs.fail(error))
+
+    async def wrapped(conn: Any, theirs: Any, error: BaseException) -> None:
+        async with conn.wrapping():
+            await theirs.fail(error)
+
+    async def listed(conn: Any, theirs: Any, error: BaseException) -> None:
+        async for _ in conn.each(lambda: theirs.fail(error)):
+            pass
+
+    for use in (through, wrapped, listed):
+        driver = Driver()
+        async with pool_of(driver, max_size=1) as pool, pool_of(Driver(), max_size=1) as other:
+            async with pool.acquire() as conn:
+                async with other.acquire() as theirs:
+                    with contextlib.suppress(Said, RuntimeError):
+                        await use(conn, theirs, Said(Verdict.SUSPECT))
+            assert driver.numbers_alive() == [1], use.__name__
+            assert sum(pool.stats().retired.values()) == 0
+            assert other.stats().retired["broken"] == 1
+
+
+async def test_error_of_another_pools_by_which_a_connect_fails_is_classified() -> None:
+    """It asks another database for its password, for example."""
+    driver = Driver()
+    async with pool_of(Driver(), max_size=1) as other:
+
+        async def connect() -> Any:
+            async with other.acquire() as theirs:
+                await theirs.fail(Said(Verdict.TRANSIENT))
+
+        driver.connect = connect  # type: ignore[method-assign]
+        with anyio.move_on_after(0.1) as scope:
+            async with pool_of(driver):  # another verdict would end this at once
+                pass
+        assert scope.cancelled_caught
+
+
+async def test_error_that_was_heeded_can_still_be_sent_elsewhere() -> None:
+    """Copied, and pickled as for another process."""
+    async with pool_of(Driver()) as pool, pool.acquire() as conn:
+        with pytest.raises(Said) as caught:
+            await conn.fail(Said(Verdict.SUSPECT))
+        for copied in (pickle.loads(pickle.dumps(caught.value)), copy.deepcopy(caught.value)):
+            assert copied.verdict is Verdict.SUSPECT
 
 
 # -- news of a death -----------------------------------------------------------------------------

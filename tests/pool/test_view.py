@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import functools
+import gc
 import pickle
+import threading
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import anyio
 import pytest
-from anyio import wait_all_tasks_blocked
+from anyio import to_thread, wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
 
 from poolkit import ConnectFailed, NotLeased, Pool
+from tests.conftest import BACKENDS
 from tests.fakes import (
     Boom,
     CleanDriver,
@@ -187,6 +191,71 @@ async def test_busy_connection_is_never_handed_on_as_it_is() -> None:
         await wait_all_tasks_blocked()
         assert driver.calls["reset"] in (1, 2)
         assert pool.stats().idle == 1
+
+
+@pytest.mark.parametrize("anyio_backend", [b for b in BACKENDS if b.id != "trio"])
+async def test_future_of_a_connection_is_an_operation_until_it_is_done() -> None:
+    """It is asyncio's own; and an error that nobody asks for is still reported by asyncio."""
+    driver = FullDriver()
+
+    class Modern(FakeConnection):
+        def query_soon(self) -> asyncio.Future[str]:
+            """Query in the background."""
+            return asyncio.ensure_future(self.query())
+
+        def fail_soon(self) -> asyncio.Future[None]:
+            """Have failed already."""
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            future.set_exception(Boom("unseen"))
+            return future
+
+    driver.kind = Modern
+    unseen = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
+    async with Pool(driver, max_size=1) as pool:
+        async with pool.acquire() as held:
+            conn: Any = held
+            assert await conn.query_soon() == "row"
+        assert driver.calls["reset"] == 0
+        async with pool.acquire() as held:
+            conn = held
+            next(iter(driver.alive)).gate = anyio.Event()
+            future = conn.query_soon()
+            await wait_all_tasks_blocked()
+        async with pool.acquire() as held:
+            conn = held
+            assert conn.number == 2  # the reset has not ended it
+            future.cancel()
+            await asyncio.wait([future])
+            assert future.cancelled()
+            del future
+            conn.fail_soon()
+            await wait_all_tasks_blocked()
+            gc.collect()
+    assert [context["exception"].args for context in unseen] == [("unseen",)]
+
+
+async def test_plain_method_that_a_thread_is_in_is_an_operation_under_way() -> None:
+    """The next user does not meet it."""
+
+    class Slow(FakeConnection):
+        began, go = threading.Event(), threading.Event()
+
+        def work(self) -> None:
+            """Take a while."""
+            self.began.set()
+            self.go.wait(10)
+
+    driver = FullDriver()
+    driver.kind = Slow
+    async with Pool(driver, max_size=1) as pool, anyio.create_task_group() as group:
+        async with pool.acquire() as held:
+            conn: Any = held
+            group.start_soon(to_thread.run_sync, conn.work)
+            await to_thread.run_sync(Slow.began.wait, 10)
+        async with pool.acquire() as conn:
+            assert conn.number == 2
+        Slow.go.set()
 
 
 async def test_late_end_of_an_operation_does_not_disturb_the_next_lease() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
 from poolkit import NotLeased, Pool, PoolError
 from poolkit._view import _attached, view_class
@@ -394,3 +395,44 @@ async def test_coroutine_of_a_plain_method_returns_the_view_for_its_connection()
     async with Pool(connecting_to(Fluent), max_size=1) as pool, pool.acquire() as conn:
         view: Any = conn
         assert await view.later() is conn
+
+
+async def test_awaitable_that_can_do_more_is_left_as_it_is() -> None:
+    """A pipeline has a length, for example; what is entered gives what it gives."""
+
+    class Pipeline:
+        def __init__(self, connection: Any) -> None:
+            self.connection = connection
+
+        def __await__(self) -> Any:
+            return self.connection.query().__await__()
+
+        def __len__(self) -> int:
+            return 3
+
+    class Entered:
+        def __await__(self) -> Any:
+            return checkpoint().__await__()
+
+        async def __aenter__(self) -> Any:
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            """Leave."""
+
+    class Modern(FakeConnection):
+        def pipeline(self) -> Pipeline:
+            return Pipeline(self)
+
+        def enter(self) -> Entered:
+            return Entered()
+
+    driver = connecting_to(Modern)
+    async with Pool(driver, max_size=1) as pool, pool.acquire() as conn:
+        view: Any = conn
+        assert type(view.pipeline()) is Pipeline
+        assert len(view.pipeline()) == 3
+        assert await view.pipeline() == "row"
+        assert isinstance(view.enter(), Entered)
+        async with view.enter() as entered:
+            assert type(entered) is Entered

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from poolkit import _data
 from poolkit._state import PoolState
 from scripts.soak import on_asyncio, on_trio
 from scripts.soak.model import RUDE, World
@@ -43,6 +44,14 @@ def test_soak_finds_nothing_in_a_moment(part: str) -> None:
     """The command runs, and the seed is a good one."""
     done = soak("--only", part, "--seed", "0", "--steps", "80", "--without", "all")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("only", [[], ["--only", "rounds"]], ids=["none", "rounds"])
+def test_seed_without_its_program_is_refused(only: list[str]) -> None:
+    """With the programs that have one."""
+    done = soak("--seed", "0", *only)
+    assert done.returncode == 2
+    assert "--seed is of one program: add --only asyncio or trio or money" in done.stderr
 
 
 def history(part: Any, seed: int) -> deque[str]:
@@ -93,6 +102,31 @@ def forget_to_terminate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("poolkit._hooks.Hooks.terminate", lambda *_: None)
 
 
+def heed_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hand on what an error of the last lease has said is broken."""
+    monkeypatch.setattr("poolkit._hooks.Hooks.heed", lambda *_, **__: None)
+
+
+def take_lists_for_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look into none, nor into dicts and tuples."""
+    original = _data.beyond_data
+
+    def beyond_data(value: Any, **options: Any) -> str | None:
+        return None if type(value) in (list, dict, tuple) else original(value, **options)
+
+    monkeypatch.setattr(_data, "beyond_data", beyond_data)
+
+
+def take_errors_for_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look into none."""
+    monkeypatch.setattr(_data, "beyond_data_in", lambda *_, **__: None)
+
+
+def never_be_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trust in what was heard before the event loop was away."""
+    monkeypatch.setattr(PoolState, "was_away", lambda *_: None)
+
+
 @named
 @pytest.mark.parametrize(
     "plant",
@@ -102,6 +136,10 @@ def forget_to_terminate(monkeypatch: pytest.MonkeyPatch) -> None:
         skip_the_reset,
         connect_above_capacity,
         forget_to_terminate,
+        heed_nothing,
+        take_lists_for_data,
+        take_errors_for_data,
+        never_be_away,
     ],
 )
 def test_planted_bug_is_found(
@@ -109,8 +147,9 @@ def test_planted_bug_is_found(
 ) -> None:
     """By a run or two of a few hundred steps."""
     plant(monkeypatch)
+    without = set(RUDE) - {"away"} if plant is never_be_away else RUDE
     with pytest.raises(BaseException) as found:  # a group, on trio
-        for later in range(4):
-            world = World(seed + 4 * later, RUDE)
+        for later in range(12):
+            world = World(seed + 2 * later, without)
             part.run(world, 300)
     assert world.failure is not None, found

@@ -524,6 +524,23 @@ def test_max_uses_none_wears_nothing_out() -> None:
     assert desk.idle == ["c1"]
 
 
+def test_stuck_jobs_have_no_surplus_connections_opened_in_their_place() -> None:
+    """Each would be closed at once, and missing again: without end, and without a pause."""
+    desk = Desk(min_size=2, max_size=2, max_overflow=2, ping_every=None).open()
+    for _ in range(2):
+        if desk.jobs("connect"):
+            desk.connect()
+    slots = [desk.take() for _ in range(2)]
+    for slot in slots:
+        desk.book.release_dirty(slot, desk.now)
+    desk.tick(100.0)  # both resets have outlasted even their limits
+    assert len(desk.book.prospects.stuck) == 2
+    assert desk.jobs("connect") == []
+    waiter = desk.join()  # for whom there is room
+    desk.connect()
+    assert waiter.outcome == "served"
+
+
 def test_max_connecting_bounds_connects_beside_stuck_ones() -> None:
     """A stuck one does not count; one that is slow does, and another may begin beside it."""
     desk = Desk(min_size=0, max_size=9, max_connecting=2, connect_timeout=1.0).open()

@@ -15,7 +15,7 @@ from anyio.lowlevel import checkpoint
 
 from poolkit import Verdict
 from poolkit.testing import FakeConnection, FakeDriver, Fault
-from poolkit.testing._fake import FakeTransaction
+from poolkit.testing._fake import FakeCursor, FakeTransaction
 
 Wrong = type[FakeDriver[Any]]
 
@@ -401,6 +401,31 @@ class RevokeIsAsync(FakeDriver):
 class RevokeDoesNothing(FakeDriver):
     def revoke(self, c: Any, /) -> None:
         pass
+
+
+class TellingCursor(FakeCursor):
+    """A cursor that tells the pool of every error, whichever lease it is of."""
+
+    async def fetch(self) -> str:
+        """Do one round trip."""
+        try:
+            return await super().fetch()
+        except Fault as error:
+            self.connection.driver.tell(self.connection, error)
+            raise
+
+
+class TellingConnection(FakeConnection):
+    """A connection that makes such cursors."""
+
+    def cursor(self) -> FakeCursor:
+        """Return one."""
+        return TellingCursor(self)
+
+
+@breaks("dead(error) is not called for an object of an earlier lease")
+class CursorsTellTheNextLease(FakeDriver):
+    kind = TellingConnection
 
 
 @breaks("transaction returns an async context manager that is no generator")

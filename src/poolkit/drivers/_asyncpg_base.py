@@ -165,20 +165,20 @@ async def capture(c: Any, names: Iterable[str]) -> Captured:
     return Captured(base, tuple(found["prepared"] or ()), lost)
 
 
-def refusal(lost: Iterable[str]) -> PoolConfigError:
+def refusal(by: str, lost: Iterable[str]) -> PoolConfigError:
     """Return the error for what a reset would undo, and could not do again."""
     return PoolConfigError(
-        f"on_connect has left what no reset can restore: {'; '.join(lost)}. The first lease would "
+        f"{by} has left what no reset can restore: {'; '.join(lost)}. The first lease would "
         "have it, and the others not: make it where it is used, or choose a reset that leaves it "
         "(reset='transaction', say, which leaves the session alone)"
     )
 
 
-def unable(error: Exception | None, names: Iterable[str]) -> PoolConfigError:
+def unable(by: str, error: Exception | None, names: Iterable[str]) -> PoolConfigError:
     """Return the error for a role or for settings to which there is no way back for the login."""
     why = ", ".join(names) if error is None else str(error)
     return PoolConfigError(
-        "on_connect has changed the session in a way that the login cannot restore after a reset: "
+        f"{by} has changed the session in a way that the login cannot restore after a reset: "
         f"{why}. Give settings in connect_kwargs={{'server_settings': ...}} or "
         "by ALTER ROLE ... SET, and take on only roles that the login may take on by itself"
     )

@@ -21,7 +21,7 @@ from asyncpg.protocol.protocol import PreparedStatementState
 from poolkit import _words as words
 from poolkit._view import watched
 from poolkit.drivers._asyncpg_base import Restoration, Statements
-from poolkit.drivers._asyncpg_codecs import Codecs
+from poolkit.drivers._asyncpg_codecs import Codecs, Guise
 
 if TYPE_CHECKING:
     import types
@@ -38,8 +38,11 @@ def pooled(kind: Any) -> Any:
         __slots__ = (
             "_base",  # the way to what a reset goes back to
             "_block",  # the outermost transaction of a block of the pool's
+            "_epoch",  # how often the server has forgotten our statements
             "_forgotten",  # whether the lease may have had the server forget statements of ours
             "_greeted",  # the callbacks of on_acquire
+            "_guise",  # what it has on in this lease, if it is of a library over the pool
+            "_guises",  # all of them, weakly
             "_handle",  # the view whose callbacks there are, weakly
             "_in_use",  # a statement that cannot be closed
             "_is_another",  # whether the transaction is another one than the block has begun
@@ -53,9 +56,12 @@ def pooled(kind: Any) -> Any:
             "_prepares",  # whether the lease may have prepared statements by SQL
             "_recoded",  # whether statements were dropped for the codecs of a lease
             "_siblings",  # all connections of the driver
+            "_since",  # how many changes of codecs there were before the one in the making
             "_tell",  # the pool's ear for what errors say
             "_types",  # the codecs for types
         )
+
+        _stmt_cache: Any  # asyncpg's
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
@@ -70,6 +76,9 @@ def pooled(kind: Any) -> Any:
             self._left_behind = ""
             self._is_listening = False
             self._forgotten = False
+            self._epoch = 0
+            self._guise: Guise | None = None
+            self._guises: weakref.WeakSet[Guise] = weakref.WeakSet()
             self._recoded = False
             self._prepares = False
             self._types = Codecs()
@@ -117,15 +126,80 @@ def pooled(kind: Any) -> Any:
             self._pool_release_ctr += 1
             self._top_xact = None  # type: ignore[misc]
             self._handle = self._block = None
+            if self._noted is not None:  # the setting up was broken off
+                self.noted_names()
             if (self._listeners or self._callbacks() != self._own) and not self.is_closed():
                 self._left_behind = self._forget_callbacks()
-            if self._types.changes and not self.is_closed():
-                self._types.undo(self._protocol.get_settings())
-                self._needs_reset |= self._types.are_lost
-                # As asyncpg does: what is prepared has the codecs of then.
-                self._drop_local_statement_cache()
-                self._recoded = True
+            self.end_codecs()
             self._greeted = frozenset()
+
+        def end_codecs(self) -> None:
+            """Have the connection's own codecs, and the statements that were prepared for them."""
+            if self.is_closed() or not (self._types.changes or self._guise):
+                return
+            many, guise = len(self._types.changes), self._guise
+            if many:
+                self._types.undo(self._protocol.get_settings())
+            self._needs_reset |= self._types.are_lost
+            if guise is not None:
+                self._guise = None
+                self._exchange_statements(guise)
+                if many == len(guise.codecs):
+                    return
+                guise.epoch = -1
+            # As asyncpg does: what is prepared has the codecs of then.
+            self._drop_local_statement_cache()
+            self._recoded = True
+
+        # -- the guises of libraries over the pool -----------------------------------------------
+
+        def begin_guise(self) -> None:
+            """Begin to set up what a library over the pool needs."""
+            self._since = len(self._types.changes)
+            self.note_statements()
+
+        def make_guise(self) -> Guise:
+            """Take the codecs set since for a guise, which is on, and all else for the own.
+
+            But for what ``on_acquire`` has set in this lease.
+            """
+            self._named.clear()
+            self._own = tuple(
+                frozenset((there - self._greeted) | own)
+                for there, own in zip(self._callbacks(), self._own, strict=True)
+            )
+            there = self._stmt_cache
+            another = type(there)(
+                loop=self._loop,
+                max_size=there.get_max_size(),
+                on_remove=there._on_remove,
+                max_lifetime=there.get_max_lifetime(),
+            )
+            guise = self._guise = Guise(self._types.since(self._since), another, self._epoch)
+            self._guises.add(guise)
+            return guise
+
+        def put_on(self, guise: Guise) -> bool:
+            """Have the guise of a library for its lease; tell whether its statements are there."""
+            self._types.repeat(guise.codecs, self._protocol.get_settings())
+            self._exchange_statements(guise)
+            self._guise = guise
+            is_known = guise.epoch == self._epoch
+            guise.epoch = self._epoch
+            return is_known
+
+        def _exchange_statements(self, guise: Guise) -> None:
+            there = self._stmt_cache
+            self._stmt_cache, guise.statements = guise.statements, there
+
+        def _drop_local_statement_cache(self) -> None:
+            super()._drop_local_statement_cache()
+            for guise in self._guises:
+                guise.statements.clear()
+
+        def _drop_local_type_cache(self) -> None:
+            self._types.told.clear()
+            super()._drop_local_type_cache()
 
         def _callbacks(self) -> tuple[set[Any], ...]:
             return self._log_listeners, self._termination_listeners, self._query_loggers
@@ -154,16 +228,19 @@ def pooled(kind: Any) -> Any:
             await super().set_type_codec(*args, **kwargs)
             if kind.set_type_codec is asyncpg.Connection.set_type_codec:
                 self._types.set_python(**kwargs)
+            self._types.tell_again(self._protocol.get_settings())
 
         async def reset_type_codec(self, *args: Any, **kwargs: Any) -> None:
             await super().reset_type_codec(*args, **kwargs)
             if kind.reset_type_codec is asyncpg.Connection.reset_type_codec:
                 self._types.removed()
+            self._types.tell_again(self._protocol.get_settings())
 
         async def set_builtin_type_codec(self, *args: Any, **kwargs: Any) -> None:
             await super().set_builtin_type_codec(*args, **kwargs)
             if kind.set_builtin_type_codec is asyncpg.Connection.set_builtin_type_codec:
                 self._types.set_builtin(**kwargs)
+            self._types.tell_again(self._protocol.get_settings())
 
         async def _introspect_type(self, typename: str, schema: str) -> Any:
             found = await super()._introspect_type(typename, schema)
@@ -172,7 +249,7 @@ def pooled(kind: Any) -> Any:
 
         async def _introspect_types(self, *args: Any, **kwargs: Any) -> Any:
             found = await super()._introspect_types(*args, **kwargs)
-            self._types.parts = found[0]
+            self._types.note_types(found[0])
             return found
 
         # -- statements that concern more than themselves ----------------------------------------
@@ -212,8 +289,12 @@ def pooled(kind: Any) -> Any:
         def forget_statements(self) -> None:
             """Prepare anew: the server has none of our statements any more."""
             self._forgotten = False
+            self._epoch += 1
             self._named.clear()
             self._mark_stmts_as_closed()
+            for guise in self._guises:
+                for state in guise.statements.iter_statements():
+                    state.mark_closed()
 
         # -- what is made from it ----------------------------------------------------------------
 
@@ -226,9 +307,7 @@ def pooled(kind: Any) -> Any:
             return _looking_late(super().transaction(**settings))
 
         def cursor(self, *args: Any, **kwargs: Any) -> Any:
-            factory = super().cursor(*args, **kwargs)
-            factory.__class__ = _Cursors
-            return factory
+            return _cursors_late(super().cursor(*args, **kwargs))
 
         async def _prepare(self, *args: Any, name: Any = None, **kwargs: Any) -> Any:
             if self._noted is not None:  # of what is prepared asyncpg's query loggers hear nothing
@@ -316,6 +395,9 @@ def _late_class(kind: Any) -> Any:
                 self._connection.failed(self._con_release_ctr, error)
                 raise
 
+        if not hasattr(method, "__wrapped__"):  # it looks by itself, and when it runs
+            return again
+
         @functools.wraps(method)
         def run(self: Any, *args: Any, **kwargs: Any) -> Any:
             method(self, *args, **kwargs).close()  # asyncpg's own look, which raises at once
@@ -327,16 +409,28 @@ def _late_class(kind: Any) -> Any:
 
         return run
 
+    def cursor(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return _cursors_late(kind.cursor(self, *args, **kwargs))
+
     methods = {
         name: late(method)
         for name, method in inspect.getmembers(kind, inspect.isroutine)
-        if hasattr(method, "__wrapped__") and inspect.iscoroutinefunction(inspect.unwrap(method))
+        if (hasattr(method, "__wrapped__") or name == "__aexit__")
+        and inspect.iscoroutinefunction(inspect.unwrap(method))
     }
+    if hasattr(kind, "cursor"):  # of a prepared statement
+        methods["cursor"] = cursor
     return type(kind.__name__, (kind,), {"__slots__": (), **methods})
+
+
+def _cursors_late(factory: Any) -> Any:
+    factory.__class__ = _Cursors
+    return factory
 
 
 class _Cursors(CursorFactory):
     __slots__ = ()
+    poolkit_heeds = True  # the view need not watch it
 
     def __aiter__(self) -> Any:
         return _looking_late(super().__aiter__())

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from poolkit.drivers._asyncpg_codecs import Guise
+
 logger = logging.getLogger("poolkit")
 
 
@@ -215,11 +217,21 @@ class AsyncpgDriver:
             _refuse_what_is_open(c)
             await self.capture(c)
 
+    async def set_up_guise(self, c: Any, /) -> Guise:
+        """Take what a library over the pool has set up on a connection, in a lease.
+
+        The codecs set since then are on in its own leases; all else is what resets go back to, for
+        everybody. Raises `PoolConfigError` for what cannot be restored.
+        """
+        _refuse_what_is_open(c, "an event listener", but=c._greeted)
+        await self.capture(c, by="an event listener")
+        return c.make_guise()  # type: ignore[no-any-return]
+
     def note_statements(self, c: Any, /) -> None:
         """Note what settings the statements from now on may name, for `capture`."""
         c.note_statements()
 
-    async def capture(self, c: Any, /) -> None:
+    async def capture(self, c: Any, /, *, by: str = "on_connect") -> None:
         """Take what the session is by now for its base: role, authorization and settings.
 
         One round trip; two more, to try the way back, unless it is what the login begins with. May
@@ -230,11 +242,11 @@ class AsyncpgDriver:
         names = tuple(dict.fromkeys((*c._base.names, *c.noted_names())))
         if self.settings.reset == "none" or self.settings.pooler == "transaction":
             return
-        found = await self._captured(c, names)
+        found = await self._captured(c, names, by)
         if found is None:
             return
         if lost := [found.lost[kind] for kind in self._undone(c) if kind in found.lost]:
-            raise bases.refusal(lost)
+            raise bases.refusal(by, lost)
         error: Exception | None = None
         changed: list[str] = []
         for way in bases.Restoration.ways_to(found, names, c._login):
@@ -253,14 +265,14 @@ class AsyncpgDriver:
             changed = found.base.differences(again.base)
             if not changed:
                 return
-        raise bases.unable(error, changed)
+        raise bases.unable(by, error, changed)
 
-    async def _captured(self, c: Any, names: tuple[str, ...]) -> bases.Captured | None:
+    async def _captured(self, c: Any, names: tuple[str, ...], by: str) -> bases.Captured | None:
         try:
             return await bases.capture(c, names)
         except pg.InsufficientPrivilegeError as error:
             raise PoolConfigError(
-                f"what on_connect has left cannot be seen, hence not be restored: {error}. Give "
+                f"what {by} has left cannot be seen, hence not be restored: {error}. Give "
                 "settings in connect_kwargs={'server_settings': ...}, or choose reset='none'"
             ) from error
         except (pg.SyntaxOrAccessError, pg.FeatureNotSupportedError) as error:
@@ -383,13 +395,15 @@ def _has_our_reset(c: Any) -> bool:
     return type(c).get_reset_query is asyncpg.Connection.get_reset_query
 
 
-def _refuse_what_is_open(c: Any) -> None:
-    """Refuse what ``on_connect`` has begun, and the first reset would end."""
+def _refuse_what_is_open(
+    c: Any, by: str = "on_connect", *, but: frozenset[Any] = frozenset()
+) -> None:
+    """Refuse what was begun in setting up, and the first reset would end."""
     if c.is_in_transaction():
-        raise PoolConfigError("on_connect has left a transaction open: commit it there")
-    if c._listeners:
+        raise PoolConfigError(f"{by} has left a transaction open: commit it there")
+    if any(calls - but for calls in c._listeners.values()):
         raise PoolConfigError(
-            "on_connect listens, which the first reset would end: hold a lease for listening"
+            f"{by} listens, which the first reset would end: hold a lease for listening"
         )
 
 

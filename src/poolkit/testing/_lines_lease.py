@@ -46,6 +46,22 @@ async def _(bench: Bench) -> None:
             await bench.attempt("reset", bench.driver.reset, c)
 
 
+@LINES.line(
+    "dead(error) is not called for an object of an earlier lease",
+    needs="revoke watch",
+    probes="derive",
+)
+async def _(bench: Bench) -> None:
+    told: list[tuple[object, ...]] = []
+    async with bench.connection(lambda *error: told.append(error)) as c:
+        use = await bench.within("Probe.derive", bench.probe.derive(c))
+        bench.ask("revoke", c)
+        told.clear()
+        await bench.attempt("what Probe.derive returned", use)
+        if any(told):
+            raise Broken(f"it was, with {told}: the next lease's connection would pay for it")
+
+
 # -- transaction ---------------------------------------------------------------------------------
 
 
