@@ -317,7 +317,7 @@ def test_something_live_is_found_wherever_it_is(
     assert not is_data({"beside": beside, "value": value})
 
 
-@pytest.mark.parametrize("value", WHOLE, ids=repr)
+@pytest.mark.parametrize("value", WHOLE, ids=range(len(WHOLE)))
 def test_plain_value_is_data(value: Any) -> None:
     """Alone, and in each kind of container."""
     assert is_data(value)
