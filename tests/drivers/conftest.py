@@ -1,16 +1,19 @@
-"""A database for the tests of one file that use PostgreSQL, and somebody who looks at it."""
+"""A database for the tests of PostgreSQL in one file, and somebody who looks at it; a file of SQLite."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
     from tests.postgres import Postgres
 
@@ -47,3 +50,21 @@ async def outside(dsn: str) -> AsyncIterator[asyncpg.Connection]:
         yield conn
     finally:
         conn.terminate()
+
+
+# -- SQLite --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def module(case: Any) -> Any:
+    """The driver's module."""
+    return case[0]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A database with an empty table ``t``."""
+    path = tmp_path / "app.db"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE t (x)")
+    return path

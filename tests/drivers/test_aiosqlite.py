@@ -41,15 +41,6 @@ def no_thread_is_left() -> Iterator[None]:
     join_threads()
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A database with an empty table ``t``."""
-    path = tmp_path / "app.db"
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        db.execute("CREATE TABLE t (x)")
-    return path
-
-
 def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the command that installs it."""
     monkeypatch.setitem(sys.modules, "aiosqlite", None)

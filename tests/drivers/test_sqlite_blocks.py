@@ -43,12 +43,6 @@ def anyio_backend(case: Any) -> Any:
 
 
 @pytest.fixture
-def module(case: Any) -> Any:
-    """The driver's module."""
-    return case[0]
-
-
-@pytest.fixture
 def path(tmp_path: Path) -> Path:
     """A database with an empty table ``t``."""
     path = tmp_path / "app.db"

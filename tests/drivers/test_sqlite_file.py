@@ -42,12 +42,6 @@ def anyio_backend(case: Any) -> Any:
     return case[1]
 
 
-@pytest.fixture
-def module(case: Any) -> Any:
-    """The driver's module."""
-    return case[0]
-
-
 def make(path: Path, *rows: int) -> Path:
     """Make a database with a table of these rows."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:

@@ -62,21 +62,6 @@ def anyio_backend(case: Any) -> Any:
     return case[1]
 
 
-@pytest.fixture
-def module(case: Any) -> Any:
-    """The driver's module."""
-    return case[0]
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A database with an empty table ``t``."""
-    path = tmp_path / "app.db"
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        db.execute("CREATE TABLE t (x)")
-    return path
-
-
 def make(module: Any, *args: Any, **kwargs: Any) -> Any:
     """Return a driver."""
     kind = module.AiosqliteDriver if hasattr(module, "AiosqliteDriver") else module.ThreadsDriver

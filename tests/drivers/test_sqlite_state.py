@@ -44,15 +44,6 @@ def anyio_backend(case: Any) -> Any:
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A database with an empty table ``t``."""
-    path = tmp_path / "app.db"
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        db.execute("CREATE TABLE t (x)")
-    return path
-
-
-@pytest.fixture
 def create(case: Any, path: Path) -> Callable[..., Any]:
     """Return what creates a pool of one connection."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
 import subprocess
 import sys
@@ -33,15 +32,6 @@ def no_thread_is_left() -> Iterator[None]:
     """Whatever a test has done."""
     yield
     join_threads()
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A database with an empty table ``t``."""
-    path = tmp_path / "app.db"
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        db.execute("CREATE TABLE t (x)")
-    return path
 
 
 @pytest.fixture

@@ -56,21 +56,6 @@ def anyio_backend(case: Any) -> Any:
 
 
 @pytest.fixture
-def module(case: Any) -> Any:
-    """The driver's module."""
-    return case[0]
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A database with an empty table ``t``."""
-    path = tmp_path / "app.db"
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        db.execute("CREATE TABLE t (x)")
-    return path
-
-
-@pytest.fixture
 def other(path: Path) -> Iterator[sqlite3.Connection]:
     """Somebody else's connection, without patience."""
     with contextlib.closing(
