@@ -96,13 +96,27 @@ ENDS = {
         conn._raw.lease, lambda: setattr(conn._raw, "isolation_level", None)
     ),
 }
-if sys.version_info >= (3, 12):
-    ENDS["autocommit"] = lambda conn: conn._within(
-        conn._raw.lease, lambda: setattr(conn._raw, "autocommit", True)
-    )
-    ENDS["script without a COMMIT before it"] = lambda conn: in_autocommit_off(conn, "COMMIT")
-
-every_end = pytest.mark.parametrize("end", list(ENDS.values()), ids=list(ENDS))
+of_python_3_12 = pytest.mark.skipif(
+    sys.version_info < (3, 12), reason="an attribute of Python 3.12"
+)
+every_end = pytest.mark.parametrize(
+    "end",
+    [
+        *(pytest.param(end, id=name) for name, end in ENDS.items()),
+        pytest.param(
+            lambda conn: conn._within(
+                conn._raw.lease, lambda: setattr(conn._raw, "autocommit", True)
+            ),
+            id="autocommit",
+            marks=of_python_3_12,
+        ),
+        pytest.param(
+            lambda conn: in_autocommit_off(conn, "COMMIT"),
+            id="script without a COMMIT before it",
+            marks=of_python_3_12,
+        ),
+    ],
+)
 
 
 @every_end
@@ -396,7 +410,7 @@ async def test_transaction_that_ended_past_the_authorizer_is_missed(
         assert look(path) == 0
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="an attribute of Python 3.12")
+@of_python_3_12
 async def test_block_ends_whatever_the_autocommit_attribute_is(module: Any, path: Path) -> None:
     """With it set to False a commit() would begin another transaction."""
     async with module.create_pool(path, max_size=1) as pool, pool.acquire() as conn:
