@@ -164,7 +164,7 @@ class Database:
         connection.there = True
         return connection
 
-    async def set_up(self, connection: Connection) -> None:
+    async def greet_new(self, connection: Connection) -> None:
         """Be an `on_connect`, or an `on_close`."""
         await self._call("hook", connection)
 
@@ -300,7 +300,7 @@ def draw_options(world: World, database: Database) -> poolkit.PoolOptions:
         "fail_fast_after": pick((None, 0.1)),
         "deadlock": pick(("raise", "raise", "warn", "off")),
         "leak_after": pick((None, 0.02)),
-        "on_connect": pick((None, database.set_up)),
-        "on_close": pick((None, database.set_up)),
+        "on_connect": pick((None, database.greet_new)),
+        "on_close": pick((None, database.greet_new)),
     }
     return options
