@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,9 +69,18 @@ def test_button_draws_both_latencies_and_the_pool_is_busy(example: str, browser:
 
 def test_twelve_visitors_are_seen_in_line(example: str, browser: Browser) -> None:
     """The five connections are held, and the others wait, by the name of the route."""
+
+    def fetch(path: str, data: bytes | None = None) -> Any:
+        with urllib.request.urlopen(f"{example}{path}", data, timeout=20) as answer:
+            return json.load(answer)
+
     browser.go(example)
     browser.run("document.querySelector('#visitors').click()")
+    end = time.monotonic() + 20
+    while fetch("/pool")["leased"] < 5:  # what a page has not sent when it is left is never sent
+        assert time.monotonic() < end
     browser.go(f"{example}/poolkit")
+    fetch("/breathe", b"")  # they stay for ten seconds, and the page may have taken longer
     browser.until("return document.querySelectorAll('#slots .leased').length === 5")
     browser.until("return Number(document.querySelector('#waiting').innerText) > 0")
     assert "POST /breathe" in browser.text("#leases")
