@@ -394,6 +394,78 @@ async def test_rows_left_in_a_temporary_table_of_on_connect_cost_the_connection(
     assert "secret" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    "attach",
+    [
+        ("execute", "ATTACH ? AS base", (":memory:",)),
+        ("execute", 'ATTACH ":memory:" AS base'),
+        ("execute", "ATTACH ':memory:' AS [base]"),
+        ("execute", "ATTACH ':memory:' AS BASE"),
+        ("execute", "/* scratch */ ATTACH DATABASE '' AS base"),
+        ("execute_fetchall", "ATTACH 'file::memory:' AS base"),
+        ("execute", "ATTACH 'file:base?vfs=memdb' AS base"),
+        ("executescript", "SELECT 1; ATTACH ':memory:' AS base"),
+    ],
+    ids=repr,
+)
+async def test_rows_left_in_a_memory_database_of_on_connect_are_not_seen(
+    create: Callable[..., Any], attach: tuple[Any, ...]
+) -> None:
+    """However it was attached."""
+    method, *args = attach
+
+    async def on_connect(conn: Any) -> None:
+        await getattr(conn, method)(*args)
+        await conn.execute("CREATE TABLE base.cache (x)")
+
+    async with create(on_connect=on_connect) as pool:
+        async with pool.acquire() as conn:
+            await conn.execute("INSERT INTO base.cache VALUES ('secret')")
+        assert await value(pool, "SELECT count(*) FROM base.cache") == 0
+
+
+async def test_rows_left_in_what_is_attached_to_a_shared_memory_database_are_not_seen(
+    create: Callable[..., Any],
+) -> None:
+    """SQLite keeps that in memory, too, for this connection alone unless it has a slash."""
+
+    async def on_connect(conn: Any) -> None:
+        await conn.execute("ATTACH 'cache' AS base")
+        await conn.execute("CREATE TABLE base.cache (x)")
+
+    async with create("file:/state?vfs=memdb", on_connect=on_connect) as pool:
+        async with pool.acquire() as conn:
+            await conn.execute("INSERT INTO base.cache VALUES ('secret')")
+        assert await value(pool, "SELECT count(*) FROM base.cache") == 0
+
+
+@pytest.mark.parametrize(
+    "attach",
+    [
+        ("execute", "ATTACH 'file:poolkit-one?mode=memory&cache=shared' AS base"),
+        ("execute", "ATTACH ? AS base", ("file:poolkit-two?mode=memory&cache=shared",)),
+        ("executescript", "ATTACH 'file:poolkit-three?cache=shared&mode=memory' AS base;"),
+        ("execute", "ATTACH 'file:/poolkit-four?vfs=memdb' AS base"),
+    ],
+    ids=repr,
+)
+async def test_rows_in_a_memory_database_that_connections_share_cost_none(
+    create: Callable[..., Any], attach: tuple[Any, ...]
+) -> None:
+    """They are like those in a file."""
+    method, *args = attach
+
+    async def on_connect(conn: Any) -> None:
+        await getattr(conn, method)(*args)
+        await conn.execute("CREATE TABLE IF NOT EXISTS base.cache (x)")
+
+    async with create(on_connect=on_connect) as pool:
+        async with pool.acquire() as conn:
+            await conn.execute("INSERT INTO base.cache VALUES (1)")
+        assert await value(pool, "SELECT count(*) FROM base.cache") == 1
+        assert pool.stats().connected == 1
+
+
 async def test_lease_that_only_reads_and_writes_rows_has_nobody_look(
     create: Callable[..., Any],
 ) -> None:

@@ -108,7 +108,7 @@ class Raw(Interrupts, WatchesFiles):
 
     def fetch(self, sql: str, parameters: Any = ()) -> list[Any]:
         """Execute a statement; return its rows."""
-        is_of_note = self.see(sql)
+        is_of_note = self.see(sql, parameters)
         cursor = super().cursor()
         try:
             cursor.execute(sql, parameters)
@@ -120,7 +120,7 @@ class Raw(Interrupts, WatchesFiles):
 
     def insert(self, sql: str, parameters: Any = ()) -> Any:
         """Execute an INSERT; return a row with the id of the new one."""
-        is_of_note = self.see(sql)
+        is_of_note = self.see(sql, parameters)
         cursor = super().cursor()
         try:
             cursor.execute(sql, parameters)

@@ -51,7 +51,7 @@ class RawCursor(sqlite3.Cursor):
         """Execute a statement."""
         self._spent = self.is_torn = False
         raw = cast("Raw", self.connection)
-        is_of_note = raw.see(sql)
+        is_of_note = raw.see(sql, parameters)
         super().execute(sql, parameters)
         if is_of_note:
             raw.take_note(self, sql)
@@ -70,7 +70,7 @@ class RawCursor(sqlite3.Cursor):
     def executescript(self, sql_script: str, /) -> RawCursor:
         """Execute statements."""
         raw = cast("Raw", self.connection)
-        raw.look()
+        raw.see_script(sql_script)
         super().executescript(sql_script)
         raw.inserted_in = raw.lease
         raw.watch_attached()

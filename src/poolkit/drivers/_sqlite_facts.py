@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 #: Executes a statement, with parameters perhaps, and returns its rows, as tuples.
@@ -40,23 +41,24 @@ class Facts(NamedTuple):
     private: dict[tuple[str, str], bytes]
 
 
-def read_facts(rows: Rows, private: Iterable[str], then: Facts | None) -> Facts:
+def read_facts(rows: Rows, shared: Collection[str], then: Facts | None) -> Facts:
     """Ask SQLite what a connection is like.
 
-    ``private``: databases that no other connection sees. Of these only tables that there were
-    ``then`` are looked into. Raises `sqlite3.OperationalError` rather than wait for a lock.
+    ``shared``: databases in memory that other connections see. Of those that no other one sees
+    only tables that there were ``then`` are looked into. Raises `sqlite3.OperationalError` rather
+    than wait for a lock.
     """
     patience = _ask(rows, "busy_timeout")
     rows("PRAGMA busy_timeout=0")
     try:
-        facts = _read_facts(rows, private, then)
+        facts = _read_facts(rows, shared, then)
     finally:
         rows(f"PRAGMA busy_timeout={patience}")
     facts.settings["", "busy_timeout"] = patience
     return facts
 
 
-def _read_facts(rows: Rows, private: Iterable[str], then: Facts | None) -> Facts:
+def _read_facts(rows: Rows, shared: Collection[str], then: Facts | None) -> Facts:
     databases = {name: file or "" for _, name, file in rows("PRAGMA database_list")}
     databases.pop("temp", None)
     settings: dict[tuple[str, str], Any] = {("", name): _ask(rows, name) for name in _PRAGMAS}
@@ -70,12 +72,24 @@ def _read_facts(rows: Rows, private: Iterable[str], then: Facts | None) -> Facts
     temporary = frozenset(entry for entry in rows(sql) if not entry[1].startswith("sqlite_"))
     digests = {
         (schema, table): _digest(rows, f"{_quoted(schema)}.{_quoted(table)}")
-        for schema in private
-        if schema == "temp" or schema in databases
+        for schema in ("temp", *_private(databases, shared))
         for table in _tables(rows, schema)
         if then is None or (schema, table) in then.private
     }
     return Facts(settings, databases, temporary, digests)
+
+
+def _private(databases: dict[str, str], shared: Collection[str]) -> list[str]:
+    """Return the databases that no other connection sees, but for the one that was opened.
+
+    In memory, or in a file without a name. (SQLite shows a file by its absolute path, and a memory
+    database of `vfs=memdb` by its name, which begins with a slash if it is shared.)
+    """
+    return [
+        name
+        for name, file in databases.items()
+        if name != "main" and name not in shared and not Path(file).is_absolute()
+    ]
 
 
 def _tables(rows: Rows, schema: str) -> list[str]:
@@ -109,7 +123,7 @@ def restore(rows: Rows, now: Facts, then: Facts) -> None:
             rows(f"DROP {kind} IF EXISTS temp.{_quoted(name)}")
         for name in now.databases.keys() - then.databases.keys():
             rows(f"DETACH {_quoted(name)}")
-    settings = read_facts(rows, (), None).settings
+    settings = read_facts(rows, now.databases, None).settings
     for (schema, name), value in then.settings.items():
         if value is not None and settings.get((schema, name)) != value:
             if name == "like":

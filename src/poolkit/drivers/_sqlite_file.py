@@ -176,7 +176,7 @@ class WatchesFiles(Session):
 
     def watch_attached(self) -> None:
         """Do so for files that were attached just now."""
-        self._has_attached = False
+        super().watch_attached()
         if "main" not in self.files:  # SQLite keeps what is attached to a memdb in memory, too
             return
         with self._asking() as rows:

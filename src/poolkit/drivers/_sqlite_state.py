@@ -35,10 +35,8 @@ _PLAIN: Final = re.compile(
 )
 
 _INSERTS: Final = re.compile(r"\s*(?:INSERT|REPLACE|WITH|--|/\*|;)", re.IGNORECASE)
-#: What attaches a database that no other connection can see.
-_ATTACHES: Final = re.compile(
-    r"\s*ATTACH\s+(?:DATABASE\s+)?(?:''|':memory:')\s+AS\s+[\"']?(\w+)", re.IGNORECASE
-)
+#: What attaches a memory database that other connections see.
+_SHARES: Final = re.compile(r"[?&]cache=shared\b", re.IGNORECASE)
 #: The callbacks that see what a reset does, or stop it.
 _CALLBACKS: Final = ("set_authorizer", "set_progress_handler", "set_trace_callback")
 _OFF: Final[dict[str, tuple[Any, ...]]] = {
@@ -75,8 +73,10 @@ class Session(sqlite3.Connection):
         self._lost: str | None = None
         #: Whether there may be more databases than those that are known.
         self._has_attached = False
-        #: Databases that no other connection sees.
-        self._private = {"temp"}
+        #: Whether that is one which other connections see.
+        self._shares = False
+        #: Memory databases that other connections see, if they have attached them, too.
+        self._shared: set[str] = set()
         self._blobs: list[weakref.ref[sqlite3.Blob]] = []
         #: `total_changes`, if there are private tables that a lease may have written to.
         self._changes_then: int | None = None
@@ -118,20 +118,24 @@ class Session(sqlite3.Connection):
             self._facts_then = facts = self._facts()
             self._changes_then = self.total_changes if facts.private else None
 
-    def see(self, sql: str) -> bool:
+    def see(self, sql: str, parameters: Any = ()) -> bool:
         """Take note of a statement that is about to be executed; tell whether to do so after it."""
         plain = _PLAIN.match(sql)
         if plain is None:
             self.look()
             if "attach" in sql.lower():
                 self._has_attached = True
-                if attached := _ATTACHES.match(sql):
-                    self._private.add(attached[1])
+                self._shares = _SHARES.search(f"{sql} {parameters}") is not None
         if self._noted and ("enable_load_extension",) in self._noted:
             self._see_extensions(sql)
         if self.inserted_in is not None and self.inserted_in != self.lease:
             self._see_ids(sql)
         return plain is None or plain.lastindex is not None
+
+    def see_script(self, sql: str) -> None:
+        """Take note of statements that are about to be executed."""
+        self.look()
+        self._shares = _SHARES.search(sql) is not None
 
     def _see_extensions(self, sql: str) -> None:
         if "load_extension" in sql.lower():
@@ -146,11 +150,15 @@ class Session(sqlite3.Connection):
         if (cursor.rowcount or cursor.description) and _INSERTS.match(sql):
             self.inserted_in = self.lease
         if self._has_attached:
+            self._has_attached = False
             self.watch_attached()
 
     def watch_attached(self) -> None:
-        """Take note of files that were attached just now."""
-        self._has_attached = False
+        """Take note of what was attached just now."""
+        if self._shares:
+            self._shares = False
+            with self._asking() as rows:
+                self._shared.add(rows("PRAGMA database_list")[-1][1])
 
     def _lose(self, what: str) -> None:
         """Note something that nothing undoes, or refuse it."""
@@ -433,4 +441,4 @@ class Session(sqlite3.Connection):
 
     def _facts(self) -> Facts:
         with self._asking() as rows:
-            return read_facts(rows, self._private, self._facts_then)
+            return read_facts(rows, self._shared, self._facts_then)
