@@ -252,6 +252,17 @@ KINDS: list[Kind] = [
         "SELECT count(*) FROM base.cache",
         _REPLACED,
     ),
+    Kind(
+        "table in a `:memory:` database that `on_connect` has attached",
+        "CREATE TABLE base.mine AS SELECT 'secret' AS x",
+        "SELECT count(*) FROM base.sqlite_master WHERE name = 'mine'",
+        "dropped",
+    ),
+    Kind(
+        "`PRAGMA user_version` of a `:memory:` database that `on_connect` has attached",
+        "PRAGMA base.user_version=4242",
+        "PRAGMA base.user_version",
+    ),
     _pragma("query_only", 1),
     _pragma("foreign_keys", 0),
     _pragma("ignore_check_constraints", 1),

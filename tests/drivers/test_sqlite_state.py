@@ -424,6 +424,83 @@ async def test_rows_left_in_a_memory_database_of_on_connect_are_not_seen(
         assert await value(pool, "SELECT count(*) FROM base.cache") == 0
 
 
+async def test_what_is_made_in_a_memory_database_of_on_connect_is_dropped(
+    create: Callable[..., Any],
+) -> None:
+    """Tables with their rows, views and triggers; ``user_version`` is set back."""
+
+    async def on_connect(conn: Any) -> None:
+        await conn.execute("ATTACH ':memory:' AS base")
+        await conn.execute("CREATE TABLE base.cache (x)")
+        await conn.execute("PRAGMA base.user_version = 3")
+
+    async with create(on_connect=on_connect) as pool:
+        async with pool.acquire() as conn:
+            await conn.executescript(
+                """
+                CREATE TABLE base.mine (id INTEGER PRIMARY KEY AUTOINCREMENT, x UNIQUE);
+                INSERT INTO base.mine (x) VALUES ('secret');
+                CREATE INDEX base.i ON cache (x);
+                CREATE VIEW base.v AS SELECT * FROM mine;
+                CREATE TRIGGER base.tr AFTER INSERT ON cache BEGIN DELETE FROM cache; END;
+                CREATE VIRTUAL TABLE base.words USING fts4(word);
+                ANALYZE base;
+                PRAGMA base.user_version = 4242;
+                PRAGMA base.application_id = 4242;
+                """
+            )
+        names = "SELECT group_concat(name) FROM base.sqlite_master WHERE name <> 'sqlite_sequence'"
+        assert await value(pool, names) == "cache"
+        assert await value(pool, "SELECT count(*) FROM base.sqlite_sequence") == 0
+        assert await value(pool, "PRAGMA base.user_version") == 3
+        assert await value(pool, "PRAGMA base.application_id") == 0
+        assert pool.stats().connected == 1
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO own (id) VALUES (4242)",
+        "INSERT INTO own (id) VALUES (4242); DELETE FROM own",
+        "UPDATE own SET id = 4242",
+        "UPDATE plain SET rowid = 4242",
+        "DROP TABLE own",
+        "ALTER TABLE own ADD COLUMN y DEFAULT 4242",
+        "DROP VIEW seen; CREATE VIEW seen AS SELECT 4242",
+        "UPDATE plain SET x = x'ff'",
+    ],
+)
+@pytest.mark.parametrize("schema", ["temp", "base"])
+async def test_what_a_lease_changes_where_nobody_else_sees_it_costs_the_connection(
+    create: Callable[..., Any], schema: str, statement: str
+) -> None:
+    """Rows, their ids, the next id, what tables and views are made of."""
+
+    async def on_connect(conn: Any) -> None:
+        await conn.execute("ATTACH ':memory:' AS base")
+        await conn.executescript(
+            f"""
+            CREATE TABLE {schema}.own (id INTEGER PRIMARY KEY AUTOINCREMENT);
+            INSERT INTO own VALUES (1);
+            CREATE TABLE {schema}.plain (x);
+            INSERT INTO plain VALUES (CAST(x'ff' AS TEXT));
+            CREATE TABLE {schema}.keyed (x PRIMARY KEY) WITHOUT ROWID;
+            CREATE VIEW {schema}.seen AS SELECT 1;
+            """
+        )
+
+    async with create(on_connect=on_connect) as pool:
+        async with pool.acquire() as conn:
+            await conn.execute("CREATE TABLE base.another (x)")
+        assert await value(pool, "SELECT 1") == 1
+        assert pool.stats().connected == 1
+        async with pool.acquire() as conn:
+            for sql in statement.split("; "):
+                await conn.execute(sql)
+        assert await value(pool, "SELECT 1") == 1
+        assert pool.stats().connected == 2
+
+
 async def test_rows_left_in_what_is_attached_to_a_shared_memory_database_are_not_seen(
     create: Callable[..., Any],
 ) -> None:

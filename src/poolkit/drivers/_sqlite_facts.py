@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sqlite3
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -24,8 +25,20 @@ _SCHEMA_PRAGMAS: Final = (
     *("cache_size", "cache_spill", "journal_mode", "journal_size_limit", "locking_mode"),
     *("max_page_count", "mmap_size", "secure_delete", "synchronous"),
 )
+#: What is kept in the database itself: data, unless no other connection sees it.
+_DATA_PRAGMAS: Final = ("application_id", "user_version")
 #: How `PRAGMA secure_delete` shows what it calls FAST.
 _FAST: Final = 2
+
+
+class Object(NamedTuple):
+    """A table, view, index or trigger."""
+
+    schema: str
+    kind: str
+    name: str
+    #: The statement; "" for an index that belongs to its table.
+    sql: str
 
 
 class Facts(NamedTuple):
@@ -35,9 +48,9 @@ class Facts(NamedTuple):
     settings: dict[tuple[str, str], Any]
     #: The files of the databases by their names; "" for a memory database.
     databases: dict[str, str]
-    #: Types, names and statements of the temporary tables, views, indices and triggers.
-    temporary: frozenset[tuple[str, str, str]]
-    #: Digests of the rows that no other connection sees, by database and table.
+    #: Tables, views, indices and triggers that no other connection sees.
+    objects: frozenset[Object]
+    #: Digests of the rows of these tables, by database and table.
     private: dict[tuple[str, str], bytes]
 
 
@@ -67,16 +80,17 @@ def _read_facts(rows: Rows, shared: Collection[str], then: Facts | None) -> Fact
             settings[schema, name] = _ask(rows, f"{_quoted(schema)}.{name}")
     # There is no other way to read case_sensitive_like.
     settings["", "like"] = rows("SELECT 'a' LIKE 'A'")[0][0]
-    # (Expressions, for which no converter is looked up.)
-    sql = "SELECT type||'', name||'', coalesce(sql,'')||'' FROM sqlite_temp_master"
-    temporary = frozenset(entry for entry in rows(sql) if not entry[1].startswith("sqlite_"))
+    private = ["temp", *_private(databases, shared)]
+    for schema in private:
+        for name in _DATA_PRAGMAS:
+            settings[schema, name] = _ask(rows, f"{_quoted(schema)}.{name}")
+    objects = [entry for schema in private for entry in _objects(rows, schema)]
     digests = {
-        (schema, table): _digest(rows, f"{_quoted(schema)}.{_quoted(table)}")
-        for schema in ("temp", *_private(databases, shared))
-        for table in _tables(rows, schema)
-        if then is None or (schema, table) in then.private
+        (schema, name): _digest(rows, f"{_quoted(schema)}.{_quoted(name)}")
+        for schema, kind, name, _ in objects
+        if kind == "table" and (then is None or (schema, name) in then.private)
     }
-    return Facts(settings, databases, temporary, digests)
+    return Facts(settings, databases, frozenset(filter(_can_be_dropped, objects)), digests)
 
 
 def _private(databases: dict[str, str], shared: Collection[str]) -> list[str]:
@@ -92,15 +106,25 @@ def _private(databases: dict[str, str], shared: Collection[str]) -> list[str]:
     ]
 
 
-def _tables(rows: Rows, schema: str) -> list[str]:
+def _objects(rows: Rows, schema: str) -> list[Object]:
     schema_table = "sqlite_temp_master" if schema == "temp" else f"{_quoted(schema)}.sqlite_master"
-    found = rows(f"SELECT name||'' FROM {schema_table} WHERE type='table'")  # noqa: S608
-    return [name for (name,) in found if not name.startswith("sqlite_")]
+    # (Expressions, for which no converter is looked up.)
+    sql = f"SELECT type||'', name||'', coalesce(sql,'')||'' FROM {schema_table}"  # noqa: S608
+    return [Object(schema, *entry) for entry in rows(sql)]
+
+
+def _can_be_dropped(entry: Object) -> bool:
+    """Tell whether it ends otherwise than with its table; an empty ``sqlite_sequence`` stays."""
+    return entry.sql != "" and entry.name != "sqlite_sequence"
 
 
 def _digest(rows: Rows, table: str) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
-    for row in rows(f"SELECT * FROM {table}"):  # noqa: S608
+    try:
+        found = rows(f"SELECT rowid, * FROM {table}")  # noqa: S608
+    except sqlite3.OperationalError:  # a table WITHOUT ROWID
+        found = rows(f"SELECT * FROM {table}")  # noqa: S608
+    for row in found:
         digest.update(repr(row).encode())
     return digest.digest()
 
@@ -114,13 +138,12 @@ def restore(rows: Rows, now: Facts, then: Facts) -> None:
     """Undo what can be undone of the differences."""
     if not now.databases.items() >= then.databases.items():
         return  # detached, or replaced: what was in it may be gone
-    if now.temporary != then.temporary or now.databases != then.databases:
+    if now.objects != then.objects or now.databases != then.databases:
         for pragma in ("query_only", "writable_schema", "foreign_keys"):
             rows(f"PRAGMA {pragma}=0")
-        # (Indices without a statement belong to their tables.)
-        made = [entry for entry in now.temporary - then.temporary if entry[2]]
-        for kind, name, _ in sorted(made, key=_order):
-            rows(f"DROP {kind} IF EXISTS temp.{_quoted(name)}")
+        for schema, kind, name, _ in sorted(now.objects - then.objects, key=_order):
+            if schema in then.databases or schema == "temp":
+                rows(f"DROP {kind} IF EXISTS {_quoted(schema)}.{_quoted(name)}")
         for name in now.databases.keys() - then.databases.keys():
             rows(f"DETACH {_quoted(name)}")
     settings = read_facts(rows, now.databases, None).settings
@@ -141,10 +164,10 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _order(entry: tuple[str, str, str]) -> tuple[int, bool]:
+def _order(entry: Object) -> tuple[int, bool]:
     """Sort what is to be dropped: virtual tables before the tables that they keep their rows in."""
-    kind, _, sql = entry
-    return ("trigger", "view", "index", "table").index(kind), not sql.startswith("CREATE VIRTUAL")
+    kinds = ("trigger", "view", "index", "table")
+    return kinds.index(entry.kind), not entry.sql.startswith("CREATE VIRTUAL")
 
 
 def differences(now: Facts, then: Facts) -> str:
@@ -156,8 +179,8 @@ def differences(now: Facts, then: Facts) -> str:
     ]
     if now.databases != then.databases:
         names.append("attached databases")
-    if now.temporary != then.temporary:
-        names.append("temporary tables, views or triggers")
+    if now.objects != then.objects:
+        names.append("tables, views or triggers, temporary or of attached memory databases")
     if now.private != then.private:
         names.append("rows of temporary tables, or of attached memory databases")
     return ", ".join(sorted(names))

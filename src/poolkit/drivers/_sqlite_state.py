@@ -51,6 +51,10 @@ _autocommit: Final[Any] = vars(sqlite3.Connection).get("autocommit")
 _LEGACY: Final = -1
 
 
+def _text(text: bytes) -> str:
+    return text.decode(errors="surrogateescape")  # what users store as text need not be any
+
+
 class Session(sqlite3.Connection):
     """SQLite's connection; it can return to what it was when `remember` was called."""
 
@@ -429,7 +433,7 @@ class Session(sqlite3.Connection):
     def _asking(self) -> Iterator[Rows]:
         """Ask in a way that nobody is told of, or stops, or understands otherwise."""
         self.silence()
-        text_factory, self.text_factory = self.text_factory, str
+        text_factory, self.text_factory = self.text_factory, _text
         cursor = sqlite3.Connection.cursor(self, sqlite3.Cursor)
         cursor.row_factory = None
         try:
