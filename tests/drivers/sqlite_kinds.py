@@ -283,6 +283,16 @@ KINDS: list[Kind] = [
     _pragma("temp_store", 2)._replace(
         how="set back; if SQLite has dropped tables of `on_connect`, the connection is replaced"
     ),
+    Kind(
+        "`PRAGMA temp.journal_mode`",
+        "PRAGMA temp.journal_mode=off",
+        lambda raw: _first(raw, "PRAGMA temp.journal_mode") == "off",
+    ),
+    Kind(
+        "`PRAGMA temp.max_page_count`",
+        "PRAGMA temp.max_page_count=3",
+        lambda raw: _first(raw, "PRAGMA temp.max_page_count") == 3,
+    ),
     _pragma("wal_autocheckpoint", 77),
     _pragma("locking_mode", "exclusive"),
     _pragma("journal_mode", "persist"),

@@ -324,6 +324,34 @@ async def test_lock_that_a_lease_has_taken_for_good_is_let_go(
                 other.commit()
 
 
+async def test_settings_of_the_temporary_database_are_set_back(
+    create: Callable[..., Any],
+) -> None:
+    """As those of the others, also when SQLite has closed it meanwhile, and opens it anew."""
+    pragmas = {"cache_size": 7, "journal_mode": "off", "max_page_count": 3, "user_version": 4242}
+
+    async def settings(conn: Any) -> list[Any]:
+        return [await conn.execute_fetchall(f"PRAGMA temp.{name}") for name in pragmas]
+
+    async with create() as pool:
+        async with pool.acquire() as conn:
+            before = await settings(conn)
+        for change in ((), ("PRAGMA temp_store=2",), ("PRAGMA temp_store=1",)):
+            for _ in range(2):
+                async with pool.acquire() as conn:
+                    assert await settings(conn) == before
+                    for sql in change:
+                        await conn.execute(sql)
+                    for name, new in pragmas.items():
+                        await conn.execute_fetchall(f"PRAGMA temp.{name}={new}")
+                    assert await settings(conn) != before
+        async with pool.acquire() as conn:
+            assert await settings(conn) == before
+            await conn.execute("CREATE TEMP TABLE big AS SELECT zeroblob(4000000)")
+        assert await value(pool, "SELECT 1") == 1
+        assert pool.stats().connected == 1
+
+
 async def test_reset_understands_what_it_reads_whatever_rows_are_made_of(
     create: Callable[..., Any],
 ) -> None:

@@ -25,6 +25,8 @@ _SCHEMA_PRAGMAS: Final = (
     *("cache_size", "cache_spill", "journal_mode", "journal_size_limit", "locking_mode"),
     *("max_page_count", "mmap_size", "secure_delete", "synchronous"),
 )
+#: Those of the temporary database that change by themselves when it is first written to.
+_CHANGING_PRAGMAS: Final = ("cache_spill", "mmap_size")
 #: What is kept in the database itself: data, unless no other connection sees it.
 _DATA_PRAGMAS: Final = ("application_id", "user_version")
 #: How `PRAGMA secure_delete` shows what it calls FAST.
@@ -75,12 +77,16 @@ def _read_facts(rows: Rows, shared: Collection[str], then: Facts | None) -> Fact
     databases = {name: file or "" for _, name, file in rows("PRAGMA database_list")}
     databases.pop("temp", None)
     settings: dict[tuple[str, str], Any] = {("", name): _ask(rows, name) for name in _PRAGMAS}
-    for schema in databases:
+    for schema in ("temp", *databases):
         for name in _SCHEMA_PRAGMAS:
+            if schema == "temp" and name in _CHANGING_PRAGMAS:
+                continue
             settings[schema, name] = _ask(rows, f"{_quoted(schema)}.{name}")
     # There is no other way to read case_sensitive_like.
     settings["", "like"] = rows("SELECT 'a' LIKE 'A'")[0][0]
     private = ["temp", *_private(databases, shared)]
+    # (Those above have opened the temporary database: on one that is closed since they were
+    # prepared these would crash.)
     for schema in private:
         for name in _DATA_PRAGMAS:
             settings[schema, name] = _ask(rows, f"{_quoted(schema)}.{name}")
@@ -153,6 +159,8 @@ def restore(rows: Rows, now: Facts, then: Facts) -> None:
                 rows(f"PRAGMA case_sensitive_like={int(not value)}")
             else:
                 prefix = f"{_quoted(schema)}." if schema else ""
+                if schema == "temp":
+                    _ask(rows, "temp.cache_size")  # opens it; see above
                 fast = name == "secure_delete" and value == _FAST
                 rows(f"PRAGMA {prefix}{name}={'fast' if fast else value}")
     for schema in then.databases:
