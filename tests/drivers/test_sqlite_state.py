@@ -624,16 +624,18 @@ async def test_extension_that_a_lease_has_loaded_costs_the_connection(
     """And the leave to load one ends with the lease."""
     if not hasattr(sqlite3.Connection, "enable_load_extension"):
         pytest.skip("this Python cannot load extensions")
+    sql = "SELECT load_extension('poolkit-has-none')"
     async with create() as pool:
-        async with pool.acquire() as conn:
-            await in_thread(conn, lambda raw: raw.enable_load_extension(True))
-            with pytest.raises(sqlite3.OperationalError):
-                await conn.execute("SELECT load_extension('poolkit-has-none')")
-        assert await value(pool, "SELECT 1") == 1
-        assert pool.stats().connected == 2
-        async with pool.acquire() as conn:
-            with pytest.raises(sqlite3.OperationalError, match="not authorized"):
-                await conn.execute("SELECT load_extension('poolkit-has-none')")
+        for number, method in enumerate(("execute", "execute_fetchall", "executescript"), 2):
+            async with pool.acquire() as conn:
+                await in_thread(conn, lambda raw: raw.enable_load_extension(True))
+                with pytest.raises(sqlite3.OperationalError):
+                    await getattr(conn, method)(sql)
+            assert await value(pool, "SELECT 1") == 1
+            assert pool.stats().connected == number
+            async with pool.acquire() as conn:
+                with pytest.raises(sqlite3.OperationalError, match="not authorized"):
+                    await getattr(conn, method)(sql)
 
 
 # -- the id of the row inserted last -------------------------------------------------------------
