@@ -130,7 +130,7 @@ class Session(sqlite3.Connection):
             if "attach" in sql.lower():
                 self._has_attached = True
                 self._shares = _SHARES.search(f"{sql} {parameters}") is not None
-        if self._noted:
+        if self._noted and ("enable_load_extension",) in self._noted:
             self._see_extensions(sql)
         if self.inserted_in is not None and self.inserted_in != self.lease:
             self._see_ids(sql)
@@ -140,10 +140,11 @@ class Session(sqlite3.Connection):
         """Take note of statements that are about to be executed."""
         self.look()
         self._shares = _SHARES.search(sql) is not None
-        self._see_extensions(sql)
+        if ("enable_load_extension",) in self._noted:
+            self._see_extensions(sql)
 
     def _see_extensions(self, sql: str) -> None:
-        if ("enable_load_extension",) in self._noted and "load_extension" in sql.lower():
+        if "load_extension" in sql.lower():
             self._lose("an extension was loaded")
 
     def _see_ids(self, sql: str) -> None:
