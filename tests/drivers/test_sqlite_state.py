@@ -83,6 +83,33 @@ async def test_nobody_waits_for_a_lock_to_see_what_a_connection_is_like(
             other.execute("COMMIT")
 
 
+async def test_rows_that_were_written_before_anybody_could_look_cost_the_connection(
+    create: Callable[..., Any], path: Path
+) -> None:
+    """The file was locked then; a lease that has read only leaves the look to the next one."""
+
+    async def on_connect(conn: Any) -> None:
+        await conn.execute("CREATE TEMP TABLE own (x)")
+
+    async with create(on_connect=on_connect, journal_mode="DELETE") as pool:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            assert await value(pool, "SELECT count(*) FROM own") == 0
+            assert pool.stats().connected == 1
+            async with pool.acquire() as conn:
+                await conn.execute("INSERT INTO own VALUES ('secret')")
+                other.execute("COMMIT")
+                await conn.execute("INSERT INTO t VALUES (1)")
+            assert await value(pool, "SELECT count(*) FROM own") == 0
+            assert pool.stats().connected == 2
+            other.execute("BEGIN EXCLUSIVE")
+            async with pool.acquire() as conn:
+                await conn.execute("INSERT INTO own VALUES ('secret')")
+            other.execute("COMMIT")
+            assert await value(pool, "SELECT count(*) FROM own") == 0
+            assert pool.stats().connected == 3
+
+
 # -- what on_connect has set ---------------------------------------------------------------------
 
 

@@ -82,7 +82,7 @@ class Session(sqlite3.Connection):
         #: Memory databases that other connections see, if they have attached them, too.
         self._shared: set[str] = set()
         self._blobs: list[weakref.ref[sqlite3.Blob]] = []
-        #: `total_changes`, if there are private tables that a lease may have written to.
+        #: `total_changes`, if a lease may have written to private tables.
         self._changes_then: int | None = None
         self._attributes_then = self._attributes()
 
@@ -117,10 +117,15 @@ class Session(sqlite3.Connection):
 
     def find_facts(self) -> None:
         """Ask SQLite what the connection is like, for a reset to return to."""
-        self._facts_due = False
-        with contextlib.suppress(Exception):  # locked, for example: `undo` knows nothing then
+        changes = self.total_changes
+        if self._looks or self._changes_then not in (None, changes):
+            return  # it has changed since it was tried last
+        self._changes_then = changes
+        with contextlib.suppress(Exception):  # locked, for example: `undo` fails after a change
             self._facts_then = facts = self._facts()
-            self._changes_then = self.total_changes if facts.private else None
+            self._facts_due = False
+            if not facts.private:
+                self._changes_then = None
 
     def see(self, sql: str, parameters: Any = ()) -> bool:
         """Take note of a statement that is about to be executed; tell whether to do so after it."""
