@@ -159,6 +159,39 @@ async def test_what_on_connect_sets_stays_whatever_a_lease_sets_instead(
         assert pool.stats().connected == 1
 
 
+async def test_names_of_functions_and_collations_are_those_that_sqlite_knows(
+    create: Callable[..., Any],
+) -> None:
+    """In both cases of the letters of ASCII, and of no others."""
+
+    def register(raw: Any, what: str) -> None:
+        for name in ("Ete", "ÉTÉ", "été"):
+            raw.create_function(name, 0, lambda name=name: f"{what} {name}")
+        for name in ("Francais", "FRANÇAIS", "français"):
+            raw.create_collation(name, lambda a, b: (a > b) - (a < b) if what == "base" else 0)
+
+    async def on_connect(conn: Any) -> None:
+        await in_thread(conn, lambda raw: register(raw, "base"))
+
+    async with create() as pool:
+        async with pool.acquire() as conn:
+            await in_thread(conn, lambda raw: register(raw, "mine"))
+        async with pool.acquire() as conn:
+            for sql in ("ete()", "ÉTÉ()", "été()", "'' COLLATE FRANÇAIS", "'' COLLATE français"):
+                with pytest.raises(sqlite3.OperationalError, match="no such"):
+                    await conn.execute(f"SELECT '' = {sql}")
+        assert pool.stats().connected == 1
+    async with create(on_connect=on_connect) as pool:
+        async with pool.acquire() as conn:
+            await in_thread(conn, lambda raw: register(raw, "mine"))
+        async with pool.acquire() as conn:
+            sql = "SELECT ETE() || ÉTÉ() || été(), 'a' = 'b' COLLATE FRANÇAIS"
+            ((names, equal),) = await conn.execute_fetchall(sql)
+            assert names == "base Etebase ÉTÉbase été"
+            assert not equal
+        assert pool.stats().connected == 1
+
+
 async def test_callbacks_of_on_connect_are_not_told_of_what_a_reset_does(
     create: Callable[..., Any],
 ) -> None:

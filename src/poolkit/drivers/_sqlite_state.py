@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sqlite3
+import string
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
@@ -49,6 +50,14 @@ _OFF: Final[dict[str, tuple[Any, ...]]] = {
 #: Python 3.12 has it; sqlite3.LEGACY_TRANSACTION_CONTROL is how it is before it is set.
 _autocommit: Final[Any] = vars(sqlite3.Connection).get("autocommit")
 _LEGACY: Final = -1
+
+
+#: SQLite knows a name in both cases, but not beyond ASCII.
+_FOLD: Final = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+
+
+def _folded(name: str) -> str:
+    return str(name).translate(_FOLD)
 
 
 def _text(text: bytes) -> str:
@@ -188,7 +197,7 @@ class Session(sqlite3.Connection):
         return result
 
     def _set_function(self, method: str, name: str, *args: Any, **kwargs: Any) -> None:
-        key = ("function", str(name).lower(), args[0])
+        key = ("function", _folded(name), args[0])
         # SQLite's own, once replaced, is not there any more when the other one is removed.
         if key not in self._noted_then and self._is_built_in("function", name):
             self._lose(f"SQLite's own function {name}() was replaced")
@@ -196,7 +205,7 @@ class Session(sqlite3.Connection):
 
     def _is_built_in(self, kind: str, name: str) -> bool:
         if kind == "collation":
-            return str(name).upper() in ("BINARY", "NOCASE", "RTRIM")
+            return _folded(name) in ("binary", "nocase", "rtrim")
         with self._asking() as rows:
             try:
                 sql = "SELECT 1 FROM pragma_function_list WHERE builtin AND name=lower(?)"
@@ -222,7 +231,7 @@ class Session(sqlite3.Connection):
 
     def create_collation(self, name: str, callback: Any, /) -> None:
         """Register a collation, until the end of the lease."""
-        key = ("collation", str(name).lower())
+        key = ("collation", _folded(name))
         if key not in self._noted_then and self._is_built_in("collation", name):
             self._lose(f"SQLite's own collation {name} was replaced")
         self._set(key, "create_collation", name, callback)
