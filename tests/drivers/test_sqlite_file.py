@@ -267,6 +267,27 @@ async def test_symbolic_link_that_is_turned_is_a_replaced_file(
         assert await content(pool) == [2]
 
 
+async def test_file_that_cannot_be_looked_at_is_not_taken_for_another_one(
+    module: Any, path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is open goes on; the advice to delete what lies beside it would destroy the log."""
+    folder = tmp_path / "current"
+    turn(folder, tmp_path)
+    async with pool_on(module, folder / path.name, journal_mode="WAL") as pool:
+        for _ in range(2):
+            assert await content(pool) == [1]
+        turn(folder, folder)
+        assert await content(pool) == [1]
+        assert pool.stats().connected == 1
+        pool.renew()
+        with pytest.raises(ConnectFailed) as info:
+            await content(pool)
+        assert "replaced" not in str(info.value)
+        turn(folder, tmp_path)
+        assert await recovered(pool) == [1]
+    assert not warnings(caplog)
+
+
 async def test_attached_file_is_looked_after_too(
     module: Any, path: Path, other: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -21,7 +21,7 @@ from poolkit._driver import Verdict
 from poolkit._say import say, shown
 from poolkit.drivers._sqlite_state import Session
 
-#: Device and inode; None where the system has none.
+#: Device and inode; None where the system has none, or will not say: then nothing has changed.
 Identity = tuple[int, int] | None
 MISSING: Final = (-1, -1)
 
@@ -84,14 +84,14 @@ class DatabaseFile:
                     "put it back",
                     Verdict.FATAL,
                 )
-            if found != known.identity:
+            if _differ(found, known.identity):
                 self._refuse_companions(known)
         return found
 
     def after(self, before: Identity) -> Identity:
         """Return which file was opened, given what `before` has returned."""
         found = _identity(self.path)
-        if found == MISSING or before not in (MISSING, found):
+        if found == MISSING or (before != MISSING and _differ(before, found)):
             raise self._error("was replaced while it was being opened", Verdict.TRANSIENT)
         self._learn(self._look(found, self._real()))
         return found
@@ -103,8 +103,10 @@ class DatabaseFile:
 
     def _learn(self, found: Known) -> None:
         with self._gate:
-            known, self._known = self._known, found
-        if known is not None and known.identity != found.identity:
+            known = self._known
+            if known is None or found.identity is not None:
+                self._known = found
+        if known is not None and _differ(known.identity, found.identity):
             say(
                 logging.WARNING,
                 "the database file %s was replaced under open connections: each is renewed. What "
@@ -147,10 +149,10 @@ class DatabaseFile:
         found = _identity(self.path)
         if found == MISSING:
             raise self._error("does not exist any more", Verdict.SERVER_GONE)
-        if found != opened:
+        if _differ(found, opened):
             raise self._error("was replaced under an open connection", Verdict.SERVER_GONE)
         known = self._known
-        if known is not None and known.identity == found:
+        if known is not None and found is not None and known.identity == found:
             with self._gate:
                 self._known = self._look(found, known.real)
 
@@ -204,6 +206,10 @@ class WatchesFiles(Session):
     def is_file_due(self) -> bool:
         """Tell whether it is time to look again."""
         return time.monotonic() >= self._file_due
+
+
+def _differ(one: Identity, other: Identity) -> bool:
+    return one is not None and other is not None and one != other
 
 
 def _identity(path: str) -> Identity:
