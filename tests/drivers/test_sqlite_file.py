@@ -255,16 +255,23 @@ async def test_file_that_comes_with_a_log_of_its_own_is_opened(
             assert await content(pool) == [7]
 
 
+@pytest.mark.parametrize("of_folder", [False, True])
 async def test_symbolic_link_that_is_turned_is_a_replaced_file(
-    module: Any, path: Path, other: Path, tmp_path: Path
+    module: Any, path: Path, tmp_path: Path, of_folder: bool
 ) -> None:
-    """The log of the old file stays beside that one, and harms nobody."""
-    link = tmp_path / "current.db"
-    turn(link, path)
-    async with pool_on(module, link, journal_mode="WAL") as pool:
-        assert await content(pool) == [1]
-        turn(link, other)
-        assert await content(pool) == [2]
+    """The log of the old file stays beside that one, and harms nobody; the new one has its own."""
+    make_folder(tmp_path / "next")
+    other = make(tmp_path / "next" / path.name, 2)
+    link = tmp_path / "current"
+    turn(link, tmp_path if of_folder else path)
+    with contextlib.closing(sqlite3.connect(other, isolation_level=None)) as db:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("INSERT INTO t VALUES (3)")
+        database = link / path.name if of_folder else link
+        async with pool_on(module, database, journal_mode="WAL") as pool:
+            assert await content(pool) == [1]
+            turn(link, tmp_path / "next" if of_folder else other)
+            assert await content(pool) == [2, 3]
 
 
 async def test_file_that_cannot_be_looked_at_is_not_taken_for_another_one(

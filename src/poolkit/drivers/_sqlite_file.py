@@ -115,7 +115,7 @@ class DatabaseFile:
             )
 
     def _real(self) -> str:
-        return os.path.realpath(self.path) if os.path.islink(self.path) else self.path  # noqa: PTH114
+        return os.path.realpath(self.path)
 
     def _look(self, identity: Identity, real: str) -> Known:
         return Known(identity, real, tuple(_identity(real + suffix) for suffix in _COMPANIONS))
