@@ -332,6 +332,30 @@ async def test_attached_file_is_looked_after_too(
         assert pool.stats().connected == connected
 
 
+async def test_file_that_is_attached_for_a_while_may_be_deleted_then(
+    module: Any, path: Path, tmp_path: Path
+) -> None:
+    """In a lease and in ``on_connect``, by statements and by scripts."""
+    scratch = tmp_path / "scratch.db"
+
+    async def export(conn: Any) -> None:
+        for script in (True, False):
+            for sql in (f"ATTACH '{scratch}' AS s", "CREATE TABLE s.t (x)", "DETACH s"):
+                await (conn.executescript if script else conn.execute)(sql)
+            remove(scratch)
+
+    async with pool_on(module, path, on_connect=export, max_size=1) as pool:
+        pool._driver._file.interval = 0.0
+        for _ in range(2):
+            async with pool.acquire() as conn:
+                await export(conn)
+                await conn.execute("ATTACH ? AS s", (str(scratch),))
+                await conn.execute("CREATE TABLE s.t (x)")
+                remove(scratch)
+            assert await content(pool) == [1]
+        assert pool.stats().connected == 1
+
+
 async def test_connection_in_constant_use_is_looked_after_too(
     module: Any, path: Path, other: Path
 ) -> None:

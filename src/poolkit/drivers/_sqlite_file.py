@@ -169,6 +169,8 @@ class WatchesFiles(Session):
         super().__init__(*args, **kwargs)
         #: The files that are open, and what they were then, by the names of the databases.
         self.files: dict[str, tuple[DatabaseFile, Identity]] = {}
+        #: Those that a lease has not attached, by the names of the databases.
+        self._lasting: frozenset[str] = frozenset()
         self._file_due = _NEVER
 
     def watch_file(self, file: DatabaseFile, opened: Identity) -> None:
@@ -182,26 +184,33 @@ class WatchesFiles(Session):
         if "main" not in self.files:  # SQLite keeps what is attached to a memdb in memory, too
             return
         with self._asking() as rows:
-            databases = rows("PRAGMA database_list")
-        for _, name, path in databases:
-            if path and name not in self.files and name != "main":
-                file = DatabaseFile(path)
+            databases = {name: path for _, name, path in rows("PRAGMA database_list")}
+        for name in self.files.keys() - databases.keys():
+            del self.files[name]
+        for name in databases.keys() - self.files.keys():
+            if databases[name]:
+                file = DatabaseFile(databases[name])
                 with contextlib.suppress(sqlite3.Error):  # it is nobody's any more
                     self.files[name] = file, file.after(MISSING)
 
+    def remember_settings(self) -> None:
+        """Take the files that are attached now for those to look after."""
+        super().remember_settings()
+        self._lasting = frozenset(self.files)
+
     def check_files(self) -> None:
-        """Raise if one of the files was replaced or deleted."""
-        for file, opened in self.files.values():
-            file.check(opened)
+        """Raise if one of the files was replaced or deleted; a lease's own are its affair."""
+        for name, (file, opened) in self.files.items():
+            if name in self._lasting:
+                file.check(opened)
         if "main" in self.files:
             self._file_due = self.files["main"][0].due()
 
     def undo(self) -> None:
         """Forget the files that the lease has attached, too."""
         super().undo()
-        if len(self.files) > 1 and self._facts_then is not None:
-            for name in self.files.keys() - self._facts_then.databases.keys():
-                del self.files[name]
+        for name in self.files.keys() - self._lasting:
+            del self.files[name]
 
     def is_file_due(self) -> bool:
         """Tell whether it is time to look again."""

@@ -84,7 +84,7 @@ class Session(sqlite3.Connection):
         self._looks = False
         #: What was done that nothing undoes.
         self._lost: str | None = None
-        #: Whether there may be more databases than those that are known.
+        #: Whether there may be other databases than those that are known.
         self._has_attached = False
         #: Whether that is one which other connections see.
         self._shares = False
@@ -141,7 +141,7 @@ class Session(sqlite3.Connection):
         plain = _PLAIN.match(sql)
         if plain is None:
             self.look()
-            if "attach" in sql.lower():
+            if "tach" in sql.lower():  # attach, or detach
                 self._has_attached = True
                 self._shares = _SHARES.search(f"{sql} {parameters}") is not None
         if self._noted and ("enable_load_extension",) in self._noted:
