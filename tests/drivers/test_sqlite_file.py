@@ -100,6 +100,12 @@ def put(source: Path, path: Path) -> None:
     new.replace(path)
 
 
+def keep_inodes(path: Path) -> None:
+    """Keep those of a log, or another one might get them."""
+    for suffix in ("-wal", "-shm"):
+        path.with_name(f"kept{suffix}").hardlink_to(f"{path}{suffix}")
+
+
 def make_folder(path: Path) -> None:
     """Make a folder."""
     path.mkdir()
@@ -253,6 +259,50 @@ async def test_file_that_comes_with_a_log_of_its_own_is_opened(
             put(Path(f"{source}-wal"), Path(f"{path}-wal"))
             put(source, path)
             assert await content(pool) == [7]
+
+
+@pytest.mark.parametrize("during", [False, True])
+async def test_log_that_was_made_anew_is_known_for_the_old_one(
+    module: Any, path: Path, other: Path, during: bool
+) -> None:
+    """By a lease that has changed the journal mode and back."""
+    async with pool_on(module, path, journal_mode="WAL", max_size=1) as pool:
+        for _ in range(2):
+            await content(pool)
+        with contextlib.closing(sqlite3.connect(path)) as keeps:  # or the pool deletes the log
+            async with pool.acquire() as conn:
+                keep_inodes(path)
+                for sql in ("PRAGMA journal_mode=DELETE", "PRAGMA journal_mode=WAL"):
+                    await conn.execute_fetchall(sql)
+                await conn.execute("INSERT INTO t VALUES (1)")
+                keeps.execute("SELECT * FROM t").fetchall()
+                if during:
+                    put(other, path)
+            if not during:
+                put(other, path)
+            for _ in range(2):
+                with pytest.raises(ConnectFailed, match=r"-wal'.* stop the pool"):
+                    await content(pool)
+            assert filecmp.cmp(path, other, shallow=False)
+
+
+async def test_log_that_others_have_made_anew_is_known_for_the_old_one(
+    module: Any, path: Path, other: Path
+) -> None:
+    """While no connection was open."""
+    driver = pool_on(module, path, journal_mode="WAL")._driver
+    async with connected(driver) as c:
+        await c.execute("SELECT * FROM t")
+        await driver.ping(c)
+        keep_inodes(path)
+        await driver.close(c)
+    assert not exists(Path(f"{path}-wal"))
+    with contextlib.closing(sqlite3.connect(path)) as keeps:
+        keeps.execute("SELECT * FROM t").fetchall()
+        put(other, path)
+        with pytest.raises(sqlite3.OperationalError, match=r"-wal'.* stop the pool"):
+            await driver.connect()
+    assert filecmp.cmp(path, other, shallow=False)
 
 
 @pytest.mark.parametrize("of_folder", [False, True])

@@ -37,7 +37,7 @@ class Known(NamedTuple):
     identity: Identity
     #: Where it really is: SQLite puts the others beside it.
     real: str
-    #: Of the others.
+    #: Of the others, as long as a connection is open that keeps them; else `MISSING`.
     companions: tuple[Identity, ...]
 
 
@@ -129,7 +129,7 @@ class DatabaseFile:
         left = [
             real + suffix
             for suffix, old, found in zip(_COMPANIONS, known.companions, now, strict=True)
-            if found != MISSING and old in (found, MISSING)
+            if found != MISSING and (old == MISSING or not _differ(old, found))
         ]
         if _is_hot(real + "-journal"):
             left.append(real + "-journal")
@@ -144,6 +144,10 @@ class DatabaseFile:
 
     # -- later -----------------------------------------------------------------------------------
 
+    def is_still(self, opened: Identity) -> bool:
+        """Tell whether the name may stand for the file that a connection has opened."""
+        return not _differ(_identity(self.path), opened)
+
     def check(self, opened: Identity) -> None:
         """Raise unless the name stands for the file that a connection has opened."""
         found = _identity(self.path)
@@ -155,6 +159,12 @@ class DatabaseFile:
         if known is not None and found is not None and known.identity == found:
             with self._gate:
                 self._known = self._look(found, known.real)
+
+    def distrust(self) -> None:
+        """Forget what lies beside the file, which may change now: whatever does is suspicious."""
+        with self._gate:
+            if self._known is not None:
+                self._known = self._known._replace(companions=(MISSING,) * len(_COMPANIONS))
 
     def _error(self, what: str, verdict: Verdict) -> sqlite3.OperationalError:
         error = sqlite3.OperationalError(f"the database file {shown(self.path)} {what}")
@@ -206,11 +216,27 @@ class WatchesFiles(Session):
         if "main" in self.files:
             self._file_due = self.files["main"][0].due()
 
+    def look(self) -> None:
+        """Expect the log to be another one afterwards, if the journal mode is changed and back."""
+        super().look()
+        for file, _ in self.files.values():
+            file.distrust()
+
     def undo(self) -> None:
         """Forget the files that the lease has attached, too."""
+        changed = self._looks
         super().undo()
+        if changed:
+            self.check_files()
         for name in self.files.keys() - self._lasting:
             del self.files[name]
+
+    def close(self) -> None:
+        """Close, and expect the logs to be deleted, and others to be made by somebody else."""
+        for file, opened in self.files.values():
+            if file.is_still(opened):
+                file.distrust()
+        super().close()
 
     def is_file_due(self) -> bool:
         """Tell whether it is time to look again."""
