@@ -192,6 +192,53 @@ async def test_names_of_functions_and_collations_are_those_that_sqlite_knows(
         assert pool.stats().connected == 1
 
 
+async def test_function_that_cannot_be_had_back_costs_the_connection_once_it_is_replaced(
+    create: Callable[..., Any],
+) -> None:
+    """One of an extension, FTS5 for example, or one of on_connect that takes any arguments."""
+
+    async def on_connect(conn: Any) -> None:
+        await conn.create_function("any", -1, lambda *_: "base")
+        await conn.create_function("one", 1, lambda *_: "base")
+        await conn.execute("CREATE VIRTUAL TABLE temp.words USING fts5(x)")
+        await conn.execute("INSERT INTO words VALUES ('a')")
+
+    sql = """
+        SELECT any(1) || any() || one(1) || lower('A') || highlight(words, 0, '<', '>')
+        FROM words('a')
+    """
+    cases = [("any", 1), ("highlight", -1), ("Highlight", 4), ("lower", 1), ("lower", -1)]
+    async with create(on_connect=on_connect) as pool:
+        for number, (name, arguments) in enumerate(cases, 1):
+            async with pool.acquire() as conn:
+                await conn.create_function("one", 2, lambda *_: "mine")
+                await conn.create_function("any", -1, lambda *_: "mine")
+                await conn.create_function("another", -1, lambda *_: "mine")
+                await conn.create_function("another", 1, lambda *_: "mine")
+            assert await value(pool, sql) == "basebasebasea<a>"
+            assert pool.stats().connected == number
+            async with pool.acquire() as conn:
+                await conn.create_function(name, arguments, lambda *_: "mine")
+            assert await value(pool, sql) == "basebasebasea<a>"
+            assert pool.stats().connected == number + 1
+
+
+@pytest.mark.parametrize("setting", [0, 1])
+async def test_like_of_on_connect_stays_whatever_a_lease_says_of_case(
+    create: Callable[..., Any], setting: int
+) -> None:
+    """SQLite replaces it with its own."""
+
+    async def on_connect(conn: Any) -> None:
+        await conn.create_function("like", 2, lambda pattern, text: pattern == text * 2)
+
+    async with create(on_connect=on_connect) as pool:
+        async with pool.acquire() as conn:
+            await conn.execute(f"PRAGMA case_sensitive_like={setting}")
+        assert await value(pool, "SELECT 'a' LIKE 'aa'") == 1
+        assert pool.stats().connected == 1
+
+
 async def test_callbacks_of_on_connect_are_not_told_of_what_a_reset_does(
     create: Callable[..., Any],
 ) -> None:

@@ -198,20 +198,26 @@ class Session(sqlite3.Connection):
 
     def _set_function(self, method: str, name: str, *args: Any, **kwargs: Any) -> None:
         key = ("function", _folded(name), args[0])
-        # SQLite's own, once replaced, is not there any more when the other one is removed.
-        if key not in self._noted_then and self._is_built_in("function", name):
-            self._lose(f"SQLite's own function {name}() was replaced")
+        if key not in self._noted_then and self._hides(*key):
+            self._lose(f"a function {name}() that there was already was replaced")
         self._set(key, method, name, *args, **kwargs)
 
-    def _is_built_in(self, kind: str, name: str) -> bool:
-        if kind == "collation":
-            return _folded(name) in ("binary", "nocase", "rtrim")
+    def _hides(self, kind: str, name: str, arguments: int) -> bool:
+        """Tell whether to remove a function is to lose another one of that name for good.
+
+        That hides SQLite's own, those of extensions, and what takes any number of arguments.
+        """
         with self._asking() as rows:
             try:
-                sql = "SELECT 1 FROM pragma_function_list WHERE builtin AND name=lower(?)"
-                return bool(rows(sql, (name,)))
+                sql = "SELECT narg, builtin FROM pragma_function_list WHERE name=?"
+                found = rows(sql, (name,))
             except sqlite3.Error:  # a library without that pragma
                 return True
+        return any(
+            built_in or number in (arguments, -1)
+            for number, built_in in found
+            if (kind, name, number) not in self._noted or (kind, name, number) in self._noted_then
+        )
 
     # The signatures are the module's.
 
@@ -232,7 +238,7 @@ class Session(sqlite3.Connection):
     def create_collation(self, name: str, callback: Any, /) -> None:
         """Register a collation, until the end of the lease."""
         key = ("collation", _folded(name))
-        if key not in self._noted_then and self._is_built_in("collation", name):
+        if key not in self._noted_then and key[1] in ("binary", "nocase", "rtrim"):
             self._lose(f"SQLite's own collation {name} was replaced")
         self._set(key, "create_collation", name, callback)
 
@@ -389,10 +395,12 @@ class Session(sqlite3.Connection):
             if self._noted_then.get(key) is not call:
                 self._put_back(key)
         self._noted = dict(self._noted_then)
+        self._put_back_like()
         now = self._facts()
         if now != then:
             with self._asking() as rows:
                 restore(rows, now, then)
+            self._put_back_like()
             now = self._facts()
         if now != then:
             raise sqlite3.OperationalError(f"cannot be undone: {differences(now, then)}")
@@ -404,6 +412,12 @@ class Session(sqlite3.Connection):
         self.row_factory, self.text_factory = then[:2]
         if self.isolation_level != then[2]:  # to assign None is to commit
             self.isolation_level = then[2]
+
+    def _put_back_like(self) -> None:
+        """Register the user's own again: `PRAGMA case_sensitive_like` registers SQLite's."""
+        for key in self._noted_then:
+            if key[:2] in (("function", "like"), ("function", "glob")):
+                self._put_back(key)
 
     def _put_back(self, key: Any) -> None:
         call = self._noted_then.get(key)
