@@ -16,7 +16,7 @@ import anyio.lowlevel
 import pytest
 
 import poolkit
-from poolkit import ConnectFailed, Options, Verdict
+from poolkit import ConnectFailed, Options, PoolConfigError, Verdict
 from poolkit.drivers import aiosqlite as with_aiosqlite
 from poolkit.drivers import sqlite as with_threads
 from tests.conftest import BACKENDS
@@ -442,6 +442,16 @@ async def test_memory_database_has_no_file_to_look_at(
             await conn.execute("CREATE TABLE IF NOT EXISTS t (x)")
         assert await content(pool) == []
     assert not names(tmp_path)
+
+
+def test_uri_that_names_a_host_is_refused(module: Any, path: Path) -> None:
+    """SQLite would refuse it when it is opened."""
+    for query in ("", "?mode=ro", "?vfs=memdb"):
+        with pytest.raises(PoolConfigError, match="names the host 'elsewhere'") as info:
+            module.create_pool(f"file://me:secret@elsewhere{path}{query}")
+        assert "secret" not in str(info.value)
+    for host in ("", "localhost"):
+        assert module.create_pool(f"file://{host}{path}")._driver._file.path == str(path)
 
 
 async def test_name_of_a_file_may_have_anything_in_it(module: Any, tmp_path: Path) -> None:

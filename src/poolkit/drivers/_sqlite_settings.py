@@ -211,6 +211,11 @@ class Database:
             )
         uri = name.startswith("file:")
         parts = urlsplit(name) if uri else urlsplit("")
+        if parts.netloc not in ("", "localhost"):
+            raise PoolConfigError(
+                f"this URI names the host {parts.hostname!r}, but SQLite opens local files only: "
+                "file:app.db is a relative path, file:/srv/app.db an absolute one"
+            )
         path = unquote(parts.path) if uri else name
         query = dict(parse_qsl(parts.query))
         must_exist = query.get("mode") in ("ro", "rw")
