@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from poolkit.drivers._sqlite_facts import Facts, Rows, differences, read_facts, restore
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Iterator
+    from collections.abc import Hashable, Iterator
 
 #: A method of `sqlite3.Connection`, and what it was called with.
 Call = tuple[str, tuple[Any, ...], dict[str, Any]]
@@ -415,8 +415,8 @@ class Session(sqlite3.Connection):
 
     def _put_back_like(self) -> None:
         """Register the user's own again: `PRAGMA case_sensitive_like` registers SQLite's."""
-        keys: Iterable[Any] = self._noted_then
-        for key in keys:
+        key: Any
+        for key in self._noted_then:
             if key[:2] in (("function", "like"), ("function", "glob")):
                 self._put_back(key)
 
