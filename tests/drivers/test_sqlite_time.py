@@ -567,6 +567,86 @@ async def test_commit_waits_for_readers_where_there_is_no_log(
     assert look(path) == 1
 
 
+async def test_reset_waits_for_who_is_writing(module: Any, path: Path, refused: Any) -> None:
+    """Where there is no log a writer keeps readers out, and so what asks for the settings."""
+    async with module.create_pool(path, max_size=1, journal_mode="DELETE") as pool:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as writer:
+            async with pool.acquire() as conn:
+                await conn.execute("PRAGMA cache_size=-500")
+                writer.execute("BEGIN EXCLUSIVE")
+            await refused()
+            writer.execute("COMMIT")
+        async with pool.acquire() as conn:
+            assert await value(conn, "PRAGMA cache_size") == -2000
+            assert await value(conn, "PRAGMA busy_timeout") == 5000
+        assert pool.stats().connected == 1
+
+
+async def test_reset_waits_for_who_is_writing_to_an_attached_file(
+    module: Any, path: Path, refused: Any
+) -> None:
+    """Which has its own journal."""
+
+    async def set_up(conn: Any) -> None:
+        await conn.execute("ATTACH ? AS more", (f"{path}-2",))
+        await conn.execute("CREATE TABLE IF NOT EXISTS more.u (x)")
+
+    async with module.create_pool(path, max_size=1, on_connect=set_up) as pool:
+        with contextlib.closing(sqlite3.connect(f"{path}-2", isolation_level=None)) as writer:
+            async with pool.acquire() as conn:
+                await conn.execute("PRAGMA cache_size=-500")
+                writer.execute("BEGIN EXCLUSIVE")
+            await refused()
+            writer.execute("COMMIT")
+        async with pool.acquire() as conn:
+            assert await value(conn, "PRAGMA cache_size") == -2000
+        assert pool.stats().connected == 1
+
+
+async def test_look_inside_of_a_lease_waits_for_a_commit(module: Any, path: Path) -> None:
+    """Without it nothing could be undone, at the cost of the connection."""
+    async with module.create_pool(path, max_size=1, journal_mode="DELETE") as pool:
+        with contextlib.closing(
+            sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        ) as writer:
+            async with pool.acquire() as conn:
+                raw = conn._raw
+                really = raw.find_facts
+
+                def find_facts() -> None:
+                    writer.execute("BEGIN EXCLUSIVE")
+                    timer = threading.Timer(0.01, writer.execute, ["COMMIT"])
+                    timer.start()
+                    really()
+                    timer.join()
+
+                raw.find_facts = find_facts
+                await conn.execute("PRAGMA cache_size=-500")
+                del raw.find_facts
+        async with pool.acquire() as conn:
+            assert await value(conn, "PRAGMA cache_size") == -2000
+        assert pool.stats().connected == 1
+
+
+async def test_reset_that_waits_for_a_lock_ends_with_its_time(
+    module: Any, path: Path, other: sqlite3.Connection
+) -> None:
+    """Whatever the lease has made of the connection's patience."""
+    async with module.create_pool(
+        path, max_size=1, journal_mode="DELETE", reset_timeout=0.2
+    ) as pool:
+        async with pool.acquire() as conn:
+            await conn.execute("PRAGMA busy_timeout=600000")
+            await conn.execute("PRAGMA cache_size=-500")
+            other.execute("BEGIN EXCLUSIVE")
+            raw = conn._raw
+        with anyio.fail_after(PATIENCE):
+            # No event tells.
+            while raw._running or not pool.stats().retired["broken"]:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+        other.execute("COMMIT")
+
+
 async def test_request_on_a_locked_file_is_answered_503(
     module: Any, path: Path, other: sqlite3.Connection
 ) -> None:

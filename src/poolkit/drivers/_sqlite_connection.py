@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import threading
 import time
@@ -333,11 +334,22 @@ class Raw(Interrupts, WatchesFiles):
             raise sqlite3.OperationalError("the connection is not idle after its reset")
         if self.is_file_due():
             self.check_files()
-        self.undo()
+        self._undo_in_time()
         self.switch_autocommit(off=False)
         self.listen()
         self._doubts = 0
         return note
+
+    def _undo_in_time(self) -> None:
+        """Undo, for as long as the reset is waited for if another connection has the lock."""
+        began = time.monotonic()
+        try:
+            self.undo()
+        except sqlite3.OperationalError as error:
+            running = self._running
+            if running is None or not is_busy(error):
+                raise
+            self.again(self.undo, error, began, running, math.inf)
 
     def _is_busy(self) -> bool:
         """Tell whether a transaction or a statement is open; sqlite3 has no function for that.

@@ -29,6 +29,9 @@ _SCHEMA_PRAGMAS: Final = (
 _CHANGING_PRAGMAS: Final = ("cache_spill", "mmap_size")
 #: What is kept in the database itself: data, unless no other connection sees it.
 _DATA_PRAGMAS: Final = ("application_id", "user_version")
+#: Milliseconds to wait for a lock, for which others write and checkpoint meanwhile: a wait of
+#: SQLite's cannot be ended.
+WAIT: Final = 50
 #: How `PRAGMA secure_delete` shows what it calls FAST.
 _FAST: Final = 2
 
@@ -61,10 +64,10 @@ def read_facts(rows: Rows, shared: Collection[str], then: Facts | None) -> Facts
 
     ``shared``: databases in memory that other connections see. Of those that no other one sees
     only tables that there were ``then`` are looked into. Raises `sqlite3.OperationalError` rather
-    than wait for a lock.
+    than wait long for a lock.
     """
     patience = _ask(rows, "busy_timeout")
-    rows("PRAGMA busy_timeout=0")
+    rows(f"PRAGMA busy_timeout={WAIT}")
     try:
         facts = _read_facts(rows, shared, then)
     finally:
@@ -144,6 +147,7 @@ def restore(rows: Rows, now: Facts, then: Facts) -> None:
     """Undo what can be undone of the differences."""
     if not now.databases.items() >= then.databases.items():
         return  # detached, or replaced: what was in it may be gone
+    rows(f"PRAGMA busy_timeout={WAIT}")  # restored as the last of the settings
     if now.objects != then.objects or now.databases != then.databases:
         for pragma in ("query_only", "writable_schema", "foreign_keys"):
             rows(f"PRAGMA {pragma}=0")

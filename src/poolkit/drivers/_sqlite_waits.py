@@ -77,14 +77,18 @@ class Waits(sqlite3.Connection):
         function: Callable[[], T],
         error: sqlite3.OperationalError,
         began: float,
-        operation: Operation[T],
+        operation: Operation[Any],
+        limit: float | None = None,
     ) -> T:
         """Call a function again and again that has failed because another connection has the lock.
 
-        For as long as the user's ``busy_timeout``, but for no more than the operation's patience,
-        after which this raises `TimeoutError`, and no longer than anybody waits for it.
+        For as long as the user's ``busy_timeout``, or ``limit`` seconds, but for no more than the
+        operation's patience, after which this raises `TimeoutError`, and no longer than anybody
+        waits for it.
         """
-        limit, patience = (self._busy_timeout or 0) / 1000, operation.patience
+        if limit is None:
+            limit = (self._busy_timeout or 0) / 1000
+        patience = operation.patience
         tried = began
         while not operation.is_over():
             # Some builds of SQLite wait for whole seconds only, hence not at all.
