@@ -552,6 +552,65 @@ async def test_deferred_block_waits_at_its_first_write(
             assert anyio.current_time() >= before + 0.2
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+async def test_deferred_block_waits_to_see_a_new_table(
+    module: Any, path: Path, other: sqlite3.Connection, *, ahead: bool
+) -> None:
+    """Where there is no log; SQLite reports the tables that it knew if it may not wait for long."""
+    async with module.create_pool(path, max_size=1, journal_mode="DELETE") as pool:
+        async with pool.transaction() if ahead else pool.acquire() as conn:
+            await conn.execute_fetchall("SELECT x FROM t")
+        other.execute("CREATE TABLE new (x)")
+        other.execute("BEGIN EXCLUSIVE")
+        timer = threading.Timer(0.15, other.execute, ["COMMIT"])
+        async with pool.transaction(mode="DEFERRED") as conn:
+            timer.start()
+            await conn.execute("INSERT INTO new VALUES (1)")
+        timer.join()
+    assert look(path, "SELECT count(*) FROM new") == 1
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+async def test_statement_waits_to_see_a_new_table_of_an_attached_file(
+    module: Any, path: Path, *, by_hand: bool
+) -> None:
+    """Which has no log, other than the database itself."""
+
+    async def set_up(conn: Any) -> None:
+        await conn.execute("ATTACH ? AS more", (f"{path}-2",))
+        await conn.execute("CREATE TABLE IF NOT EXISTS more.u (x)")
+
+    async with (
+        module.create_pool(path, max_size=1, on_connect=set_up) as pool,
+        pool.acquire() as conn,
+    ):
+        with contextlib.closing(
+            sqlite3.connect(f"{path}-2", isolation_level=None, check_same_thread=False)
+        ) as other:
+            other.execute("CREATE TABLE new (x)")
+            other.execute("BEGIN EXCLUSIVE")
+            timer = threading.Timer(0.15, other.execute, ["COMMIT"])
+            if by_hand:
+                await conn.execute("BEGIN")
+            timer.start()
+            await conn.execute("INSERT INTO more.new VALUES (1)")
+            if by_hand:
+                await conn.commit()
+            timer.join()
+            assert other.execute("SELECT count(*) FROM new").fetchone() == (1,)
+
+
+async def test_missing_table_is_reported_at_once(module: Any, path: Path) -> None:
+    """Whether it is there has been looked at."""
+    async with module.create_pool(path, max_size=1, busy_timeout=600) as pool:
+        async with pool.transaction() as conn:
+            with (
+                anyio.fail_after(PATIENCE),
+                pytest.raises(sqlite3.OperationalError, match="no such"),
+            ):
+                await conn.execute("INSERT INTO missing VALUES (1)")
+
+
 async def test_commit_waits_for_readers_where_there_is_no_log(
     module: Any, path: Path, other: sqlite3.Connection
 ) -> None:

@@ -25,7 +25,7 @@ from poolkit._errors import NotLeased
 from poolkit.drivers._sqlite_cursor import RawCursor
 from poolkit.drivers._sqlite_file import WatchesFiles
 from poolkit.drivers._sqlite_interrupts import GRACE, Interrupts
-from poolkit.drivers._sqlite_waits import is_busy, may_be_repeated
+from poolkit.drivers._sqlite_waits import is_busy, is_for_lock, may_be_repeated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -222,7 +222,7 @@ class Raw(Interrupts, WatchesFiles):
         try:
             return function()
         except sqlite3.OperationalError as error:
-            if not is_busy(error):
+            if not is_for_lock(error, began):
                 raise
             if in_transaction:
                 return self.once_more(function, error, began)

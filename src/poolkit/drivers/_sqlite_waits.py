@@ -28,6 +28,8 @@ T = TypeVar("T")
 SLICE: Final = 0.05
 _MILLISECONDS: Final = int(SLICE * 1000)
 _OTHERS: Final = re.compile(r"\s*(?:BEGIN|CREATE|DROP|ALTER|REINDEX|ANALYZE)\b", re.IGNORECASE)
+#: What SQLite says of a statement that does not fit the tables and columns that it knows.
+_OUTDATED: Final = re.compile(r"no such|already|\bcolumns?\b")
 
 
 class Waits(sqlite3.Connection):
@@ -103,7 +105,7 @@ class Waits(sqlite3.Connection):
             try:
                 return function()
             except sqlite3.OperationalError as another:
-                if not is_busy(another):
+                if not is_for_lock(another, tried):
                     raise
                 error = another
         raise error
@@ -124,6 +126,17 @@ class Waits(sqlite3.Connection):
 def is_busy(error: sqlite3.Error) -> bool:
     """Tell whether another connection has the lock."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def is_for_lock(error: sqlite3.Error, began: float) -> bool:
+    """Tell whether what began then has failed because another connection has the lock.
+
+    It is also needed to read the tables and columns anew if they were changed; without it SQLite
+    reports what it knew before.
+    """
+    return is_busy(error) or (
+        time.monotonic() >= began + SLICE and _OUTDATED.search(str(error)) is not None
+    )
 
 
 def may_be_repeated(sql: str, tame: bool, /) -> bool:  # noqa: FBT001  # at every operation
