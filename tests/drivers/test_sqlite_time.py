@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import random
@@ -350,6 +351,93 @@ async def test_cancelled_read_that_has_not_begun_is_not_begun(module: Any, path:
         gate.let_go()
         assert await value(conn, "SELECT 1") == 1
         assert not begun
+
+
+BEGINS = ["BEGIN", "-- a comment\n; /* b */ begin immediate", "SAVEPOINT s"]
+
+
+@pytest.mark.parametrize("sql", BEGINS)
+async def test_cancelled_begin_that_has_not_begun_is_not_begun(
+    module: Any, path: Path, sql: str
+) -> None:
+    """What follows would be undone at release, although nobody was told of an error."""
+    gate = Gate()
+    async with module.create_pool(path, max_size=1) as pool:
+        async with pool.acquire() as conn:
+            await gate.install(conn)
+            await abandon(conn, gate, "SELECT hold()", sql)
+            gate.let_go()
+            await conn.execute("INSERT INTO t VALUES (1)")
+            assert not conn.in_transaction
+    assert look(path) == 1
+
+
+@pytest.mark.parametrize("sql", [*BEGINS, "script"])
+@pytest.mark.parametrize("late", [False, True])
+async def test_transaction_that_a_cancelled_caller_has_begun_is_undone(
+    module: Any, path: Path, sql: str, *, late: bool
+) -> None:
+    """As if it had not been; whether he leaves before it is begun or after."""
+    gate = Gate()
+    async with module.create_pool(path, max_size=1) as pool:
+        async with pool.acquire() as conn:
+            raw = conn._raw
+            raw.is_patient = True  # or it might be interrupted instead
+
+            def begin() -> None:
+                if not late:
+                    gate.hold()
+                if sql == "script":
+                    raw.executescript("BEGIN; INSERT INTO t VALUES (0)")
+                else:
+                    raw.execute(sql)
+                if late:
+                    gate.hold()
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(functools.partial(conn._within, raw.lease, begin))
+                await gate.reached()
+                group.cancel_scope.cancel()
+                if late:
+                    assert conn.in_transaction
+            gate.let_go()
+            if late:
+                while raw._running is not None:  # noqa: ASYNC110  # no event tells
+                    await anyio.sleep(0.001)
+                assert not conn.in_transaction
+            await conn.execute("INSERT INTO t VALUES (1)")
+            assert not conn.in_transaction
+    assert look(path, "SELECT group_concat(x) FROM t") in (1, "1")
+
+
+async def test_transaction_whose_beginner_is_cancelled_later_does_not_go_on(
+    module: Any, path: Path
+) -> None:
+    """What others have done in it meanwhile is not undone without a word."""
+    async with module.create_pool(path, max_size=1) as pool, pool.acquire() as conn:
+        raw = conn._raw
+        really, begun = raw.claim, []
+        raw.claim = lambda operation, kept: begun.append(operation) or really(operation, kept)
+        await conn.execute("BEGIN")
+        del raw.claim
+        await conn.execute("INSERT INTO t VALUES (1)")
+        raw.abandon(begun[0], asyncio.CancelledError())
+        with pytest.raises(TransactionEnded, match="its BEGIN was cancelled"):
+            await conn.execute("INSERT INTO t VALUES (2)")
+        await conn.rollback()
+        await conn.execute("INSERT INTO t VALUES (3)")
+    assert look(path) == 1
+
+
+async def test_script_that_fails_in_its_transaction_is_its_users_affair(
+    module: Any, path: Path
+) -> None:
+    """He was told, and may go on in it."""
+    async with module.create_pool(path, max_size=1) as pool, pool.acquire() as conn:
+        with pytest.raises(sqlite3.OperationalError):
+            await conn.executescript("BEGIN; INSERT INTO t VALUES (1); nonsense")
+        await conn.commit()
+    assert look(path) == 1
 
 
 # -- locks ---------------------------------------------------------------------------------------

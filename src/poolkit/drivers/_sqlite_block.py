@@ -175,12 +175,20 @@ class Blocks(Waits, Session):
             )
         return lost and error is not None
 
-    def lose(self) -> None:
-        """Note that a statement nobody waited for any more has ended the transaction."""
-        self._ended = _ABANDONED
+    def has_begun(self) -> bool:
+        """Tell, after an operation outside of a transaction, whether one is open now."""
+        try:
+            return self.in_transaction
+        except sqlite3.ProgrammingError:  # closed
+            return False
+
+    def lose(self, *, left: bool = False) -> None:
+        """Note that a statement nobody waited for has ended the transaction, or begun it."""
+        self._ended = _LEFT if left else _ABANDONED
 
 
 _SOMEHOW: Final = "something in it has ended it"
 _ABANDONED: Final = (
     "SQLite has rolled it back, as a write in it was interrupted whose caller was cancelled"
 )
+_LEFT: Final = "the caller of its BEGIN was cancelled"

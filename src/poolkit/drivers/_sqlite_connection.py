@@ -54,6 +54,8 @@ class Raw(Interrupts, WatchesFiles):
         #: The pool's ear for errors, since cursors raise them too, which it does not see.
         self.tell: Callable[[Exception], object] | None = None
         self._dropped: deque[RawCursor] = deque()
+        #: What was done last, if a transaction is open since.
+        self._begun: Operation[Any] | None = None
         self._turn = threading.Lock()  # held while an operation runs
         #: Whether a statement that has failed for another's lock may be tried again.
         self.tries_again = False
@@ -162,6 +164,8 @@ class Raw(Interrupts, WatchesFiles):
         with self._turn:
             if self._dropped:
                 self._sweep()
+            if self._begun is not None:
+                self._undo_unwanted()
             if self._cursors:
                 operation.beside = self._has_others(operation)
             with self._gate:
@@ -188,6 +192,8 @@ class Raw(Interrupts, WatchesFiles):
             finally:
                 if was_in_transaction:
                     operation.broke = self.has_lost(error)
+                elif not operation.tame and self.has_begun():
+                    operation.began, self._begun = True, operation
                 error = None  # which has a traceback, which has this frame
                 self._conclude(operation, tame=tame)
 
@@ -249,6 +255,18 @@ class Raw(Interrupts, WatchesFiles):
             sqlite3.Cursor.close(cursor)
             self._cursors.pop(cursor, None)
 
+    def is_in_transaction(self) -> bool:
+        """Tell whether a transaction is open, and will be for the next operation; in any thread."""
+        begun = self._begun
+        return self.in_transaction and (begun is None or not begun.unwanted)
+
+    def _undo_unwanted(self) -> None:
+        """Roll back what the last operation has begun, if its caller has gone without knowing."""
+        with self._gate:
+            begun, self._begun = self._begun, None
+        if begun is not None and begun.unwanted:
+            self.roll_back_block()
+
     def claim(self, operation: Operation[Any], kept: sqlite3.Cursor | None) -> None:
         """Note that the caller has its result; of the cursors that were made it has this one."""
         for cursor in operation.made:
@@ -287,6 +305,10 @@ class Raw(Interrupts, WatchesFiles):
         if operation.lease == self.lease:
             if operation.broke:
                 self.lose()
+            if operation.began:
+                operation.unwanted = True
+                if self._begun is not operation:  # others have gone on in it
+                    self.lose(left=True)
             if (cursor := operation.cursor) is not None:
                 cursor.is_torn = True
 

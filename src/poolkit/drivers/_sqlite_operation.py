@@ -26,6 +26,10 @@ T = TypeVar("T")
 #: What executes a single statement once.
 _STATEMENTS: Final = frozenset({"execute", "fetch", "insert"})
 _SELECTS: Final = re.compile(r"\s*(?:SELECT|VALUES)\b", re.IGNORECASE)
+#: Behind whatever may stand before a statement: comments, and empty statements.
+_BEGINS: Final = re.compile(
+    r"(?>\s+|;|--[^\n]*|/\*(?:[^*]|\*(?!/))*+(?:\*/)?)*+(?:BEGIN|SAVEPOINT)\b", re.IGNORECASE
+)
 
 
 class Operation(Generic[T]):
@@ -45,6 +49,8 @@ class Operation(Generic[T]):
     beside = False
     #: Whether it has failed, and the transaction that it was in with it.
     broke = False
+    #: Whether a transaction is open since, which is to be undone if nobody knows of it.
+    began = unwanted = False
     finished = False
 
     def __init__(
@@ -102,6 +108,11 @@ class Operation(Generic[T]):
         return sql if isinstance(sql, str) else None
 
     def is_vain(self) -> bool:
-        """Tell whether there is no point in it without a caller; writes and settings are made."""
+        """Tell whether there is no point in it without a caller; writes and settings are made.
+
+        What follows a BEGIN that its caller knows nothing of would be undone with it.
+        """
         sql = self.sql
-        return self.tame and (sql is None or _SELECTS.match(sql) is not None)
+        if sql is None:
+            return self.tame
+        return (self.tame and _SELECTS.match(sql) is not None) or _BEGINS.match(sql) is not None

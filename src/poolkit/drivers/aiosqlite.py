@@ -207,6 +207,11 @@ class Connection(aiosqlite.Connection):
             if value is not None:
                 raise
 
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open."""
+        return cast("Raw", self._conn).is_in_transaction()
+
     def is_alive(self) -> bool:
         """Tell whether the connection's thread runs; older versions of aiosqlite are the thread."""
         return self._thread.is_alive()

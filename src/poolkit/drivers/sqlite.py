@@ -213,7 +213,7 @@ class Connection:
     @property
     def in_transaction(self) -> bool:
         """Whether a transaction is open."""
-        return self._raw.in_transaction
+        return self._raw.is_in_transaction()
 
     @property
     def total_changes(self) -> int:
