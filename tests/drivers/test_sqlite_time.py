@@ -581,6 +581,49 @@ async def test_caller_that_leaves_a_wait_for_the_lock_frees_the_connection(
     assert look(path) == 0
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "/* by: me */ INSERT INTO t VALUES (1)",
+        "-- name: add\nINSERT INTO t VALUES (1)",
+        "PRAGMA user_version=3",
+        "VACUUM",
+    ],
+)
+async def test_whatever_waits_for_the_lock_frees_the_connection_when_its_caller_leaves(
+    module: Any, path: Path, other: sqlite3.Connection, refused: Any, sql: str
+) -> None:
+    """Every single statement, in the first lease of a connection and in later ones."""
+    async with module.create_pool(path, max_size=1, busy_timeout=600, reset_timeout=5) as pool:
+        other.execute("BEGIN IMMEDIATE")
+        with anyio.fail_after(PATIENCE):
+            for _ in range(2):
+                async with pool.acquire() as conn, anyio.create_task_group() as group:
+                    group.start_soon(conn.execute, sql)
+                    await refused()
+                    group.cancel_scope.cancel()
+                async with pool.acquire() as conn:
+                    assert await value(conn, "SELECT count(*) FROM t") == 0
+                    assert await value(conn, "PRAGMA busy_timeout") == 600_000
+        assert pool.stats().connected == 1
+
+
+async def test_checkpoint_waits_for_the_busy_timeout_that_was_set(
+    module: Any, path: Path, other: sqlite3.Connection
+) -> None:
+    """It reports no error, so that it could not be tried again."""
+    other.execute("PRAGMA journal_mode=WAL")
+    async with module.create_pool(path, max_size=1) as pool, pool.acquire() as conn:
+        await conn.execute("INSERT INTO t VALUES (1)")
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM t").fetchall()
+        await conn.execute("INSERT INTO t VALUES (2)")
+        timer = threading.Timer(0.15, other.execute, ["COMMIT"])
+        timer.start()
+        assert await value(conn, "PRAGMA wal_checkpoint(TRUNCATE)") == 0
+        timer.join()
+
+
 async def test_statement_outside_of_a_transaction_is_done_once_when_the_lock_is_free(
     module: Any, path: Path, other: sqlite3.Connection, refused: Any
 ) -> None:

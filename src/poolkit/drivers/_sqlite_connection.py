@@ -217,7 +217,7 @@ class Raw(Interrupts, WatchesFiles):
             repeats = operation.tame
             slices = operation.patience is not None
         else:
-            repeats = may_be_repeated(sql, operation.tame)
+            repeats = may_be_repeated(sql)
             slices = repeats and self.tries_again
         if not repeats or (sql is not None and not (slices or in_transaction)):
             self.wait_at_once()
@@ -315,8 +315,12 @@ class Raw(Interrupts, WatchesFiles):
     # -- between two leases ----------------------------------------------------------------------
 
     def _facts(self) -> Facts:
+        waits_in_slices = self._busy_timeout is not None
         self.wait_at_once()  # or the short wait would be taken for the user's
-        return super()._facts()
+        facts = super()._facts()
+        if waits_in_slices:
+            self.wait_in_slices()
+        return facts
 
     def is_clean(self) -> bool:
         """Tell whether a reset would find nothing to undo; in any thread.

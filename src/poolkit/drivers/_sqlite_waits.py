@@ -27,7 +27,6 @@ T = TypeVar("T")
 #: Seconds that SQLite waits before it is looked whether anybody is still waiting.
 SLICE: Final = 0.05
 _MILLISECONDS: Final = int(SLICE * 1000)
-_OTHERS: Final = re.compile(r"\s*(?:BEGIN|CREATE|DROP|ALTER|REINDEX|ANALYZE)\b", re.IGNORECASE)
 #: What SQLite says of a statement that does not fit the tables and columns that it knows.
 _OUTDATED: Final = re.compile(r"no such|already|\bcolumns?\b")
 
@@ -139,9 +138,11 @@ def is_for_lock(error: sqlite3.Error, began: float) -> bool:
     )
 
 
-def may_be_repeated(sql: str, tame: bool, /) -> bool:  # noqa: FBT001  # at every operation
-    """Tell whether a statement may be executed again, and cannot tell how long SQLite waits.
+def may_be_repeated(sql: str, /) -> bool:
+    """Tell whether a single statement may be executed again, as far as waiting for locks goes.
 
-    A PRAGMA could, and a SELECT of pragma_busy_timeout. ``tame``: it is one of SELECT, INSERT, ...
+    Not one that tells how long SQLite waits, or sets it; nor a checkpoint, which waits in vain
+    without an error.
     """
-    return (tame or _OTHERS.match(sql) is not None) and "busy_timeout" not in sql.lower()
+    lower = sql.lower()
+    return "busy_timeout" not in lower and "wal_checkpoint" not in lower
