@@ -513,3 +513,25 @@ async def test_request_whose_transaction_was_ended_is_no_success(
     ):
         assert (await client.post("/")).status_code == 500
     assert look(path) == 0
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="sqlite3 has no autocommit")
+@pytest.mark.parametrize("value", [False, True, -1])
+async def test_on_connect_must_not_turn_autocommit_off(
+    module: Any, path: Path, *, value: int
+) -> None:
+    """A transaction would be open already wherever a block begins one."""
+
+    async def set_up(conn: Any) -> None:
+        raw = conn._raw
+        await conn._within(raw.lease, lambda: setattr(raw, "autocommit", value))
+
+    pool = module.create_pool(path, max_size=1, on_connect=set_up)
+    if value is False:
+        with pytest.raises(poolkit.ConnectFailed, match=r"autocommit=False.*pool\.transaction"):
+            await pool.open()
+        await pool.aclose()
+    else:
+        async with pool, pool.transaction() as conn:
+            await conn.execute("INSERT INTO t VALUES (1)")
+        assert look(path) == 1

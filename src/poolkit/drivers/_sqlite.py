@@ -223,8 +223,16 @@ class SQLiteDriver(Generic[C]):
         """Note whom to tell what cursors raise; nothing dies by itself.
 
         Take what ``on_connect`` has made of the connection for what a reset returns to.
+
+        Raises `PoolConfigError` if that has turned autocommit off.
         """
         raw = self._inside(c)._raw
+        if raw.is_always_in_transaction():
+            raise PoolConfigError(
+                "on_connect has set autocommit=False: a transaction would be open all the time, "
+                "and pool.transaction() could begin none. Leave autocommit as it is, so that each "
+                "statement stands by itself, and put what belongs together into pool.transaction()"
+            )
         raw.tell = dead
         raw.remember()
         for name, (file, opened) in raw.files.items():

@@ -357,6 +357,11 @@ class Session(sqlite3.Connection):
         if call is not None:
             super().set_trace_callback(call[1][0] if on else None)
 
+    def is_always_in_transaction(self) -> bool:
+        """Tell whether autocommit was turned off; in any thread."""
+        call = self._noted.get(("autocommit",))
+        return call is not None and call[1][0] is False
+
     def switch_autocommit(self, *, off: bool) -> None:
         """Have rollback() roll back: it does nothing at all, without a word, if that is True."""
         call = self._noted.get(("autocommit",))
