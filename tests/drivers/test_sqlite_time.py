@@ -416,8 +416,14 @@ async def test_transaction_whose_beginner_is_cancelled_later_does_not_go_on(
     """What others have done in it meanwhile is not undone without a word."""
     async with module.create_pool(path, max_size=1) as pool, pool.acquire() as conn:
         raw = conn._raw
-        really, begun = raw.claim, []
-        raw.claim = lambda operation, kept: begun.append(operation) or really(operation, kept)
+        really = raw.claim
+        begun: list[Any] = []
+
+        def claim(operation: Any, kept: Any) -> None:
+            begun.append(operation)
+            really(operation, kept)
+
+        raw.claim = claim
         await conn.execute("BEGIN")
         del raw.claim
         await conn.execute("INSERT INTO t VALUES (1)")
@@ -681,6 +687,28 @@ async def test_deferred_block_waits_at_its_first_write(
                 async with poolkit.transaction(conn, mode="DEFERRED"):
                     await conn.execute("INSERT INTO t VALUES (2)")
             assert anyio.current_time() >= before + 0.2
+
+
+async def test_caller_that_leaves_a_first_write_in_a_deferred_block_frees_the_connection(
+    module: Any, path: Path, other: sqlite3.Connection, refused: Any
+) -> None:
+    """Under a write-ahead log the wait for the lock is in slices there, too."""
+    async with module.create_pool(path, max_size=1, busy_timeout=600, reset_timeout=5) as pool:
+        other.execute("BEGIN IMMEDIATE")
+        with anyio.fail_after(PATIENCE):
+
+            async def write() -> None:
+                async with pool.transaction(mode="DEFERRED") as conn:
+                    await conn.execute("INSERT INTO t VALUES (1)")
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(write)
+                await refused()
+                group.cancel_scope.cancel()
+            async with pool.acquire() as conn:
+                assert await value(conn, "SELECT count(*) FROM t") == 0
+                assert await value(conn, "PRAGMA busy_timeout") == 600_000
+        assert pool.stats().connected == 1
 
 
 @pytest.mark.parametrize("ahead", [False, True])

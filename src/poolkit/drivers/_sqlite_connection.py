@@ -231,7 +231,11 @@ class Raw(Interrupts, WatchesFiles):
             if not is_for_lock(error, began):
                 raise
             if in_transaction:
-                return self.once_more(function, error, began)
+                if not self.has_waited(began):
+                    raise
+                if not self.tries_again:
+                    self.wait_at_once()
+                    return function()
             return self.again(function, error, began, operation)
 
     def _conclude(self, operation: Operation[Any], *, tame: bool) -> None:

@@ -2,9 +2,9 @@
 
 SQLite's wait hears of no deadline and of no interrupt, and may last for all of ``busy_timeout``. So
 SQLite is given a short one, and what has failed for the lock alone is tried again until the user's
-is over. Only outside of transactions, where such a failure has left nothing behind; and under a
-write-ahead log, or for a BEGIN: in the other journal modes a writer that tries again would let pass
-the readers that it is keeping out while it waits.
+is over. Only under a write-ahead log, or for a BEGIN: in the other journal modes a writer that
+tries again would let pass the readers that it is keeping out while it waits. What has failed at
+once in a transaction is not tried again: it has read what another one has changed since.
 
 The user's value is put back before anything that might look at it. To set it costs as much as a
 small statement, so the short one stays for as long as nothing else is done.
@@ -109,17 +109,12 @@ class Waits(sqlite3.Connection):
                 error = another
         raise error
 
-    def once_more(
-        self, function: Callable[[], T], error: sqlite3.OperationalError, began: float
-    ) -> T:
-        """Call a function again, in a transaction, if it has waited for a lock in vain.
+    def has_waited(self, began: float) -> bool:
+        """Tell whether what began then, in a transaction, may have failed for the short wait.
 
         There a wait is rare, and most failures are at once: then waiting would not help.
         """
-        if not self._is_short or time.monotonic() < began + SLICE:
-            raise error
-        self.wait_at_once()
-        return function()
+        return self._is_short and time.monotonic() >= began + SLICE
 
 
 def is_busy(error: sqlite3.Error) -> bool:
