@@ -21,6 +21,7 @@ from fastapi import Depends
 import poolkit
 from poolkit import PoolTimeout, TransactionEnded
 from poolkit.drivers._sqlite_connection import Raw
+from poolkit.drivers._sqlite_operation import Operation
 from tests.drivers.sqlite_help import (
     ENDLESS,
     ENDLESS_INSERT,
@@ -433,6 +434,62 @@ async def test_transaction_whose_beginner_is_cancelled_later_does_not_go_on(
         await conn.rollback()
         await conn.execute("INSERT INTO t VALUES (3)")
     assert look(path) == 1
+
+
+@pytest.mark.parametrize("way_on", ["commit", "rollback", "release", "block"])
+@pytest.mark.parametrize("sql", ["COMMIT", "/* b */ end transaction", "ROLLBACK", ""])
+async def test_nothing_goes_on_in_a_transaction_whose_end_was_cancelled(
+    module: Any, path: Path, sql: str, way_on: str
+) -> None:
+    """It would be undone at release without a word; it may be ended again."""
+    async with module.create_pool(path, max_size=1) as pool:
+        async with pool.acquire() as conn:
+            raw = conn._raw
+            if way_on == "block":
+                with contextlib.suppress(TransactionEnded):
+                    async with poolkit.transaction(conn):
+                        end = Operation(
+                            raw, raw.lease, functools.partial(raw.execute, sql), tame=False
+                        )
+                        raw.withdraw(end, asyncio.CancelledError())
+                        await conn.execute("INSERT INTO t VALUES (1)")
+            else:
+                await conn.execute("BEGIN")
+                await conn.execute("INSERT INTO t VALUES (1)")
+                function = functools.partial(raw.execute, sql) if sql else raw.commit
+                end = Operation(raw, raw.lease, function, tame=False)
+                raw.withdraw(end, asyncio.CancelledError())
+                for statement in ("INSERT INTO t VALUES (2)", "SELECT 1", "SAVEPOINT s"):
+                    with pytest.raises(sqlite3.OperationalError, match="was cancelled before"):
+                        await conn.execute(statement)
+                if way_on != "release":
+                    await getattr(conn, way_on)()
+                    await conn.execute("INSERT INTO t VALUES (3)")
+        async with pool.acquire() as conn:
+            await conn.execute("INSERT INTO t VALUES (4)")
+    assert look(path) == {"commit": 3, "rollback": 2, "release": 1, "block": 2}[way_on]
+
+
+async def test_cancelled_end_of_a_transaction_that_was_done_is_nobodys_affair(
+    module: Any, path: Path
+) -> None:
+    """What follows is in autocommit, and stays."""
+    async with module.create_pool(path, max_size=1) as pool:
+        async with pool.acquire() as conn:
+            raw = conn._raw
+            await conn.execute("BEGIN")
+            await conn.execute("INSERT INTO t VALUES (1)")
+            really = raw.claim
+
+            def claim(operation: Any, kept: Any) -> None:
+                really(operation, kept)
+                raw.abandon(operation, asyncio.CancelledError())
+
+            raw.claim = claim
+            await conn.commit()
+            del raw.claim
+            await conn.execute("INSERT INTO t VALUES (2)")
+    assert look(path) == 2
 
 
 async def test_script_that_fails_in_its_transaction_is_its_users_affair(

@@ -68,6 +68,8 @@ class Blocks(Waits, Session):
         self._in_block = False
         #: How the transaction was ended that its user still believes to be in.
         self._ended: str | None = None
+        #: Whether who was to end a transaction by hand was cancelled.
+        self._unsettled = False
 
     def put_authorizer(self, callback: Callable[..., int] | None) -> None:
         """Have SQLite ask the user's own authorizer, after ours; None: no more."""
@@ -110,7 +112,7 @@ class Blocks(Waits, Session):
 
     def roll_back_block(self) -> None:
         """End a block; its transaction may have ended before."""
-        self._in_block = False
+        self._in_block = self._unsettled = False
         self._ended = None
         self._pass(sqlite3.Connection.rollback)
 
@@ -150,6 +152,15 @@ class Blocks(Waits, Session):
             f"the transaction that was begun here by hand has ended: {self._ended}. Call "
             "rollback() to go on with this connection, and begin again"
         )
+
+    def settle(self, name: str, in_transaction: bool, *, ends: bool) -> None:  # noqa: FBT001
+        """Raise if a transaction is open whose end was cancelled, unless this is to end it."""
+        self._unsettled = in_transaction and not self._in_block and not ends
+        if self._unsettled and name not in _ALWAYS:
+            raise sqlite3.OperationalError(
+                "the COMMIT or ROLLBACK of the transaction that was begun here by hand was "
+                "cancelled before it was done: call commit() or rollback() again"
+            )
 
     def explained(self, error: Exception, name: str) -> Exception:
         """Return the error to be raised in place of one of SQLite's: mostly that one."""

@@ -200,6 +200,8 @@ class Raw(Interrupts, WatchesFiles):
     def _prepare(self, operation: Operation[Any], in_transaction: bool, /) -> None:  # noqa: FBT001
         if (self._in_block or self._ended) and self.is_lost(in_transaction):
             self.refuse(operation.name, operation.sql)
+        if self._unsettled and not operation.abandoned:
+            self.settle(operation.name, in_transaction, ends=operation.ends())
         if operation.beside:
             self._watch(operation)
         if operation.abandoned and not self.is_patient:
@@ -288,6 +290,8 @@ class Raw(Interrupts, WatchesFiles):
             self.tell(error)
         with self._gate:
             operation.abandoned = True
+            if not isinstance(error, Exception) and operation.ends():
+                self._unsettled = operation.lease == self.lease
             if operation.finished:
                 if isinstance(error, Exception):
                     self._dropped.extend(operation.made)

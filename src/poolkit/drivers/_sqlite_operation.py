@@ -26,9 +26,11 @@ T = TypeVar("T")
 #: What executes a single statement once.
 _STATEMENTS: Final = frozenset({"execute", "fetch", "insert"})
 _SELECTS: Final = re.compile(r"\s*(?:SELECT|VALUES)\b", re.IGNORECASE)
-#: Behind whatever may stand before a statement: comments, and empty statements.
-_BEGINS: Final = re.compile(
-    r"(?>\s+|;|--[^\n]*|/\*(?:[^*]|\*(?!/))*+(?:\*/)?)*+(?:BEGIN|SAVEPOINT)\b", re.IGNORECASE
+#: What may stand before a statement: comments, and empty statements.
+_BEFORE: Final = r"(?>\s+|;|--[^\n]*|/\*(?:[^*]|\*(?!/))*+(?:\*/)?)*+"
+_BEGINS: Final = re.compile(_BEFORE + r"(?:BEGIN|SAVEPOINT)\b", re.IGNORECASE)
+_ENDS: Final = re.compile(
+    _BEFORE + r"(?:COMMIT|END|ROLLBACK)\b(?!.*\bTO\b)", re.IGNORECASE | re.DOTALL
 )
 
 
@@ -116,3 +118,10 @@ class Operation(Generic[T]):
         if sql is None:
             return self.tame
         return (self.tame and _SELECTS.match(sql) is not None) or _BEGINS.match(sql) is not None
+
+    def ends(self) -> bool:
+        """Tell whether it is to end a transaction that was begun by hand."""
+        if self.name in ("commit", "rollback"):
+            return True
+        sql = self.sql
+        return sql is not None and _ENDS.match(sql) is not None
