@@ -108,6 +108,15 @@ class TracedLease(Lease[C]):
         return view  # type: ignore[no-any-return]
 
 
+class UngreetedLease(Lease[C]):
+    """A lease that ``on_acquire`` comes to later: whoever takes it has to set up something first.
+
+    See `Pool._lease_later`.
+    """
+
+    __slots__ = ()
+
+
 class Released:
     """What release returns: finished already, and may be awaited."""
 

@@ -31,7 +31,7 @@ from poolkit._errors import NotLeased, PoolClosed, PoolDeadlock, PoolError, Pool
 from poolkit._hooks import GuardedPolicy, Hooks
 from poolkit._jobs import Workers
 from poolkit._leaks import Leaks
-from poolkit._lease import RELEASED, Lease, Released, TracedLease
+from poolkit._lease import RELEASED, Lease, Released, TracedLease, UngreetedLease
 from poolkit._life import Life
 from poolkit._options import check_seconds, make_options
 from poolkit._prospects import PATIENCE
@@ -387,8 +387,11 @@ class Pool(Generic[C]):
             slot = self._book.take(now)
         return slot
 
-    async def _lease_later(self, lease: Lease[C]) -> C:
-        """Wait in line for a connection; then greet it, if there is a hook for that."""
+    async def _lease_later(self, lease: Lease[C]) -> Any:
+        """Wait in line for a connection; then greet it, if there is a hook for that.
+
+        For an `UngreetedLease` return the connection and what is to be called for the greeting.
+        """
         runtime, book = self._runtime, self._book
         hook = book.options.on_acquire
         now = runtime.read_clock() if "time" in runtime.overrides else runtime.now()
@@ -432,7 +435,10 @@ class Pool(Generic[C]):
             raise lease.is_used()
         view: C = make_view(lease, slot)
         if hook is not None:
-            await self._greet(hook, view, slot, lease, now, direct=direct)
+            greet = functools.partial(self._greet, hook, view, slot, lease, now, direct=direct)
+            if isinstance(lease, UngreetedLease):
+                return view, greet
+            await greet()
         return view
 
     def _refusal(self, waiter: Waiter, limit: float | None) -> PoolError:

@@ -117,12 +117,12 @@ class Codecs:
                     own.again(settings)
         self.tell_again(settings)
 
-    def since(self, number: int) -> tuple[Change, ...]:
-        """Return the changes after so many, which are to be repeated; none if one is not known.
+    def all_or_own(self) -> tuple[Change, ...]:
+        """Return the changes, which are to be repeated; none if one is not known.
 
         Then all are the connection's own.
         """
-        changes = tuple(self.changes[number:])
+        changes = tuple(self.changes)
         if all(change.again is not None for change in changes):
             return changes
         self.take_as_own()

@@ -56,7 +56,6 @@ def pooled(kind: Any) -> Any:
             "_prepares",  # whether the lease may have prepared statements by SQL
             "_recoded",  # whether statements were dropped for the codecs of a lease
             "_siblings",  # all connections of the driver
-            "_since",  # how many changes of codecs there were before the one in the making
             "_tell",  # the pool's ear for what errors say
             "_types",  # the codecs for types
         )
@@ -153,21 +152,13 @@ def pooled(kind: Any) -> Any:
 
         # -- the guises of libraries over the pool -----------------------------------------------
 
-        def begin_guise(self) -> None:
-            """Begin to set up what a library over the pool needs."""
-            self._since = len(self._types.changes)
-            self.note_statements()
-
         def make_guise(self) -> Guise:
-            """Take the codecs set since for a guise, which is on, and all else for the own.
+            """Take the codecs set in this lease for a guise, and all else for the own.
 
-            But for what ``on_acquire`` has set in this lease.
+            The guise is not on; see `put_on`.
             """
             self._named.clear()
-            self._own = tuple(
-                frozenset((there - self._greeted) | own)
-                for there, own in zip(self._callbacks(), self._own, strict=True)
-            )
+            self._own = tuple(map(frozenset, self._callbacks()))
             there = self._stmt_cache
             another = type(there)(
                 loop=self._loop,
@@ -175,8 +166,9 @@ def pooled(kind: Any) -> Any:
                 on_remove=there._on_remove,
                 max_lifetime=there.get_max_lifetime(),
             )
-            guise = self._guise = Guise(self._types.since(self._since), another, self._epoch)
+            guise = self._guise = Guise(self._types.all_or_own(), another, self._epoch)
             self._guises.add(guise)
+            self.end_codecs()
             return guise
 
         def put_on(self, guise: Guise) -> bool:

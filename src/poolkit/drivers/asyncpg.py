@@ -217,15 +217,36 @@ class AsyncpgDriver:
             _refuse_what_is_open(c)
             await self.capture(c)
 
+    async def return_to_base(self, c: Any, /) -> None:
+        """Undo what leases may have left in the session, before more is set up for all.
+
+        The reset has done so, but at levels that leave the session alone: there what a stranger has
+        left would be taken for the base.
+        """
+        if not self._captures or self.settings.reset in ("full", "full+prepared"):
+            return
+        try:
+            await c.execute_own(f"{c._base.first}RESET ALL;UNLISTEN *;{c._base.last}")
+        except pg.InsufficientPrivilegeError:
+            raise
+        except (pg.SyntaxOrAccessError, pg.FeatureNotSupportedError) as error:
+            # No PostgreSQL proper.
+            logger.debug("%s: returning to the base failed: %r", self.name, error)
+
     async def set_up_guise(self, c: Any, /) -> Guise:
         """Take what a library over the pool has set up on a connection, in a lease.
 
-        The codecs set since then are on in its own leases; all else is what resets go back to, for
-        everybody. Raises `PoolConfigError` for what cannot be restored.
+        Before anything else was done in it since `return_to_base`. The codecs are on in the
+        library's own leases; all else is what resets go back to, for everybody. Raises
+        `PoolConfigError` for what cannot be restored.
         """
-        _refuse_what_is_open(c, "an event listener", but=c._greeted)
+        _refuse_what_is_open(c, "an event listener")
         await self.capture(c, by="an event listener")
         return c.make_guise()  # type: ignore[no-any-return]
+
+    @property
+    def _captures(self) -> bool:
+        return self.settings.reset != "none" and self.settings.pooler != "transaction"
 
     def note_statements(self, c: Any, /) -> None:
         """Note what settings the statements from now on may name, for `capture`."""
@@ -240,7 +261,7 @@ class AsyncpgDriver:
         """
         await asyncio.sleep(0)  # asyncpg tells its query loggers from the loop
         names = tuple(dict.fromkeys((*c._base.names, *c.noted_names())))
-        if self.settings.reset == "none" or self.settings.pooler == "transaction":
+        if not self._captures:
             return
         found = await self._captured(c, names, by)
         if found is None:
@@ -395,13 +416,11 @@ def _has_our_reset(c: Any) -> bool:
     return type(c).get_reset_query is asyncpg.Connection.get_reset_query
 
 
-def _refuse_what_is_open(
-    c: Any, by: str = "on_connect", *, but: frozenset[Any] = frozenset()
-) -> None:
+def _refuse_what_is_open(c: Any, by: str = "on_connect") -> None:
     """Refuse what was begun in setting up, and the first reset would end."""
     if c.is_in_transaction():
         raise PoolConfigError(f"{by} has left a transaction open: commit it there")
-    if any(calls - but for calls in c._listeners.values()):
+    if any(c._listeners.values()):
         raise PoolConfigError(
             f"{by} listens, which the first reset would end: hold a lease for listening"
         )

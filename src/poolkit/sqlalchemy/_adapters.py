@@ -4,7 +4,8 @@ The adapter has what is expensive to have again, the statements prepared on the 
 in it is a new one in each lease, and dies with it. One class for each library::
 
     adapt       make an adapter: SQLAlchemy takes that for connecting
-    connected   its connect events have run: what they have set up is what resets go back to
+    connected   its connect events have run: what they have set up is what resets go back to. What
+                `on_acquire` sets comes after that, and is the lease's
     lend        put in the view of another lease
     settle      tell whether SQLAlchemy has ended what it made in the lease
 
@@ -119,8 +120,11 @@ class AsyncpgAdapters:
         self.url = _network_url("postgresql+asyncpg", driver.name, _user(driver))
 
     def adapt(self, dialect: Dialect, view: Any) -> Any:
-        """Return SQLAlchemy's adapter around a view."""
-        _inside(view).begin_guise()
+        """Return SQLAlchemy's adapter around a view, on a session that nobody has changed yet."""
+        c = _inside(view)
+        if not self._is_pinned:
+            await_only(watched(view, self._driver.return_to_base(c)))
+        c.note_statements()
 
         async def lent(*_: Any, **__: Any) -> Any:
             return view

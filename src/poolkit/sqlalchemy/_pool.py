@@ -38,14 +38,18 @@ import poolkit
 from poolkit import _words as words
 from poolkit._errors import PoolClosed, PoolConfigError, WrongLoop
 from poolkit._errors import PoolTimeout as _PoolTimeout
+from poolkit._lease import UngreetedLease
 from poolkit._slot import Slot
 
 if TYPE_CHECKING:
     import types
+    from collections.abc import Awaitable, Callable
 
     from poolkit._pool import Pool
     from poolkit.sqlalchemy._adapters import Adapters
 
+    #: Runs `on_acquire`.
+    Greeting = Callable[[], Awaitable[None]]
     #: The innermost frame first: a code, and an offset in it.
     Stack = tuple[tuple[types.CodeType, int], ...]
 
@@ -74,6 +78,8 @@ class _Record(_ConnectionRecord):
         self.stack = stack
         #: What the connection has of SQLAlchemy's in its leases only.
         self.guise: Any = None
+        #: Runs `on_acquire`, if that is still to be done.
+        self.greet: Greeting | None = None
         #: Why SQLAlchemy gives the connection up.
         self.error: BaseException | None = None
 
@@ -84,8 +90,11 @@ class _Record(_ConnectionRecord):
             adapter = super().get_connection()
             if adapter is not before:
                 self.guise = self.pool._adapters.connected(adapter)
+                self.pool._greet(self.greet)
+                self.greet = None
+                self.pool._adapters.lend(adapter, self.view, self.guise)
         except BaseException as error:
-            view = self.view
+            view, self.greet = self.view, None
             if self.dbapi_connection is None and view is not None:  # nothing SQLAlchemy could close
                 self.view = None
                 self.pool._lender._give_back(view._poolkit_lease, _HERE, error)
@@ -144,22 +153,32 @@ class PoolkitPool(_Pool):
 
     def _do_get(self) -> _ConnectionRecord:
         stack = _stack()
-        view = self._acquire(stack)
+        view, greet = self._acquire(stack)
         try:
-            return self._record_for(view, stack)
+            record = self._records.get(view._poolkit_slot)
+            if record is not None and record.dbapi_connection is not None:
+                self._greet(greet)
+                greet = None
+            record = self._record_for(view, stack)
+            record.greet = greet  # when the connect events have run
         except BaseException as error:
             self._lender._give_back(view._poolkit_lease, _HERE, error)
             raise
+        return record
 
-    def _acquire(self, stack: Stack) -> Any:
-        """Wait for a lease, in the name of SQLAlchemy's user."""
+    def _acquire(self, stack: Stack) -> tuple[Any, Greeting | None]:
+        """Wait for a lease, in the name of SQLAlchemy's user; `on_acquire` is still to be run."""
         lender, place = self._lender, stack[0]
         lease = lender.acquire()
+        lease.__class__ = UngreetedLease
         lease._code, lease._lasti = place
         try:
             view: Any = lender._lease_now(lease)  # without a switch of greenlets
+            greet = None
             if view is None:
                 view = await_only(lender._lease_later(lease))
+                if isinstance(view, tuple):
+                    view, greet = view
         except _PoolTimeout as error:
             raise PoolTimeout(str(error)) from error.__cause__
         except (PoolClosed, WrongLoop):
@@ -168,7 +187,16 @@ class PoolkitPool(_Pool):
         slot = view._poolkit_slot
         slot.loose_turn = slot.turn  # any task may close a session
         slot.holder = (slot.holder[0], *place, stack)
-        return view
+        return view, greet
+
+    @staticmethod
+    def _greet(greet: Greeting | None) -> None:
+        """Run `on_acquire`: what it sets is the lease's, and no part of what is set up for all."""
+        if greet is not None:
+            try:
+                await_only(greet())
+            except _PoolTimeout as error:
+                raise PoolTimeout(str(error)) from error.__cause__
 
     def _record_for(self, view: Any, stack: Stack) -> _Record:
         slot: Slot = view._poolkit_slot
@@ -194,7 +222,7 @@ class PoolkitPool(_Pool):
 
     def _exchange(self, record: _Record) -> Any:
         """Borrow another connection for a record whose own was closed during its checkout."""
-        view = self._acquire(record.stack)
+        view, record.greet = self._acquire(record.stack)
         if self._records.get(record.slot) is record:
             del self._records[record.slot]
         record.slot = view._poolkit_slot
