@@ -382,3 +382,24 @@ async def test_a_class_of_connections_that_sets_codecs_in_its_own_way_keeps_sqla
         for _ in range(3):
             assert await of_session(engine) == [PARSED] * 4
         assert await of_lease(pool) == [PARSED] * 3
+
+
+async def test_statements_kept_from_before_get_the_codecs_of_on_acquire(
+    on_postgresql: Database,
+) -> None:
+    """An encoder that was skipped would write what it is there to hide."""
+    is_on = False
+
+    async def greet(conn: Any) -> None:
+        if is_on:
+            await conn.set_type_codec(
+                "text", schema="pg_catalog", encoder=lambda x: f"<{x}>", decoder=str
+            )
+
+    async with opened(on_postgresql, max_size=1, on_acquire=greet) as pool:
+        engine = create_async_engine(pool)
+        for is_on in (False, True, True, False, False, True):
+            async with engine.connect() as conn:
+                sent = await conn.scalar(sa.text("SELECT CAST(:x AS text)"), {"x": "secret"})
+                assert sent == ("<secret>" if is_on else "secret")
+                assert await conn.scalar(TYPED) == PARSED

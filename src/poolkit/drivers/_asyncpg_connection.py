@@ -172,11 +172,12 @@ def pooled(kind: Any) -> Any:
             return guise
 
         def put_on(self, guise: Guise) -> bool:
-            """Have the guise of a library for its lease; tell whether its statements are there."""
+            """Have the guise of a library for its lease; tell whether its statements are good."""
+            # What on_acquire has set is meant for its statements too.
+            is_known = guise.epoch == self._epoch and not self._types.changes
             self._types.repeat(guise.codecs, self._protocol.get_settings())
             self._exchange_statements(guise)
             self._guise = guise
-            is_known = guise.epoch == self._epoch
             guise.epoch = self._epoch
             return is_known
 
