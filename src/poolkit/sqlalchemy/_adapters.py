@@ -28,6 +28,7 @@ from sqlalchemy.util.concurrency import await_only
 
 from poolkit._errors import PoolConfigError
 from poolkit._view import watched
+from poolkit.sqlalchemy._ended import may_follow, transaction_ended
 from poolkit.sqlalchemy._sqlite import AiosqliteAdapters
 
 if TYPE_CHECKING:
@@ -186,17 +187,53 @@ def _inside(view: Any) -> Any:
 def _touching(kind: Any) -> Any:
     """Return the subclass of adapters whose use is a use of the view.
 
-    The view does not see how a statement runs that an earlier lease has prepared.
+    The view does not see how a statement runs that an earlier lease has prepared. It also says when
+    the transaction has been ended.
     """
 
     class Adapter(kind):  # type: ignore[misc]
         __slots__ = ()
 
         def cursor(self, *args: Any, **kwargs: Any) -> Any:
-            self._connection._poolkit_touch("cursor")
-            return super().cursor(*args, **kwargs)
+            c = self._connection._poolkit_touch("cursor").connection
+            made = super().cursor(*args, **kwargs)
+            if self._transaction is not None and self._has_ended(c):
+                made.__class__ = _careful(type(made))
+            return made
+
+        def commit(self) -> None:
+            if self._transaction is not None and self._has_ended(_inside(self._connection)):
+                self.rollback()  # asyncpg, and SQLAlchemy's adapter, think that there is one
+                raise transaction_ended(self._connection._poolkit_pool.name)
+            super().commit()
+
+        def _has_ended(self, c: Any) -> bool:
+            is_begun: bool = getattr(self, "_started", True)
+            return is_begun and not (c.is_closed() or c.is_in_transaction())
 
     return Adapter
+
+
+@functools.lru_cache(maxsize=16)
+def _careful(kind: Any) -> Any:
+    """Return the subclass of cursors that refuse what would stand by itself."""
+
+    class Careful(kind):  # type: ignore[misc]
+        __slots__ = ()
+
+        def execute(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
+            self._check(operation)
+            return super().execute(operation, *args, **kwargs)
+
+        def executemany(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
+            self._check(operation)
+            return super().executemany(operation, *args, **kwargs)
+
+        def _check(self, operation: str) -> None:
+            if not may_follow(operation):
+                raise transaction_ended(self._adapt_connection._connection._poolkit_pool.name)
+
+    return Careful
 
 
 def _prepared(adapter: Any) -> list[Any]:

@@ -22,6 +22,7 @@ from sqlalchemy.util.concurrency import await_only
 from poolkit._errors import NotLeased, PoolConfigError
 from poolkit.drivers._sqlite_connection import Raw
 from poolkit.drivers._sqlite_cursor import RawCursor, is_tame
+from poolkit.sqlalchemy._ended import may_follow, transaction_ended
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -67,7 +68,7 @@ class AiosqliteAdapters:
 
     def lend(self, adapter: Any, view: Any, guise: None) -> None:  # noqa: ARG002
         """Put in the view."""
-        adapter._connection = view
+        adapter._connection, adapter.is_begun = view, False
 
     def settle(self, adapter: Any, connection: Any) -> bool:  # noqa: ARG002
         """Tell that what is open is the driver's to see."""
@@ -77,12 +78,14 @@ class AiosqliteAdapters:
 class _Adapter(AsyncAdapt_aiosqlite_connection):
     """What SQLAlchemy takes for a connection."""
 
-    __slots__ = ("level",)
+    __slots__ = ("is_begun", "level")
 
     def __init__(self, dbapi: Any, view: Any) -> None:
         super().__init__(dbapi, view)
         #: As `sqlite3.Connection.isolation_level`: what follows BEGIN; None never to begin.
         self.level: str | None = self._raw.isolation_level or ""
+        #: Whether there was a transaction that has neither been committed nor rolled back here.
+        self.is_begun = False
 
     @property
     def _raw(self) -> Raw:
@@ -111,6 +114,21 @@ class _Adapter(AsyncAdapt_aiosqlite_connection):
         except Exception as error:
             self._handle_exception(error)
 
+    def check(self, operation: str | None = None) -> None:
+        """Raise `TransactionEnded` if there is none any more, and none was ended here.
+
+        Before a statement, or before the COMMIT, after which there may be another one.
+        """
+        if self._raw.in_transaction:
+            self.is_begun = True
+        elif (
+            self.is_begun
+            and self.level is not None
+            and (operation is None or not may_follow(operation))
+        ):
+            self.is_begun = operation is not None
+            raise transaction_ended(self._connection._poolkit_pool.name)
+
     def cursor(self, server_side: bool = False) -> Any:  # noqa: FBT001, FBT002  # SQLAlchemy's
         """Return a cursor, which is not one of SQLite's yet."""
         return _StreamingCursor(self) if server_side else _Cursor(self)
@@ -123,14 +141,17 @@ class _Adapter(AsyncAdapt_aiosqlite_connection):
 
     def commit(self) -> None:
         """Commit, if there is anything to be committed."""
+        self.check()
         if self._raw.in_transaction:
             self.run(self._raw.commit, tame=True)
+        self.is_begun = False
 
     def rollback(self) -> None:
         """Roll back, if there is anything to be rolled back."""
         raw: Raw = self._connection._poolkit_slot.connection._raw
         if not raw.over and self._raw.in_transaction:
             self.run(raw.rollback, tame=True)
+        self.is_begun = False
 
 
 class _Cursor:
@@ -156,6 +177,7 @@ class _Cursor:
 
     def _perform(self, method: str, operation: str, parameters: Any) -> None:
         adapter = self._adapter
+        adapter.check(operation)
         self._rows, self.description, self.rowcount, self.lastrowid = adapter.run(
             *(_whole, operation, parameters, adapter._raw, adapter.level, method),
             tame=_is_tame(operation),
@@ -198,6 +220,7 @@ class _StreamingCursor(_Cursor):
 
     def _perform(self, method: str, operation: str, parameters: Any) -> None:
         adapter, raw = self._adapter, self._adapter._raw
+        adapter.check(operation)
         statement = operation, parameters, raw, adapter.level, method
         made = adapter.run(_begun, *statement, tame=_is_tame(operation))
         raw.adopt(made, self)
