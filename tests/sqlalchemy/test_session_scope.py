@@ -376,3 +376,55 @@ def test_a_session_in_an_endpoint_that_is_a_generator_is_refused(
         client.get("/lines")
     assert "GET /lines is a generator" in str(caught.value)
     assert "async with new_session() as session" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["Session", "Connection", "Transaction", "Lazy"])
+async def test_a_plain_def_dependency_of_an_async_endpoint_is_told_the_same(
+    on_sqlite: Database, kind: str
+) -> None:
+    """It runs in a thread as well: the client was answered 200, and there was no row."""
+    given: Any = getattr(poolkit.fastapi, kind)
+    pool = poolkit.create_pool(on_sqlite.url, max_size=1)
+    app = FastAPI(lifespan=poolkit.fastapi.lifespan(pool))
+    seen: list[BaseException] = []
+    statement: Any = INSERT if kind == "Session" else INSERT.text
+
+    def used(given: Any) -> None:
+        try:
+            given.execute(statement)
+        except Exception as error:
+            seen.append(error)
+            raise
+
+    async def held(given: given) -> Any:
+        return await given if kind == "Lazy" else given
+
+    Given = Annotated[Any, Depends(held)]  # noqa: N806
+
+    def user(given: Given) -> None:
+        used(given)
+
+    class User:
+        def __init__(self, given: Given) -> None:
+            used(given)
+
+    @app.get("/function")
+    async def of_function(_: Annotated[Any, Depends(user)]) -> str:
+        return "silent"
+
+    @app.get("/class")
+    async def of_class(_: Annotated[Any, Depends(User)]) -> str:
+        return "silent"
+
+    @app.get("/good")
+    async def good(given: Given) -> str:
+        await given.execute(statement)
+        return "loud"
+
+    async with serve(app) as client:
+        for path in ("/function", "/class"):
+            assert (await client.get(path)).status == 500
+            assert "execute() needs the event loop" in str(seen[-1])
+            assert isinstance(seen.pop(), poolkit.PoolError)
+        assert (await client.get("/good")).json == "loud"
+    assert on_sqlite.rows() == [1]

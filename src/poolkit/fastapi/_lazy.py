@@ -150,8 +150,7 @@ class LazyConnection(Generic[T]):
                     lease._timeout = max(0.0, lease._timeout + began - self._pool._now())
                 # What is awaited, anybody may release: it is not counted in a deadlock.
                 self._view = await (lease.__aenter__() if to_the_end else lease)
-                if routes.runs_in_a_thread(self._request.endpoint):
-                    refuse_in_threads(self._view, _is_here)
+                refuse_in_threads(self._view, _is_here)
             if self._ended:  # perhaps while waiting, in a task that has outlived the endpoint
                 self._give_back(AT_THE_END, None)
                 raise NotLeased(

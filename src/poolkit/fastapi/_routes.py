@@ -60,13 +60,6 @@ def streams(code: types.CodeType) -> bool:
     return bool(code.co_flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR))
 
 
-def runs_in_a_thread(code: types.CodeType) -> bool:
-    """Tell whether an endpoint is a plain ``def``."""
-    return not code.co_flags & (
-        inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
-    )
-
-
 def takes(route: object, dependency: object) -> bool:
     """Tell whether a route's endpoint itself depends on it, and not only a dependency."""
     dependant = getattr(route, "dependant", None)

@@ -47,8 +47,7 @@ def depend(maker: Callable[..., Awaitable[Any]], /) -> Callable[..., Awaitable[A
         made: Any = None
         try:
             async with maker() as made:
-                if routes.runs_in_a_thread(endpoint):
-                    refuse_in_threads(made, _is_here)
+                refuse_in_threads(made, _is_here)
                 yield made
                 await made.commit()
         finally:

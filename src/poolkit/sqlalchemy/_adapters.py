@@ -198,7 +198,8 @@ def _touching(kind: Any) -> Any:
             c = self._connection._poolkit_touch("cursor").connection
             made = super().cursor(*args, **kwargs)
             if self._transaction is not None and self._has_ended(c):
-                made.__class__ = _careful(type(made))
+                kind: Any = type(made)
+                made.__class__ = _careful(kind)
             return made
 
         def commit(self) -> None:
