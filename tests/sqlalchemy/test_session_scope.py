@@ -428,3 +428,113 @@ async def test_a_plain_def_dependency_of_an_async_endpoint_is_told_the_same(
             assert isinstance(seen.pop(), poolkit.PoolError)
         assert (await client.get("/good")).json == "loud"
     assert on_sqlite.rows() == [1]
+
+
+@pytest.mark.parametrize("kind", ["pool", "own"])
+async def test_what_a_session_has_given_ends_with_it(database: Database, kind: str) -> None:
+    """A stream gave the rows that were fetched already, and then the driver's own error."""
+    seen = Seen()
+    many = "WITH RECURSIVE n (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 5000) "
+    numbers = sa.text(f"{many} SELECT x FROM n").columns(Row.x)
+
+    def add_routes(app: FastAPI, Session: Any) -> None:  # noqa: N803
+        @app.get("/{name}")
+        async def endpoint(name: str, session: Session) -> StreamingResponse:
+            if name == "connection":
+                given: Any = await session.connection()
+                return StreamingResponse(lines(lambda: given.execute(INSERT), None))
+            if name == "sync":
+                given = (await session.connection()).sync_connection
+                spawn = sa.util.concurrency.greenlet_spawn
+                return StreamingResponse(lines(lambda: spawn(given.execute, INSERT), None))
+            if name == "scalars":
+                given = await session.stream_scalars(numbers)
+            elif name == "begun":
+                given = (await session.stream(numbers)).mappings()
+                assert (await given.fetchone())["x"] == 1
+            elif name == "orm":
+                given = await session.stream(sa.select(Row).from_statement(numbers))
+            else:
+                given = await session.stream(numbers)
+            return StreamingResponse(lines(lambda: anext(given), given))
+
+    async def lines(use: Any, given: Any) -> AsyncIterator[str]:
+        try:
+            await seen.see(lambda _: use(), None)
+            yield "never"
+        finally:
+            if given is not None:
+                await given.close()
+
+    async with serving(database, add_routes, kind) as (client, _):
+        for name in ("stream", "scalars", "begun", "orm", "connection", "sync"):
+            with contextlib.suppress(Exception):
+                await client.get(f"/{name}")
+            assert isinstance(seen[-1], poolkit.NotLeased), name
+            assert remedied(seen[-1], "GET /{name}")
+    assert len(seen) == 6
+    assert database.rows() == []
+
+
+async def test_a_connection_that_a_session_was_bound_to_outlives_it(on_sqlite: Database) -> None:
+    """As in tests that roll everything back: it is not the session's."""
+    async with poolkit.create_pool(on_sqlite.url) as pool:
+        async with create_async_engine(pool).connect() as conn:
+            maker = async_sessionmaker(bind=conn)
+            app = FastAPI()
+
+            @app.get("/")
+            async def endpoint(
+                session: Annotated[AsyncSession, Depends(session_dependency(maker))],
+            ) -> None:
+                await (await session.connection()).execute(INSERT)
+
+            async with serve(app) as client:
+                assert (await client.get("/")).status == 200
+            assert await conn.scalar(COUNT) == 1
+
+
+async def test_a_stream_that_is_read_in_time_is_read_to_its_end(database: Database) -> None:
+    """And so is what was fetched at once, after it as well."""
+    kept: list[Any] = []
+
+    def add_routes(app: FastAPI, Session: Any) -> None:  # noqa: N803
+        @app.get("/")
+        async def endpoint(session: Session) -> list[int]:
+            kept.append(await session.execute(sa.text("SELECT 1 UNION SELECT 2")))
+            return [x async for x in await session.stream_scalars(sa.text("SELECT 7"))]
+
+    async with serving(database, add_routes) as (client, _):
+        assert (await client.get("/")).json == [7]
+    assert sorted(kept[0].scalars()) == [1, 2]
+
+
+async def test_a_class_of_sessions_that_allows_no_subclasses_ends_too(database: Database) -> None:
+    """It was answered 500."""
+
+    class Final(AsyncSession):
+        def __init_subclass__(cls) -> None:
+            raise TypeError("final")
+
+    seen = Seen()
+    pool = poolkit.create_pool(database.url)
+    maker = async_sessionmaker(create_async_engine(pool), class_=Final)
+    app = FastAPI(lifespan=poolkit.fastapi.lifespan(pool))
+
+    @app.get("/")
+    async def endpoint(
+        session: Annotated[AsyncSession, Depends(session_dependency(maker))], later: BackgroundTasks
+    ) -> str:
+        await session.execute(INSERT)
+        later.add_task(quietly, session)
+        return "fine"
+
+    async def quietly(session: Any) -> None:
+        with contextlib.suppress(poolkit.NotLeased):
+            await seen.see(lambda session: session.execute(INSERT), session)
+
+    async with serve(app) as client:
+        assert (await client.get("/")).status == 200
+        await until(lambda: seen != [])
+    assert remedied(seen[0], "GET /")
+    assert database.rows() == [1]

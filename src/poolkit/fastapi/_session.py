@@ -7,20 +7,21 @@ was closed: in a background task nobody would commit it, and in a stream nobody 
 # No `from __future__ import annotations`: FastAPI reads the annotations of dependencies.
 
 import asyncio
+import contextlib
 import functools
 import types
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 from fastapi import Depends
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncResult, AsyncSession
 from starlette.requests import HTTPConnection
 
 from poolkit._errors import NotLeased, PoolConfigError
 from poolkit._pool import Pool
 from poolkit.fastapi import _routes as routes
 from poolkit.fastapi._dependencies import pool
-from poolkit.fastapi._threads import refuse_in_threads, set_class
+from poolkit.fastapi._threads import refuse_in_threads, set_class, subclass
 from poolkit.sqlalchemy._session import maker_of
 
 S = TypeVar("S", bound=AsyncSession)
@@ -47,7 +48,9 @@ def depend(maker: Callable[..., Awaitable[Any]], /) -> Callable[..., Awaitable[A
         made: Any = None
         try:
             async with maker() as made:
-                refuse_in_threads(made, _is_here)
+                with contextlib.suppress(Exception):  # its class allows no subclasses
+                    _note_given(made)
+                    refuse_in_threads(made, _is_here)
                 yield made
                 await made.commit()
         finally:
@@ -75,29 +78,85 @@ _CLEANS_UP: Final = frozenset(
 
 
 def _end(session: AsyncSession, label: str) -> None:
-    """Have every use of a session raise, and of the synchronous one inside."""
-    for one in (session, session.sync_session):
+    """Have every use of a session raise, of the synchronous one inside, and of what it has given.
+
+    A result would give what it has fetched already, and then the driver's own error.
+    """
+    ended: list[tuple[Any, Any]] = [(session, _ended), (session.sync_session, _ended)]
+    for one in vars(session).pop(_GIVEN, ()):
+        if not isinstance(one, AsyncConnection):
+            ended.append((one, _ended_result))
+        elif one.closed:  # and not another's, to which the session was bound
+            ended += (one, _ended), (one.sync_connection, _ended)
+    for one, ending in ended:
         kind: Any = type(one)
-        set_class(one, _ended(kind, label))
+        with contextlib.suppress(Exception):  # it allows no subclasses
+            set_class(one, ending(kind, label))
+
+
+#: What a session has given: its connections, and the results that are read as they come.
+_GIVEN: Final = "_poolkit_given"
+
+
+def _note_given(session: AsyncSession) -> None:
+    """Have a session note what it gives."""
+    kind: Any = type(session)
+    set_class(session, _noting(kind))
+    vars(session)[_GIVEN] = []
+
+
+def _note(session: Any, one: Any) -> None:
+    given = vars(session).get(_GIVEN, [])  # none any more, if the endpoint has ended meanwhile
+    # What has ended by itself need not be kept: a WebSocket's session may live for days.
+    given[:] = [old for old in given if not (old.closed or getattr(old, "_soft_closed", False))]
+    given.append(one)
+
+
+@functools.lru_cache(maxsize=256)
+def _noting(kind: Any) -> Any:
+    async def stream(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = await kind.stream(self, *args, **kwargs)
+        if isinstance(result, AsyncResult):
+            _note(self, result._real_result)  # the same for all that is made from it
+        return result
+
+    async def connection(self: Any, *args: Any, **kwargs: Any) -> Any:
+        made = await kind.connection(self, *args, **kwargs)
+        if isinstance(made, AsyncConnection):
+            _note(self, made)
+        return made
+
+    return subclass(kind, {"stream": stream, "connection": connection})
 
 
 @functools.lru_cache(maxsize=256)
 def _ended(kind: Any, label: str) -> Any:
-    class Ended(kind):  # type: ignore[misc]
-        __slots__ = ()
+    def look(self: Any, name: str) -> Any:
+        value = kind.__getattribute__(self, name)
+        if name.startswith("_") or name in _CLEANS_UP or type(value) is not types.MethodType:
+            return value
+        raise _is_over(name, label)
 
-        def __getattribute__(self, name: str) -> Any:
-            value = super().__getattribute__(name)
-            if name.startswith("_") or name in _CLEANS_UP or type(value) is not types.MethodType:
-                return value
-            raise NotLeased(
-                f".{name}: the session of {label} was closed when its endpoint had returned, and "
-                "this comes later, from a stream or a task in the background. Either do and await "
-                f"it before the endpoint returns, or open {_OWN}"
-            )
+    return subclass(kind, {"__getattribute__": look})
 
-    Ended.__name__, Ended.__qualname__ = kind.__name__, kind.__qualname__
-    return Ended
+
+@functools.lru_cache(maxsize=256)
+def _ended_result(kind: Any, label: str) -> Any:
+    """Return the subclass that gives no rows; everything else of SQLAlchemy's asks these four."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise _is_over("fetch", label)
+
+    names = ("_fetchone_impl", "_fetchmany_impl", "_fetchall_impl", "_fetchiter_impl")
+    return subclass(kind, dict.fromkeys(names, refuse))
+
+
+def _is_over(name: str, label: str) -> NotLeased:
+    return NotLeased(
+        f".{name}: the session of {label} was closed when its endpoint had returned, and this "
+        "comes later, from a stream or a task in the background. Either do and await it before the "
+        f"endpoint returns, or open {_OWN}"
+    )
 
 
 # -- of the application's pool -------------------------------------------------------------------
