@@ -403,3 +403,38 @@ async def test_statements_kept_from_before_get_the_codecs_of_on_acquire(
                 sent = await conn.scalar(sa.text("SELECT CAST(:x AS text)"), {"x": "secret"})
                 assert sent == ("<secret>" if is_on else "secret")
                 assert await conn.scalar(TYPED) == PARSED
+
+
+@pytest.mark.parametrize("level", [None, "AUTOCOMMIT"])
+async def test_what_a_session_sets_on_sqlalchemys_own_connection_ends_with_it(
+    database: Database, level: Any
+) -> None:
+    """Somebody's autocommit would have the next one's rollback undo nothing."""
+    async with opened(database, max_size=1) as pool:
+        options = {} if level is None else {"isolation_level": level}
+        engine = create_async_engine(pool, **options)
+
+        @event.listens_for(engine.sync_engine, "connect")
+        def connect(dbapi_connection: Any, _: Any) -> None:
+            if not database.is_sqlite:
+                dbapi_connection.deferrable = True
+
+        def settings(adapter: Any) -> list[Any]:
+            names = ("isolation_level", "readonly", "deferrable", "autocommit")
+            return [getattr(adapter, name, None) for name in names]
+
+        before: list[Any] = []
+        for number in range(3):
+            async with engine.connect() as conn:
+                adapter: Any = (await conn.get_raw_connection()).dbapi_connection
+                before = before or settings(adapter)
+                assert settings(adapter) == before
+                await conn.execute(sa.text(f"INSERT INTO t VALUES ({number})"))
+                await conn.rollback()
+                adapter.isolation_level = "IMMEDIATE" if database.is_sqlite else "serializable"
+                if number == 1:
+                    adapter.isolation_level = None if database.is_sqlite else "autocommit"
+                if not database.is_sqlite:
+                    adapter.readonly, adapter.deferrable = True, False
+        assert database.rows() == ([] if level is None else [0, 1, 2])
+        assert pool.stats().connected == 1

@@ -10,8 +10,8 @@ in it is a new one in each lease, and dies with it. One class for each library::
     settle      tell whether SQLAlchemy has ended what it made in the lease
 
 They lean on these members of SQLAlchemy that are not documented: ``_connection`` of its adapters;
-``_transaction``, ``_started`` (of 2.0 only), ``_execute_mutex`` and ``_prepared_statement_cache``
-of the one for asyncpg, and ``_data`` of that cache.
+``_transaction``, ``_started`` (of 2.0 only), ``_isolation_setting``, ``_execute_mutex`` and
+``_prepared_statement_cache`` of the one for asyncpg, and ``_data`` of that cache.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Adapters(Protocol):
         """
         ...
 
-    def lend(self, adapter: Any, view: Any, guise: Any) -> None:
+    def lend(self, adapter: Any, view: Any, set_up: Any) -> None:
         """Have an adapter work on a new lease; called in SQLAlchemy's greenlet."""
         ...
 
@@ -104,6 +104,8 @@ class AsyncpgAdapters:
     """For asyncpg: the statements that SQLAlchemy has prepared outlive the lease, and only they."""
 
     _OWN: Final = ("prepared_statement_cache_size", "prepared_statement_name_func")
+    #: What users may set on the adapter.
+    _SETTINGS: Final = ("isolation_level", "_isolation_setting", "readonly", "deferrable")
 
     def __init__(
         self, driver: Any, connect_args: Mapping[str, Any], *, is_pinned: bool = False
@@ -143,13 +145,18 @@ class AsyncpgAdapters:
         c = _inside(view)
         if self._is_pinned:  # in a transaction, to which its test alone goes back
             c.noted_names()
-            return c.make_guise()
-        adapter.commit()
-        return await_only(watched(view, self._driver.set_up_guise(c)))
+            guise = c.make_guise()
+        else:
+            adapter.commit()
+            guise = await_only(watched(view, self._driver.set_up_guise(c)))
+        return guise, {name: getattr(adapter, name) for name in self._SETTINGS}
 
-    def lend(self, adapter: Any, view: Any, guise: Any) -> None:
+    def lend(self, adapter: Any, view: Any, set_up: Any) -> None:
         """Put in the view; revive SQLAlchemy's statements, which every release has asyncpg end."""
+        guise, settings = set_up
         adapter._connection = view
+        for name, value in settings.items():
+            setattr(adapter, name, value)
         adapter._transaction = None  # poolkit has rolled it back, if SQLAlchemy was told not to
         if hasattr(adapter, "_started"):
             adapter._started = False

@@ -76,8 +76,8 @@ class _Record(_ConnectionRecord):
         #: itself: with a detached connection.
         self.view: Any = view
         self.stack = stack
-        #: What the connection has of SQLAlchemy's in its leases only.
-        self.guise: Any = None
+        #: What the connection has of SQLAlchemy's in its leases only, as the events have left it.
+        self.set_up: Any = None
         #: Runs `on_acquire`, if that is still to be done.
         self.greet: Greeting | None = None
         #: Why SQLAlchemy gives the connection up.
@@ -89,10 +89,10 @@ class _Record(_ConnectionRecord):
         try:
             adapter = super().get_connection()
             if adapter is not before:
-                self.guise = self.pool._adapters.connected(adapter)
+                self.set_up = self.pool._adapters.connected(adapter)
                 self.pool._greet(self.greet)
                 self.greet = None
-                self.pool._adapters.lend(adapter, self.view, self.guise)
+                self.pool._adapters.lend(adapter, self.view, self.set_up)
         except BaseException as error:
             view, self.greet = self.view, None
             if self.dbapi_connection is None and view is not None:  # nothing SQLAlchemy could close
@@ -206,7 +206,7 @@ class PoolkitPool(_Pool):
             record = self._spares.pop() if self._spares else _Record(self, slot, view, stack)
             self._records[slot] = record
         elif record.dbapi_connection is not None:
-            self._adapters.lend(record.dbapi_connection, view, record.guise)
+            self._adapters.lend(record.dbapi_connection, view, record.set_up)
         record.slot, record.view, record.stack, record.error = slot, view, stack, None
         return record
 
@@ -323,7 +323,7 @@ class PoolkitPool(_Pool):
         """Part a record from its slot."""
         if self._records.get(record.slot) is record:
             del self._records[record.slot]
-        record.slot, record.guise = _NOWHERE, None  # or the connection that is gone would be kept
+        record.slot, record.set_up = _NOWHERE, None  # or the connection that is gone would be kept
         if record not in self._spares:
             self._spares.append(record)
 

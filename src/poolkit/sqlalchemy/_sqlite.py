@@ -59,15 +59,18 @@ class AiosqliteAdapters:
         """Return an adapter around a view."""
         return _Adapter(dialect.dbapi, view)
 
-    def connected(self, adapter: Any) -> None:
+    def connected(self, adapter: Any) -> str | None:
         """Have resets return to what the connect events have set up.
 
         Not to the factories, which are the adapter's doing: they are for its own leases.
         """
         adapter._raw.remember_settings()
+        level: str | None = adapter.level
+        return level
 
-    def lend(self, adapter: Any, view: Any, guise: None) -> None:  # noqa: ARG002
+    def lend(self, adapter: Any, view: Any, set_up: str | None) -> None:
         """Put in the view."""
+        adapter.level = set_up
         adapter._connection, adapter.is_begun = view, False
 
     def settle(self, adapter: Any, connection: Any) -> bool:  # noqa: ARG002
