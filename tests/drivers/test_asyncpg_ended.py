@@ -9,6 +9,7 @@ import pytest
 
 import poolkit
 from poolkit import TransactionEnded
+from poolkit.drivers._asyncpg_sql import goes_on
 from tests.drivers.asyncpg_help import LOOPS, of_one, quiet, rows, warnings_in
 
 if TYPE_CHECKING:
@@ -33,6 +34,12 @@ ENDS = {
     "another one": ("ROLLBACK; BEGIN", []),
     "another one, in other words": ("SELECT 1; COMMIT; START TRANSACTION", [1]),
     "another one, used at once": ("ROLLBACK; BEGIN; INSERT INTO t VALUES (2)", []),
+    "another one, amidst others": (
+        "INSERT INTO t VALUES (5); COMMIT; BEGIN; INSERT INTO t VALUES (6)",
+        [1, 5],
+    ),
+    "and chain, after another": ("INSERT INTO t VALUES (5); COMMIT AND CHAIN", [1, 5]),
+    "a comment in a comment": ("/* a /* nested */ b */ COMMIT; BEGIN", [1]),
 }
 
 
@@ -89,6 +96,98 @@ async def test_transaction_ended_by_a_prepared_statement_is_no_success(
         assert await rows(outside) == []
 
 
+async def by_cursor(conn: asyncpg.Connection, sql: str) -> None:
+    """Have its rows, of which there are none."""
+    async for _ in conn.cursor(sql):
+        pass
+
+
+#: How a statement is executed but by `execute`.
+WAYS: dict[str, Callable[[Any, str], Awaitable[object]]] = {
+    "fetch": lambda c, sql: c.fetch(sql),
+    "fetchval": lambda c, sql: c.fetchval(sql),
+    "fetchrow": lambda c, sql: c.fetchrow(sql),
+    "fetchmany": lambda c, sql: c.fetchmany(sql, [()]),
+    "executemany": lambda c, sql: c.executemany(sql, [()]),
+    "cursor": by_cursor,
+}
+
+
+@pytest.mark.parametrize("how", [*WAYS, "prepared", "prepared for many"])
+async def test_transaction_that_goes_on_as_another_is_no_success(
+    dsn: str, outside: asyncpg.Connection, how: str
+) -> None:
+    """However it was executed; one that was only prepared ends nothing."""
+    sql = " -- and on\n Commit/**/and chain"
+    async with of_one(dsn) as pool, pool.acquire() as conn:
+        statement = await conn.prepare(sql)
+        async with poolkit.transaction(conn):
+            await conn.execute("INSERT INTO t VALUES (0)")
+            await conn.prepare(sql)
+        with pytest.raises(TransactionEnded):
+            async with poolkit.transaction(conn):
+                await conn.execute("INSERT INTO t VALUES (1)")
+                if how == "prepared":
+                    await statement.fetch()
+                elif how == "prepared for many":
+                    await statement.executemany([()])
+                else:
+                    await WAYS[how](conn, sql)
+                with pytest.raises(TransactionEnded):
+                    await conn.execute("INSERT INTO t VALUES (2)")
+        assert await rows(outside) == [0, 1]
+
+
+GOES_ON = [
+    "COMMIT; BEGIN",
+    "commit work and chain",
+    "ABORT TRANSACTION AND CHAIN",
+    "SELECT 1; END; SELECT 2; START TRANSACTION",
+    "PREPARE TRANSACTION 'x'; BEGIN",
+    r"SELECT E'\';'; COMMIT; BEGIN",
+    r"SELECT '\'; COMMIT; BEGIN; --'",
+    "SELECT $a$ ; $b$ ; $a$; COMMIT; BEGIN",
+    "SELECT date'2020-01-01'; COMMIT; BEGIN",
+    "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; END; COMMIT; BEGIN",
+]
+ENDS_NOTHING = [
+    "COMMIT AND NO CHAIN",
+    "ROLLBACK /* x */ TO s; BEGIN",
+    "ROLLBACK WORK TO s; BEGIN",
+    "COMMIT PREPARED 'x'; BEGIN",
+    "BEGIN; COMMIT",
+    "SELECT ';commit;begin;'",
+    r"SELECT E'\';commit;begin;'",
+    'SELECT ";commit;begin;"',
+    "SELECT 1 -- ;commit;begin;",
+    "SELECT 1 /* ;commit;begin; */",
+    "DO $x$BEGIN; COMMIT; BEGIN; $x$",
+    "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; END; BEGIN",
+    "SELECT 'never closed;commit;begin",
+    "SELECT 1 /* never closed;commit;begin",
+    "SELECT $$ never closed;commit;begin",
+]
+
+
+@pytest.mark.parametrize("sql", GOES_ON + ENDS_NOTHING)
+def test_ends_of_transactions_are_found_in_texts(sql: str) -> None:
+    """Not in strings, comments or bodies of functions."""
+    assert goes_on(sql) == (sql in GOES_ON)
+
+
+def test_backslashes_in_strings_are_read_as_the_server_does() -> None:
+    """It may have been told otherwise."""
+    sql = r"SELECT '\'; COMMIT; BEGIN; --'"
+    assert goes_on(sql)
+    assert not goes_on(sql, is_standard=False)
+
+
+@pytest.mark.parametrize("part", ["'", '"', "/*", "$a$", "e'\\", "$", "--", "begin atomic"])
+def test_long_texts_are_read_in_no_time(part: str) -> None:
+    """Linear in their length: the test would not end otherwise."""
+    assert not goes_on("begin " + part * 100_001)
+
+
 @pytest.mark.parametrize("inner", ["conn.transaction", "poolkit.transaction"])
 async def test_rollback_by_hand_in_a_transaction_inside_ends_all_of_them(
     dsn: str, outside: asyncpg.Connection, inner: str
@@ -122,6 +221,7 @@ async def test_savepoints_by_hand_and_transactions_inside_go_on(
             await conn.execute("INSERT INTO t VALUES (2)")
             await conn.execute("ROLLBACK TO SAVEPOINT s")
             await conn.execute("ROLLBACK WORK TO s; INSERT INTO t VALUES (3); BEGIN")
+            await conn.execute("ROLLBACK /* not all */ TO s; INSERT INTO t VALUES (3)")
             await conn.execute(f"{function}; {function.replace('.f', '.g')}")
             await conn.execute("/* commit */ SELECT 'rollback; begin'")
             await conn.execute("SELECT CASE WHEN true THEN 1 END; BEGIN")

@@ -22,6 +22,7 @@ from poolkit import _words as words
 from poolkit._view import watched
 from poolkit.drivers._asyncpg_base import Restoration, Statements
 from poolkit.drivers._asyncpg_codecs import Codecs, Guise
+from poolkit.drivers._asyncpg_sql import chains, goes_on
 
 if TYPE_CHECKING:
     import types
@@ -265,8 +266,8 @@ def pooled(kind: Any) -> Any:
             self._prepares |= status == "PREPARE"
             self._read(query)
             if self._block is not None and not self.is_closed() and self.is_in_transaction():
-                begins = status in ("BEGIN", "START TRANSACTION")
-                self._is_another |= bool((_ends if begins else _ends_first)(query))
+                strings = getattr(self.get_settings(), "standard_conforming_strings", "on")
+                self._is_another |= goes_on(query, is_standard=strings == "on")
 
         async def execute_own(self, query: str) -> None:
             """Execute what the pool itself has to say."""
@@ -296,6 +297,11 @@ def pooled(kind: Any) -> Any:
             if lease == self._pool_release_ctr and self._tell is not None:
                 self._tell(error)
 
+        def executed(self, lease: int, statement: str) -> None:
+            """Note what became of the block's transaction by one that was prepared before."""
+            if lease == self._pool_release_ctr and self._block is not None:
+                self._is_another |= chains(statement)
+
         def transaction(self, **settings: Any) -> Any:
             return _looking_late(super().transaction(**settings))
 
@@ -311,17 +317,20 @@ def pooled(kind: Any) -> Any:
             return _looking_late(statement)
 
         def _get_statement(
-            self, query: str, timeout: Any, *, named: Any = False, **rest: Any
+            self, query: str, timeout: Any, *, named: Any = None, **rest: Any
         ) -> Any:
             """Name statements only with a cache: asyncpg would name a cursor's without one, too.
 
             Behind a pooler it stays in a session that is no longer ours, and the next process to
             use that name there would fail.
             """
-            if named is True:
-                named = self._stmt_cache_enabled
             if self._block is not None:
                 self._block.check()
+                # Without a name it is executed next; if that fails, there is none either.
+                if named is None and isinstance(query, str):
+                    self._is_another |= chains(query)
+            if named is True:
+                named = self._stmt_cache_enabled
             if isinstance(query, str) and query[:1] in _SUSPICIOUS:
                 self._read(query)
             return super()._get_statement(query, timeout, named=named, **rest)
@@ -346,13 +355,6 @@ _FORGETTING: Final = frozenset({"DISCARD ALL", "DEALLOCATE ALL"})
 _SUSPICIOUS: Final = frozenset("dDpP/- \t\r\n")
 #: What is answered to statements whose text is to be read.
 _TELLING: Final = _FORGETTING | {*("BEGIN", "COMMIT", "PREPARE", "ROLLBACK", "START TRANSACTION")}
-#: The end of a transaction, after which there is one all the same.
-_ENDING: Final = (
-    r"(?:commit|end|rollback|abort)\b(?!\s+(?:(?:work|transaction)\s+)?(?:to|prepared)\b)"
-)
-_BEFORE: Final = r"(?>\s|;|--[^\n]*\n|/\*.*?\*/)*+"
-_ends_first: Final = re.compile(f"{_BEFORE}{_ENDING}", re.IGNORECASE | re.DOTALL).match
-_ends: Final = re.compile(rf"(?:\A|;){_BEFORE}{_ENDING}", re.IGNORECASE | re.DOTALL).search
 #: Statements about prepared statements; in a comment or a string they cost a little, and no more.
 _on_statements: Final = re.compile(
     r"\b(?:(?P<prepares>prepare\s++(?!transaction\b|all\b))"
@@ -379,6 +381,7 @@ def _looking_late(made: Any) -> Any:
 @functools.lru_cache(maxsize=256)
 def _late_class(kind: Any) -> Any:
     """Return the subclass whose coroutines look when they run whether the lease is over."""
+    executes = hasattr(kind, "_query")
 
     def late(method: Any) -> Any:
         async def again(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -387,6 +390,9 @@ def _late_class(kind: Any) -> Any:
             except Exception as error:
                 self._connection.failed(self._con_release_ctr, error)
                 raise
+            finally:
+                if executes and self._connection._block is not None:
+                    self._connection.executed(self._con_release_ctr, self._query)
 
         if not hasattr(method, "__wrapped__"):  # it looks by itself, and when it runs
             return again
