@@ -347,6 +347,62 @@ async def test_what_asyncpg_prepares_for_itself_is_not_refused(dsn: str) -> None
                 await conn.execute("DROP TYPE pair; DROP TYPE mood")
 
 
+OTHER = "DEALLOCATE own; PREPARE own AS SELECT 666"
+#: How a lease replaces or ends a statement of on_connect's.
+REPLACING: dict[str, Callable[[Any], Awaitable[object]]] = {
+    "executed": lambda c: c.execute(OTHER),
+    "fetched": lambda c: _fetch_each(c, *OTHER.split("; ")),
+    "in a DO": lambda c: c.execute(
+        "DO $$BEGIN EXECUTE 'DEALLOCATE own'; EXECUTE 'PREPARE own AS SELECT 666'; END$$"
+    ),
+    "ended": lambda c: c.execute("DEALLOCATE own"),
+    "ended, fetched": lambda c: c.fetch(";deallocate/**/prepare -- it\n own"),
+}
+
+
+async def _fetch_each(conn: Any, *texts: str) -> None:
+    for text in texts:
+        await conn.fetch(text)
+
+
+@pytest.mark.parametrize(
+    ("by", "level"),  # on_connect with PREPARE is refused at full+prepared
+    [
+        ("SQL", "full"),
+        ("SQL", "transaction"),
+        ("asyncpg", "full"),
+        ("asyncpg", "full+prepared"),
+        ("asyncpg", "transaction"),
+    ],
+)
+@pytest.mark.parametrize("how", REPLACING)
+async def test_own_statement_that_a_lease_has_replaced_is_not_handed_on(
+    dsn: str, how: str, by: str, level: Any
+) -> None:
+    """The next lease would execute what the last one has written."""
+    kept = []
+
+    async def set_up(conn: asyncpg.Connection) -> None:
+        if by == "asyncpg":
+            kept.append(await conn.prepare("SELECT 17", name="own"))
+        else:
+            await conn.execute("PREPARE own AS SELECT 17")
+
+    async with of_one(dsn, reset=level, on_connect=set_up) as pool:
+        for _ in range(2):
+            async with pool.acquire() as conn:
+                assert await conn.fetchval("EXECUTE own") == 17
+                await conn.execute("PREPARE mine AS SELECT 1; DEALLOCATE mine")
+        await quiet(pool)
+        assert not pool.stats().retired["broken"]  # its own alone cost nothing
+        async with pool.acquire() as conn:
+            await REPLACING[how](conn)
+        if by == "SQL" or "ended" not in how:
+            async with pool.acquire() as conn:
+                assert await conn.fetchval("EXECUTE own") == 17
+            assert pool.stats().retired["broken"] == 1
+
+
 async def test_names_of_settings_are_found_in_whatever_statement(dsn: str) -> None:
     """In texts and arguments, executed or prepared, one by one or many at once."""
 

@@ -189,6 +189,23 @@ async def test_statement_prepared_by_sql_is_undone_by_full(dsn: str, how: str) -
             assert await conn.fetchval('EXECUTE "o\'wn"') == 17
 
 
+async def test_statement_that_a_lease_has_named_and_ended_by_sql_costs_nothing(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is not ended twice; the others are."""
+    async with of_one(dsn) as pool:
+        async with pool.acquire() as conn:
+            pid = conn.get_server_pid()
+            kept = [await conn.prepare("SELECT 1", name=name) for name in NAMES]
+            await conn.execute(f"DEALLOCATE {NAMES[0]}")
+        async with pool.acquire() as conn:
+            assert conn.get_server_pid() == pid
+            names = await conn.fetch("SELECT name FROM pg_prepared_statements")
+            assert not {row["name"] for row in names} & set(NAMES)
+        del kept
+    assert not warnings_in(caplog)
+
+
 async def test_statements_prepared_by_sql_are_gone_with_full_prepared(dsn: str) -> None:
     """Whatever their names are."""
     async with of_one(dsn, reset="full+prepared") as pool:

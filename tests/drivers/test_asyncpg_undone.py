@@ -278,6 +278,9 @@ FORGETTING: dict[str, Callable[[Any], Awaitable[object]]] = {
     "in the middle": lambda c: c.execute("SELECT 1; deallocate prepare all; SELECT 2"),
     "and failed": lambda c: c.execute("DEALLOCATE ALL; SELECT 1 / 0"),
     "fetched": lambda c: c.fetch("DEALLOCATE ALL"),
+    "after nothing": lambda c: c.fetch(";discard all"),
+    "with a comment": lambda c: c.fetch("discard/**/all"),
+    "with a line of comment": lambda c: c.fetch("deallocate -- them\n all"),
     "prepared": lambda c: _run(c, "DEALLOCATE ALL"),
     "in a DO": lambda c: c.execute("DO $$BEGIN EXECUTE 'DEALLOCATE ALL'; END$$"),
 }

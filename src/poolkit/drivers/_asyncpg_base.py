@@ -22,6 +22,22 @@ from poolkit._errors import PoolConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+#: When a statement was prepared, in microseconds: another one of the same name was so at another
+#: time, and nothing that it contains has to be compared.
+_PREPARED_AT: Final = (
+    "(pg_catalog.date_part('epoch', prepare_time) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8"
+)
+#: Fails unless all statements that were prepared in setting up are what they were.
+_UNCHANGED: Final = """\
+DO $poolkit$BEGIN
+    IF EXISTS (SELECT 1 FROM (VALUES {}) own (own_name, prepared_at, is_needed)
+        LEFT JOIN pg_catalog.pg_prepared_statements
+        ON name OPERATOR(pg_catalog.=) own_name
+        WHERE CASE WHEN name IS NULL THEN is_needed
+        ELSE {} OPERATOR(pg_catalog.<>) prepared_at END)
+    THEN RAISE EXCEPTION 'a lease has replaced what on_connect had prepared';
+    END IF;
+END$poolkit$;"""
 #: COPY is what brings an answer back in one round trip: others are prepared first.
 _CAPTURE: Final = """\
 COPY (
@@ -43,7 +59,10 @@ SELECT pg_catalog.json_build_object(
   'channels', (SELECT pg_catalog.json_agg(c) FROM pg_catalog.pg_listening_channels() c),
   'cursors', (SELECT pg_catalog.json_agg(name) FROM pg_catalog.pg_cursors WHERE is_holdable),
   'prepared', (SELECT pg_catalog.json_agg(name) FROM pg_catalog.pg_prepared_statements
-    WHERE from_sql)
+    WHERE from_sql),
+  'statements', (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(name, {prepared_at},
+    from_sql)) FROM pg_catalog.pg_prepared_statements
+    WHERE pg_catalog.left(name, 10) <> '__asyncpg_')
 )) TO STDOUT (ENCODING 'UTF8')"""
 
 #: What statements may call a setting with a dot in its name, among much else.
@@ -117,8 +136,24 @@ class Restoration:
     rights: str = ""
     #: Has all of the base, after the server's own resets; empty if there is nothing to be done.
     last: str = ""
-    #: The statements prepared by SQL that are the connection's own.
-    prepared: tuple[str, ...] = ()
+    #: The statements that are the connection's own: name, when it was prepared, whether by SQL.
+    statements: tuple[tuple[str, int, bool], ...] = ()
+
+    @property
+    def prepared(self) -> tuple[str, ...]:
+        """The statements prepared by SQL that are the connection's own."""
+        return tuple(name for name, _, by_sql in self.statements if by_sql)
+
+    def check(self) -> str:
+        """Return the SQL that fails unless all own statements are what they were.
+
+        Those that asyncpg has prepared it may have dropped since.
+        """
+        own = ", ".join(
+            f"({literal(name)}, {at}::pg_catalog.int8, {by_sql})"
+            for name, at, by_sql in self.statements
+        )
+        return _UNCHANGED.format(own, _PREPARED_AT) if own else ""
 
     @classmethod
     def ways_to(cls, found: Captured, names: tuple[str, ...], login: str) -> Iterator[Restoration]:
@@ -128,7 +163,7 @@ class Restoration:
         first = cls.first if base.role != "none" else "RESET SESSION AUTHORIZATION;SET ROLE NONE;"
         rights, settings = base.to_rights(login), base.to_settings()
         for last in dict.fromkeys((settings + rights, rights + settings)):
-            yield cls(names, first, rights, last, found.prepared)
+            yield cls(names, first, rights, last, found.statements)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +171,7 @@ class Captured:
     """A session as it is now: what can be restored, and words for what cannot, by its kind."""
 
     base: Base
-    prepared: tuple[str, ...]
+    statements: tuple[tuple[str, int, bool], ...]
     lost: Mapping[str, str]
 
 
@@ -147,7 +182,7 @@ async def capture(c: Any, names: Iterable[str]) -> Captured:
     async def keep(data: bytes) -> None:
         chunks.append(bytes(data))
 
-    query = _CAPTURE.format(names=", ".join(map(literal, names)))
+    query = _CAPTURE.format(names=", ".join(map(literal, names)), prepared_at=_PREPARED_AT)
     await c._protocol.copy_out(query, keep, None)
     found = json.loads(b"".join(chunks).decode().replace("\\\\", "\\"))
     named = {name: value for name, value in (found["named"] or {}).items() if value is not None}
@@ -162,7 +197,7 @@ async def capture(c: Any, names: Iterable[str]) -> Captured:
         "prepared": ("PREPARE", found["prepared"]),
     }
     lost = {kind: _said(*what) for kind, what in words.items() if what[1]}
-    return Captured(base, tuple(found["prepared"] or ()), lost)
+    return Captured(base, tuple(map(tuple, found["statements"] or ())), lost)
 
 
 def refusal(by: str, lost: Iterable[str]) -> PoolConfigError:

@@ -20,7 +20,7 @@ from asyncpg.protocol.protocol import PreparedStatementState
 
 from poolkit import _words as words
 from poolkit._view import watched
-from poolkit.drivers._asyncpg_base import Restoration, Statements
+from poolkit.drivers._asyncpg_base import Restoration, Statements, literal
 from poolkit.drivers._asyncpg_codecs import Codecs, Guise
 from poolkit.drivers._asyncpg_sql import chains, goes_on
 
@@ -39,6 +39,7 @@ def pooled(kind: Any) -> Any:
         __slots__ = (
             "_base",  # the way to what a reset goes back to
             "_block",  # the outermost transaction of a block of the pool's
+            "_deallocates",  # whether the lease may have ended statements that have names
             "_epoch",  # how often the server has forgotten our statements
             "_forgotten",  # whether the lease may have had the server forget statements of ours
             "_greeted",  # the callbacks of on_acquire
@@ -76,6 +77,7 @@ def pooled(kind: Any) -> Any:
             self._left_behind = ""
             self._is_listening = False
             self._forgotten = False
+            self._deallocates = False
             self._epoch = 0
             self._guise: Guise | None = None
             self._guises: weakref.WeakSet[Guise] = weakref.WeakSet()
@@ -114,7 +116,7 @@ def pooled(kind: Any) -> Any:
                 self.forget_statements()
             self._types.take_as_own()
             self._named.clear()
-            self._prepares = False
+            self._prepares = self._deallocates = False
             self._own = tuple(map(frozenset, self._callbacks()))
 
         def take_greeting(self) -> None:
@@ -275,10 +277,12 @@ def pooled(kind: Any) -> Any:
 
         def _read(self, query: str) -> None:
             for match in _on_statements(query):
-                if match["prepares"]:
+                if match["forgets"]:
+                    self._forgotten = True
+                elif match["prepares"]:
                     self._prepares = True
                 else:
-                    self._forgotten = True
+                    self._deallocates = True
 
         def forget_statements(self) -> None:
             """Prepare anew: the server has none of our statements any more."""
@@ -352,15 +356,30 @@ def pooled(kind: Any) -> Any:
 #: What is answered when the server has been told to forget statements.
 _FORGETTING: Final = frozenset({"DISCARD ALL", "DEALLOCATE ALL"})
 #: How those that prepare or forget begin, DO, and what begins with a comment or a space.
-_SUSPICIOUS: Final = frozenset("dDpP/- \t\r\n")
+_SUSPICIOUS: Final = frozenset("dDpP;/- \t\r\n")
 #: What is answered to statements whose text is to be read.
-_TELLING: Final = _FORGETTING | {*("BEGIN", "COMMIT", "PREPARE", "ROLLBACK", "START TRANSACTION")}
+_TELLING: Final = _FORGETTING | {
+    *("BEGIN", "COMMIT", "DEALLOCATE", "PREPARE", "ROLLBACK", "START TRANSACTION")
+}
+#: Between two words. Comments have a limit, or long texts would take long to read.
+_GAP: Final = r"(?:\s|--[^\n]{0,1000}+\n|/\*.{0,1000}?\*/)"
 #: Statements about prepared statements; in a comment or a string they cost a little, and no more.
 _on_statements: Final = re.compile(
-    r"\b(?:(?P<prepares>prepare\s++(?!transaction\b|all\b))"
-    r'|discard\s+all\b|deallocate\s+(?:prepare\s+)?(?:all\b|"?__asyncpg_))',
-    re.IGNORECASE,
+    rf"\b(?:(?P<prepares>prepare{_GAP}++(?!transaction\b|all\b))"
+    rf"|(?P<forgets>discard{_GAP}++all\b"
+    rf'|deallocate{_GAP}++(?:prepare{_GAP}++)?(?:all\b|"?__asyncpg_))'
+    r"|deallocate\b)",
+    re.IGNORECASE | re.DOTALL,
 ).finditer
+#: Ends statements that may have ended already.
+_DEALLOCATE: Final = """\
+DO $poolkit$DECLARE n pg_catalog.text; BEGIN
+    FOR n IN SELECT name FROM pg_catalog.pg_prepared_statements
+        WHERE name OPERATOR(pg_catalog.=) ANY (ARRAY[{}]::pg_catalog.text[])
+    LOOP
+        EXECUTE pg_catalog.format('DEALLOCATE %I', n);
+    END LOOP;
+END$poolkit$;"""
 
 
 def forget_named(c: Any) -> str:
@@ -369,6 +388,8 @@ def forget_named(c: Any) -> str:
     for state in states:
         state.mark_closed()
         c._stmts_to_close.discard(state)
+    if states and c._deallocates:
+        return _DEALLOCATE.format(", ".join(literal(state.name) for state in states))
     return "".join(f'DEALLOCATE "{state.name.replace(chr(34), chr(34) * 2)}";' for state in states)
 
 

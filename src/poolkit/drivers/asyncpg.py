@@ -324,7 +324,7 @@ class AsyncpgDriver:
         """Tell whether nothing has to be sent."""
         if not self._is_light or c._left_behind or c._is_listening or c._named or c._forgotten:
             return False
-        if c._needs_reset:
+        if c._needs_reset or c._deallocates:
             return False
         protocol = c._protocol
         return not (protocol._is_cancelling() or protocol.is_in_transaction())
@@ -339,9 +339,11 @@ class AsyncpgDriver:
         if c._recoded and self.settings.pooler != "transaction":  # where names are the pooler's
             c._named += (state for state in c._stmts_to_close if state.name)
         query = self._undo(c)
-        c._prepares = c._recoded = False
         if self._is_light:
             query += self._way_back(c) if forgotten else self._way_to_rights(c)
+        if c._deallocates or self.settings.reset == "full+prepared":
+            query = c._base.check() + query  # before the others are ended
+        c._prepares = c._deallocates = c._recoded = False
         c._is_listening = False
         if c.is_in_transaction():
             left_behind = ", ".join(filter(None, ["an open transaction", left_behind]))
