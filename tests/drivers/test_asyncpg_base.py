@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -425,6 +427,102 @@ async def test_names_of_settings_are_found_in_whatever_statement(dsn: str) -> No
                 await conn.execute("RESET ALL")
 
 
+SET = "SELECT set_config($1, $2, false)"
+PAIRS = {"app.x": "1", "app.y": "2"}
+
+
+async def _by_cursor(conn: asyncpg.Connection, how: str) -> None:
+    async with conn.transaction():
+        for each in PAIRS.items():
+            if how == "iterated":
+                assert [row async for row in conn.cursor(SET, *each)]
+            elif how == "awaited":
+                assert await (await conn.cursor(SET, *each)).fetch(1)
+            else:
+                assert [row async for row in (await conn.prepare(SET)).cursor(*each)]
+
+
+async def _with_codec(conn: asyncpg.Connection) -> None:
+    await conn.set_type_codec("jsonb", encoder=json.dumps, decoder=str, schema="pg_catalog")
+    sql = "SELECT set_config(k, v, false) FROM jsonb_each_text($1::jsonb -> 'a' -> 0) e (k, v)"
+    await conn.execute(sql, {"a": [PAIRS]})
+
+
+async def _by_copy(conn: asyncpg.Connection, *args: str) -> None:
+    sql = SET if args else "SELECT set_config('app.x', '1', false), set_config('app.y', '2', false)"
+    await conn.copy_from_query(sql, *args, output=io.BytesIO())
+
+
+async def _by_records(conn: asyncpg.Connection) -> None:
+    records: Any = await conn.fetch("VALUES ('app.' || 'x', '1'), ('app.y', '2')")
+    await conn.executemany(SET, records)
+
+
+async def _prepared(conn: asyncpg.Connection, args: Any, *, fetches: bool = False) -> None:
+    statement = await conn.prepare(SET)
+    await (statement.fetchmany(args) if fetches else statement.executemany(args))
+
+
+async def _after_many(conn: asyncpg.Connection) -> None:
+    await conn.execute(
+        "; ".join(f"SELECT {i} FROM (SELECT 1 b) s{i} WHERE s{i}.b = 1" for i in range(1100))
+        + "; SET app.x = 1; SET app.y = 2"
+    )
+
+
+#: How settings with a dot in their names are set.
+SETTING: dict[str, SetUp] = {
+    "items": lambda c: c.executemany(SET, PAIRS.items()),
+    "generator": lambda c: c.executemany(SET, ((k, v) for k, v in PAIRS.items())),
+    "zip, fetched": lambda c: c.fetchmany(SET, zip(PAIRS, PAIRS.values(), strict=True)),
+    "records": _by_records,
+    "prepared, items": lambda c: _prepared(c, PAIRS.items()),
+    "prepared, iterator": lambda c: _prepared(c, iter(PAIRS.items())),
+    "prepared, fetched": lambda c: _prepared(c, iter(PAIRS.items()), fetches=True),
+    "codec": _with_codec,
+    "text of JSON": lambda c: c.execute(
+        "SELECT set_config(k, v, false) FROM json_each_text($1) e (k, v)", json.dumps(PAIRS)
+    ),
+    "cursor": lambda c: _by_cursor(c, "iterated"),
+    "cursor, awaited": lambda c: _by_cursor(c, "awaited"),
+    "cursor, prepared": lambda c: _by_cursor(c, "prepared"),
+    "copy": _by_copy,
+    "copy with arguments": lambda c: _each(lambda pair: _by_copy(c, *pair)),
+    "after many other names": _after_many,
+    "after many others": lambda c: c.executemany(
+        SET, [*((f"app.n{i}", "1") for i in range(1001)), *PAIRS.items()]
+    ),
+}
+
+
+async def _each(do: Callable[[tuple[str, str]], Awaitable[None]]) -> None:
+    for pair in PAIRS.items():
+        await do(pair)
+
+
+@pytest.mark.parametrize("how", SETTING)
+async def test_settings_are_restored_however_they_were_set(dsn: str, how: str) -> None:
+    """As far as a statement of on_connect's, or an argument, names them."""
+    async with of_one(dsn, on_connect=SETTING[how]) as pool:
+        for _ in range(2):
+            async with pool.acquire() as conn:
+                values = "SELECT current_setting('app.x') || current_setting('app.y')"
+                assert await conn.fetchval(values) == "12"
+                await conn.execute("SET app.x = 'another'")
+
+
+async def test_more_names_than_can_be_asked_for_are_refused(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some would be lost with the first lease, and nobody would know."""
+    monkeypatch.setattr(_asyncpg_base, "_MOST", 2)
+    async with of_one(dsn, on_connect=statement("SET app.x = 1; SET app.y = 1")):
+        pass
+    pool = of_one(dsn, on_connect=statement("SET app.x = 1; SET app.y = 1; SET app.z = 1"))
+    with pytest.raises(ConnectFailed, match=r"more than 2 names with a dot.*server_settings"):
+        await pool.open()
+
+
 async def test_base_may_be_captured_again(dsn: str, roles: None) -> None:
     """As whoever sets up more later has to, SQLAlchemy for one."""
     async with of_one(dsn, on_connect=statement("SET app.one = '1'; SET work_mem = '3MB'")) as pool:
@@ -518,6 +616,15 @@ def test_names_are_found_in_long_texts_in_no_time() -> None:
         statements.read(text)
     statements.read("SET app.tenant = 1")
     assert "app.tenant" in statements.names
+
+
+def test_names_are_found_in_values_of_all_kinds() -> None:
+    """In those of other values too, if they contain each other."""
+    ring: list[Any] = ["app.a"]
+    ring += [ring, {"app.b": {"app.c": ["app.d"]}}, {"app.e"}, ("app.f", b"app.no", 1, None)]
+    statements = _asyncpg_base.Statements()
+    statements.read(ring, range(10**12), {"x": 1}.items(), {"app.g": 1}.keys())
+    assert sorted(statements.names) == [f"app.{letter}" for letter in "abcdefg"]
 
 
 async def test_nothing_is_captured_where_there_is_no_session(

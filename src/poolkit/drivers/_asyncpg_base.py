@@ -10,9 +10,11 @@ the setting up have named are known.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from asyncpg import introspection
@@ -20,7 +22,7 @@ from asyncpg import introspection
 from poolkit._errors import PoolConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
 #: When a statement was prepared, in microseconds: another one of the same name was so at another
 #: time, and nothing that it contains has to be compared.
@@ -72,8 +74,10 @@ _DOTTED: Final = re.compile(rf"(?<![\w$]){_NAME}(?:\s*+\.\s*+{_NAME})+")
 _ASYNCPGS: Final = frozenset(
     value for value in vars(introspection).values() if isinstance(value, str) and "pg_" in value
 )
-#: So many names, and arguments of one statement, are looked at.
-_MOST: Final = 1000
+#: So many names are asked for; all tables and columns that are named count.
+_MOST: Final = 10_000
+#: Collections in which there are no names.
+_NO_TEXT: Final = (bytes, bytearray, memoryview, range)
 
 
 class Statements:
@@ -87,15 +91,32 @@ class Statements:
         if record.query not in _ASYNCPGS:
             self.read(record.query, record.args)
 
-    def read(self, *texts: Any) -> None:
-        """Read what are strings, also inside of lists: those of `executemany`."""
-        for text in texts:
-            if isinstance(text, str):
-                for match in _DOTTED.finditer(text):
-                    if len(self.names) < _MOST:
+    def read(self, *values: Any) -> None:
+        """Read what are strings, also inside of others: arguments of `executemany`, of codecs."""
+        rest = list(values)
+        seen: dict[int, object] = {}  # has them, so that no other one gets the same id
+        while rest:
+            value = rest.pop()
+            if isinstance(value, str):
+                for match in _DOTTED.finditer(value):
+                    if len(self.names) <= _MOST:
                         self.names[re.sub(r'["\s]', "", match[0])] = None
-            elif isinstance(text, (list, tuple)):
-                self.read(*text[:_MOST])
+            elif isinstance(value, _NO_TEXT) or id(value) in seen:
+                continue
+            elif isinstance(value, Collection):
+                seen[id(value)] = value
+                with contextlib.suppress(TypeError):  # as numpy's arrays without dimensions
+                    rest += value.items() if isinstance(value, Mapping) else value
+
+    def all_names(self) -> list[str]:
+        """Return the names; raises `PoolConfigError` if there are more than can be asked for."""
+        if len(self.names) > _MOST:
+            raise PoolConfigError(
+                f"more than {_MOST} names with a dot in them are in the statements by which the "
+                "session is set up: which of them are settings cannot be asked. Do what is no "
+                "setting up elsewhere, and give settings in connect_kwargs={'server_settings': ...}"
+            )
+        return list(self.names)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import functools
 import inspect
 import re
 import weakref
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
@@ -103,12 +104,18 @@ def pooled(kind: Any) -> Any:
                 self.add_query_logger(self._noted)
 
         def noted_names(self) -> list[str]:
-            """Return the names that statements have had in them, and note no more."""
+            """Return the names that statements have had in them, and note no more.
+
+            Raises `PoolConfigError` if there are too many.
+            """
+            noted = self._note_no_more()
+            return [] if noted is None else noted.all_names()
+
+        def _note_no_more(self) -> Statements | None:
             noted, self._noted = self._noted, None
-            if noted is None:
-                return []
-            self.remove_query_logger(noted)
-            return list(noted.names)
+            if noted is not None:
+                self.remove_query_logger(noted)
+            return noted
 
         def take_as_own(self) -> None:
             """Take what there is by now for the connection's own: ``on_connect`` has run."""
@@ -129,7 +136,7 @@ def pooled(kind: Any) -> Any:
             self._top_xact = None  # type: ignore[misc]
             self._handle = self._block = None
             if self._noted is not None:  # the setting up was broken off
-                self.noted_names()
+                self._note_no_more()
             if (self._listeners or self._callbacks() != self._own) and not self.is_closed():
                 self._left_behind = self._forget_callbacks()
             self.end_codecs()
@@ -310,7 +317,19 @@ def pooled(kind: Any) -> Any:
             return _looking_late(super().transaction(**settings))
 
         def cursor(self, *args: Any, **kwargs: Any) -> Any:
+            if self._noted is not None:  # asyncpg's query loggers hear nothing of it
+                self._noted.read(args)
             return _cursors_late(super().cursor(*args, **kwargs))
+
+        async def _executemany(self, query: str, args: Any, *rest: Any, **kwargs: Any) -> Any:
+            if self._noted is not None:
+                args = _to_be_read_twice(args)
+            return await super()._executemany(query, args, *rest, **kwargs)
+
+        async def _copy_out(self, copy_stmt: str, *args: Any, **kwargs: Any) -> Any:
+            if self._noted is not None:
+                self._noted.read(copy_stmt)
+            return await super()._copy_out(copy_stmt, *args, **kwargs)
 
         async def _prepare(self, *args: Any, name: Any = None, **kwargs: Any) -> Any:
             if self._noted is not None:  # of what is prepared asyncpg's query loggers hear nothing
@@ -424,12 +443,15 @@ def _late_class(kind: Any) -> Any:
             if self._connection._block is not None:
                 self._connection._block.check()
             if self._connection._noted is not None:
-                self._connection._noted.read(*args)
+                args = tuple(map(_to_be_read_twice, args))
+                self._connection._noted.read(args)
             return again(self, *args, **kwargs)
 
         return run
 
     def cursor(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._connection._noted is not None:
+            self._connection._noted.read(args)
         return _cursors_late(kind.cursor(self, *args, **kwargs))
 
     methods = {
@@ -441,6 +463,11 @@ def _late_class(kind: Any) -> Any:
     if hasattr(kind, "cursor"):  # of a prepared statement
         methods["cursor"] = cursor
     return type(kind.__name__, (kind,), {"__slots__": (), **methods})
+
+
+def _to_be_read_twice(values: Any) -> Any:
+    """Return a list of what an iterator has, which could be read once only."""
+    return list(values) if isinstance(values, Iterator) else values
 
 
 def _cursors_late(factory: Any) -> Any:

@@ -7,8 +7,8 @@ reset has to undo includes roles, temporary tables and sequences; dead peers are
 It leans on these members of asyncpg that are not documented: ``_pool_release_ctr``, the guard of
 its statements, cursors and transactions; ``_top_xact``; ``_listeners`` and the like; ``_protocol``
 with ``_is_cancelling``, ``_wait_for_cancellation``, ``_request_cancel`` and ``close_statement``;
-``_transport``; ``_stmt_cache_enabled``; and, overridden, ``_unwrap``, ``_get_statement`` and the
-``_drop_*_cache`` of its connection.
+``_transport``; ``_stmt_cache_enabled``; and, overridden, ``_unwrap``, ``_get_statement``,
+``_executemany``, ``_copy_out`` and the ``_drop_*_cache`` of its connection.
 """
 
 from __future__ import annotations
