@@ -230,7 +230,7 @@ class Own(asyncpg.Connection):
 @pytest.mark.parametrize("how", ["init", "connect", "init and reset", "init and class"])
 async def test_base_is_that_of_init_in_asyncpgs_words(dsn: str, roles: None, how: str) -> None:
     """Changing one import must not end the role with the first lease; nor a connector's."""
-    set_up = statement("SET ROLE bt_reader", "SET search_path TO elsewhere")
+    set_up = statement("SET ROLE bt_reader", "SET search_path TO elsewhere; SET app.x = '1'")
 
     async def connect(*args: Any, **kwargs: Any) -> Any:
         conn = await asyncpg.connect(*args, **kwargs)
@@ -246,6 +246,7 @@ async def test_base_is_that_of_init_in_asyncpgs_words(dsn: str, roles: None, how
         for lease in LEASES.values():
             assert await pool.fetchval(USER) == "bt_reader"
             assert await pool.fetchval("SHOW search_path") == "elsewhere"
+            assert await pool.fetchval("SHOW app.x") == "1"
             await pool.execute(lease)
         assert await pool.fetchval(USER) == "bt_reader"
         assert pool.stats().connected == 1

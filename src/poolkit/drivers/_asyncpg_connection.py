@@ -31,8 +31,11 @@ if TYPE_CHECKING:
 
 
 @functools.lru_cache(maxsize=256)
-def pooled(kind: Any) -> Any:
-    """Return the subclass for a class of connections."""
+def pooled(kind: Any, *, is_noting: bool = False) -> Any:
+    """Return the subclass for a class of connections.
+
+    ``is_noting``: what its statements name is noted from the beginning.
+    """
 
     class PooledConnection(kind):  # type: ignore[misc]
         """A connection of asyncpg in one of poolkit's pools."""
@@ -91,6 +94,8 @@ def pooled(kind: Any) -> Any:
             self._tell: Any = None
             self._in_use = PreparedStatementState("", "", self._protocol, asyncpg.Record, False)
             self._in_use.attach()
+            if is_noting:
+                self.note_statements()
 
         def join(self, siblings: weakref.WeakSet[Any]) -> None:
             """Begin life in a pool."""

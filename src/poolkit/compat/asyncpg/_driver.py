@@ -134,13 +134,17 @@ class CompatDriver(AsyncpgDriver):
         super().__init__(reset="full" if reset is None else _as_coroutine(reset))
         self._connector = connect or asyncpg.connect
         self._class = connection_class
-        self._kind = pooled(connection_class)
+        self._kind = pooled(connection_class, is_noting=self._sets_up())
         self._records = record_class
         self.set_arguments(dsn, arguments)
         try:
             _, self.name = check_dsn(dsn, Settings(connect_kwargs=arguments))
         except PoolConfigError:  # of no DSN, but for `connect` to read
             self.name = "asyncpg"
+
+    def _sets_up(self) -> bool:
+        """Tell whether connecting may do more than connect."""
+        return self._connector is not asyncpg.connect
 
     def set_arguments(self, dsn: str | None, arguments: Mapping[str, Any]) -> None:
         """Take other arguments for the connects that are to come."""
@@ -166,7 +170,7 @@ class CompatDriver(AsyncpgDriver):
             c = _pool(c)
         try:
             self._adopt(c)
-            if self._connector is not asyncpg.connect:
+            if self._sets_up():
                 await self.capture(c)
         except BaseException:
             c.terminate()
