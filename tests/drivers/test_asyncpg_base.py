@@ -524,6 +524,30 @@ async def test_more_names_than_can_be_asked_for_are_refused(
         await pool.open()
 
 
+DEFERRABLE = (
+    "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY, DEFERRABLE"
+)
+
+
+@pytest.mark.parametrize("level", ["full", "transaction"])
+async def test_deferrable_session_is_reset_while_others_write(
+    dsn: str, roles: None, outside: asyncpg.Connection, level: Any
+) -> None:
+    """Each query of it would wait for them; the pool's own do not."""
+    set_up = statement("SET ROLE bt_reader", DEFERRABLE)
+    pids = set()
+    async with outside.transaction(isolation="serializable"):
+        await outside.execute("INSERT INTO t VALUES (1)")
+        async with of_one(dsn, reset=level, on_connect=set_up) as pool:
+            for _ in range(2):
+                async with pool.acquire() as conn:
+                    pids.add(conn.get_server_pid())
+                    await conn.execute("SET work_mem = '3MB'")
+            await quiet(pool)
+            assert not pool.stats().retired["broken"]
+    assert len(pids) == 1
+
+
 async def test_base_may_be_captured_again(dsn: str, roles: None) -> None:
     """As whoever sets up more later has to, SQLAlchemy for one."""
     async with of_one(dsn, on_connect=statement("SET app.one = '1'; SET work_mem = '3MB'")) as pool:

@@ -40,6 +40,10 @@ DO $poolkit$BEGIN
     THEN RAISE EXCEPTION 'a lease has replaced what on_connect had prepared';
     END IF;
 END$poolkit$;"""
+#: A session that is serializable, read only and deferrable would wait for all others' writes
+#: before its first query. The BEGIN is for asyncpg, which prepares without ending the transaction
+#: in which the server does it, where this would come too late.
+_AT_ONCE: Final = "BEGIN;COMMIT;SET TRANSACTION NOT DEFERRABLE;"
 #: COPY is what brings an answer back in one round trip: others are prepared first.
 _CAPTURE: Final = """\
 COPY (
@@ -181,7 +185,11 @@ class Restoration:
         """Yield the ways that may be open: settings may be the login's to set, or the role's."""
         base = found.base
         # RESET ROLE would have the login's default, which may be another than none.
-        first = cls.first if base.role != "none" else "RESET SESSION AUTHORIZATION;SET ROLE NONE;"
+        first = cls.first
+        if base.role == "none":
+            first = first.replace("RESET ROLE", "SET ROLE NONE")
+        if base.settings.get("default_transaction_deferrable") == "on":
+            first = _AT_ONCE + first
         rights, settings = base.to_rights(login), base.to_settings()
         for last in dict.fromkeys((settings + rights, rights + settings)):
             yield cls(names, first, rights, last, found.statements)
@@ -204,7 +212,7 @@ async def capture(c: Any, names: Iterable[str]) -> Captured:
         chunks.append(bytes(data))
 
     query = _CAPTURE.format(names=", ".join(map(literal, names)), prepared_at=_PREPARED_AT)
-    await c._protocol.copy_out(query, keep, None)
+    await c._protocol.copy_out(_AT_ONCE + query, keep, None)
     found = json.loads(b"".join(chunks).decode().replace("\\\\", "\\"))
     named = {name: value for name, value in (found["named"] or {}).items() if value is not None}
     base = Base(

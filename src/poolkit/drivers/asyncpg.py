@@ -340,9 +340,7 @@ class AsyncpgDriver:
             c._named += (state for state in c._stmts_to_close if state.name)
         query = self._undo(c)
         if self._is_light:
-            query += self._way_back(c) if forgotten else self._way_to_rights(c)
-        if c._deallocates or self.settings.reset == "full+prepared":
-            query = c._base.check() + query  # before the others are ended
+            query = (self._way_back(c) if forgotten else self._way_to_rights(c)) + query
         c._prepares = c._deallocates = c._recoded = False
         c._is_listening = False
         if c.is_in_transaction():
@@ -361,9 +359,11 @@ class AsyncpgDriver:
 
     def _undo(self, c: Any) -> str:
         level = self.settings.reset
-        query = forget_named(c)
         if level in ("full", "full+prepared"):
-            query += self._way_back(c)
+            return self._way_back(c) + forget_named(c)
+        query = forget_named(c)
+        if c._deallocates:
+            query += c._base.check()
         if level == "transaction" and c._is_listening:
             query += "UNLISTEN *;"
         return query
@@ -378,6 +378,8 @@ class AsyncpgDriver:
                 last = _INTACT.format(len(c._stmt_cache)) + last
             if level == "full+prepared" or c._prepares:
                 last = _DEALLOCATE.format(", ".join(map(bases.literal, base.prepared))) + last
+            if level == "full+prepared" or c._deallocates:
+                last = base.check() + last
             return _FULL.format(base.first, middle, last)
         return f"{base.first}{base.last}" if base.last and level != "none" else ""
 
