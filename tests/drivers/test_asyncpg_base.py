@@ -122,6 +122,11 @@ BASES = {
         "SELECT concat(current_setting('search_path'), current_setting('app.tenant'), current_user)",
         '"ünï"ä\\bt ü ソ',
     ),
+    "letters that the client's encoding lacks": (
+        "SET app.tenant = 'é€'; SET client_encoding = 'LATIN1'",
+        "SELECT ascii(substr(current_setting('app.tenant'), 2)) || current_setting('client_encoding')",
+        "8364LATIN1",
+    ),
     "setting of nobody's": ("SET app.tenant = 'alice'", "SHOW app.tenant", "alice"),
     "setting of nobody's, in quotes": (
         """SET "App" . "Tenant" = 'alice'""",
@@ -510,6 +515,20 @@ async def test_settings_are_restored_however_they_were_set(dsn: str, how: str) -
                 values = "SELECT current_setting('app.x') || current_setting('app.y')"
                 assert await conn.fetchval(values) == "12"
                 await conn.execute("SET app.x = 'another'")
+
+
+async def test_more_settings_than_columns_are_restored(dsn: str) -> None:
+    """A table has 1664 at most."""
+    sql = "SELECT count(set_config('app.n' || i, '1', false)) FROM generate_series(1, 2000) i"
+
+    async def set_up(conn: asyncpg.Connection) -> None:
+        await conn.fetchval(f"{sql} WHERE $1 <> ''", " ".join(f"app.n{i}" for i in range(1, 2001)))
+
+    async with of_one(dsn, on_connect=set_up) as pool:
+        for _ in range(2):
+            async with pool.acquire() as conn:
+                assert await conn.fetchval("SHOW app.n2000") == "1"
+                await conn.execute("SET app.n2000 = 2")
 
 
 async def test_more_names_than_can_be_asked_for_are_refused(

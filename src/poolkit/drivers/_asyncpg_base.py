@@ -249,11 +249,14 @@ def unable(by: str, error: Exception | None, names: Iterable[str]) -> PoolConfig
 
 
 def _set(settings: Mapping[str, str]) -> str:
-    each = (
-        f"pg_catalog.set_config({literal(name)}, {literal(value)}, false)"
-        for name, value in settings.items()
+    """Return the SQL that sets them. It answers nothing: the client's encoding may lack letters."""
+    each = ",".join(f"({literal(name)},{literal(value)})" for name, value in settings.items())
+    return (
+        f"SELECT FROM (VALUES {each}) base (name, value) "
+        "WHERE pg_catalog.set_config(name, value, false) IS NULL;"
+        if settings
+        else ""
     )
-    return f"SELECT {', '.join(each)};" if settings else ""
 
 
 def literal(text: str) -> str:
