@@ -15,8 +15,8 @@ Optional methods, looked up once when the pool is made:
     to. Called in its place, and within the same time limit; raises what it raises, or for what no
     reset could restore.
 ``greeted(c)``
-    Sync. ``on_acquire`` has run: what it has set up is undone at the release as everything is, but
-    is not said to be left behind.
+    Sync. ``on_acquire`` has run, or failed: what it has set up is undone at the release as
+    everything is, but is not said to be left behind.
 ``revoke(c)``
     Sync. Called at every release, before anything else: objects made from ``c`` (statements,
     cursors, transactions, generators) are dead from now on. Without it a connection is retired, as

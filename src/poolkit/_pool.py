@@ -488,9 +488,11 @@ class Pool(Generic[C]):
             limit = PATIENCE
         try:
             with self._runtime.limited(NEVER if limit is None else since + limit) as scope:
-                await _run(hook, view)
-            if not scope.cancelled_caught and slot.turn == lease._turn:
-                self._hooks.greeted(slot.connection)
+                try:
+                    await _run(hook, view)
+                finally:
+                    if slot.turn == lease._turn:
+                        self._hooks.greeted(slot.connection)
             if scope.cancelled_caught:
                 slot.cancelled = True
                 raise PoolTimeout(

@@ -239,6 +239,23 @@ async def test_callbacks_of_on_acquire_are_undone_and_nobody_is_blamed(
     assert heard == []
 
 
+async def test_nobody_is_blamed_for_an_on_acquire_that_failed_half_way(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The caller's line has left nothing behind."""
+
+    async def greet(conn: Any) -> None:
+        await conn.add_listener("here", print)
+        await conn.fetchval("SELECT 1 / 0")
+
+    async with of_one(dsn, on_acquire=greet) as pool:
+        for _ in range(2):
+            with pytest.raises(asyncpg.DivisionByZeroError):
+                await pool.acquire()
+            await quiet(pool)
+    assert not warnings_in(caplog)
+
+
 # -- attributes ----------------------------------------------------------------------------------
 
 

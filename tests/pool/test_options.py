@@ -607,18 +607,18 @@ async def test_driver_may_run_on_connect_itself() -> None:
 
 
 async def test_driver_is_told_that_on_acquire_has_run(caplog: pytest.LogCaptureFixture) -> None:
-    """Not of one that has failed, or has given the connection back; what it raises is logged."""
+    """Or failed, but not if it has given the connection back; what it raises is logged."""
 
     async def greet(conn: Any) -> None:
-        if do == "fail":
-            raise Boom
         if do == "release":
             pool.release(conn)
         own(conn).label = do
+        if do == "fail":
+            raise Boom
 
     driver = KnowingDriver()
     async with Pool(driver, max_size=1, on_acquire=greet) as pool:
-        for do, told in (("greet", True), ("rude", True), ("fail", False), ("release", False)):
+        for do, told in (("greet", True), ("rude", True), ("fail", True), ("release", False)):
             driver.log.clear()
             with contextlib.suppress(Boom, NotLeased):
                 async with pool.acquire():
