@@ -155,6 +155,8 @@ class _View(Handle):
             if callable(value):
                 slot.derived = True
             self._poolkit_look(name, value, own=True)
+            if name == "__dict__":  # what is written there nobody would undo
+                return types.MappingProxyType(value)
         return value
 
     def __setattr__(self, name: str, value: object) -> None:

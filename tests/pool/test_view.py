@@ -114,6 +114,20 @@ async def test_attributes_set_through_a_handle_die_with_the_lease() -> None:
         assert pool.stats().connected == 1
 
 
+async def test_dictionary_of_attributes_is_there_to_be_read() -> None:
+    """What is written there would go by the handle, and outlive the lease."""
+    driver: Any = FullDriver()
+    driver.kind = Furnished
+    async with Pool(driver, max_size=1) as pool, pool.acquire() as held:
+        conn: Any = held
+        conn.tenant = 1
+        assert (vars(conn)["tenant"], conn.__dict__["plain"]) == (1, ["as it was"])
+        with pytest.raises(TypeError):
+            conn.__dict__["tenant"] = 2
+        with pytest.raises(AttributeError):
+            vars(conn).update(tenant=2)
+
+
 @pytest.mark.parametrize("attribute", ["secret", "behind"])
 async def test_connection_whose_attribute_cannot_be_restored_is_replaced(attribute: str) -> None:
     """One that nobody can read, one that fails: its next user would find it set."""
