@@ -626,7 +626,7 @@ async def test_session_that_cannot_be_seen_is_refused(
 async def test_server_that_is_no_postgresql_is_reset_as_ever(
     dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It has no such catalogue, and nobody is told."""
+    """It has no such catalogue, which is said once."""
     monkeypatch.setattr(_asyncpg_base, "_CAPTURE", "COPY (SELECT {names} FROM nowhere) TO STDOUT")
     async with of_one(
         dsn, on_connect=statement("SET app.tenant = '1'; SET work_mem = 12345")
@@ -634,7 +634,11 @@ async def test_server_that_is_no_postgresql_is_reset_as_ever(
         for value in ("12345kB", "4MB"):
             async with pool.acquire() as conn:
                 assert await conn.fetchval("SHOW work_mem") == value
-    assert not warnings_in(caplog)
+        pool.renew()
+        async with pool.acquire() as conn:
+            assert await conn.fetchval("SHOW work_mem") == "12345kB"
+    (said,) = warnings_in(caplog)
+    assert "a reset here ends what on_connect has set up" in said
 
 
 async def test_way_back_that_leads_elsewhere_is_refused(

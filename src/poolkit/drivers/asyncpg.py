@@ -117,6 +117,7 @@ class AsyncpgDriver:
         self._siblings: weakref.WeakSet[Any] = weakref.WeakSet()
         self._knows_path = self.settings.pooler is not None
         self._had_primary = False
+        self._knows_no_base = False
 
     #: What makes ``isinstance(conn, asyncpg.Connection)`` true of a view.
     view = (Handle,)
@@ -298,7 +299,16 @@ class AsyncpgDriver:
             ) from error
         except (pg.SyntaxOrAccessError, pg.FeatureNotSupportedError) as error:
             # No PostgreSQL proper: it is reset to what the login begins with.
-            logger.debug("%s: looking at what on_connect has left failed: %r", self.name, error)
+            logger.log(
+                logging.DEBUG if self._knows_no_base else logging.WARNING,
+                "%s: a reset here ends what %s has set up, such as a role or settings, for the "
+                "server does not say what that is (%r). Give settings in "
+                "connect_kwargs={'server_settings': ...}, or set up in on_acquire",
+                self.name,
+                by,
+                error,
+            )
+            self._knows_no_base = True
             return None
 
     def classify(self, exc: BaseException, c: asyncpg.Connection | None, /) -> Verdict | None:
