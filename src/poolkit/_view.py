@@ -156,7 +156,8 @@ class _View(Handle):
                 slot.derived = True
             self._poolkit_look(name, value, own=True)
             if name == "__dict__":  # what is written there nobody would undo
-                return types.MappingProxyType(value)
+                attributes: Any = value
+                return types.MappingProxyType(attributes)
         return value
 
     def __setattr__(self, name: str, value: object) -> None:
