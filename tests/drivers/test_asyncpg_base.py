@@ -411,6 +411,25 @@ async def test_own_statement_that_a_lease_has_replaced_is_not_handed_on(
             assert pool.stats().retired["broken"] == 1
 
 
+async def test_name_of_a_statement_that_on_connect_has_dropped_is_free(dsn: str) -> None:
+    """A lease may give it to another, which is ended like all of its own."""
+
+    async def set_up(conn: asyncpg.Connection) -> None:
+        kept.append(await conn.prepare("SELECT 17", name="own"))
+
+    kept: list[Any] = []
+    async with of_one(dsn, reset="full+prepared", on_connect=set_up) as pool:
+        kept.clear()
+        for _ in range(3):
+            async with pool.acquire() as conn:
+                pid = conn.get_server_pid()
+                await conn.fetchval("SELECT 2")  # before which asyncpg drops what nobody has
+                assert await (await conn.prepare("SELECT 1", name="own")).fetchval() == 1
+        await quiet(pool)
+        async with pool.acquire() as conn:
+            assert conn.get_server_pid() == pid
+
+
 async def test_names_of_settings_are_found_in_whatever_statement(dsn: str) -> None:
     """In texts and arguments, executed or prepared, one by one or many at once."""
 

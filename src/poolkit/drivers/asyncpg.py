@@ -370,7 +370,7 @@ class AsyncpgDriver:
     def _undo(self, c: Any) -> str:
         level = self.settings.reset
         if level in ("full", "full+prepared"):
-            return self._way_back(c) + forget_named(c)
+            return forget_named(c) + self._way_back(c)
         query = forget_named(c)
         if c._deallocates:
             query += c._base.check()
