@@ -386,7 +386,7 @@ _TELLING: Final = _FORGETTING | {
     *("BEGIN", "COMMIT", "DEALLOCATE", "PREPARE", "ROLLBACK", "START TRANSACTION")
 }
 #: Between two words. Comments have a limit, or long texts would take long to read.
-_GAP: Final = r"(?:\s|--[^\n]{0,1000}+\n|/\*.{0,1000}?\*/)"
+_GAP: Final = r"(?:\s|--[^\n]{0,200}+\n|/\*.{0,200}?\*/)"
 #: Statements about prepared statements; in a comment or a string they cost a little, and no more.
 _on_statements: Final = re.compile(
     rf"\b(?:(?P<prepares>prepare{_GAP}++(?!transaction\b|all\b))"
