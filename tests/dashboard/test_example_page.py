@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,19 @@ def example(tmp_path: Path) -> Iterator[str]:
             server.terminate()
 
 
+def press(browser: Browser, button: str, is_heard: Callable[[], bool]) -> None:
+    """Click until that is heard: the page's script may not have run yet."""
+    end = time.monotonic() + 60
+    while not is_heard():
+        assert time.monotonic() < end
+        browser.run("document.querySelector(arguments[0]).click()", button)
+        time.sleep(0.5)
+
+
 def test_button_draws_both_latencies_and_the_pool_is_busy(example: str, browser: Browser) -> None:
     """Both lines grow, and the pool counts the acquires that its page shows."""
     browser.go(example)
-    browser.run("document.querySelector('#load').click()")
+    press(browser, "#load", lambda: browser.run("return document.querySelector('#load').disabled"))
     browser.until("return document.querySelectorAll('#chart polyline').length === 2")
     points = (
         "return [...document.querySelectorAll('#chart polyline')]"
@@ -75,12 +84,8 @@ def test_twelve_visitors_are_seen_in_line(example: str, browser: Browser) -> Non
             return json.load(answer)
 
     browser.go(example)
-    end = time.monotonic() + 60
-    while fetch("/pool")["leased"] < 5:  # what a page has not sent when it is left is never sent
-        assert time.monotonic() < end
-        # Once more: the page's script may not have run yet.
-        browser.run("document.querySelector('#visitors').click()")
-        time.sleep(0.5)
+    # What a page has not sent when it is left is never sent.
+    press(browser, "#visitors", lambda: fetch("/pool")["leased"] == 5)
     browser.go(f"{example}/poolkit")
     fetch("/breathe", b"")  # they stay for ten seconds, and the page may have taken longer
     browser.until("return document.querySelectorAll('#slots .leased').length === 5")
