@@ -212,6 +212,7 @@ class Pool(Generic[C]):
         def is_given_back() -> bool:
             return all(_task(slot) is own for slot in book.leased)
 
+        held = []
         try:
             with runtime.limited(runtime.after(grace)):
                 await life.wait_until(lambda: self._life is not life or self._look(is_given_back))
@@ -222,6 +223,10 @@ class Pool(Generic[C]):
             limit = None if None in limits else sum(filter(None, limits)) + 0.5
             with runtime.limited(runtime.after(limit)):
                 await life.wait_until(lambda: self._life is not life or not book.size)
+        except BaseException:
+            self._collapse(life, None)
+            self._held_at_end = held or self._held_at_end  # for who closes it once more
+            raise
         finally:
             self._collapse(life, None)
             await self._wait_ended(life)

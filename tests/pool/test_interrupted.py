@@ -420,19 +420,31 @@ async def test_opener_that_is_cancelled_when_it_was_served_leaves_the_pool_to_th
     await pool.aclose()
 
 
-async def test_close_that_was_cancelled_does_not_forget_who_had_not_given_back() -> None:
-    """The next one says so."""
-    pool = await Pool(FakeDriver(), min_size=1).open()
+@pytest.mark.parametrize("waits_for", ["leases", "closes"])
+async def test_close_that_was_cancelled_does_not_forget_who_had_not_given_back(
+    waits_for: str,
+) -> None:
+    """The next one says so, whatever it was waiting for."""
+    driver = FakeDriver(close=[anyio.Event()])
+    pool = await Pool(driver, min_size=2, close_timeout=None).open()
 
     async def hold() -> None:
         async with pool.acquire():
             await anyio.sleep_forever()
 
+    async def close() -> None:
+        with scope:
+            await pool.aclose(grace=None if waits_for == "leases" else 0)
+
+    scope = anyio.CancelScope()
     async with anyio.create_task_group() as group:
         group.start_soon(hold)
         await wait_all_tasks_blocked()
-        with anyio.move_on_after(0):
-            await pool.aclose(grace=None)
+        group.start_soon(close)
+        await wait_all_tasks_blocked()
+        assert bool(pool.leases()) is (waits_for == "leases")
+        scope.cancel()
+        await wait_all_tasks_blocked()
         (held,) = await pool.aclose()
         assert "hold" in held.place
         group.cancel_scope.cancel()

@@ -19,7 +19,7 @@ TESTS = {
     "tests/drivers": 2867,
     "tests/faults": 49,
     "tests/integrations": 373,
-    "tests/pool": 3608,
+    "tests/pool": 3611,
     "tests/repo": 105,
     "tests/sqlalchemy": 634,
     "tests/state": 222,
