@@ -344,7 +344,7 @@ class Pool(Generic[C]):
         home = runtime.home
         if self._amid or runtime.where() is not home:
             runtime.check()  # raises WrongLoop, but for a finalizer
-            raise self._interrupted()
+            raise self._busy_with_itself()
         if self._inbox:
             self._drain()
         if book.queue or self._greets:
@@ -380,7 +380,7 @@ class Pool(Generic[C]):
         bind(view, lease)
         return view  # type: ignore[no-any-return]
 
-    def _interrupted(self) -> PoolError:
+    def _busy_with_itself(self) -> PoolError:
         """Return the error for a finalizer that acquires in the middle of a line of ours."""
         self._tell(self._book.count, "busy")
         return words.amid(self.name)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
+from tests.drivers.sqlite_help import SQLITE_CASES, join_threads
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
@@ -53,6 +55,19 @@ async def outside(dsn: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 # -- SQLite --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=SQLITE_CASES)
+def case(request: pytest.FixtureRequest) -> Any:
+    """One of the drivers, on an event loop it runs on."""
+    return request.param
+
+
+@pytest.fixture
+def no_thread_is_left() -> Iterator[None]:
+    """Whatever a test has done."""
+    yield
+    join_threads()
 
 
 @pytest.fixture

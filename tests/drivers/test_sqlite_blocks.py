@@ -16,24 +16,14 @@ from fastapi import Depends
 
 import poolkit
 from poolkit import TransactionEnded
-from tests.drivers.sqlite_help import SQLITE_CASES, join_threads, look
+from tests.drivers.sqlite_help import look
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    """Whatever a test has done."""
-    yield
-    join_threads()
-
-
-@pytest.fixture(params=SQLITE_CASES)
-def case(request: pytest.FixtureRequest) -> Any:
-    """One of the drivers, on an event loop it runs on."""
-    return request.param
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 @pytest.fixture

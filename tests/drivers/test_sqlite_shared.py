@@ -25,22 +25,17 @@ from tests.drivers.sqlite_help import (
     abandon,
     connected,
     ended,
-    join_threads,
     look,
     run,
     write_and_checkpoint,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    """Whatever a test has done."""
-    yield
-    join_threads()
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 @pytest.fixture(

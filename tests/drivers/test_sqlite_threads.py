@@ -18,20 +18,14 @@ from tests.drivers.sqlite_help import (
     Gate,
     abandon,
     connected,
-    join_threads,
     look,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    """Whatever a test has done."""
-    yield
-    join_threads()
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 @pytest.fixture

@@ -26,10 +26,8 @@ from tests.drivers.sqlite_help import (
     ENDLESS,
     ENDLESS_INSERT,
     PATIENCE,
-    SQLITE_CASES,
     Gate,
     abandon,
-    join_threads,
     look,
 )
 
@@ -38,17 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    """Whatever a test has done."""
-    yield
-    join_threads()
-
-
-@pytest.fixture(params=SQLITE_CASES)
-def case(request: pytest.FixtureRequest) -> Any:
-    """One of the drivers, on an event loop it runs on."""
-    return request.param
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 @pytest.fixture
