@@ -30,7 +30,8 @@ says otherwise. *At once* is within 0.5 s; a deadline is the `timeout` of an `ac
 pool's `acquire_timeout`, and is kept within 0.5 s whatever happens. *Back to normal* means that all
 connections can be had at the same time, that the server knows of these and no others, and that
 nobody is given one that was cut; the time is from the end of the fault, or from the hit where the
-hit is all there is. The first number was measured, the second is what the test demands.
+hit is all there is. The first number was measured, the second is what the test demands, on a
+machine with no more processes at work than cores.
 
 | fault | your code sees | the pool | back to normal after | really hit |
 |---|---|---|---|---|

@@ -47,6 +47,12 @@ AT_ONCE = 0.5
 SLACK = 0.5
 
 
+def stretched(seconds: float) -> float:
+    """Return so many seconds of a quiet machine on this one: more if many share its cores."""
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return seconds * max(1.0, busy / (os.cpu_count() or 1))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fault:
     """A row of the table: what happens, and what is promised when it does."""
@@ -163,7 +169,7 @@ class Run:
         with pytest.raises(kind) as caught:
             yield
         took = time.monotonic() - begun
-        assert took <= within, f"{caught.value!r} after {took:.2f} s"
+        assert took <= stretched(within), f"{caught.value!r} after {took:.2f} s"
         self._words.add("at once" if within == AT_ONCE else f"within {within:g} s")
         self.saw(caught.value, kind, cause)
 
@@ -193,7 +199,9 @@ class Run:
         except PoolUnavailable as refused:
             error = refused
         took = time.monotonic() - begun
-        assert took <= timeout + SLACK, f"an acquire(timeout={timeout}) took {took:.2f} s"
+        assert took <= timeout + stretched(SLACK), (
+            f"an acquire(timeout={timeout}) took {took:.2f} s"
+        )
         if isinstance(error, PoolTimeout):
             assert took >= timeout - 0.01, f"an acquire(timeout={timeout}) gave up at {took:.2f} s"
         self._waited += 1
@@ -215,7 +223,7 @@ class Run:
         with pytest.raises(PoolTimeout) as caught:
             await pool.open()
         took = time.monotonic() - begun
-        assert timeout - 0.01 <= took <= timeout + SLACK, f"open() took {took:.2f} s"
+        assert timeout - 0.01 <= took <= timeout + stretched(SLACK), f"open() took {took:.2f} s"
         self._waited += 1
         self._words.add("at its deadline")
         self.saw(caught.value, PoolTimeout, cause)
@@ -230,7 +238,7 @@ class Run:
         ``gone`` are the backends that must not be among them. ``patient``: until it is healthy
         again callers may be refused; otherwise that is a failure.
         """
-        until_when = self._since() + self.fault.bound
+        until_when = self._since() + stretched(self.fault.bound)
         while True:
             try:
                 left = until_when - time.monotonic()
@@ -250,7 +258,7 @@ class Run:
         if not self._is_normal:
             self._is_normal = True
             self._seconds.append(took)
-            assert took <= self.fault.bound, f"back to normal after {took:.2f} s"
+            assert took <= stretched(self.fault.bound), f"back to normal after {took:.2f} s"
 
     def _since(self) -> float:
         return self._hit_at if self._over_at is None else self._over_at

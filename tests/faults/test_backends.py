@@ -18,6 +18,7 @@ from tests.faults.harness import (
     fault,
     have_all,
     query_under_way,
+    stretched,
     terminate,
     until,
 )
@@ -40,7 +41,7 @@ async def test_terminated_idle_backend_leaves_the_pool_at_once(
             victim, *_ = await have_all(pool)
             run.hits_backend(postgres, victim)
             terminate(postgres, victim)
-            await until(_has_retired(pool, broken), AT_ONCE)
+            await until(_has_retired(pool, broken), stretched(AT_ONCE))
             assert await run.waits(pool, 1.0) is None
             await run.recovered(pool, postgres, gone=(victim,))
 

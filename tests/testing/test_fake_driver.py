@@ -30,9 +30,10 @@ async def test_script_without_a_list_says_what_every_call_does() -> None:
     """Until it is changed: an outage, and its end."""
     driver = FakeDriver(connect=Fault("no route", verdict=Verdict.TRANSIENT))
     async with Pool(driver, min_size=0, backoff_min=0.01, backoff_max=0.01) as pool:
-        with pytest.raises(PoolTimeout, match="no route"):
-            await pool.acquire(timeout=0.05)
-        assert driver.calls["connect"] > 1
+        while driver.calls.get("connect", 0) < 2:
+            with pytest.raises(PoolTimeout) as caught:
+                await pool.acquire(timeout=0.05)
+        assert "no route" in str(caught.value)
         del driver.script["connect"]
         async with pool.acquire(timeout=30.0) as conn:
             assert await conn.query() == "row"
