@@ -24,7 +24,8 @@ class Life:
     def __init__(self, runtime: Runtime, workers: Workers) -> None:
         self.runtime = runtime
         self.workers = workers
-        self.openers = 0  # calls of `open()` under way
+        self.openers = 0  # those under way to open it
+        self.is_kept = False  # whoever has called `open` is to call `aclose`
         self.ended = False  # its tasks have
         self._scope = anyio.CancelScope()
         self.watchers: list[Any] = []
@@ -71,6 +72,10 @@ class Life:
                 end(cause)
 
         runtime.start_root(root)
+
+    def keep(self) -> None:
+        """Let no block end this life: somebody has opened the pool to close it himself."""
+        self.is_kept = True
 
     def cancel(self) -> None:
         """End the root task and all its children, without waiting."""

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeVar
 from anyio.lowlevel import checkpoint
 
 from poolkit import _words as words
+from poolkit._blocks import Blocks
 from poolkit._deadlock import closed_by
 from poolkit._driver import C
 from poolkit._errors import NotLeased, PoolClosed, PoolDeadlock, PoolError, PoolTimeout
@@ -97,6 +98,7 @@ class Pool(Generic[C]):
             getattr(driver, "name", None) or type(driver).__name__
         )
         self._life: Life | None = None
+        self._blocks = Blocks()
         self._held_at_end: list[LeaseInfo] = []  # when a life has ended without `aclose`
         self._amid = False
         self._inbox: deque[Callable[[], object]] = deque()
@@ -122,15 +124,23 @@ class Pool(Generic[C]):
     async def open(self) -> Self:
         """Open the pool and wait until ``min_size`` connections are there.
 
-        Opening an open pool does nothing. A closed pool may be opened again, on another loop too.
+        Opening an open pool changes nothing. Whoever opens it this way closes it with `aclose`: the
+        end of an ``async with`` leaves it open, also of ``async with await pool.open()``. A closed
+        pool may be opened again, on another loop too.
 
         Raises:
             ConnectFailed: the database refused; its error is the ``__cause__``. An error that may
                 pass is waited out for ``acquire_timeout`` first, then it is the cause of a
                 `PoolTimeout`. The pool is closed again.
+            PoolClosed: it is being closed, or was while this waited.
             WrongLoop: the pool is open on another event loop.
 
         """
+        await self._open(Life.keep)
+        return self
+
+    async def _open(self, join: Callable[[Life], None]) -> None:
+        """Open the pool, unless it is open; `join` counts the caller in with those who use it."""
         book = self._book
         if self._life is not None and self._runtime.has_ended():
             self._loop_ended(self._life, None)
@@ -142,7 +152,8 @@ class Pool(Generic[C]):
         assert life is not None
         runtime.check()  # raises WrongLoop
         if book.phase == "open":
-            return self
+            join(life)
+            return
         now = runtime.now()
         limit = book.options.acquire_timeout
         waiter = Waiter(NEVER if limit is None else now + limit, None, runtime.create_parking())
@@ -154,29 +165,65 @@ class Pool(Generic[C]):
             raise
         life.openers += 1
         try:
-            self._settle()
-            await waiter.parking
-            if waiter.outcome != "served" or self._life is not life:
-                raise words.refusal(self.name, waiter, limit)
+            try:
+                self._settle()
+                await waiter.parking
+                if waiter.outcome != "served" or self._life is not life:
+                    raise words.refusal(self.name, waiter, limit)
+                book.opened()
+                join(life)
+            finally:
+                life.openers -= 1
         except BaseException:
             self._tell(book.give_up_opening, waiter)
-            if life is self._life and book.phase == "opening" and life.openers == 1:
+            if life is self._life and book.is_open and not self._is_used(life):
                 self._collapse(life, None)  # nobody else has opened it, or is about to
                 await self._wait_ended(life)
                 self._hooks.raise_again()
             raise
-        finally:
-            life.openers -= 1
-        book.opened()
-        return self
 
     async def __aenter__(self) -> Self:
-        """Open the pool."""
-        return await self.open()
+        """Open the pool, or join those who are inside; wait for the end of one that is closing.
+
+        Raises what `open` raises, and `PoolClosed` if closing outlasts ``acquire_timeout``.
+        """
+        await self._wait_closed()
+        await self._open(self._blocks.begin)
+        return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Close the pool."""
-        await self.aclose()
+        """Close the pool, as `aclose` does, if nobody else is inside or has called `open`.
+
+        Does nothing if the pool was closed meanwhile, also if it was opened again.
+        """
+        life = self._blocks.end()
+        if self._life is None:
+            await self.aclose()  # raises what the driver's calls have
+        elif life is self._life and self._book.phase != "closing" and not self._is_used(life):
+            await self.aclose()
+
+    def _is_used(self, life: Life) -> bool:
+        """Tell whether anybody counts on the pool's being open, or is about to."""
+        return life.is_kept or life.openers > 0 or self._blocks.has_any(life)
+
+    async def _wait_closed(self) -> None:
+        """Wait until a pool that is being closed is, unless the caller is waited for itself."""
+        book, life = self._book, self._life
+        if life is None or book.phase != "closing" or life.runtime.has_ended():
+            return
+        runtime = life.runtime
+        own = runtime.task()  # raises WrongLoop
+        if any(_task(slot) is own for slot in book.leased):
+            return
+        with runtime.limited(runtime.after(book.options.acquire_timeout)):
+            while life is not None and book.phase == "closing":
+                await self._wait_over(life)
+                life = self._life if self._runtime is runtime else None
+
+    async def _wait_over(self, life: Life) -> None:
+        await life.wait_until(lambda: self._life is not life)
+        with life.runtime.limited(life.runtime.after(_LAST_WAIT)):
+            await life.wait_until(lambda: life.ended)
 
     async def aclose(self, *, grace: float | None = 10.0) -> list[LeaseInfo]:
         """Close the pool: decide first, wait second.

@@ -49,6 +49,24 @@ def cancellations() -> tuple[type[BaseException], ...]:
     return (*found, *([] if trio is None else [trio.Cancelled]))
 
 
+def running_task() -> Any:
+    """Return the task that calls, on whatever event loop; None: no task does."""
+    asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_task():
+        return trio.lowlevel.current_task()
+    try:
+        return None if asyncio is None else asyncio.current_task()
+    except RuntimeError:  # no loop is running
+        return None
+
+
+def has_ended(task: Any) -> bool:
+    """Tell whether a task, of asyncio's or trio's, has ended; None: it was collected."""
+    if task is None:
+        return True
+    return bool(task.done() if hasattr(task, "done") else task.coro.cr_frame is None)
+
+
 def is_cancellation(error: BaseException) -> bool:
     """Tell whether an error is a cancellation, or several of them and nothing else."""
     if isinstance(error, BaseExceptionGroup):

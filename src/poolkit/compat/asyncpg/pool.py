@@ -178,8 +178,12 @@ class Pool(_Pool[asyncpg.Connection]):
         """Open the pool."""
         return self.open().__await__()
 
+    async def __aenter__(self) -> Self:
+        """Open the pool, unless it is open."""
+        return await self.open()
+
     async def __aexit__(self, *_: object) -> None:
-        """Close the pool, as `close` does: without a limit."""
+        """Close the pool for all, as `close` does: without a limit."""
         await self.close()
 
     async def close(self) -> None:
