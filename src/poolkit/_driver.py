@@ -43,6 +43,10 @@ Optional methods, looked up once when the pool is made:
     not; of what else leaves the block of a lease; and, one by one, of what is in their groups and
     what they were raised from, so that there is no need to look into an error. (Of connecting it is
     asked about the one error.)
+``restate(exc, c) -> Exception | None``
+    Sync. What its user is to see, raised from ``exc``, in place of what an operation on ``c`` has
+    raised and does not say what has happened: a lost connection, say, that the library takes for a
+    mistake of its own. None: ``exc`` itself. Asked after ``classify``.
 ``transaction(c, **settings)``
     An async context manager: begin; commit, or roll back on an exception. After a cancellation it
     is dropped without being left, so it must be a class: an async generator would be finalised at

@@ -35,6 +35,8 @@ _WORST_FIRST: Final = (
     Verdict.TRANSIENT,
     Verdict.OK,
 )
+#: What is said of a connection that is gone.
+_LOST: Final = frozenset({Verdict.DEAD, Verdict.SERVER_GONE})
 #: The classes of drivers of which something was said.
 _told: Final[weakref.WeakSet[type]] = weakref.WeakSet()
 #: How many errors inside of one are looked at.
@@ -65,6 +67,9 @@ class Hooks:
             self.view = (*self.view, Unrevoked)
         self.watch: Callable[[Any, Callable[..., None]], None] | None = getattr(
             driver, "watch", None
+        )
+        self._restate: Callable[[Exception, Any], Exception | None] | None = getattr(
+            driver, "restate", None
         )
         self._set_up: Callable[..., Awaitable[object]] = getattr(driver, "set_up", _set_up)
         self._greeted: Callable[[Any], None] | None = getattr(driver, "greeted", None)
@@ -184,6 +189,23 @@ class Hooks:
         except BaseException as rude:
             self.report("classify", rude)
         return verdicts
+
+    def restate(self, slot: Slot, error: BaseException) -> Exception | None:
+        """Return what a user is to see in place of an error that does not say what has happened."""
+        if self._restate is None or not isinstance(error, Exception):
+            return None
+        try:
+            better = self._restate(error, slot.connection)
+            if better is not None:
+                better.__dict__[HEEDED] = id(slot.connection)
+        except BaseException as rude:
+            self.report("restate", rude)
+            return None
+        return better
+
+    def has_lost(self, slot: Slot) -> bool:
+        """Tell whether a connection is dead, or an error of its lease says so."""
+        return not slot.verdicts.isdisjoint(_LOST) or self.is_dead(slot.connection)
 
     def terminate(self, connection: Any) -> None:
         """Close a connection at once."""

@@ -26,7 +26,9 @@ class Lease(Generic[C]):
     it, and it to no view: it lives as long as somebody can still give back, and no longer.
     """
 
-    __slots__ = ("_code", "_lasti", "_over", "_pool", "_slot", "_timeout", "_turn")
+    __slots__ = (
+        *("_code", "_has_waited", "_lasti", "_over", "_pool", "_slot", "_timeout", "_turn"),
+    )
 
     # Set by `Pool.acquire`, which makes one without a call more than it takes.
     _pool: Pool[C]
@@ -36,6 +38,8 @@ class Lease(Generic[C]):
     #: What is leased, once something is: until the slot's turn is another.
     _slot: Slot | None
     _turn: int
+    #: Whether it was served in the queue; not set on the fast path, where it was not.
+    _has_waited: bool
     #: Where it was given back: a code and an offset in it, or "block", at the end of its block.
     _over: Place | Literal["block"] | None
 

@@ -485,6 +485,7 @@ class Pool(Generic[C]):
             self._tell(book.release, slot, runtime.now())
             self._settle()
             raise lease.is_used()
+        lease._has_waited = not direct
         view: C = make_view(lease, slot)
         if hook is not None:
             greet = functools.partial(self._greet, hook, view, slot, lease, now, direct=direct)
@@ -492,6 +493,11 @@ class Pool(Generic[C]):
                 return view, greet
             await greet()
         return view
+
+    def _uncount(self, lease: Lease[Any]) -> None:
+        """Forget that a lease was acquired: its caller acquires another one in its place."""
+        was = "served" if getattr(lease, "_has_waited", False) else "direct"
+        self._tell(self._book.uncount, was)
 
     def _refusal(self, waiter: Waiter, limit: float | None) -> PoolError:
         """Return the error for a wait that ended without a connection."""

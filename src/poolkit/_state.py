@@ -302,11 +302,15 @@ class PoolState:
 
     def recount(self, was: Outcome | Literal["direct"], outcome: Outcome) -> None:
         """Count the end of an acquire as another one: what its caller saw."""
+        self.uncount(was)
+        self.outcomes[outcome] += 1
+
+    def uncount(self, was: Outcome | Literal["direct"]) -> None:
+        """Forget the end of an acquire."""
         if was == "direct":
             self.direct -= 1
         else:
             self.outcomes[was] -= 1
-        self.outcomes[outcome] += 1
 
     def release(self, slot: Slot, now: float) -> bool:
         """Take back a connection that is fit for the next user as it is.

@@ -11,10 +11,14 @@ from poolkit._view import held_slot, watched
 
 if TYPE_CHECKING:
     import types
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from poolkit._errors import PoolTimeout
     from poolkit._lease import Lease
+    from poolkit._slot import Slot
+
+    #: Gives back a connection, which has raised this, and returns another one.
+    Exchange = Callable[[BaseException], Awaitable[Any]]
 
 
 class Transaction(Generic[C]):
@@ -25,11 +29,14 @@ class Transaction(Generic[C]):
     of the lease rolls back, and until then nothing more can be done on the connection, since it
     would join the open transaction and be undone with it. Nor can anything be done in the block
     once its transaction has ended otherwise: it would stand by itself.
+
+    If the connection turns out to be lost when the transaction begins, and nothing else was done on
+    it, another one is acquired, once, within the same deadline: a BEGIN has no effect to repeat.
     """
 
     __slots__ = (
-        *("_has_ended", "_lease", "_manager", "_outer", "_settings", "_since"),
-        *("_slot", "_spoiled", "_timeout", "_turn", "_view"),
+        *("_exchange", "_has_ended", "_lease", "_manager", "_outer", "_place", "_settings"),
+        *("_since", "_slot", "_spoiled", "_timeout", "_turn", "_view"),
     )
 
     def __init__(self, lease: Lease[C] | None, view: Any, settings: dict[str, Any]) -> None:
@@ -37,6 +44,7 @@ class Transaction(Generic[C]):
         self._view: Any = view
         self._settings = settings
         self._timeout: float | None = None
+        self._exchange: Exchange | None = None
         self._spoiled = False
         #: The block that this one is inside of, as `Slot.block`.
         self._outer: Transaction[C] | None = None
@@ -48,20 +56,61 @@ class Transaction(Generic[C]):
         self._since = since
         return self
 
+    def exchanging(self, exchange: Exchange) -> Self:
+        """Have a connection that is lost exchanged: nobody else has a handle on it yet."""
+        self._exchange = exchange
+        return self
+
     async def __aenter__(self) -> C:
         """Acquire the connection, unless it was given, and begin."""
-        if self._lease is None:
+        lease = self._lease
+        if lease is not None:
+            self._place = lease._code, lease._lasti
+            self.within(lease._timeout, since=lease._pool._now())
+            self._view = await lease.__aenter__()
+        slot: Slot = self._view._poolkit_slot
+        is_new = not slot.touched
+        try:
             await self._begin()
-        else:
-            self.within(self._lease._timeout, since=self._lease._pool._now())
-            self._view = await self._lease.__aenter__()
-            try:
-                await self._begin()
-            except BaseException as error:
-                await self._lease.__aexit__(type(error), error, None)
+        except BaseException as error:
+            exchange = self._exchange if lease is None else self._acquire_another
+            if exchange is None or not (is_new and self._was_lost(slot, error)):
+                await self._give_back(error)
                 raise
+            self._view = await exchange(error)  # what this raises has the error in its context
+            await self._begin_again()
         view: C = self._view
         return view
+
+    async def _begin_again(self) -> None:
+        try:
+            await self._begin()
+        except BaseException as error:
+            await self._give_back(error)
+            raise
+
+    def _was_lost(self, slot: Slot, error: BaseException) -> bool:
+        """Tell whether beginning has failed because there is no connection any more."""
+        pool = self._view._poolkit_pool
+        return (
+            isinstance(error, Exception) and pool._book.is_open and pool._hooks.has_lost(slot)
+        )
+
+    async def _acquire_another(self, error: BaseException) -> C:
+        """Acquire another connection in place of the one that was lost."""
+        assert self._lease is not None
+        pool = self._lease._pool
+        await self._give_back(error)
+        pool._uncount(self._lease)
+        limit = None if self._timeout is None else self._left(self._timeout)
+        self._lease = lease = pool.acquire(timeout=limit)
+        lease._code, lease._lasti = self._place
+        return await lease.__aenter__()
+
+    async def _give_back(self, error: BaseException) -> None:
+        """Give back what was acquired here; nothing is awaited."""
+        if self._lease is not None:
+            await self._lease.__aexit__(type(error), error, None)
 
     async def _begin(self) -> None:
         self._slot = slot = held_slot(self._view)

@@ -463,7 +463,7 @@ def _watch_future(view: Any, name: str, future: Any) -> Any:
         if future.cancelled():
             slot.cancelled |= slot.turn == view._poolkit_turn
         elif error is not None:
-            _failed(view, error)
+            _failed(view, error, may_restate=False)
         else:
             view._poolkit_look(name, future.result())
 
@@ -563,8 +563,12 @@ def _named(call: Callable[..., Any], name: str) -> Callable[..., Any]:
     return call
 
 
-def _failed(view: Any, error: BaseException, args: tuple[Any, ...] = ()) -> None:
+def _failed(
+    view: Any, error: BaseException, args: tuple[Any, ...] = (), *, may_restate: bool = True
+) -> None:
     """Note on the slot how an operation ended, for the release, unless that has been.
+
+    Raises what the driver has to say in place of the error, if it has.
 
     ``args``: what the end of a block was given, and has let through, may come from anywhere.
     """
@@ -579,6 +583,8 @@ def _failed(view: Any, error: BaseException, args: tuple[Any, ...] = ()) -> None
         lease._pool._hooks.heed(slot, error, passed=passed)
     if not passed:
         view._poolkit_look_inside(error)
+        if may_restate and (better := lease._pool._hooks.restate(slot, error)) is not None:
+            raise better from error
 
 
 async def watched(view: Any, operation: Awaitable[Any], args: tuple[Any, ...] = ()) -> Any:

@@ -23,6 +23,7 @@ from poolkit import _words as words
 from poolkit._view import watched
 from poolkit.drivers._asyncpg_base import Restoration, Statements, literal
 from poolkit.drivers._asyncpg_codecs import Codecs, Guise
+from poolkit.drivers._asyncpg_errors import restated
 from poolkit.drivers._asyncpg_sql import chains, goes_on
 
 if TYPE_CHECKING:
@@ -309,9 +310,14 @@ def pooled(kind: Any, *, is_noting: bool = False) -> Any:
         # -- what is made from it ----------------------------------------------------------------
 
         def failed(self, lease: int, error: Exception) -> None:
-            """Tell the pool of an error that its view does not see, unless the lease is over."""
+            """Tell the pool of an error that its view does not see, unless the lease is over.
+
+            Raises what says better what has happened, if it was lost.
+            """
             if lease == self._pool_release_ctr and self._tell is not None:
                 self._tell(error)
+            if (better := restated(error, closed=self.is_closed())) is not None:
+                raise better from error
 
         def executed(self, lease: int, statement: str) -> None:
             """Note what became of the block's transaction by one that was prepared before."""

@@ -83,6 +83,22 @@ def of_lease(error: BaseException, *, closed: bool) -> Verdict:
     return Verdict.SERVER_GONE
 
 
+def restated(error: Exception, *, closed: bool) -> Exception | None:
+    """Return asyncpg's error for a lost connection in place of one about its own inner state.
+
+    An operation that begins when the server has said its last word, and the end of the connection
+    has not been read yet, fails because asyncpg is not in the state for it.
+    """
+    own = isinstance(error, pg.InternalClientError) and not isinstance(error, _OWN_AFFAIR)
+    if not (closed and own):
+        return None
+    return pg.ConnectionDoesNotExistError(
+        "connection was closed in the middle of operation: the server, or something on the way to "
+        f"it, has ended the connection (asyncpg says: {error}). Acquire another one, and do all of "
+        "it again, unless it may have taken effect"
+    )
+
+
 def _is_out_of_step(error: pg.PostgresError) -> bool:
     """Tell whether a server's error is about asyncpg's own statements, or the protocol."""
     return isinstance(error, pg.ProtocolViolationError) or "__asyncpg_" in str(error)

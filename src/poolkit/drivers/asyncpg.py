@@ -324,6 +324,10 @@ class AsyncpgDriver:
             return Verdict.SUSPECT if standby is None else Verdict.OK
         return errors.of_lease(exc, closed=c.is_closed())
 
+    def restate(self, exc: Exception, c: asyncpg.Connection, /) -> Exception | None:
+        """Say in words that the connection was lost, where asyncpg speaks of its own state."""
+        return errors.restated(exc, closed=c.is_closed())
+
     # -- between two leases ----------------------------------------------------------------------
 
     def revoke(self, c: Any, /) -> None:

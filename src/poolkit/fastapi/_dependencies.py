@@ -169,7 +169,10 @@ class Dependencies:
                 yield await lease.keep()
                 return
             began = pool._now()
+            is_new = not lease.is_held
             on_it = _transaction_on(await lease.keep(), **dict(settings))
+            if is_new:
+                on_it.exchanging(functools.partial(lease.exchange, since=began))
             async with on_it.within(pool._default_limit, since=began) as view:
                 yield view
 

@@ -139,8 +139,19 @@ class LazyConnection(Generic[T]):
         self._ended = True
         self._give_back(remark, error)
 
-    async def _use(self, *, to_the_end: bool = False) -> Any:
-        began = self._pool._now() if self._lock.locked() else None
+    async def exchange(self, error: BaseException, *, since: float) -> T:
+        """Keep another connection, in place of one that was lost before anybody has used it.
+
+        ``since``: when the wait for the first one has begun.
+        """
+        lease = self._view._poolkit_lease
+        self._give_back(AT_THE_END, error)
+        self._pool._uncount(lease)
+        view: T = await self._use(to_the_end=True, since=since)
+        return view
+
+    async def _use(self, *, to_the_end: bool = False, since: float | None = None) -> Any:
+        began = self._pool._now() if since is None and self._lock.locked() else since
         async with self._lock:
             if not (self._ended or self.is_held):
                 lease = self._pool.acquire()
