@@ -37,9 +37,10 @@ machine with no more processes at work than cores.
 |---|---|---|---|---|
 """
 BELOW = """
-Where a query fails with `ConnectionDoesNotExistError`, it can be asyncpg's `InternalClientError`
-instead ("another operation is in progress"), if it begins just after the server's last word. A
-query whose client is gone goes on in the server to its end; `client_connection_check_interval`, a
+A query that begins just after the server's last word, before the end of its connection has been read,
+fails with `ConnectionDoesNotExistError` as well (cause: asyncpg's `InternalClientError`). If it is the
+BEGIN of `pool.transaction()`, or of the `transaction` dependency of FastAPI, your code sees nothing: it
+is sent once more, on another connection, within the same deadline. A query whose client is gone goes on in the server to its end; `client_connection_check_interval`, a
 setting of PostgreSQL 14 and later, makes the server look earlier.
 
 A connection that dies while nobody uses it is nobody's error. A query that was under way is the

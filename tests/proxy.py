@@ -101,6 +101,7 @@ class Proxy:
         self._delay = 0.0
         self._swallow_new = False
         self._reset_new = False
+        self._withholds_ends = False
 
     # ── life ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -147,7 +148,7 @@ class Proxy:
 
         async def change() -> None:
             self._listen()
-            self._swallow_new, self._reset_new = False, False
+            self._swallow_new, self._reset_new, self._withholds_ends = False, False, False
             for link in self._links:
                 link.swallows = False
                 if link.over:
@@ -251,6 +252,17 @@ class Proxy:
         async def change() -> None:
             for link in self._links:
                 self._finish(link)
+
+        self._do(change)
+
+    def withhold_ends(self) -> None:
+        """Forward what servers say, and not that they have closed, until `pass_through()`.
+
+        As if the end of a connection took a little longer than the server's last word.
+        """
+
+        async def change() -> None:
+            self._withholds_ends = True
 
         self._do(change)
 
@@ -392,7 +404,7 @@ class Proxy:
                 if not (link.swallows or link.finished):
                     await self._loop.sock_sendall(link.client, data)
         link.over = True
-        if not link.swallows:
+        if not (link.swallows or self._withholds_ends):
             self._finish(link)
 
     async def _received(self, source: socket.socket) -> bytes:

@@ -34,13 +34,12 @@ POOL, TASKS, CONNECTING = 10, 50, 4
 def _is_loss(error: BaseException) -> bool:
     """Tell whether this is how a query finds out, by asyncpg's words.
 
-    The second is for a query that begins when the server has said its last word, and the end of the
-    connection has not been read yet; the third for one that begins when it has been, since the
-    connection was handed to its task.
+    The second is for a query that begins when the end of the connection has been read, since that
+    was handed to its task.
     """
     if type(error) is pg.InterfaceError:
         return str(error).endswith("connection is closed")
-    return type(error) in (pg.ConnectionDoesNotExistError, pg.InternalClientError)
+    return type(error) is pg.ConnectionDoesNotExistError
 
 
 class Load:

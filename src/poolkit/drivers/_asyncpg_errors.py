@@ -87,10 +87,12 @@ def restated(error: Exception, *, closed: bool) -> Exception | None:
     """Return asyncpg's error for a lost connection in place of one about its own inner state.
 
     An operation that begins when the server has said its last word, and the end of the connection
-    has not been read yet, fails because asyncpg is not in the state for it.
+    has not been read yet, fails because asyncpg is not in the state for it. (That another operation
+    is under way is another error of asyncpg's.)
     """
-    own = isinstance(error, pg.InternalClientError) and not isinstance(error, _OWN_AFFAIR)
-    if not (closed and own):
+    if not isinstance(error, pg.InternalClientError) or isinstance(error, _OWN_AFFAIR):
+        return None
+    if not (closed or str(error).startswith("cannot switch to state")):
         return None
     return pg.ConnectionDoesNotExistError(
         "connection was closed in the middle of operation: the server, or something on the way to "
