@@ -73,7 +73,7 @@ Optional methods, looked up once when the pool is made:
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from typing_extensions import TypeVar
 
@@ -131,6 +131,24 @@ class Driver(Protocol[C]):
         May be called at any time from the loop's thread, also while another method is pending.
         """
         ...
+
+
+#: What each driver has.
+_METHODS: Final = ("connect", "is_dead", "reset", "ping", "close", "terminate")
+
+
+def require_driver(given: object) -> None:
+    """Refuse what is no driver, without quoting it: it may be a URL with a password."""
+    if isinstance(given, type):
+        name = given.__name__
+        raise PoolConfigError(f"Pool() was given the class {name}: give an instance, {name}(...)")
+    missing = [name for name in _METHODS if not callable(getattr(given, name, None))]
+    if missing:
+        raise PoolConfigError(
+            f"Pool() was given an object of type {type(given).__name__}, which is no driver: it "
+            f"has no {', '.join(f'{name}()' for name in missing)}. For a database URL use "
+            "poolkit.create_pool(url)"
+        )
 
 
 def load_driver(url: str, scheme: str) -> Driver[Any]:

@@ -7,11 +7,13 @@ an error nor a cancellation is kept for whoever closes the pool; what ends the p
 
 from __future__ import annotations
 
+import functools
 import logging
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
+from poolkit._awaits import awaited, not_awaitable
 from poolkit._driver import Verdict
 from poolkit._runtime import cancellations
 from poolkit._say import say, shown, told
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from poolkit._driver import Driver
+    from poolkit._errors import PoolConfigError
     from poolkit._options import Hook
     from poolkit._shedding import Shedder, Shedding
     from poolkit._slot import Reason, Slot
@@ -105,7 +108,14 @@ class Hooks:
 
     def set_up(self, connection: Any, on_connect: Hook) -> Awaitable[object]:
         """Run ``on_connect``."""
-        return self._set_up(connection, on_connect)
+        return self._set_up(connection, functools.partial(awaited, "on_connect", on_connect))
+
+    def refusal(self, call: str, function: object, made: object) -> PoolConfigError | None:
+        """Return the error for a call whose result cannot be awaited; None if it can be."""
+        of_pool = call == "on_close"
+        method = "set_up" if call == "on_connect" else call  # that one says so itself
+        what = f"{call}={shown(function)}" if of_pool else f"{self._name}.{method}()"
+        return not_awaitable(what, made)
 
     def greeted(self, connection: Any) -> None:
         """Tell that ``on_acquire`` has run."""

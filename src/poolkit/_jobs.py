@@ -10,6 +10,7 @@ each worker has one cancel scope: a timer and a scope for each job would cost as
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
@@ -18,6 +19,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from poolkit._driver import Verdict
+from poolkit._errors import PoolConfigError
 from poolkit._runtime import is_cancellation
 from poolkit._say import Told, say, shown
 from poolkit._slot import NEVER
@@ -40,6 +42,9 @@ T = TypeVar("T")
 
 #: How soon the tasks whose operations a reset has ended must have noticed.
 _TURNS_TO_NOTICE = 5
+
+#: In place of what a call has returned.
+_NOT_CALLED: Final = object()
 
 #: How often a connection is asked at most when each answer is read late.
 _PINGS = 3
@@ -275,6 +280,8 @@ class Workers:
             error = TimeoutError(f"connecting took longer than {options.connect_timeout} s")
         self._say(logging.DEBUG, "connecting failed: %s", shown(error))
         verdict = Verdict.TRANSIENT if late else self._hooks.classify(error, None)
+        if isinstance(error, PoolConfigError):  # whatever the driver makes of it
+            verdict = Verdict.FATAL
         self._tell(self._book.connect_failed, slot, error, verdict, self._runtime.now())
 
     async def _ask_anew(
@@ -355,7 +362,8 @@ class Workers:
         if error is None:
             return slot.state == "recycling", result
         verdict = self._hooks.classify(error, slot.connection)
-        self._tell_of(error, refused=verdict is Verdict.OK)
+        is_known = verdict is Verdict.OK or isinstance(error, PoolConfigError)
+        self._tell_of(error, refused=is_known)
         gone = worker.is_late(error) or verdict is Verdict.SERVER_GONE
         self._recycle_failed(slot, suspect_others=gone)
         return False, None
@@ -388,12 +396,30 @@ class Workers:
         worker.slot.sent_at = now = self._runtime.now()
         if now >= self._attend_at:
             self.attend(now)
+        made: Any = _NOT_CALLED
         try:
-            return await call(*arguments), None
+            made = call(*arguments)
+            return await made, None
         except BaseException as error:
+            if (
+                isinstance(error, TypeError)
+                and made is not _NOT_CALLED
+                and (refusal := self._hooks.refusal(job, call, made)) is not None
+            ):
+                self._refused(job, made, refusal)
+                return None, refusal
             if not (isinstance(error, Exception) or self._is_ours(error, worker)):
                 self._hooks.report(job, error)
             return None, error
+
+    def _refused(self, job: str, made: object, refusal: PoolConfigError) -> None:
+        """Say aloud, once, what nobody else is told; leave no connection open."""
+        if job == "connect":
+            if made is not None and not hasattr(made, "__next__") and not inspect.isasyncgen(made):
+                self._hooks.terminate(made)  # the connection itself
+        elif job in ("on_close", "close") and (text := str(refusal)) not in self._refusals:
+            self._refusals.add(text)
+            self._say(logging.ERROR, "%s", text)
 
     def _is_ours(self, error: BaseException, worker: _Worker) -> bool:
         """Tell whether the pool, or the end of its loop, has cancelled what ends with this."""

@@ -9,6 +9,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
+from poolkit._awaits import check_hook
 from poolkit._errors import PoolConfigError
 
 if TYPE_CHECKING:
@@ -185,6 +186,9 @@ class Options:
             raise PoolConfigError(
                 f"backoff_min={self.backoff_min} is above backoff_max={self.backoff_max}"
             )
+        if isinstance(self.shedding, type):
+            kind = self.shedding.__name__
+            raise PoolConfigError(f"shedding={kind} is the class: give an instance, {kind}()")
         if self.shedding is not None and not callable(getattr(self.shedding, "begin", None)):
             raise PoolConfigError(
                 f"shedding={self.shedding!r} is not a policy: give poolkit.CoDel(), for example"
@@ -194,11 +198,8 @@ class Options:
                 f"deadlock={self.deadlock!r} is unknown: give 'raise', 'warn' or 'off'"
             )
         for name in ("on_connect", "on_close", "on_acquire"):
-            hook = getattr(self, name)
-            if hook is not None and not callable(hook):
-                raise PoolConfigError(
-                    f"{name}={hook!r} is not callable: give an async function of one connection"
-                )
+            if (hook := getattr(self, name)) is not None:
+                check_hook(name, hook)
         if self.name is not None and not isinstance(self.name, str):
             raise PoolConfigError(f"name={self.name!r} is not a string")
 

@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeVar
 from anyio.lowlevel import checkpoint
 
 from poolkit import _words as words
+from poolkit._awaits import awaited
 from poolkit._blocks import Blocks
 from poolkit._deadlock import closed_by
-from poolkit._driver import C
+from poolkit._driver import C, require_driver
 from poolkit._errors import NotLeased, PoolClosed, PoolDeadlock, PoolError, PoolTimeout
 from poolkit._hooks import GuardedPolicy, Hooks
 from poolkit._jobs import Workers
@@ -87,10 +88,11 @@ class Pool(Generic[C]):
     ``Pool(driver, min_size=1, max_size=10)``. Making one does nothing yet; opening it does. All
     methods must be called on the event loop on which the pool was opened.
 
-    Raises `PoolConfigError` for options that cannot work.
+    Raises `PoolConfigError` for options that cannot work, and for what is no driver.
     """
 
     def __init__(self, driver: Driver[C], /, **options: Unpack[PoolOptions]) -> None:
+        require_driver(driver)
         given = make_options(options)
         self._driver = driver
         self._check_options(given)
@@ -307,7 +309,7 @@ class Pool(Generic[C]):
             self._settle,
             self._found_dead,
         )
-        runtime.protect(Pool, Lease, TracedLease, Transaction, Workers, Life, upkeep, but=_run)
+        runtime.protect(Pool, Lease, TracedLease, Transaction, Workers, Life, upkeep, but=awaited)
         self._runtime = runtime
         self._suspended = Suspended()
         self._hooks.end_run = runtime.end_run
@@ -547,7 +549,7 @@ class Pool(Generic[C]):
         try:
             with self._runtime.limited(NEVER if limit is None else since + limit) as scope:
                 try:
-                    await _run(hook, view)
+                    await awaited("on_acquire", hook, view)
                 finally:
                     if slot.turn == lease._turn:
                         self._hooks.greeted(slot.connection)
@@ -867,10 +869,6 @@ def _warn_of_the_open(pool: Pool[Any]) -> None:
             f"pool {pool.name!r} was never closed, and its event loop has ended: use "
             "`async with pool:` or `await pool.aclose()`"
         )
-
-
-async def _run(hook: Hook, connection: Any) -> None:
-    await hook(connection)
 
 
 def _outcome_of(error: BaseException) -> Outcome:

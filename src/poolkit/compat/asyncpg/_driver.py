@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import asyncpg
 
+from poolkit._awaits import awaited
 from poolkit._driver import Verdict
 from poolkit._errors import NotLeased, PoolConfigError
 from poolkit._view import _Method, _View, watched
@@ -152,7 +153,9 @@ class CompatDriver(AsyncpgDriver):
 
     async def connect(self) -> asyncpg.Connection:
         """Open a connection, by whatever means the program has given."""
-        c: Any = await self._connector(
+        c: Any = await awaited(
+            "connect",
+            self._connector,
             self._dsn,
             loop=asyncio.get_running_loop(),
             connection_class=self._kind,
@@ -211,6 +214,6 @@ async def _reset_itself(c: asyncpg.Connection) -> None:
 
 def _as_coroutine(reset: Callable[[Any], Awaitable[object]]) -> Any:
     async def run(c: Any) -> None:
-        await reset(c)
+        await awaited("reset", reset, c)
 
     return run

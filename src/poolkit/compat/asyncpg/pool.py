@@ -17,6 +17,7 @@ import asyncpg
 from asyncpg import InterfaceError
 
 from poolkit import _words as words
+from poolkit._awaits import awaited, check_hook
 from poolkit._errors import ConnectFailed, PoolClosed
 from poolkit._lease import Lease, Released
 from poolkit._pool import Pool as _Pool
@@ -117,6 +118,9 @@ class Pool(_Pool[asyncpg.Connection]):
             connection_class=connection_class,
             record_class=record_class,
         )
+        for name, hook in {"init": init, "setup": setup, "reset": reset}.items():
+            if hook is not None:
+                check_hook(name, hook)
         driver = CompatDriver(
             dsn,
             connect_kwargs,
@@ -136,7 +140,7 @@ class Pool(_Pool[asyncpg.Connection]):
             max_lifetime=None,
             max_idle_time=max_inactive_connection_lifetime or None,
             deadlock="warn",  # whoever waits with a timeout expects a timeout
-            on_connect=init,
+            on_connect=None if init is None else functools.partial(awaited, "init", init),
             on_acquire=None if setup is None else _or_terminate(setup),
         )
         self._compat = driver
@@ -394,7 +398,7 @@ def _is_open(slot: Slot) -> bool:
 def _or_terminate(setup: Hook) -> Hook:
     async def run(conn: Any) -> None:
         try:
-            await setup(conn)
+            await awaited("setup", setup, conn)
         except BaseException:
             with contextlib.suppress(ReleasedError):  # `setup` has closed it itself
                 conn._poolkit_touch("terminate").connection.terminate()
