@@ -34,7 +34,7 @@ def _refuse(view: Any, name: str, error: NotLeased) -> NoReturn:
     why = f"connection has been released back to the pool; {error}"
     if lease._slot.turn == lease._turn:  # it is held still, but of no more use
         why = str(error)
-    elif lease._over is None and lease._pool._book.is_open:  # see `Pool._free`
+    elif lease._over is None and lease._slot.reason == "broken":  # see `Pool._free`
         why = "connection has been released back to the pool; it was lost"
     raise ReleasedError(f"cannot call Connection.{name}(): {why}") from None
 
@@ -67,6 +67,11 @@ class PoolConnectionProxy(Handle):
         view: Any = cls
         view._poolkit_touch = _touch
         view.__repr__ = _represent
+
+    @property
+    def _con(self: Any) -> Any:
+        """The handle itself, while it holds a connection: in asyncpg the connection is there."""
+        return self if self._poolkit_slot.turn == self._poolkit_turn else None
 
     async def add_listener(self: Any, channel: str, callback: Any) -> None:
         try:

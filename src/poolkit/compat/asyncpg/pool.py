@@ -18,10 +18,11 @@ from asyncpg import InterfaceError
 
 from poolkit import _words as words
 from poolkit._awaits import awaited, check_hook
-from poolkit._errors import ConnectFailed, PoolClosed
-from poolkit._lease import Lease, Released
+from poolkit._errors import ConnectFailed, PoolClosed, PoolError
+from poolkit._lease import Lease, Released, TracedLease
 from poolkit._pool import Pool as _Pool
 from poolkit.compat.asyncpg._driver import CompatDriver, PoolConnectionProxy, ReleasedError
+from poolkit.compat.asyncpg._internals import Internals
 
 if TYPE_CHECKING:
     from poolkit._life import Life
@@ -35,8 +36,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Hook = Callable[[Any], Awaitable[object]]
-PoolAcquireContext = Lease
-
 #: asyncpg's: programs watch it for the warning that lost connections cannot be replaced.
 logger = logging.getLogger("asyncpg.pool")
 
@@ -50,6 +49,43 @@ class PoolClosedError(PoolClosed, InterfaceError):
     """The pool is not open: not yet, or no longer."""
 
     __module__ = "poolkit.compat.asyncpg"
+
+
+class AcquiredError(PoolError, InterfaceError):
+    """What `acquire` has returned was used a second time."""
+
+    __module__ = "poolkit.compat.asyncpg"
+
+
+class PoolAcquireContext(Lease[asyncpg.Connection]):
+    """What `acquire` returns: for ``async with``, or to be awaited, once."""
+
+    __slots__ = ()
+
+    def is_used(self) -> AcquiredError:
+        """Return the error for a second use."""
+        return AcquiredError(f"a connection is already acquired: {super().is_used()}")
+
+    @property
+    def pool(self) -> Any:
+        """The pool."""
+        return self._pool
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that waiting may take."""
+        return self._timeout
+
+    @property
+    def done(self) -> bool:
+        """Whether it has been used."""
+        return self._slot is not None
+
+
+class _TracedContext(TracedLease[asyncpg.Connection], PoolAcquireContext):
+    """One that notes the stack that acquires it."""
+
+    __slots__ = ()
 
 
 class _Done(Released, Coroutine[Any, Any, None]):
@@ -85,7 +121,7 @@ def _on_one(
     return functools.update_wrapper(call, method)
 
 
-class Pool(_Pool[asyncpg.Connection]):
+class Pool(Internals, _Pool[asyncpg.Connection]):
     """A pool with the methods of `asyncpg.Pool`: ``async with pool``, or ``await pool``."""
 
     def __init__(
@@ -143,6 +179,8 @@ class Pool(_Pool[asyncpg.Connection]):
             on_connect=None if init is None else functools.partial(awaited, "init", init),
             on_acquire=None if setup is None else _or_terminate(setup),
         )
+        is_traced = self._new_lease is TracedLease
+        self._new_lease = _TracedContext if is_traced else PoolAcquireContext
         self._compat = driver
         self._asked_loop = loop
         self._sizes = self._book.options.min_size, min_size
@@ -305,6 +343,7 @@ class Pool(_Pool[asyncpg.Connection]):
             slot.turn += 1
             self._leaks.forget(slot)
             self._book.release_broken(slot, self._now())
+            slot.reason = "broken"  # for whoever still uses the handle
 
     def _settle(self) -> None:
         if self._book.outage is not self._outage_told:
@@ -405,3 +444,8 @@ def _or_terminate(setup: Hook) -> Hook:
             raise
 
     return run
+
+
+def __getattr__(name: str) -> Any:
+    """Return what else asyncpg's module of this name has; it is asyncpg's own."""
+    return getattr(asyncpg.pool, name)
