@@ -4,37 +4,93 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from poolkit._driver import load_driver
 from poolkit._errors import PoolConfigError
-from poolkit._options import NAMES, parse_options
+from poolkit._options import NAMES, parse_options, unknown_option
 from poolkit._pool import Pool
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from typing_extensions import Unpack
 
-    from poolkit._options import PoolOptions
+    from poolkit._driver import Driver
+    from poolkit._url import URL
+    from poolkit.drivers._asyncpg_settings import CreateOptions as AsyncpgOptions
+    from poolkit.drivers._sqlite_settings import SettingsDict as SQLiteSettings
+
+    class CreateOptions(AsyncpgOptions, SQLiteSettings, total=False):
+        """The pool's options, and the settings of the drivers that come with poolkit."""
 
 
-def create_pool(url: str, /, **options: Unpack[PoolOptions]) -> Pool[Any]:
+def create_pool(url: URL, /, **options: Unpack[CreateOptions]) -> Pool[Any]:
     """Return a pool for a database URL, with the driver that serves the URL's scheme.
 
-    Pool options may stand in the URL's query as well (``?max_size=5``); a keyword wins. What else
-    stands there is the driver's.
+    Options are the pool's (`Options`) and the driver's, as its own ``create_pool`` has them. Those
+    that are no objects may stand in the URL's query as well (``?max_size=5``); a keyword wins. What
+    else stands there is the database's.
 
-    Raises `PoolConfigError` for an unknown scheme or option, or when the library is missing.
+    Args:
+        url: a string; a URL of pydantic's, SQLAlchemy's, Starlette's or yarl's; a ``SecretStr``; a
+            `pathlib.Path` of a SQLite file.
+        options: the pool's and the driver's.
+
+    Raises `PoolConfigError` for what is no URL, for an unknown scheme or option, or when the
+    library is missing. No message repeats the URL.
     """
-    scheme, separator, _ = url.partition("://")
-    if not separator:
-        raise PoolConfigError(
-            "not a database URL: it has no '://' (for example sqlite:///app.db, "
-            "postgresql://user@host/database)"
-        )
-    from urllib.parse import parse_qsl  # noqa: PLC0415  # a twentieth of this package's import
+    from poolkit import _url as urls  # noqa: PLC0415  # a twentieth of this package's import
 
-    address, _, query = url.partition("?")
-    # What is the driver's it gets as it was written, to find fault with itself.
-    rest = "&".join(part for part in query.split("&") if part.partition("=")[0] not in NAMES)
-    driver = load_driver(f"{address}?{rest}" if rest else address, scheme)
-    given: dict[str, Any] = {**parse_options(dict(parse_qsl(query, keep_blank_values=True)))}
-    given.update(options)
+    scheme, rest = urls.split_scheme(urls.text_of(url))
+    address, parts, end = urls.split_query(rest)
+    ours = [part for part in parts if urls.name_of(part) in NAMES]
+    if any("@" in part for part in ours):
+        raise PoolConfigError(
+            "there is an '@' in an option of the database URL, where it has to be written %40; and "
+            "a '?' in the user or the password has to be written %3F"
+        )
+    query = "&".join(part for part in parts if part not in ours)
+    settings = {name: value for name, value in options.items() if name not in NAMES}
+    # What is the driver's it gets as it was written, to find fault with itself: and first, because
+    # a value may be shown only when the address is known to be whole.
+    driver = _load_driver(f"{scheme}://{address}{query and '?'}{query}{end}", scheme, settings)
+    given = parse_options(urls.pairs_of(ours))
+    given.update((name, value) for name, value in options.items() if name in NAMES)
     return Pool(driver, **given)
+
+
+def _load_driver(url: str, scheme: str, settings: Mapping[str, Any]) -> Driver[Any]:
+    """Return the driver that serves the URL's scheme, found by entry point (``poolkit.drivers``).
+
+    Its function is called with the URL, and with the settings if there are any.
+    """
+    from importlib import metadata  # noqa: PLC0415  # a quarter of what importing poolkit would cost
+
+    from poolkit._url import unknown_scheme  # noqa: PLC0415
+
+    found = {entry.name: entry for entry in metadata.entry_points(group="poolkit.drivers")}
+    if scheme not in found:
+        raise PoolConfigError(unknown_scheme(scheme, found))
+    from_url: Callable[..., Driver[Any]] = found[scheme].load()
+    if not settings:
+        return from_url(url)
+    _check_settings(from_url, settings)
+    return from_url(url, **settings)
+
+
+def _check_settings(from_url: Callable[..., object], settings: Mapping[str, Any]) -> None:
+    """Refuse what a driver's function does not take beside the URL; who takes all looks itself."""
+    import inspect  # noqa: PLC0415  # for settings alone
+
+    try:
+        signature = inspect.signature(from_url)
+    except ValueError:  # it is not written in Python, and says itself what it does not take
+        return
+    try:
+        signature.bind("", **settings)
+    except TypeError:
+        others = list(signature.parameters.values())[1:]
+        kinds = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+        taken = {each.name for each in others if each.kind in kinds}
+        for name in settings:
+            if name not in taken:
+                raise PoolConfigError(unknown_option(name, NAMES | taken)) from None
+        raise

@@ -1,4 +1,4 @@
-"""The driver protocol: what poolkit asks of a library, and how a driver is found by URL.
+"""The driver protocol: what poolkit asks of a library.
 
 A driver is a small object with six methods, whose docstrings below are their contracts, and
 any of the optional ones below, discovered by presence. It is structural: nothing has to be
@@ -73,14 +73,11 @@ Optional methods, looked up once when the pool is made:
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 from typing_extensions import TypeVar
 
 from poolkit._errors import PoolConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 C = TypeVar("C", default=Any)
 
@@ -149,23 +146,6 @@ def require_driver(given: object) -> None:
             f"has no {', '.join(f'{name}()' for name in missing)}. For a database URL use "
             "poolkit.create_pool(url)"
         )
-
-
-def load_driver(url: str, scheme: str) -> Driver[Any]:
-    """Return the driver that serves the URL's scheme, found by entry point (``poolkit.drivers``).
-
-    Raises `PoolConfigError` for a scheme nobody serves, or when its library is not installed.
-    """
-    from importlib import metadata  # noqa: PLC0415  # a quarter of what importing poolkit would cost
-
-    found = {entry.name: entry for entry in metadata.entry_points(group="poolkit.drivers")}
-    if scheme not in found:
-        known = ", ".join(sorted(found))
-        raise PoolConfigError(
-            f"no driver serves the URL scheme {scheme!r}; the installed drivers serve: {known}"
-        )
-    from_url: Callable[[str], Driver[Any]] = found[scheme].load()
-    return from_url(url)
 
 
 def missing_extra(extra: str, error: ImportError) -> PoolConfigError:

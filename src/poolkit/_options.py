@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from poolkit._awaits import check_hook
+from poolkit._elsewhere import advice, name_shown, near, value_shown
 from poolkit._errors import PoolConfigError
 
 if TYPE_CHECKING:
@@ -246,37 +249,54 @@ def make_options(given: Mapping[str, Any]) -> Options:
     return Options(**given)
 
 
-def unknown_option(name: str, known: Iterable[str]) -> str:
+def unknown_option(
+    name: str, known: Iterable[str], elsewhere: Mapping[str, str] = MappingProxyType({})
+) -> str:
     """Return the message that refuses an option nobody knows, naming those it may have meant."""
-    import difflib  # noqa: PLC0415  # for this alone
+    known = sorted(known)
+    hint = advice(name, known, elsewhere)
+    if hint is None and (found := near(name, known, 0.6)):
+        hint = f"did you mean {' or '.join(found)}?"
+    if hint is not None and not hint.endswith("?"):
+        return f"unknown option {name_shown(name)}: {hint}"
+    hint = f"; {hint}" if hint else "."
+    return f"unknown option {name_shown(name)}{hint} Known: {', '.join(known)}"
 
-    if name in ("timeout", "pool_timeout"):
-        near = sorted(option for option in NAMES if option.endswith("_timeout"))
-    else:
-        near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    return f"unknown option {name!r}{hint} Known: {', '.join(sorted(known))}"
 
-
-def parse_options(query: Mapping[str, str]) -> dict[str, Any]:
+def parse_options(query: Iterable[tuple[str, str]]) -> dict[str, Any]:
     """Return the pool options of a URL's query, as values; those of others are not looked at."""
-    return {name: _parse(name, text) for name, text in query.items() if name in NAMES}
+    return {name: _parse(name, text) for name, text in query if name in NAMES}
 
 
 def _parse(name: str, text: str) -> Any:
+    if not text:
+        raise PoolConfigError(f"{name} in the URL is empty: give it a value, or leave it out")
     if name in ("name", "deadlock"):
         return text
     if text.lower() == "none":
         return None
-    try:
-        if name in _COUNTS:
-            return int(text)
-        if name in _SECONDS:
-            return float(text)
-    except ValueError:
-        kind = "a whole number" if name in _COUNTS else "a number of seconds"
-        raise PoolConfigError(f"{name}={text!r} in the URL is not {kind}") from None
+    if name in _COUNTS:
+        return whole_number(name, text)
+    if name in _SECONDS:
+        return seconds(name, text)
     raise PoolConfigError(f"{name} cannot be given in a URL: give it as a keyword")
+
+
+def whole_number(name: str, text: str) -> int:
+    """Return the number that an option in a URL is."""
+    if re.fullmatch(r"[+-]?[0-9]{1,18}", text) is None:
+        raise PoolConfigError(f"{name}={value_shown(text)} in the URL is not a whole number")
+    return int(text)
+
+
+def seconds(name: str, text: str) -> float:
+    """Return the seconds that an option in a URL is."""
+    if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", text, re.IGNORECASE) is None:
+        raise PoolConfigError(
+            f"{name}={value_shown(text)} in the URL is not a number of seconds: for no limit write "
+            "none"
+        )
+    return float(text)
 
 
 def _check_count(name: str, value: object, low: int) -> None:

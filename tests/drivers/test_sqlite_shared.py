@@ -15,7 +15,7 @@ import pytest
 from poolkit import NotLeased, Options, PoolConfigError, TransactionEnded, Verdict
 from poolkit.drivers import aiosqlite as with_aiosqlite
 from poolkit.drivers import sqlite as with_threads
-from poolkit.drivers._sqlite_settings import parse_url
+from poolkit.drivers._sqlite_url import parse_url
 from tests.conftest import BACKENDS
 from tests.drivers.sqlite_help import (
     ENDLESS,
@@ -114,7 +114,7 @@ def test_url_names_the_database(url: str, database: str, settings: dict[str, Any
     ("url", "message"),
     [
         ("sqlite://app.db", "three slashes"),
-        ("sqlite:app.db", "three slashes"),
+        ("sqlite:app.db", "too few slashes.*sqlite:///app.db"),
         ("sqlite:///app.db#1", "%23"),
         ("sqlite:///app.db?jornal_mode=wal", "'jornal_mode'; did you mean journal_mode"),
         ("sqlite:///app.db?jornal_mode=wal", "Known: .*busy_timeout.*max_size.*vfs"),
@@ -139,7 +139,7 @@ def test_unknown_options_are_refused(module: Any, path: Path) -> None:
     with pytest.raises(PoolConfigError, match="'max_sise'; did you mean max_size"):
         module.create_pool(path, max_sise=3)
     with pytest.raises(PoolConfigError, match=r"poolkit\.create_pool"):
-        module.create_pool("sqlite:///app.db")
+        module.create_pool("postgresql://host/app")
 
 
 @pytest.mark.parametrize(

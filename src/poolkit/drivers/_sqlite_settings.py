@@ -1,4 +1,4 @@
-"""How a SQLite database is named, as a URL or a filename, and how connections to it are set up."""
+"""What a SQLite database is, by its filename or URI, and how connections to it are set up."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import os
 import sqlite3
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, cast
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 from poolkit._driver import Verdict
 from poolkit._errors import PoolConfigError
-from poolkit._options import NAMES, PoolOptions, check_seconds, unknown_option
+from poolkit._options import PoolOptions, check_seconds
+from poolkit._url import looks_like_dsn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,7 +78,7 @@ class Settings:
         """Refuse whatever SQLite would ignore without a word."""
         if self.busy_timeout is not None:
             check_seconds("busy_timeout", self.busy_timeout)
-        for name, known in _CHOICES.items():
+        for name, known in CHOICES.items():
             value = getattr(self, name)
             if value is not None and str(value).upper() not in known:
                 raise PoolConfigError(f"{name}={value!r}: give one of {', '.join(known)}, or None")
@@ -99,85 +100,11 @@ class Settings:
         return made
 
 
-_CHOICES = {
+CHOICES = {
     "journal_mode": ("WAL", "DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF"),
     "synchronous": ("OFF", "NORMAL", "FULL", "EXTRA"),
 }
-SETTINGS = frozenset(field.name for field in dataclasses.fields(Settings))
-#: What SQLite itself understands in a database's URI.
-_URI_PARAMETERS = frozenset({"cache", "immutable", "mode", "nolock", "psow", "vfs"})
-
-
-def split_options(options: CreateOptions) -> tuple[SettingsDict, PoolOptions]:
-    """Return the driver's keywords and the pool's; an unknown one is refused."""
-    for name in options:
-        if name not in NAMES | SETTINGS:
-            raise PoolConfigError(unknown_option(name, NAMES | SETTINGS))
-    settings = {name: value for name, value in options.items() if name in SETTINGS}
-    rest = {name: value for name, value in options.items() if name not in SETTINGS}
-    return cast("SettingsDict", settings), cast("PoolOptions", rest)
-
-
-def parse_url(url: str) -> tuple[str, SettingsDict]:
-    """Return the database and the settings that a URL names.
-
-    ========================================  ====================================================
-    ``sqlite:///app.db``                      a file, relative to the working directory
-    ``sqlite:////srv/app.db``                 a file
-    ``sqlite:///app.db?mode=ro``              what SQLite knows of URIs: mode, immutable, vfs, ...
-    ``sqlite:///name?vfs=memdb``              a memory database for all connections
-    ``sqlite://`` and ``sqlite:///:memory:``  a memory database for a single connection
-    ``sqlite:///file:/name?vfs=memdb``        SQLite's own spelling
-    ========================================  ====================================================
-
-    Settings stand in the query as well: ``?busy_timeout=1&foreign_keys=off&journal_mode=none``.
-    Pool options there are not looked at.
-    """
-    parts = urlsplit(url)
-    if parts.netloc or not url[len(parts.scheme) :].startswith("://"):
-        raise PoolConfigError(
-            "this SQLite URL names a host: it has three slashes before a relative path "
-            "(sqlite:///app.db) and four before an absolute one (sqlite:////srv/app.db)"
-        )
-    if parts.fragment:
-        raise PoolConfigError("this SQLite URL has a '#': write it as %23")
-    path = unquote(parts.path).removeprefix("/")
-    settings: dict[str, Any] = {}
-    for_sqlite: dict[str, str] = {}
-    for name, text in parse_qsl(parts.query, keep_blank_values=True):
-        if name in _URI_PARAMETERS:
-            for_sqlite[name] = text
-        elif name in SETTINGS:
-            settings[name] = _parse_setting(name, text)
-        elif name not in NAMES:
-            raise PoolConfigError(unknown_option(name, NAMES | SETTINGS | _URI_PARAMETERS))
-    database = path or ":memory:"
-    if for_sqlite:
-        if not path.startswith("file:"):
-            # Without the slash a memdb would be private to its connection.
-            slash = "/" if for_sqlite.get("vfs") == "memdb" and path[:1] not in ("", "/") else ""
-            database = f"file:{slash}{quote(path, safe='/:')}"
-        database += f"?{urlencode(for_sqlite)}"
-    return database, cast("SettingsDict", settings)
-
-
-def _parse_setting(name: str, text: str) -> Any:
-    known: dict[str, Any] = {"on": True, "true": True, "1": True, "yes": True}
-    known.update({"off": False, "false": False, "0": False, "no": False})
-    if text.lower() == "none":
-        return None
-    if name in _CHOICES:
-        return text
-    try:
-        if name in ("foreign_keys", "uri"):
-            return known[text.lower()]
-        if name == "row_factory":
-            raise PoolConfigError("row_factory cannot be given in a URL: give it as a keyword")
-        return float(text) if name == "busy_timeout" else int(text)
-    except (KeyError, ValueError) as error:
-        if isinstance(error, PoolConfigError):
-            raise
-        raise PoolConfigError(f"{name}={text!r} in the URL makes no sense") from None
+SETTINGS: Final = frozenset(field.name for field in dataclasses.fields(Settings))
 
 
 # -- the database --------------------------------------------------------------------------------
@@ -191,7 +118,7 @@ class Database:
     """Where the data is: the name that SQLite gets, and what that means for a pool."""
 
     shown: str
-    filename: str
+    filename: str = dataclasses.field(repr=False)  # a URI's query may have a key
     uri: bool
     kind: Literal["file", "private", "shared cache", "shared"]
     read_only: bool = False
@@ -199,24 +126,22 @@ class Database:
     #: Of a file: where it is, whatever the working directory will be.
     path: str = ""
     #: Of a file: the URI that does not create it.
-    existing: str = ""
+    existing: str = dataclasses.field(default="", repr=False)
 
     @classmethod
     def named(cls, database: str | Path) -> Database:
         """Work out what a filename or a URI stands for."""
         name = os.fspath(database)
-        if "://" in name and not name.startswith("file:"):
-            raise PoolConfigError(
-                f"{name!r} is a URL: give it to poolkit.create_pool(), or the file's name here"
-            )
         uri = name.startswith("file:")
-        parts = urlsplit(name) if uri else urlsplit("")
+        if isinstance(database, str) and not uri:
+            _refuse_url(name)
+        parts = _split_uri(name) if uri else urlsplit("")
         if parts.netloc not in ("", "localhost"):
             raise PoolConfigError(
                 f"this URI names the host {parts.hostname!r}, but SQLite opens local files only: "
                 "file:app.db is a relative path, file:/srv/app.db an absolute one"
             )
-        path = unquote(parts.path) if uri else name
+        path = unquote(parts.path, errors="surrogateescape") if uri else name
         query = dict(parse_qsl(parts.query))
         must_exist = query.get("mode") in ("ro", "rw")
         read_only = query.get("mode") == "ro" or query.get("immutable", "0") not in ("0", "off")
@@ -276,13 +201,30 @@ class Database:
         return None
 
 
+def _refuse_url(name: str) -> None:
+    """Refuse what is no filename before it becomes the pool's name: it may have a password."""
+    if "://" in name or looks_like_dsn(name):
+        raise PoolConfigError(
+            "this is no filename but a URL, or what other clients take for one: give it to "
+            "poolkit.create_pool(), or a filename here (as a pathlib.Path, if it has ':' and '@')"
+        )
+
+
+def _split_uri(uri: str) -> SplitResult:
+    try:
+        return urlsplit(uri)
+    except ValueError:
+        pass  # what urllib says repeats a part of it
+    raise PoolConfigError("this URI has a bracket in it: write it as %5B or %5D")
+
+
 def _local(path: str) -> str:
     """Return the path of a URI as the system writes it: of ``/C:/app.db`` without the slash."""
     return path[1:] if os.name == "nt" and path[:1] == "/" and path[2:3] == ":" else path
 
 
 def _file_uri(absolute: str, query: str) -> str:
-    path = quote(Path(absolute).as_posix(), safe="/:")
+    path = quote(os.fsencode(Path(absolute).as_posix()), safe="/:")
     slash = "" if path.startswith("/") else "/"
     return f"file://{slash}{path}" + (f"?{query}" if query else "")
 

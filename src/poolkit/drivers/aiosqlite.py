@@ -14,7 +14,7 @@ import inspect
 import sqlite3
 import threading
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from poolkit._driver import missing_extra
 from poolkit._errors import PoolConfigError
@@ -24,7 +24,14 @@ from poolkit.drivers._sqlite_connection import Raw
 from poolkit.drivers._sqlite_cursor import RawCursor, is_tame
 from poolkit.drivers._sqlite_interrupts import GRACE
 from poolkit.drivers._sqlite_operation import Operation
-from poolkit.drivers._sqlite_settings import CreateOptions, parse_url, split_options
+from poolkit.drivers._sqlite_settings import CreateOptions, SettingsDict
+from poolkit.drivers._sqlite_url import (
+    as_path,
+    own_settings,
+    parse_database,
+    parse_url,
+    split_options,
+)
 
 try:
     import aiosqlite
@@ -34,17 +41,22 @@ except ImportError as missing:
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
-    from pathlib import Path
 
     from typing_extensions import Unpack
 
+    from poolkit._url import URL
+
 T = TypeVar("T")
 
+#: Of the URLs that its own `create_pool` takes.
+_SCHEMES: Final = ("sqlite", "sqlite+aiosqlite")
 
-def create_pool(
-    database: str | Path, **options: Unpack[CreateOptions]
-) -> Pool[aiosqlite.Connection]:
-    """Return a pool of `aiosqlite.Connection` for a database file (or a ``file:`` URI).
+
+def create_pool(database: URL, **options: Unpack[CreateOptions]) -> Pool[aiosqlite.Connection]:
+    """Return a pool of `aiosqlite.Connection` for a database file.
+
+    It is named by a filename, a `pathlib.Path`, a ``file:`` URI or a URL, as `from_url` has it, in
+    whose query options may stand as well; a keyword wins.
 
     Options are the pool's (`Options`) and the driver's (`Settings`): ``foreign_keys``,
     ``busy_timeout``, ``journal_mode``, ``synchronous``, ``row_factory``, ``detect_types``,
@@ -53,20 +65,24 @@ def create_pool(
     Raises `PoolConfigError` for options that cannot work.
     """
     settings, pool_options = split_options(options)
-    return Pool(AiosqliteDriver(database, **settings), **pool_options)
+    name, merged, pool_merged = parse_database(database, _SCHEMES)
+    merged.update(settings)
+    pool_merged.update(pool_options)
+    return Pool(AiosqliteDriver(name, **merged), **pool_merged)
 
 
-def from_url(url: str) -> AiosqliteDriver:
+def from_url(url: URL, /, **settings: Unpack[SettingsDict]) -> AiosqliteDriver:
     """Return the driver for a URL.
 
     ``sqlite:///relative.db``, ``sqlite:////srv/absolute.db``, or a memory database,
     ``sqlite:///name?vfs=memdb`` (``sqlite://`` for a single connection). The query has the
-    driver's settings, and what SQLite knows of URIs: ``?busy_timeout=1&mode=ro``.
+    driver's settings, and what SQLite knows of URIs: ``?busy_timeout=1&mode=ro``; a keyword wins.
 
     Raises `PoolConfigError` for whatever else it has.
     """
-    database, settings = parse_url(url)
-    return AiosqliteDriver(database, **settings)
+    database, merged = parse_url(url)
+    merged.update(own_settings(settings))
+    return AiosqliteDriver(as_path(database), **merged)
 
 
 class View:

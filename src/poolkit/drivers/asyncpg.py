@@ -18,10 +18,11 @@ import contextlib
 import logging
 import socket
 import weakref
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from poolkit._driver import Verdict, missing_extra
 from poolkit._errors import PoolConfigError
+from poolkit._options import unknown_option
 from poolkit._pool import Pool
 
 try:
@@ -34,13 +35,18 @@ except ImportError as missing:
 from poolkit.drivers import _asyncpg_base as bases
 from poolkit.drivers import _asyncpg_errors as errors
 from poolkit.drivers._asyncpg_connection import Handle, Transaction, forget_named, pooled
+from poolkit.drivers._asyncpg_dsn import (
+    check_dsn,
+    explain,
+    session_settings,
+    split_dsn,
+    split_options,
+)
 from poolkit.drivers._asyncpg_settings import (
+    SETTINGS,
     CreateOptions,
     Settings,
     SettingsDict,
-    check_dsn,
-    split_options,
-    split_url,
 )
 
 if TYPE_CHECKING:
@@ -48,33 +54,46 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from poolkit._url import URL
     from poolkit.drivers._asyncpg_codecs import Guise
 
 logger = logging.getLogger("poolkit")
 
 
 def create_pool(
-    dsn: str | None = None, **options: Unpack[CreateOptions]
+    dsn: URL | None = None, **options: Unpack[CreateOptions]
 ) -> Pool[asyncpg.Connection]:
     """Return a pool of `asyncpg.Connection` for a PostgreSQL database.
 
     Options are the pool's (`Options`) and the driver's (`Settings`): ``reset``, ``pooler``,
-    ``tcp_timeout`` and ``connect_kwargs``, which go to `asyncpg.connect`.
+    ``tcp_timeout``, ``ssl``, and ``connect_kwargs``, which go to `asyncpg.connect`. They may stand
+    in the DSN's query as well, but for the last two; a keyword wins. Without a DSN, the environment
+    says which server (``PGHOST``, ...).
 
     Raises `PoolConfigError` for options or a DSN that cannot work.
     """
     settings, pool_options = split_options(options)
-    return Pool(AsyncpgDriver(dsn, **settings), **pool_options)
+    if dsn is None:
+        return Pool(AsyncpgDriver(**settings), **pool_options)
+    plain, merged, pool_merged = split_dsn(dsn)
+    merged.update(settings)
+    pool_merged.update(pool_options)
+    return Pool(AsyncpgDriver(plain, **merged), **pool_merged)
 
 
-def from_url(url: str) -> AsyncpgDriver:
+def from_url(url: URL, /, **settings: Unpack[SettingsDict]) -> AsyncpgDriver:
     """Return the driver for a URL: ``postgresql://user:password@host:port/database``.
 
     The query has what asyncpg takes there (``?sslmode=require``, settings of the session) and the
-    driver's own settings but for ``connect_kwargs`` (``?pooler=transaction``).
+    driver's own settings but for ``ssl`` and ``connect_kwargs`` (``?pooler=transaction``); a
+    keyword wins.
     """
-    dsn, settings = split_url(url)
-    return AsyncpgDriver(dsn, **settings)
+    own, others = split_options(cast("CreateOptions", settings))
+    plain, merged, in_url = split_dsn(url)
+    for name in [*others, *in_url]:
+        raise PoolConfigError(f"{name} is an option of the pool, and not of its driver")
+    merged.update(own)
+    return AsyncpgDriver(plain, **merged)
 
 
 # -- the driver ----------------------------------------------------------------------------------
@@ -105,10 +124,14 @@ _PROBE: Final = "SELECT 1 / (pg_catalog.pg_backend_pid() = {})::int"
 class AsyncpgDriver:
     """How connections of asyncpg are opened, checked, cleaned and closed. On asyncio only."""
 
-    def __init__(self, dsn: str | None = None, **settings: Unpack[SettingsDict]) -> None:
+    def __init__(self, dsn: URL | None = None, **settings: Unpack[SettingsDict]) -> None:
+        for name in settings:
+            if name not in SETTINGS:
+                raise PoolConfigError(unknown_option(name, SETTINGS))
         self.settings = Settings(**settings)
         self._dsn, self.name = check_dsn(dsn, self.settings)
         self._arguments = self.settings.arguments()
+        self._sent = session_settings(self._dsn, self._arguments)
         kind = self._arguments.pop("connection_class", asyncpg.Connection)
         if not (isinstance(kind, type) and issubclass(kind, asyncpg.Connection)):
             raise PoolConfigError("connection_class is not a subclass of asyncpg.Connection")
@@ -139,6 +162,9 @@ class AsyncpgDriver:
             if "rejected SSL upgrade" not in str(error):
                 raise
             raise ConnectionError(f"{error}: it has no TLS, or is no PostgreSQL") from error
+        except pg.PostgresError as error:
+            explain(error, self._sent)
+            raise
         try:
             self._adopt(c)
             if not self._knows_path:

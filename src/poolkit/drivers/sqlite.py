@@ -25,7 +25,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -36,19 +36,33 @@ from poolkit.drivers._sqlite_connection import Raw
 from poolkit.drivers._sqlite_cursor import RawCursor, is_tame
 from poolkit.drivers._sqlite_interrupts import start_thread
 from poolkit.drivers._sqlite_operation import Operation
-from poolkit.drivers._sqlite_settings import CreateOptions, parse_url, split_options
+from poolkit.drivers._sqlite_settings import CreateOptions, SettingsDict
+from poolkit.drivers._sqlite_url import (
+    as_path,
+    own_settings,
+    parse_database,
+    parse_url,
+    split_options,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterable
-    from pathlib import Path
 
     from typing_extensions import Unpack
 
+    from poolkit._url import URL
+
 T = TypeVar("T")
 
+#: Of the URLs that its own `create_pool` takes.
+_SCHEMES: Final = ("sqlite", "sqlite+threads")
 
-def create_pool(database: str | Path, **options: Unpack[CreateOptions]) -> Pool[Connection]:
-    """Return a pool of `Connection` for a database file (or a ``file:`` URI).
+
+def create_pool(database: URL, **options: Unpack[CreateOptions]) -> Pool[Connection]:
+    """Return a pool of `Connection` for a database file.
+
+    It is named by a filename, a `pathlib.Path`, a ``file:`` URI or a URL, as `from_url` has it, in
+    whose query options may stand as well; a keyword wins.
 
     Options are the pool's (`Options`) and the driver's (`Settings`): ``foreign_keys``,
     ``busy_timeout``, ``journal_mode``, ``synchronous``, ``row_factory``, ``detect_types``,
@@ -57,20 +71,25 @@ def create_pool(database: str | Path, **options: Unpack[CreateOptions]) -> Pool[
     Raises `PoolConfigError` for options that cannot work.
     """
     settings, pool_options = split_options(options)
-    return Pool(ThreadsDriver(database, **settings), **pool_options)
+    name, merged, pool_merged = parse_database(database, _SCHEMES)
+    merged.update(settings)
+    pool_merged.update(pool_options)
+    return Pool(ThreadsDriver(name, **merged), **pool_merged)
 
 
-def from_url(url: str) -> ThreadsDriver:
+def from_url(url: URL, /, **settings: Unpack[SettingsDict]) -> ThreadsDriver:
     """Return the driver for a URL.
 
     ``sqlite+threads:///relative.db``, ``sqlite+threads:////srv/absolute.db``, or a memory database,
     ``sqlite+threads:///name?vfs=memdb`` (``sqlite+threads://`` for a single connection). The query
-    has the driver's settings, and what SQLite knows of URIs: ``?busy_timeout=1&mode=ro``.
+    has the driver's settings, and what SQLite knows of URIs: ``?busy_timeout=1&mode=ro``; a
+    keyword wins.
 
     Raises `PoolConfigError` for whatever else it has.
     """
-    database, settings = parse_url(url)
-    return ThreadsDriver(database, **settings)
+    database, merged = parse_url(url)
+    merged.update(own_settings(settings))
+    return ThreadsDriver(as_path(database), **merged)
 
 
 class View:

@@ -49,8 +49,8 @@ def lifespan(
     for name, source in sources.items():
         if not (isinstance(source, Pool) or callable(source)):
             raise PoolConfigError(
-                f"lifespan() was given {source!r} for {name!r}: give it a pool, for example "
-                "poolkit.create_pool(url), or a function that returns one"
+                f"lifespan() was given a {type(source).__name__} for {name!r}: give it a pool, for "
+                "example poolkit.create_pool(url), or a function that returns one"
             )
 
     @contextlib.asynccontextmanager
@@ -82,7 +82,9 @@ async def _make(source: PoolSource, name: str) -> Pool[Any]:
     if inspect.isawaitable(made):
         made = await made
     if not isinstance(made, Pool):
+        # A URL, perhaps, which would be seen in the log.
+        what = "None" if made is None else f"a {type(made).__name__}"
         raise PoolConfigError(
-            f"the function given to lifespan() for {name!r} returned {made!r}, not a pool"
+            f"the function given to lifespan() for {name!r} returned {what}, not a pool"
         )
     return made

@@ -11,10 +11,12 @@ import asyncpg
 from poolkit._awaits import awaited
 from poolkit._driver import Verdict
 from poolkit._errors import NotLeased, PoolConfigError
+from poolkit._url import text_of
 from poolkit._view import _Method, _View, watched
 from poolkit._words import caller
 from poolkit.drivers._asyncpg_connection import Handle, forget_named, pooled
-from poolkit.drivers._asyncpg_settings import Settings, check_dsn
+from poolkit.drivers._asyncpg_dsn import check_dsn
+from poolkit.drivers._asyncpg_settings import Settings
 from poolkit.drivers.asyncpg import AsyncpgDriver
 
 if TYPE_CHECKING:
@@ -144,7 +146,7 @@ class CompatDriver(AsyncpgDriver):
         self._records = record_class
         self.set_arguments(dsn, arguments)
         try:
-            _, self.name = check_dsn(dsn, Settings(connect_kwargs=arguments))
+            _, self.name = check_dsn(self._dsn, Settings(connect_kwargs=arguments))
         except PoolConfigError:  # of no DSN, but for `connect` to read
             self.name = "asyncpg"
 
@@ -154,6 +156,8 @@ class CompatDriver(AsyncpgDriver):
 
     def set_arguments(self, dsn: str | None, arguments: Mapping[str, Any]) -> None:
         """Take other arguments for the connects that are to come."""
+        if dsn is not None and not self._sets_up():  # else it is for `connect` to read
+            dsn = text_of(dsn)
         self._dsn, self._arguments = dsn, dict(arguments)
 
     async def connect(self) -> asyncpg.Connection:
