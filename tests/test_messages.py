@@ -895,6 +895,17 @@ def test_url_at_the_wrong_door_is_not_quoted(name: str) -> None:
     assert words in refused(make)
 
 
+@pytest.mark.parametrize("dsn", [f"postgresql://app:x{c}{SECRET}@db.example/x" for c in "/[\uff0f"])
+def test_dsn_that_asyncpg_cannot_read_is_not_quoted_by_compat(dsn: str) -> None:
+    """Its own error is one of Python's, with a part of it."""
+
+    async def main() -> None:
+        async with compat.create_pool(dsn, min_size=1):
+            pass
+
+    assert "malformed DSN" in refused(lambda: asyncio.run(main()))
+
+
 def test_nothing_prints_the_password(caplog: pytest.LogCaptureFixture) -> None:
     """Neither pools nor drivers nor settings, nor what they are made of."""
     arguments: Any = {"password": SECRET, "server_settings": {"a.token": SECRET}}

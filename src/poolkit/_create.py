@@ -30,7 +30,7 @@ def create_pool(url: URL, /, **options: Unpack[CreateOptions]) -> Pool[Any]:
     else stands there is the database's.
 
     Args:
-        url: a string; a URL of pydantic's, SQLAlchemy's, Starlette's or yarl's; a ``SecretStr``; a
+        url: a string; a URL object of pydantic's, SQLAlchemy's or Starlette's; a ``SecretStr``; a
             `pathlib.Path` of a SQLite file.
         options: the pool's and the driver's.
 

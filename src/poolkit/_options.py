@@ -189,13 +189,7 @@ class Options:
             raise PoolConfigError(
                 f"backoff_min={self.backoff_min} is above backoff_max={self.backoff_max}"
             )
-        if isinstance(self.shedding, type):
-            kind = self.shedding.__name__
-            raise PoolConfigError(f"shedding={kind} is the class: give an instance, {kind}()")
-        if self.shedding is not None and not callable(getattr(self.shedding, "begin", None)):
-            raise PoolConfigError(
-                f"shedding={self.shedding!r} is not a policy: give poolkit.CoDel(), for example"
-            )
+        _check_policy(self.shedding)
         if self.deadlock not in get_args(Deadlock):
             raise PoolConfigError(
                 f"deadlock={self.deadlock!r} is unknown: give 'raise', 'warn' or 'off'"
@@ -205,6 +199,16 @@ class Options:
                 check_hook(name, hook)
         if self.name is not None and not isinstance(self.name, str):
             raise PoolConfigError(f"name={self.name!r} is not a string")
+
+
+def _check_policy(policy: object) -> None:
+    if isinstance(policy, type):
+        kind = policy.__name__
+        raise PoolConfigError(f"shedding={kind} is the class: give an instance, {kind}()")
+    if policy is not None and not callable(getattr(policy, "begin", None)):
+        raise PoolConfigError(
+            f"shedding={policy!r} is not a policy: give poolkit.CoDel(), for example"
+        )
 
 
 _COUNTS = {

@@ -92,9 +92,7 @@ class Transaction(Generic[C]):
     def _was_lost(self, slot: Slot, error: BaseException) -> bool:
         """Tell whether beginning has failed because there is no connection any more."""
         pool = self._view._poolkit_pool
-        return (
-            isinstance(error, Exception) and pool._book.is_open and pool._hooks.has_lost(slot)
-        )
+        return isinstance(error, Exception) and pool._book.is_open and pool._hooks.has_lost(slot)
 
     async def _acquire_another(self, error: BaseException) -> C:
         """Acquire another connection in place of the one that was lost."""

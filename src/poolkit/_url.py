@@ -74,7 +74,7 @@ class Rendered(Protocol):
 
 
 class Parsed(Protocol):
-    """A URL of pydantic's, Starlette's, yarl's, httpx's or urllib's."""
+    """A URL of pydantic's, Starlette's, httpx's or urllib's."""
 
     @property
     def scheme(self) -> str:
@@ -89,7 +89,7 @@ URL: TypeAlias = str | os.PathLike[str] | Secret | Rendered | Parsed
 def text_of(given: object) -> str:
     """Return the text of what is a URL, has one inside, or prints as one.
 
-    A string; a secret of pydantic's; a URL of pydantic's, SQLAlchemy's, Starlette's, yarl's, ...; a
+    A string; a secret of pydantic's; a URL of pydantic's, SQLAlchemy's, Starlette's, ...; a
     `pathlib.Path` is the URL of a SQLite file. Never a text in which the password is masked.
 
     Raises `PoolConfigError` for all else.
@@ -154,7 +154,7 @@ def _masks(text: str, password: object) -> bool:
     user, at, _ = text.partition("://")[2].rpartition("@")
     printed = unquote(user.partition(":")[2]) if at else ""
     if isinstance(password, str) and password and "://" in text:
-        return printed != unquote(password)
+        return printed not in (password, unquote(password))
     return _MASKED.fullmatch(printed.lower()) is not None
 
 

@@ -162,15 +162,22 @@ class CompatDriver(AsyncpgDriver):
 
     async def connect(self) -> asyncpg.Connection:
         """Open a connection, by whatever means the program has given."""
-        c: Any = await awaited(
-            "connect",
-            self._connector,
-            self._dsn,
-            loop=asyncio.get_running_loop(),
-            connection_class=self._kind,
-            record_class=self._records,
-            **self._arguments,
-        )
+        c: Any = None
+        try:
+            c = await awaited(
+                "connect",
+                self._connector,
+                self._dsn,
+                loop=asyncio.get_running_loop(),
+                connection_class=self._kind,
+                record_class=self._records,
+                **self._arguments,
+            )
+        except ValueError as error:
+            if type(error) is not ValueError or self._dsn is None or self._sets_up():
+                raise
+        if c is None:
+            raise self._unreadable()
         if not isinstance(c, self._class):
             wanted, got = self._class, type(c)
             module = "" if got.__module__ == "builtins" else f"{got.__module__}."
@@ -188,6 +195,16 @@ class CompatDriver(AsyncpgDriver):
             c.terminate()
             raise
         return c  # type: ignore[no-any-return]
+
+    def _unreadable(self) -> PoolConfigError:
+        """Return the error for a DSN of which asyncpg, and Python's urllib, would quote a part."""
+        try:
+            check_dsn(self._dsn, Settings())
+        except PoolConfigError as error:
+            return error
+        return PoolConfigError(
+            "malformed DSN, or a value among the arguments that asyncpg cannot read"
+        )
 
     def classify(self, exc: BaseException, c: asyncpg.Connection | None, /) -> Verdict | None:
         """Let nobody wait for an outage to pass: callers of asyncpg are told at once."""
