@@ -26,6 +26,7 @@ from poolkit.compat import asyncpg as compat
 from poolkit.drivers._asyncpg_settings import CHOICES
 
 if TYPE_CHECKING:
+    from tests.pgbouncer import StartPgBouncer
     from tests.postgres import Server
 
 SECRET = "hunter" + "2"  # in two parts: tracebacks show lines of this file
@@ -307,6 +308,7 @@ def test_url_object_is_taken_with_its_password(kind: str, door: str) -> None:
         lambda: sqlalchemy.make_url("sqlite+aiosqlite:///app.db"),
         lambda: databases.DatabaseURL(LITE),
         lambda: urllib.parse.urlsplit(LITE),
+        lambda: urllib.parse.urlparse(f"sqlite:///{absolute('app.db')}?max_size=3"),
         lambda: pathlib.Path("app.db"),
         lambda: pathlib.PurePath("app.db"),
     ],
@@ -436,6 +438,8 @@ _PG_WORDS = {
     "keepalives_idle=5": "write tcp_timeout, in seconds",
     "channel_binding=require": "leave it out",
     "gssencmode=disable": "leave it out",
+    "sslcertmode=disable": "leave it out",
+    "min_protocol_version=3.2": "leave it out",
     "ApplicationName=x": "write application_name",
     "fallback_application_name=x": "write application_name",
     "targetServerType=primary": "write target_session_attrs",
@@ -624,6 +628,17 @@ def test_refusal_of_the_server_names_settings_given_as_keywords(postgres: Server
     asyncio.run(main())
 
 
+def test_refusal_of_a_pooler_names_the_parameter(pgbouncer: StartPgBouncer) -> None:
+    """PgBouncer has a code for all, and says which parameter at the end."""
+
+    async def main() -> None:
+        pool = poolkit.create_pool(f"{pgbouncer().dsn()}?lock_timout=1&pooler=session")
+        with pytest.raises(poolkit.ConnectFailed, match="'lock_timout' stands in the URL"):
+            await pool.open()
+
+    asyncio.run(main())
+
+
 def test_other_refusal_of_the_server_is_left_as_it_is(postgres: Server) -> None:
     """A missing database has nothing to do with the query."""
 
@@ -703,6 +718,11 @@ KEYWORDS: dict[str, tuple[str, dict[str, Any], str]] = {
     "nonsense for SQLite": (LITE, {"nonsense": SECRET}, "unknown option 'nonsense'. Known: "),
     "wrong value": (PG, {"reset": "ful"}, "reset='ful': give 'full'"),
     "wrong value of SQLite": (LITE, {"journal_mode": "wall"}, "journal_mode='wall': give one of"),
+    "wrong switch of SQLite": (LITE, {"foreign_keys": "off"}, "='off': give True, False or None"),
+    "wrong number of SQLite": (LITE, {"iter_chunk_size": 0}, "=0 is not a whole number from 1 up"),
+    "wrong factory of SQLite": (LITE, {"row_factory": "Row"}, "row_factory='Row' is not callable"),
+    "first argument": (PG, {"url": PG}, "give it as the first argument"),
+    "loop": (PG, {"loop": None}, "leave it out"),
     "wrong ssl": (PG, {"ssl": "requird"}, "ssl is 'requird': give an ssl.SSLContext, True, False"),
     "wrong kind of ssl": (PG, {"ssl": {}}, "ssl is a dict: give an ssl.SSLContext"),
     "ssl twice": (PG, {"ssl": True, "connect_kwargs": {"ssl": True}}, "ssl is given twice"),

@@ -75,6 +75,7 @@ POOL: Final = words(
         "write max_uses": "maxqueries maxusage maxrequests",
         "write max_waiting": "maxqueue queuelimit maxqueuesize waitqueuesize maxwaitqueue",
         "write leak_after, in seconds": "leakdetectionthreshold leaktimeout",
+        "give it as the first argument": "dsn url dburl databaseurl connectionstring conninfo",
         "write name": "poolname",
         "give on_connect=, as a keyword": (
             "init setup configure afterconnect connectioninitsql initsql initcommand"

@@ -10,7 +10,7 @@ import os
 import re
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
-from urllib.parse import parse_qsl, quote, unquote
+from urllib.parse import ParseResult, SplitResult, parse_qsl, quote, unquote
 
 from poolkit._elsewhere import name_shown, near
 from poolkit._errors import PoolConfigError
@@ -132,8 +132,10 @@ def _inside(given: Any) -> object:
             return given.get_secret_value()  # of pydantic
         if callable(getattr(given, "render_as_string", None)):
             return given.render_as_string(hide_password=False)  # of SQLAlchemy: str() masks
-        if callable(getattr(given, "geturl", None)):
-            return _with_slashes(given.geturl())  # of urllib
+        if isinstance(given, (SplitResult, ParseResult)):
+            # Without a host, geturl() loses slashes before Python 3.13.
+            whole = given._replace(netloc="-").geturl()
+            return whole.replace("://-", f"://{given.netloc}", 1)
         text = str(given)
         masks = _masks(text, getattr(given, "password", None))
     except Exception:  # whatever its own code does
@@ -142,11 +144,9 @@ def _inside(given: Any) -> object:
     return _with_slashes(text) if begins and begins[2] and not masks else None
 
 
-def _with_slashes(text: Any) -> Any:
-    """Return ``sqlite:/app.db`` as it was before somebody took it apart and put it together."""
-    return (
-        re.sub(r"^([A-Za-z][\w+.\-]*):/(?!/)", r"\1:///", text) if isinstance(text, str) else text
-    )
+def _with_slashes(text: str) -> str:
+    """Return ``sqlite:/app.db`` as it was before a library took it apart and put it together."""
+    return re.sub(r"^([A-Za-z][\w+.\-]*):/(?!/)", r"\1:///", text)
 
 
 def _masks(text: str, password: object) -> bool:

@@ -107,10 +107,16 @@ _WORDS: Final = words(
             "sslsni rewritebatchedinserts stringtype loglevel loggerlevel binarytransfer "
             "defaultrowfetchsize autosave cleanupsavepoints enlist multiplexing "
             "includeerrordetail serversidebinding disableserversidecursors asyncfallback engine "
-            "uselibpqcompat supa allowmultiqueries sslinline krbspn minreadbuffersize gssapi"
+            "sslcertmode gssdelegation scramclientkey scramserverkey sslkeylogfile loop "
+            "minprotocolversion maxprotocolversion uselibpqcompat supa allowmultiqueries sslinline "
+            "krbspn minreadbuffersize gssapi"
         ),
     }
 )
+
+
+#: Arguments of `asyncpg.connect` that `_WORDS` has, and `POOL`.
+_WORDED: Final = frozenset({"timeout", "dsn", "loop", "direct_tls", "servicefile"})
 
 
 # -- refusing ------------------------------------------------------------------------------------
@@ -121,7 +127,7 @@ def split_options(options: CreateOptions) -> tuple[SettingsDict, PoolOptions]:
     for name in options:
         if name in NAMES | SETTINGS:
             continue
-        if name in ARGUMENTS - {"timeout"}:
+        if name in ARGUMENTS - {"timeout", "dsn", "loop"}:
             raise PoolConfigError(
                 f"{name!r} is an argument of asyncpg.connect: give connect_kwargs={{{name!r}: ...}}"
             )
@@ -280,7 +286,7 @@ def _check_parameter(name: str, text: str) -> None:
         return
     if "." in name or name.lower() in _OWN:
         return
-    if name in ARGUMENTS - {"timeout", *PARAMETERS} and name not in ("direct_tls", "servicefile"):
+    if name in ARGUMENTS - _WORDED:
         hint: str | None = (
             f"it is an argument of asyncpg.connect: give connect_kwargs={{{name!r}: ...}}"
         )

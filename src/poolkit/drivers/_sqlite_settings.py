@@ -78,6 +78,16 @@ class Settings:
         """Refuse whatever SQLite would ignore without a word."""
         if self.busy_timeout is not None:
             check_seconds("busy_timeout", self.busy_timeout)
+        for name, low in _COUNTS.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise PoolConfigError(f"{name}={value!r} is not a whole number from {low} up")
+        if self.foreign_keys not in (True, False, None):
+            raise PoolConfigError(f"foreign_keys={self.foreign_keys!r}: give True, False or None")
+        if self.row_factory is not None and not callable(self.row_factory):
+            raise PoolConfigError(
+                f"row_factory={self.row_factory!r} is not callable: give sqlite3.Row, for example"
+            )
         for name, known in CHOICES.items():
             value = getattr(self, name)
             if value is not None and str(value).upper() not in known:
@@ -100,6 +110,7 @@ class Settings:
         return made
 
 
+_COUNTS = {"detect_types": 0, "cached_statements": 0, "iter_chunk_size": 1}
 CHOICES = {
     "journal_mode": ("WAL", "DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF"),
     "synchronous": ("OFF", "NORMAL", "FULL", "EXTRA"),
