@@ -373,16 +373,19 @@ class Workers:
         connection = slot.connection
         self._limit(worker, options.close_timeout)
         error: BaseException | None = None
-        if options.on_close is not None:
+        # What its user has begun to close is broken: it is ended for certain, and no hook is run.
+        is_healthy = slot.reason != "broken"
+        if options.on_close is not None and is_healthy:
             _, error = await self._try("on_close", worker, options.on_close, connection)
             if error is not None:
                 self._say(logging.DEBUG, "on_close failed: %s", shown(error))
         if slot.state == "closing" and not (worker.scope.cancel_called or self._is_ending()):
             _, error = await self._try("close", worker, self._driver.close, connection)
-            if error is None:
+            if error is None and is_healthy:
                 self._tell(self._book.closed, slot, self._runtime.now())
                 return
-            self._say(logging.DEBUG, "closing a connection failed: %s", shown(error))
+            if error is not None:
+                self._say(logging.DEBUG, "closing a connection failed: %s", shown(error))
         self._hooks.terminate(connection)
         self._tell(self._book.closed, slot, self._runtime.now())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple
 
 from anyio.lowlevel import checkpoint
 
@@ -17,6 +17,18 @@ if TYPE_CHECKING:
     from poolkit._pool import Pool
     from poolkit._slot import Slot
     from poolkit._words import Place
+
+    #: How a lease has ended.
+    Over = Place | Literal["block"] | Closed
+
+
+class Closed(NamedTuple):
+    """How a lease has ended whose holder has closed the connection."""
+
+    place: Place | None
+    """Where; None: in a task, or a thread, that was made for it."""
+    is_final: bool = False
+    """Whether not even a question may be asked, nor another close be made."""
 
 
 class Lease(Generic[C]):
@@ -40,8 +52,9 @@ class Lease(Generic[C]):
     _turn: int
     #: Whether it was served in the queue; not set on the fast path, where it was not.
     _has_waited: bool
-    #: Where it was given back: a code and an offset in it, or "block", at the end of its block.
-    _over: Place | Literal["block"] | None
+    #: Where it was given back: a code and an offset in it, or "block", at the end of its block; or
+    #: where its connection was closed.
+    _over: Over | None
 
     def __await__(self) -> Generator[Any, Any, C]:
         """Acquire; the connection is the caller's until `Pool.release`."""

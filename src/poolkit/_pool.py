@@ -20,7 +20,7 @@ import random
 import sys
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
 from anyio.lowlevel import checkpoint
 
@@ -33,7 +33,7 @@ from poolkit._errors import NotLeased, PoolClosed, PoolDeadlock, PoolError, Pool
 from poolkit._hooks import GuardedPolicy, Hooks
 from poolkit._jobs import Workers
 from poolkit._leaks import Leaks
-from poolkit._lease import RELEASED, Lease, Released, TracedLease, UngreetedLease
+from poolkit._lease import RELEASED, Closed, Lease, Released, TracedLease, UngreetedLease
 from poolkit._life import Life
 from poolkit._options import check_seconds, make_options
 from poolkit._prospects import PATIENCE
@@ -43,7 +43,7 @@ from poolkit._slot import NEVER, Slot, Waiter
 from poolkit._state import PoolState
 from poolkit._transaction import Transaction
 from poolkit._upkeep import Suspended, upkeep
-from poolkit._view import bind, held_slot, make_view
+from poolkit._view import bind, held_slot, is_closed, make_view
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from poolkit._driver import Driver
+    from poolkit._lease import Over
     from poolkit._options import Hook, Options, PoolOptions
     from poolkit._runtime import Runtime
     from poolkit._slot import Outcome, Reason
@@ -509,7 +510,11 @@ class Pool(Generic[C]):
             return cause
         if waiter.slot is not None:  # taken back between hand-off and now
             self._tell(self._book.recount, "served", "closed")
-        return words.refusal(self.name, waiter, limit)
+        return words.refusal(self.name, waiter, limit, self._count_dead)
+
+    def _count_dead(self) -> int:
+        """Count the leases whose connections are dead, which nobody gives back."""
+        return sum(self._is_dead(slot.connection) for slot in list(self._book.leased))
 
     def _take_for_hook(self, holder: Holder, now: float) -> Slot | None:
         """Take an idle connection, as the fast path does, for a caller that has a hook to await."""
@@ -553,6 +558,8 @@ class Pool(Generic[C]):
                 finally:
                     if slot.turn == lease._turn:
                         self._hooks.greeted(slot.connection)
+            if slot.turn != lease._turn:
+                held_slot(view)  # raises: the hook has closed it, or given it back
             if scope.cancelled_caught:
                 slot.cancelled = True
                 raise PoolTimeout(
@@ -570,9 +577,14 @@ class Pool(Generic[C]):
         """Give a connection back: done when this returns; the result may be awaited or not.
 
         Raises `NotLeased` when it was given back before, or belongs to another pool, and changes
-        nothing then, whoever holds the connection by now.
+        nothing then, whoever holds the connection by now. A connection that its holder has closed
+        is given back already: then there is nothing to do.
         """
-        held_slot(connection)
+        try:
+            held_slot(connection)
+        except NotLeased:
+            if not is_closed(connection):
+                raise
         pool = connection._poolkit_pool  # type: ignore[attr-defined]  # held_slot saw a view
         if pool is not self:
             raise NotLeased(
@@ -584,12 +596,19 @@ class Pool(Generic[C]):
         self._give_back(lease, words.caller(2), None)
         return RELEASED
 
-    def _give_back(
-        self,
-        lease: Lease[C],
-        over: words.Place | Literal["block"],
-        error: BaseException | None,
-    ) -> None:
+    def _ends_with(self, lease: Lease[C], over: Closed) -> bool:
+        """End a lease if its holder has ended the connection; say whether. From any thread."""
+        slot: Any = lease._slot
+        if lease._turn != slot.turn or not self._is_dead(slot.connection):
+            return False
+        give_back = functools.partial(self._give_back, lease, over, None)
+        if self._runtime.where() in (self._runtime.home, BETWEEN):
+            give_back()
+        else:
+            self._post(give_back)
+        return True
+
+    def _give_back(self, lease: Lease[C], over: Over, error: BaseException | None) -> None:
         """End a lease, unless it has ended. Never awaits, hence cannot be interrupted."""
         book = self._book
         slot: Any = lease._slot
@@ -640,7 +659,10 @@ class Pool(Generic[C]):
         if not slot.touched and not (book.queue and self._is_dead(slot.connection)):
             book.release(slot, now)
         elif (reason := self._why_not_again(slot, error, now)) is not None:
-            book.release_broken(slot, now, reason)
+            if slot.closing:
+                book.release_closing(slot, now)
+            else:
+                book.release_broken(slot, now, reason)
         elif (
             slot.busy or slot.cancelled or slot.derived or not self._hooks.is_clean(slot.connection)
         ):

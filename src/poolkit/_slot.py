@@ -41,6 +41,7 @@ class Slot:
         "block",
         "busy",
         "cancelled",
+        "closing",
         "connection",
         "derived",
         "expires_at",
@@ -87,6 +88,7 @@ class Slot:
         self.busy = 0  # operations under way, of whatever lease
         self.cancelled = False  # an operation, or the block, was cancelled
         self.derived = False  # objects were made from the connection
+        self.closing = 0  # closes that its holder has begun, and that have not returned
         self.block: Any = None  # the transaction block it is in: asked before each operation
         self.attributes: dict[str, Any] | None = None  # set through a handle: as they were before
         self.verdicts = NO_VERDICTS  # what the errors of the lease have said of the connection

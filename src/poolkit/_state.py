@@ -361,6 +361,13 @@ class PoolState:
         self._retire(slot, reason)
         self._follow_up(now)
 
+    def release_closing(self, slot: Slot, now: float) -> None:
+        """Take back a connection whose holder has not closed it to the end: it is closed again."""
+        if self.queue:
+            self._end_overdue(now)
+        self._close(slot, "broken")
+        self._follow_up(now)
+
     # -- outcomes of jobs ------------------------------------------------------------------------
 
     def connected(self, slot: Slot, connection: Any, now: float) -> None:
@@ -939,9 +946,13 @@ class PoolState:
         if reason in ("broken", "derived"):
             self._doom(slot, reason)
             return
-        self.retired[reason] += 1
         if reason == "expired" and self._aging:
             self._aging -= 1
+        self._close(slot, reason)
+
+    def _close(self, slot: Slot, reason: Reason) -> None:
+        """Owe a close: the slot is free when that has ended."""
+        self.retired[reason] += 1
         slot.reason = reason
         self._move(slot, "closing")
         self.jobs.append(("close", slot))

@@ -13,11 +13,16 @@ import contextlib
 import functools
 import inspect
 import itertools
+import re
 import types
 from collections.abc import AsyncGenerator, Coroutine
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from poolkit._errors import NotLeased, PoolConfigError
+from poolkit._closing import ending, is_harmless, may_end
+from poolkit._errors import NotLeased, PoolConfigError, TransactionEnded
+from poolkit._lease import Closed
+from poolkit._members import OWN, defined_by, is_async, is_method, is_special, like, other_member
+from poolkit._say import shown
 from poolkit._words import place
 
 if TYPE_CHECKING:
@@ -75,22 +80,44 @@ def held_slot(view: Any) -> Slot:
     return slot
 
 
+def is_closed(view: Any) -> bool:
+    """Tell whether it is a view whose lease has ended because its holder closed the connection."""
+    if not issubclass(type(view), _View):
+        return False
+    lease = view._poolkit_lease
+    return type(lease._over) is Closed and bool(lease._slot.turn != lease._turn)
+
+
 def _check(view: Any, name: str) -> None:
-    """Raise unless the lease goes on, and the transaction block that it may be in."""
+    """Raise unless the lease goes on, and the transaction block that it may be in.
+
+    A connection that is closed may be closed again, and asked whether it is; and one may be closed
+    whatever has become of its transaction.
+    """
     lease = view._poolkit_lease
     slot = lease._slot
     if slot.turn != lease._turn:
-        _refuse(view, name)
+        if not is_harmless(name) or not is_closed(view) or lease._over.is_final:
+            _refuse(view, name)
+        return
     block = slot.block
     if block is not None:  # a finalizer may have ended it in between
-        block.check(name)
+        try:
+            block.check(name)
+        except (NotLeased, TransactionEnded):
+            if not may_end(name):
+                raise
 
 
 def _refuse(view: Any, name: str) -> NoReturn:
     lease = view._poolkit_lease
     pool = lease._pool.name
     what = f".{name}: this" if name else "this"
-    if lease._over == "block":
+    if type(lease._over) is Closed:
+        closed_at = lease._over.place
+        at = "" if closed_at is None else f" at {place(*closed_at)}"
+        where = f"closed{at} by its holder, which has given it back"
+    elif lease._over == "block":
         where = f"released at the end of the block entered at {place(lease._code, lease._lasti)}"
     elif lease._over is not None:
         where = f"released at {place(*lease._over)}"
@@ -147,12 +174,14 @@ class _View(Handle):
             _failed(self, error)
             raise
         if getattr(value, "__self__", None) is slot.connection:
-            return types.MethodType(self._poolkit_closely(_call(name)), self)
+            return types.MethodType(_found(name, value, self._poolkit_closely), self)
         if value is slot.connection:
             return self
         kind = type(value)
         if not (type(kind) is type and kind in _PLAIN):
             if callable(value):
+                if may_end(name):
+                    return types.MethodType(ending(_call(name), name), self)
                 slot.derived = True
             self._poolkit_look(name, value, own=True)
             if name == "__dict__":  # what is written there nobody would undo
@@ -189,8 +218,9 @@ class _View(Handle):
         slot = self._poolkit_slot
         pool = self._poolkit_pool.name
         if slot.turn != self._poolkit_turn:
-            return f"<released connection of pool {pool!r}>"
-        return f"<{slot.connection!r} leased from pool {pool!r}>"
+            how = "closed" if is_closed(self) else "released"
+            return f"<{how} connection of pool {pool!r}>"
+        return f"<{_without_secrets(slot.connection)} leased from pool {pool!r}>"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a leased connection cannot be copied or pickled: acquire another one")
@@ -200,6 +230,18 @@ class _View(Handle):
 
     def __deepcopy__(self, memo: object) -> NoReturn:
         self.__reduce_ex__(2)
+
+
+#: What a `repr` may have in it that is nobody's business.
+_SECRETS: Final = re.compile(
+    r"passw|passphrase|pwd|secret|token|api_?key|://[^/@\s]*:", re.IGNORECASE
+)
+
+
+def _without_secrets(connection: Any) -> str:
+    """Return the `repr` of a connection; its class only, if there may be a password in it."""
+    text = shown(connection)
+    return f"{type(connection).__name__} object" if _SECRETS.search(text) else text
 
 
 # -- attributes, which die with the lease --------------------------------------------------------
@@ -235,20 +277,9 @@ def restore_attributes(slot: Slot) -> None:
             delattr(slot.connection, name)
 
 
-#: Special methods that say what a view is, rather than what its connection does.
-_OWN: Final = frozenset(
-    {"__class__", "__del__", "__eq__", "__hash__", "__init__", "__new__", "__subclasshook__"}
-    | {"__getattr__", "__getattribute__", "__setattr__", "__delattr__", "__dir__", "__dict__"}
-    | {"__init_subclass__", "__class_getitem__", "__repr__", "__sizeof__", "__getstate__"}
-    | {"__setstate__", "__reduce__", "__reduce_ex__", "__copy__", "__deepcopy__", "__slots__"}
-    | {"__doc__", "__module__", "__weakref__", "__annotations__", "__orig_bases__"}
-)
-
-
 #: What a base of a view's may have instead of what views have.
 _LOOKS: Final = ("_poolkit_look", "_poolkit_look_given", "_poolkit_look_inside", "_poolkit_closely")
 _EXITS: Final = ("__exit__", "__aexit__")
-_UNBOUND: Final = (staticmethod, classmethod)
 _bound: Final = types.MethodType
 _Coroutine: Final = types.CoroutineType
 
@@ -259,12 +290,20 @@ def view_class(kind: type, bases: tuple[type, ...] = ()) -> type:
     ``bases`` are classes without slots of their own that make the library's own ``isinstance``
     checks pass; methods they define take the place of the connection's.
     """
-    made: type = _make_class(kind, bases)
-    return made
+    key = (id(kind), *map(id, bases))  # a metaclass may have them equal, or not be hashed at all
+    made = _made.get(key)
+    if made is None:
+        if len(_made) >= _MOST_CLASSES:
+            _made.clear()
+        made = _made[key] = (_make_class(kind, bases), kind, bases)  # which keep their ids
+    return made[0]
 
 
-@functools.lru_cache(maxsize=256)
-def _make_class(kind: Any, bases: Any) -> type:
+_MOST_CLASSES: Final = 256
+_made: Final[dict[tuple[int, ...], tuple[type, type, tuple[type, ...]]]] = {}
+
+
+def _make_class(kind: type, bases: tuple[type, ...]) -> type:
     members: dict[str, Any] = {
         "__slots__": (),
         "__class__": property(lambda _: kind),
@@ -273,14 +312,16 @@ def _make_class(kind: Any, bases: Any) -> type:
     for base in reversed(bases):
         members.update((name, vars(base)[name]) for name in _LOOKS if name in vars(base))
     closely = members.get("_poolkit_closely", _View._poolkit_closely)
-    own = {name for base in bases for name in dir(base) if not hasattr(object, name)}
-    for name in dir(kind):
-        special = name.startswith("__") and name.endswith("__")
-        if name in _OWN or (special and hasattr(object, name)) or name in own:
+    own = defined_by(*bases)
+    for name, value in defined_by(kind).items():
+        if name in own:
             continue
-        value = inspect.getattr_static(kind, name)
-        if callable(value) and inspect.isroutine(value) and not isinstance(value, _UNBOUND):
-            members[name] = _Method(name, value, closely)
+        if is_special(name) and value is None:  # it is refused
+            members[name] = None
+        elif (member := other_member(kind, name, value)) is not None:
+            members[name] = member
+        elif is_method(name, value):
+            members[name] = _Method(kind, name, value, closely)
     made = type(f"{kind.__name__}View", (_View, *bases), members)
     if made.__dictoffset__ or made.__basicsize__ != Handle.__basicsize__:
         raise PoolConfigError(
@@ -294,15 +335,15 @@ class _Method:
 
     __slots__ = ("_call", "_name")
 
-    def __init__(self, name: str, function: Any, closely: Callable[..., Any]) -> None:
+    def __init__(self, kind: type, name: str, method: Any, closely: Callable[..., Any]) -> None:
         self._name = name
-        inner = inspect.unwrap(function)
+        inner = inspect.unwrap(method)
         if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
-            self._call = _generating(name, function)
+            self._call = _generating(name, method)
         else:
-            call = (_async_call if inspect.iscoroutinefunction(function) else _call)(name)
-            self._call = call if name in _EXITS else closely(call)
-        self._call.__doc__ = function.__doc__
+            call = (_async_call if is_async(method) else _call)(name)
+            self._call = ended_by_name(name, call if name in _EXITS else closely(call))
+        self._call = like(self._call, kind, name, method)
 
     def __get__(self, view: Any, owner: type) -> Any:
         if view is None:
@@ -361,6 +402,33 @@ def _async_call(name: str) -> Callable[..., Any]:
         return result
 
     return _named(call, name)
+
+
+def _found(name: str, value: Any, closely: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method for one that the connection's type does not define, but it itself has."""
+    code = getattr(value, "__code__", None)
+    if type(code) is not types.CodeType:
+        return ended_by_name(name, closely(_call(name)))
+    key = (code, name, closely)  # of functions that are alike, ever new ones may be made
+    call = _calls.get(key)
+    if call is None:
+        if len(_calls) >= _MOST_CLASSES:
+            _calls.clear()
+        is_async = code.co_flags & inspect.CO_COROUTINE
+        call = ended_by_name(name, closely((_async_call if is_async else _call)(name)))
+        call.__doc__ = value.__doc__
+        with contextlib.suppress(Exception):  # what it is decorated with may be of any kind
+            call.__signature__ = inspect.signature(value.__func__)  # type: ignore[attr-defined]
+        _calls[key] = call
+    return call
+
+
+_calls: Final[dict[tuple[types.CodeType, str, Callable[..., Any]], Callable[..., Any]]] = {}
+
+
+def ended_by_name(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    """Have the lease end with the connection, if the method may end that."""
+    return ending(call, name) if may_end(name) else call
 
 
 def _generating(name: str, function: Any) -> Callable[..., Any]:
@@ -442,7 +510,7 @@ def _does_more(kind: type) -> bool:
     return hasattr(kind, "poolkit_heeds") or any(
         inspect.isroutine(inspect.getattr_static(kind, name)) and not hasattr(Operation, name)
         for name in dir(kind)
-        if name.startswith("__") and name.endswith("__") and name not in _OWN
+        if name.startswith("__") and name.endswith("__") and name not in OWN
     )
 
 
@@ -602,7 +670,7 @@ async def watched(view: Any, operation: Awaitable[Any], args: tuple[Any, ...] = 
 
 _CONTAINERS: Final = frozenset({list, tuple, set, frozenset, dict})
 #: What most results are: data, for certain.
-_PLAIN: Final = frozenset({bool, bytes, float, int, str, type(None)})
+_PLAIN: Final = frozenset({bool, bytes, float, int, str, type(None), type(NotImplemented)})
 _MANY: Final = 1000
 
 

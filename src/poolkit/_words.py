@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 import weakref
 from collections import Counter
@@ -24,7 +25,7 @@ from poolkit._stats import LeaseInfo, task_name
 
 if TYPE_CHECKING:
     import types
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from poolkit._slot import Slot, Waiter
     from poolkit._state import PoolState
@@ -53,6 +54,34 @@ def callers(depth: int, most: int = 16) -> tuple[Place, ...]:
         places.append((frame.f_code, frame.f_lasti))
         frame = frame.f_back
     return tuple(places)
+
+
+def users_place(depth: int, *, awaited: bool = False) -> Place | None:
+    """Return where the caller's caller is in a program, past the libraries of the event loop.
+
+    ``awaited``: it is a coroutine. None in a task, or a thread, that was made for the call.
+    """
+    frame: types.FrameType | None = sys._getframe(depth)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename.replace("\\", "/").endswith((*_LOOPS, *_THREADS)):
+            return None
+        if awaited and not code.co_flags & _PAUSES:  # of the loop, or below it: this is a task
+            return None
+        if not _is_between(code.co_filename):
+            return code, frame.f_lasti
+        frame = frame.f_back
+    return None
+
+
+@functools.lru_cache(maxsize=256)
+def _is_between(filename: str) -> bool:
+    """Tell whether a file is of what stands between a program and what it has called."""
+    for name in ("asyncio", "anyio", "trio", "uvloop", "outcome", "contextlib"):
+        origin = getattr(sys.modules.get(name), "__file__", None)
+        if origin and filename.startswith(origin.removesuffix("__init__.py")):
+            return True
+    return False
 
 
 def place(code: types.CodeType, lasti: int) -> str:
@@ -103,8 +132,16 @@ def leases(book: PoolState, now: float) -> list[LeaseInfo]:
     return [lease(slot, now) for slot in book.leased if slot.holder is not None]
 
 
-#: Where the event loop begins, which says nothing.
+#: Where the event loop begins, which says nothing; or a thread.
 _LOOPS = ("asyncio/events.py", "asyncio/runners.py", "trio/_core/_run.py")
+_THREADS = ("/threading.py", "concurrent/futures/thread.py")
+#: What awaits something has one of these flags.
+_PAUSES = (
+    inspect.CO_COROUTINE
+    | inspect.CO_GENERATOR
+    | inspect.CO_ASYNC_GENERATOR
+    | inspect.CO_ITERABLE_COROUTINE
+)
 
 
 def stack_of(holder: Holder | None) -> tuple[str, ...]:
@@ -197,7 +234,13 @@ def transaction_ended(pool: str) -> TransactionEnded:
     )
 
 
-def refusal(pool: str, waiter: Waiter, limit: float | None) -> PoolError:
+#: How many of the leases held dead connections, in the facts that timeouts tell.
+_dead: Final[weakref.WeakKeyDictionary[Facts, int]] = weakref.WeakKeyDictionary()
+
+
+def refusal(
+    pool: str, waiter: Waiter, limit: float | None, count_dead: Callable[[], int] | None = None
+) -> PoolError:
     """Return the error for a wait that ended without a connection: its facts are the waiter's."""
     facts: Facts | None = waiter.facts
     if facts is None:
@@ -208,6 +251,8 @@ def refusal(pool: str, waiter: Waiter, limit: float | None) -> PoolError:
     kinds = {"timed_out": PoolTimeout, "failed": ConnectFailed}
     kind: type[PoolError] = kinds.get(waiter.outcome, PoolBusy)
     if waiter.outcome == "timed_out":
+        if count_dead is not None and facts not in _dead:  # once for all that share them
+            _dead[facts] = count_dead()
         compose = functools.partial(_timed_out, pool, limit, facts)
     elif waiter.outcome == "busy":
         compose = functools.partial(_busy, pool, facts)
@@ -302,9 +347,21 @@ def _reason(facts: Facts) -> str:
     sums = "".join(f". {label} holds {n} of {capacity}" for label, n in most if n > 1)
     longest = "; ".join(str(_lease(*one)) for one in facts.longest)
     return (
-        f"{sums}. Held longest: {longest}. Hold connections for a shorter time, raise max_size, or "
+        f"{sums}. Held longest: {longest}{_of_the_dead(facts)}. Hold connections for a shorter time, raise max_size, or "
         "raise acquire_timeout; a task that holds one while it waits for tasks that acquire here "
         "may be waiting for itself"
+    )
+
+
+def _of_the_dead(facts: Facts) -> str:
+    """Say how many hold what is of no use to them, nor to anybody."""
+    dead = min(_dead.get(facts, 0), facts.stats.leased)
+    if not dead:
+        return ""
+    return (
+        f". {dead} of the {facts.stats.leased} leases hold{'s' * (dead == 1)} a connection that is "
+        "dead, lost or closed behind the pool's back, and was not given back: release it, or leave "
+        "the block that acquired it"
     )
 
 

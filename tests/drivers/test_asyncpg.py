@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 
 import poolkit
-from poolkit import ConnectFailed, Pool, PoolConfigError
+from poolkit import ConnectFailed, NotLeased, Pool, PoolConfigError
 from poolkit.drivers import asyncpg as driver_module
 from poolkit.drivers.asyncpg import AsyncpgDriver, create_pool
 from tests.drivers.asyncpg_help import (
@@ -427,7 +427,7 @@ async def test_backend_that_ends_while_idle_costs_nobody_an_error(
 async def test_connection_ended_by_its_user_is_replaced(
     dsn: str, outside: asyncpg.Connection, way: str
 ) -> None:
-    """Within the lease it is closed, as always; the next user has another."""
+    """Its lease ends with it, also if it could still be asked; the next user has another."""
     async with of_one(dsn) as pool:
         async with pool.acquire() as conn:
             pid = conn.get_server_pid()
@@ -436,10 +436,11 @@ async def test_connection_ended_by_its_user_is_replaced(
             else:
                 conn.terminate()
             assert conn.is_closed()
-            with pytest.raises(asyncpg.InterfaceError):
+            assert pool.stats().leased == 0
+            with pytest.raises(NotLeased, match=r"closed at .*test_asyncpg\.py:\d+ in test_connect"):
                 await conn.fetchval("SELECT 1")
-        async with pool.acquire() as conn:
-            assert conn.get_server_pid() != pid
+            async with pool.acquire(timeout=5) as other:
+                assert other.get_server_pid() != pid
         await nothing_is_lost(pool, outside)
 
 

@@ -164,7 +164,7 @@ async def test_forwarded_methods_have_their_names_and_their_words() -> None:
         kind: Any = type(conn)
         assert kind.__name__ == "FakeConnectionView"
         assert kind.__doc__ == "A `FakeConnection`, until it is given back."
-        assert kind.query.__name__ == kind.query.__qualname__ == "query"
+        assert (kind.query.__name__, kind.query.__qualname__) == ("query", "FakeConnection.query")
         assert kind.query.__doc__ == FakeConnection.query.__doc__
         assert kind.peek.__doc__ == FakeConnection.peek.__doc__
         assert kind is view_class(FakeConnection, pool._hooks.view)

@@ -380,6 +380,9 @@ def pooled(kind: Any, *, is_noting: bool = False) -> Any:
                 if not c.is_closed():
                     c._drop_local_type_cache()
 
+    for name, method in vars(PooledConnection).items():
+        if inspect.isfunction(method) and not name.startswith("__") and hasattr(kind, name):
+            functools.update_wrapper(method, getattr(kind, name))  # it is asyncpg's to who asks
     return PooledConnection
 
 
@@ -567,16 +570,19 @@ class Handle(_ConnectionProxy):
 
     __slots__ = ()
 
+    @functools.wraps(asyncpg.Connection.add_listener)
     async def add_listener(self: Any, channel: str, callback: Any) -> None:
         slot = self._poolkit_touch("add_listener")
         slot.connection._handle = weakref.ref(self)
         await watched(self, slot.connection.add_listener(channel, callback))
 
+    @functools.wraps(asyncpg.Connection.add_log_listener)
     def add_log_listener(self: Any, callback: Any) -> None:
         c = self._poolkit_touch("add_log_listener").connection
         c._handle = weakref.ref(self)
         c.add_log_listener(callback)
 
+    @functools.wraps(asyncpg.Connection.add_termination_listener)
     def add_termination_listener(self: Any, callback: Any) -> None:
         c = self._poolkit_touch("add_termination_listener").connection
         c._handle = weakref.ref(self)

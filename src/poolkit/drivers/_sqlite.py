@@ -54,7 +54,7 @@ class Threaded(Protocol):
         """Close in the connection's thread."""
         ...
 
-    def stop(self) -> object:
+    def _cut_off(self) -> object:
         """Close without waiting for it."""
         ...
 
@@ -208,7 +208,7 @@ class SQLiteDriver(Generic[C]):
     def terminate(self, c: C, /) -> None:
         """Interrupt what runs, and have the thread close the connection."""
         self._inside(c)._raw.tell = None
-        self._inside(c).stop()
+        self._inside(c)._cut_off()
 
     def revoke(self, c: C, /) -> None:
         """End the lease: what was made from the connection is dead, what runs is interrupted."""

@@ -258,8 +258,9 @@ class Raw(Interrupts, WatchesFiles):
     def _sweep(self) -> None:
         while self._dropped:
             cursor = self._dropped.popleft()
-            sqlite3.Cursor.close(cursor)
-            self._cursors.pop(cursor, None)
+            if cursor in self._cursors:  # else it is closed, and so may be the connection
+                sqlite3.Cursor.close(cursor)
+                del self._cursors[cursor]
 
     def is_in_transaction(self) -> bool:
         """Tell whether a transaction is open, and will be for the next operation; in any thread."""

@@ -121,7 +121,9 @@ class _Worker:
         self._raw: Raw | None = None
         self._calls: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any] | None] | None]
         self._calls = SimpleQueue()
-        self._ended: asyncio.Future[None] | None = None
+        self._gate = threading.Lock()
+        #: Who waits for the end of the thread; None: it has ended.
+        self._waiting: list[asyncio.Future[None]] | None = []
         # A daemon, so that a connection nobody has closed does not keep the interpreter.
         self.thread = threading.Thread(target=self._run, name="poolkit-aiosqlite", daemon=True)
         self.thread.start()
@@ -145,11 +147,16 @@ class _Worker:
         """Have the thread close the connection and end, after what is queued already."""
         self._calls.put(None)
 
-    async def join(self) -> None:
-        """Wait until the thread has closed the connection."""
-        self._ended = asyncio.get_running_loop().create_future()
+    def ended(self) -> asyncio.Future[None]:
+        """Have the thread close the connection and end; what is returned is done when it has."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        with self._gate:
+            if self._waiting is None:
+                future.set_result(None)
+            else:
+                self._waiting.append(future)
         self.end()
-        await self._ended
+        return future
 
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:
@@ -167,8 +174,10 @@ class _Worker:
             if self._raw is not None:
                 self._raw.close()
         finally:
-            if self._ended is not None:
-                _tell(self._ended, None, None)
+            with self._gate:
+                waiting, self._waiting = self._waiting or [], None
+            for future in waiting:
+                _tell(future, None, None)
 
 
 def _tell(future: asyncio.Future[Any] | None, result: object, error: BaseException | None) -> None:
@@ -295,20 +304,25 @@ class Connection(aiosqlite.Connection):
         return cursor
 
     async def close(self) -> None:
-        """Close, after what is queued already. Closing twice is harmless."""
-        if not self._raw.over:
-            self._raw.over = True
-            self._running = False
-            self._connection = None
-            await self._worker.join()
+        """Close, after what is queued already. Closing twice is harmless, and waits as well."""
+        self._end()
+        await self._worker.ended()
 
-    def stop(self) -> None:
-        """Close without waiting: what is queued is refused, what runs is interrupted."""
+    def stop(self) -> asyncio.Future[None]:
+        """Close without waiting; the result may be awaited."""
+        self._cut_off()
+        return self._worker.ended()
+
+    def _cut_off(self) -> None:
+        """Have it closed: what is queued is refused, what runs is interrupted."""
+        self._end()
+        self._raw.revoke()
+        self._worker.end()
+
+    def _end(self) -> None:
         self._raw.over = True
         self._running = False
         self._connection = None
-        self._raw.revoke()
-        self._worker.end()
 
 
 class _Queue:
@@ -375,6 +389,7 @@ def _of_its_lease(method: Callable[..., Any]) -> Callable[..., Any]:
         coroutine = later(self, self._raw.lease, call)
         return coroutine if plain else Result(coroutine)
 
+    bound._poolkit_is_async = plain  # type: ignore[attr-defined]  # to who asks the view
     return bound
 
 
@@ -383,4 +398,4 @@ for _name, _method in inspect.getmembers(aiosqlite.Connection, inspect.isfunctio
     if not _name.startswith("_") and (_own is _method or inspect.iscoroutinefunction(_own)):
         setattr(Connection, _name, _of_its_lease(_own))
     if hasattr(_method, "__wrapped__"):  # those that return a `Result`
-        setattr(View, _name, lent(_name))
+        setattr(View, _name, functools.update_wrapper(lent(_name), _method))

@@ -263,6 +263,9 @@ class Connection:
 
     def stop(self) -> None:
         """Close without waiting: what has not begun is refused, what runs is interrupted."""
+        self._cut_off()
+
+    def _cut_off(self) -> None:
         self._raw.revoke()
         if not self._stopped:
             self._stopped = self._raw.over = True
@@ -318,6 +321,11 @@ class Connection:
             raise
         self._raw.claim(operation, result if isinstance(result, RawCursor) else None)
         return result
+
+
+for _name, _method in vars(View).items():
+    if callable(_method):
+        functools.update_wrapper(_method, getattr(Connection, _name))
 
 
 class Cursor:

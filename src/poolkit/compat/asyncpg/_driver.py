@@ -11,9 +11,10 @@ import asyncpg
 from poolkit._awaits import awaited
 from poolkit._driver import Verdict
 from poolkit._errors import NotLeased, PoolConfigError
+from poolkit._lease import Closed
 from poolkit._url import text_of
 from poolkit._view import _Method, _View, watched
-from poolkit._words import caller
+from poolkit._words import users_place
 from poolkit.drivers._asyncpg_connection import Handle, forget_named, pooled
 from poolkit.drivers._asyncpg_dsn import check_dsn
 from poolkit.drivers._asyncpg_settings import Settings
@@ -61,11 +62,9 @@ class PoolConnectionProxy(Handle):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Have the class that is made for a type of connections speak asyncpg's language."""
         super().__init_subclass__(**kwargs)
-        for name, member in vars(cls).items():
+        for member in vars(cls).values():
             if isinstance(member, _Method):
                 member.__class__ = _Guarded
-                if hasattr(asyncpg.Connection, name):
-                    functools.update_wrapper(member._call, getattr(asyncpg.Connection, name))
         view: Any = cls
         view._poolkit_touch = _touch
         view.__repr__ = _represent
@@ -75,31 +74,37 @@ class PoolConnectionProxy(Handle):
         """The handle itself, while it holds a connection: in asyncpg the connection is there."""
         return self if self._poolkit_slot.turn == self._poolkit_turn else None
 
+    @functools.wraps(asyncpg.Connection.add_listener)
     async def add_listener(self: Any, channel: str, callback: Any) -> None:
         try:
             await super().add_listener(channel, callback)
         finally:
             _hold(self)
 
+    @functools.wraps(asyncpg.Connection.add_log_listener)
     def add_log_listener(self: Any, callback: Any) -> None:
         super().add_log_listener(callback)
         _hold(self)
 
+    @functools.wraps(asyncpg.Connection.add_termination_listener)
     def add_termination_listener(self: Any, callback: Any) -> None:
         super().add_termination_listener(callback)
         _hold(self)
 
+    @functools.wraps(asyncpg.Connection.close)
     async def close(self: Any, *, timeout: float | None = None) -> None:
         slot = self._poolkit_touch("close")
-        place = caller(2)
+        over = Closed(users_place(2, awaited=True), is_final=True)
         try:
             await watched(self, slot.connection.close(timeout=timeout))
         finally:
-            self._poolkit_pool._give_back(self._poolkit_lease, place, None)
+            self._poolkit_pool._give_back(self._poolkit_lease, over, None)
 
+    @functools.wraps(asyncpg.Connection.terminate)
     def terminate(self: Any) -> None:
         self._poolkit_touch("terminate").connection.terminate()
-        self._poolkit_pool._give_back(self._poolkit_lease, caller(2), None)
+        over = Closed(users_place(2), is_final=True)
+        self._poolkit_pool._give_back(self._poolkit_lease, over, None)
 
 
 def _touch(view: Any, name: str) -> Slot:
