@@ -84,8 +84,11 @@ def like(call: Callable[..., Any], kind: type, name: str, method: Any) -> Callab
     return functools.update_wrapper(call, method)
 
 
-def other_member(kind: type, name: str, value: Any) -> Any:
-    """Return what the class of views has for something that is no operation; None: nothing."""
+def other_member(kind: type, name: str, value: Any, read: Callable[[Any, str], Any]) -> Any:
+    """Return what the class of views has for something that is no operation; None: nothing.
+
+    ``read`` reads an attribute of a view.
+    """
     if name == "__hash__":
         return None if value is None else _hash
     if name == "__class_getitem__":
@@ -97,9 +100,7 @@ def other_member(kind: type, name: str, value: Any) -> Any:
     if isinstance(value, _OF_CLASS):
         return OfClass(kind, name)
     if hasattr(type(value), "__get__") and not (is_special(name) or is_method(name, value)):
-        # In C: these are read as often as methods are called.
-        read: Callable[[Any], Any] = operator.methodcaller("__getattr__", name)
-        return property(read, doc=getattr(value, "__doc__", None))
+        return property(lambda view: read(view, name), doc=getattr(value, "__doc__", None))
     return None
 
 
@@ -118,11 +119,14 @@ class OfClass:
         return getattr(view._poolkit_touch(self._name).connection, self._name)
 
 
+_OVER: Final = object()
+
+
 def _leased(view: Any) -> Any:
-    """Return the connection of a view, unless its lease is over."""
+    """Return the connection of a view; `_OVER` if its lease is."""
     lease = view._poolkit_lease
     slot = lease._slot
-    return slot.connection if slot.turn == lease._turn else None
+    return slot.connection if slot.turn == lease._turn else _OVER
 
 
 def _hash(view: Any) -> int:
@@ -133,13 +137,10 @@ def _hash(view: Any) -> int:
 def _comparison(compare: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     def call(view: Any, other: Any, /) -> Any:
         connection = _leased(view)
-        if hasattr(type(other), "_poolkit_lease"):
-            other = _leased(other)
-            if other is None:
-                return NotImplemented
-        if connection is None:
-            return NotImplemented  # then Python compares identities
-        return compare(connection, other)
+        another = _leased(other) if hasattr(type(other), "_poolkit_lease") else other
+        if connection is _OVER or another is _OVER:
+            return compare(id(view), id(other))
+        return compare(connection, another)
 
     return call
 
@@ -147,7 +148,7 @@ def _comparison(compare: Callable[[Any, Any], Any]) -> Callable[..., Any]:
 def _text(name: str) -> Callable[..., str]:
     def call(view: Any, /, *args: Any) -> str:
         connection = _leased(view)
-        text: str = getattr(repr(view) if connection is None else connection, name)(*args)
+        text: str = getattr(repr(view) if connection is _OVER else connection, name)(*args)
         return text
 
     return call

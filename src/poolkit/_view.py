@@ -318,7 +318,7 @@ def _make_class(kind: type, bases: tuple[type, ...]) -> type:
             continue
         if is_special(name) and value is None:  # it is refused
             members[name] = None
-        elif (member := other_member(kind, name, value)) is not None:
+        elif (member := other_member(kind, name, value, _View.__getattr__)) is not None:
             members[name] = member
         elif is_method(name, value):
             members[name] = _Method(kind, name, value, closely)

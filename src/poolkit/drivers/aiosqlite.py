@@ -395,7 +395,10 @@ def _of_its_lease(method: Callable[..., Any]) -> Callable[..., Any]:
 
 for _name, _method in inspect.getmembers(aiosqlite.Connection, inspect.isfunction):
     _own = vars(Connection).get(_name, _method)
-    if not _name.startswith("_") and (_own is _method or inspect.iscoroutinefunction(_own)):
-        setattr(Connection, _name, _of_its_lease(_own))
+    if _name.startswith("_"):
+        continue
+    if _own is _method or inspect.iscoroutinefunction(_own):
+        _own = _of_its_lease(_own)
+    setattr(Connection, _name, functools.update_wrapper(_own, _method))  # the library's words
     if hasattr(_method, "__wrapped__"):  # those that return a `Result`
         setattr(View, _name, functools.update_wrapper(lent(_name), _method))
