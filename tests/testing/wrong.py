@@ -551,3 +551,157 @@ class ViewIsAClass(FakeDriver):
 class CheckOptionsRaises(FakeDriver):
     def check_options(self, options: Any, /) -> None:
         raise ValueError("max_size")
+
+
+# -- optional methods, handles -------------------------------------------------------------------
+
+
+@breaks("Optional methods, if they are there, take what the pool gives them")
+class GreetedIsAnothers(FakeDriver):
+    def greeted(self, name: str, times: int) -> None:  # type: ignore[override]
+        """Be the driver's own, of another meaning."""
+
+
+@breaks("Optional methods, if they are there, take what the pool gives them")
+class SetUpIsAnothers(FakeDriver):
+    async def set_up(self) -> None:  # type: ignore[override]
+        """Be the driver's own, of another meaning."""
+
+
+@breaks("Optional methods, if they are there, take what the pool gives them")
+class PoolOpensIsABool(FakeDriver):
+    pool_opens: Any = False
+
+
+@breaks("set_up awaits on_connect once, and lets through what it raises")
+class SetUpForgets(FakeDriver):
+    async def set_up(self, c: Any, on_connect: Any, /) -> None:
+        c.base = dict(c.session)
+
+
+@breaks("set_up awaits on_connect once, and lets through what it raises")
+class SetUpIsPlain(FakeDriver):
+    def set_up(self, c: Any, on_connect: Any, /) -> Any:
+        on_connect(c).close()
+
+
+@breaks("set_up awaits on_connect once, and lets through what it raises")
+class SetUpSwallows(FakeDriver):
+    async def set_up(self, c: Any, on_connect: Any, /) -> None:
+        with contextlib.suppress(Exception):
+            await super().set_up(c, on_connect)
+
+
+@breaks("greeted is sync, and may be called at every acquire")
+class GreetedRaisesAgain(FakeDriver):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def greeted(self, c: Any, /) -> None:
+        if c in self.seen:
+            raise Fault("again")
+        self.seen.append(c)
+
+
+@breaks("greeted is sync, and may be called at every acquire")
+class GreetedIsAsync(FakeDriver):
+    async def greeted(self, c: Any, /) -> None:  # type: ignore[override]
+        await checkpoint()
+
+
+@breaks("pool_opens is sync, and may be called again")
+class PoolOpensIsAsync(FakeDriver):
+    async def pool_opens(self) -> None:  # type: ignore[override]
+        await checkpoint()
+
+
+class Exclusive(type):
+    """A metaclass that lets no handle pass."""
+
+    def __instancecheck__(cls, thing: object) -> bool:
+        return type(thing) is cls
+
+
+class ExclusiveConnection(FakeConnection, metaclass=Exclusive):
+    pass
+
+
+@breaks("a handle is made of a connection: it passes for one, and shows no secrets")
+class HandleDoesNotPass(FakeDriver):
+    kind = ExclusiveConnection
+
+
+class RudeConnection(FakeConnection):
+    def __format__(self, spec: str) -> str:
+        raise Fault("not now")
+
+
+@breaks("a handle is made of a connection: it passes for one, and shows no secrets")
+class ConnectionCannotBeShown(FakeDriver):
+    kind = RudeConnection
+
+
+class RevealingConnection(FakeConnection):
+    def __str__(self) -> str:
+        return "to app:hunter2@host"
+
+
+@breaks("a handle is made of a connection: it passes for one, and shows no secrets")
+class ConnectionRevealsItsPassword(FakeDriver):
+    kind = RevealingConnection
+
+
+@breaks("the next lease finds nothing of what the last one has left")
+class RevokeTakesTheMessForClean(FakeDriver):
+    def __init__(self) -> None:
+        super().__init__()
+        self.revoked: set[Any] = set()
+
+    def revoke(self, c: Any, /) -> None:
+        super().revoke(c)
+        self.revoked.add(c)
+
+    def is_clean(self, c: Any, /) -> bool:
+        return c in self.revoked or super().is_clean(c)
+
+
+class UndyingCursor(FakeCursor):
+    async def fetch(self) -> str:
+        await checkpoint()
+        return "row"
+
+
+class UndyingConnection(FakeConnection):
+    def cursor(self) -> FakeCursor:
+        return UndyingCursor(self)
+
+
+@breaks("an object made from a handle is dead after its release")
+class NothingRevokes(FakeDriver):
+    kind = UndyingConnection
+
+    @property
+    def revoke(self) -> Any:  # type: ignore[override]
+        raise AttributeError
+
+
+class AlwaysEnded(FakeTransaction):
+    def has_ended(self) -> bool:
+        return True
+
+
+@breaks("pool.transaction() commits at the end of its block, or rolls back")
+class TransactionHasAlwaysEnded(FakeDriver):
+    def transaction(self, c: Any, /, **settings: Any) -> FakeTransaction:
+        return AlwaysEnded(c, settings)
+
+
+class HangingUpConnection(FakeConnection):
+    async def close(self) -> None:
+        self.lost = True
+
+
+@breaks("is_dead is True after a close of the connection's own, which ends its lease")
+class IsDeadDoesNotSeeItsClose(FakeDriver):
+    kind = HangingUpConnection

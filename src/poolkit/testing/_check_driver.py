@@ -8,6 +8,7 @@ from poolkit.testing import (
     _lines_cancelling,
     _lines_clean,
     _lines_connection,
+    _lines_handles,
     _lines_hints,
     _lines_lease,
 )
@@ -24,6 +25,7 @@ LINES: Final = (
     *_lines_clean.LINES,
     *_lines_lease.LINES,
     *_lines_hints.LINES,
+    *_lines_handles.LINES,
 )
 
 
@@ -31,6 +33,8 @@ async def check_driver(
     driver: Driver[C], probe: Probe[C] | None = None, *, patience: float = 5.0
 ) -> Report:
     """Check every line of the contract in `poolkit.Driver` against a driver and its database.
+
+    First on its connections, then on handles of a pool's, which are what users have.
 
     Lines about optional methods that the driver does not have are skipped, and so are those for
     which the probe lacks a part. It opens some hundred connections, two at a time at most, for a

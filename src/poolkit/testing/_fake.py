@@ -16,7 +16,7 @@ from poolkit._driver import Verdict
 
 if TYPE_CHECKING:
     import types
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from poolkit._options import Options
 
@@ -59,7 +59,9 @@ class BareConnection:
         """Whether it has ended without a word."""
         self.in_transaction = False
         self.session: dict[str, object] = {}
-        """Settings of the session; a reset forgets them."""
+        """Settings of the session; a reset forgets them, but for those of ``on_connect``."""
+        self.base: dict[str, object] = {}
+        """What ``on_connect`` has left of them."""
         self.active = 0
         """Operations under way; never above 1."""
         self.turn = 0
@@ -140,6 +142,10 @@ class FakeConnection(BareConnection):
     It refuses what a real one refuses: two operations at once, and any after its end. Those raise
     `Fault`.
     """
+
+    async def close(self) -> None:
+        """Close it, as its user may; a second call does nothing."""
+        await self.driver.close(self)
 
     async def write(self, row: object) -> None:
         """Add a row to ``driver.rows``: now, or with the COMMIT of the open transaction."""
@@ -248,7 +254,7 @@ class BareDriver(Generic[B]):
             await self.step("reset")
         note = "an open transaction" if c.in_transaction else None
         c.forget_transaction()
-        c.session.clear()
+        c.session = dict(c.base)
         return note
 
     async def ping(self, c: B, /) -> None:
@@ -355,7 +361,18 @@ class FakeDriver(BareDriver[F], Generic[F]):
 
     def is_clean(self, c: F, /) -> bool:
         """Tell whether a reset would have nothing to do."""
-        return not (c.in_transaction or c.session or c.active)
+        return not (c.in_transaction or c.session != c.base or c.active)
+
+    async def set_up(self, c: F, on_connect: Callable[[F], Awaitable[object]], /) -> None:
+        """Run ``on_connect``; a reset goes back to the session as that has left it."""
+        await on_connect(c)
+        c.base = dict(c.session)
+
+    def greeted(self, c: F, /) -> None:
+        """Do nothing: what ``on_acquire`` leaves, a reset undoes without a word."""
+
+    def pool_opens(self) -> None:
+        """Do nothing: there is no database to forget."""
 
     def watch(self, c: F, dead: Callable[..., None], /) -> None:
         """Remember whom `crash` has to tell, and a cursor that fails."""

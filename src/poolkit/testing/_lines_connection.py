@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Final
 
 from poolkit.testing._bench import turns
@@ -20,6 +21,46 @@ async def _(bench: Bench) -> None:
     missing = [name for name in _METHODS if not callable(getattr(bench.driver, name, None))]
     if missing:
         raise Broken(f"it has no {', '.join(missing)}")
+
+
+#: The optional methods, with what the pool gives them.
+_TAKES: Final = {
+    "set_up": ("c", "on_connect"),
+    "greeted": ("c",),
+    "revoke": ("c",),
+    "is_clean": ("c",),
+    "watch": ("c", "dead"),
+    "classify": ("exc", "c"),
+    "transaction": ("c",),
+    "check_options": ("options",),
+    "pool_opens": (),
+}
+
+
+@LINES.line("Optional methods, if they are there, take what the pool gives them")
+async def _(bench: Bench) -> None:
+    for name, gives in _TAKES.items():
+        method = getattr(bench.driver, name, bench)
+        if method is not bench and (why := _why_not(method, gives)):
+            raise Broken(
+                f"{name} {why}: the pool calls {name}({', '.join(gives)}) of a driver that has "
+                "such a method. If it is one of your own, give it another name"
+            )
+
+
+def _why_not(method: object, gives: tuple[str, ...]) -> str:
+    """Say why a method cannot be called with so many arguments, if so."""
+    if not callable(method):
+        return f"is {method!r}, which cannot be called"
+    try:
+        signature = inspect.signature(method)
+    except (TypeError, ValueError):  # of what is written in C
+        return ""
+    try:
+        signature.bind(*gives)
+    except TypeError:
+        return f"takes {signature}"
+    return ""
 
 
 @LINES.line("terminate is sync, never raises, never blocks")

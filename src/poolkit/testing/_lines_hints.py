@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
@@ -14,6 +15,8 @@ from poolkit._view import view_class
 from poolkit.testing._contract import Broken, Chapter
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from poolkit.testing._bench import Bench
 
 LINES: Final = Chapter()
@@ -39,6 +42,50 @@ async def _(bench: Bench) -> None:
                 await anyio.sleep(0.005)
         if not any(told):
             raise Broken(f"dead() was not called for {bench.patience} s")
+
+
+@LINES.line("set_up awaits on_connect once, and lets through what it raises", needs="set_up")
+async def _(bench: Bench) -> None:
+    seen: list[Any] = []
+    error = ValueError("of on_connect")
+
+    async def note(connection: Any) -> None:
+        seen.append(connection)
+        if len(seen) > 1:
+            raise error
+
+    async with bench.connection() as c:
+        await bench.within("set_up", _awaitable("set_up", bench.driver.set_up(c, note)))
+        if not (len(seen) == 1 and seen[0] is c):
+            raise Broken(f"on_connect was called {len(seen)} times, with {seen!r}")
+        await bench.ping(c, "after set_up")
+    async with bench.connection() as c:
+        raised = await bench.attempt("set_up", bench.driver.set_up, c, note)
+        if raised is not error:
+            raise Broken(f"it raised {raised!r} when on_connect had raised {error!r}")
+
+
+def _awaitable(method: str, made: Any) -> Awaitable[Any]:
+    if not inspect.isawaitable(made):
+        raise Broken(f"{method} returned {made!r}, which cannot be awaited")
+    return made
+
+
+@LINES.line("greeted is sync, and may be called at every acquire", needs="greeted")
+async def _(bench: Bench) -> None:
+    async with bench.connection() as c:
+        for _ in range(2):
+            bench.ask("greeted", c)
+        await bench.ping(c, "after greeted")
+
+
+@LINES.line("pool_opens is sync, and may be called again", needs="pool_opens")
+async def _(bench: Bench) -> None:
+    for _ in range(2):
+        bench.ask("pool_opens")
+    async with bench.connection() as c:
+        bench.ask("pool_opens")
+        await bench.ping(c, "after pool_opens")
 
 
 @LINES.line("classify returns a Verdict or None, and never raises", needs="classify")
