@@ -83,6 +83,7 @@ def _header(waited: float, held: float) -> bytes:
 
 
 def _pools_of(scope: Any) -> tuple[Pool[Any], ...]:
+    # An application's own come first: it may be mounted in another one.
     app_state = getattr(scope.get("app"), "state", None)
-    found = scope.get("state", {}).get(_ALL) or getattr(app_state, _ALL, None) or {}
+    found = getattr(app_state, _ALL, None) or scope.get("state", {}).get(_ALL) or {}
     return tuple(found.values())

@@ -32,8 +32,9 @@ def attend(pool: Pool[Any]) -> None:
 
 
 def dismiss(pool: Pool[Any]) -> None:
-    """Look no longer."""
-    vars(pool).pop("_lease_now", None)
+    """Look no longer, unless the pool goes on serving: another application, for example."""
+    if not pool._book.is_open:
+        vars(pool).pop("_lease_now", None)
 
 
 class _Attendant:

@@ -26,25 +26,13 @@ from starlette.requests import HTTPConnection
 from poolkit._errors import PoolClosed
 from poolkit._pool import Pool
 from poolkit._transaction import transaction as _transaction_on
+from poolkit.fastapi._applications import DEFAULT, find
 from poolkit.fastapi._lazy import LazyConnection
 from poolkit.fastapi._request import RequestLeases
 
 T = TypeVar("T")
 
-#: The name of the default pool in the state of a lifespan, and on ``app.state``.
-DEFAULT: Final = "poolkit"
-
 _Dependency: TypeAlias = Callable[..., Coroutine[Any, Any, Any]]
-
-
-def find(http: HTTPConnection, name: str) -> Any:
-    """Return what a lifespan has left under a name, or None.
-
-    The state of the lifespan reaches mounted applications too; ``app.state`` serves where a test
-    client carries no such state.
-    """
-    app_state = getattr(http.scope.get("app"), "state", None)
-    return getattr(http.state, name, None) or getattr(app_state, name, None)
 
 
 async def _request_leases(http: HTTPConnection) -> AsyncIterator[RequestLeases]:
@@ -78,7 +66,7 @@ async def pool(http: HTTPConnection, _: _Held) -> Pool[Any]:
         PoolClosed: the application's lifespan has not run, hence no pool was opened.
 
     """
-    found: Pool[Any] | None = find(http, DEFAULT)
+    found = find(http.scope, DEFAULT)
     if found is None:
         raise PoolClosed(
             "no pool was opened for this application: its lifespan has not run, or has ended. Give "
@@ -227,10 +215,10 @@ def for_pool(name: str, /) -> Dependencies:
         http: HTTPConnection, default: Annotated[Pool[Any], Depends(pool)]
     ) -> Pool[Any]:
         """Depend on a pool by its name; nothing is acquired."""
-        if default is not find(http, DEFAULT):
+        if default is not find(http.scope, DEFAULT):
             return default  # the root is overridden, and everything hangs from it
-        found: Pool[Any] | None = find(http, name)
-        if not isinstance(found, Pool):
+        found = find(http.scope, name)
+        if found is None:
             raise PoolClosed(
                 f"no pool named {name!r} was opened for this application: give it one with "
                 f"poolkit.fastapi.lifespan(pool, {name}=...)"

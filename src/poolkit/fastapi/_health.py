@@ -15,8 +15,7 @@ from starlette.responses import JSONResponse
 from poolkit._errors import PoolConfigError
 from poolkit._options import check_seconds
 from poolkit._pool import Pool
-from poolkit.fastapi._dependencies import DEFAULT, find
-from poolkit.fastapi._lifespan import ALL
+from poolkit.fastapi._applications import DEFAULT, find_all
 
 
 def router(
@@ -55,7 +54,7 @@ def router(
     check_seconds("unready_after", unready_after, optional=False)
 
     async def readyz(request: Request) -> JSONResponse:
-        pools: dict[str, Pool[Any]] | None = find(request, ALL)
+        pools = find_all(request.scope)
         if pools is None:
             return JSONResponse({"status": "no pool is open: the lifespan has not run"}, 503)
         troubles = {
@@ -78,7 +77,7 @@ def router(
 
 
 def _pools_by_name(request: Request) -> dict[str, Pool[Any]]:
-    pools: dict[str, Pool[Any]] = find(request, ALL) or {}
+    pools = find_all(request.scope) or {}
     return {"default" if name == DEFAULT else name: pool for name, pool in pools.items()}
 
 

@@ -3,19 +3,17 @@
 import contextlib
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 from starlette.applications import Starlette
 
 from poolkit._errors import PoolConfigError
 from poolkit._pool import Pool
+from poolkit.fastapi import _applications as applications
+from poolkit.fastapi._applications import ALL, DEFAULT
 from poolkit.fastapi._attend import attend, dismiss
-from poolkit.fastapi._dependencies import DEFAULT
 
 PoolSource: TypeAlias = Pool[Any] | Callable[[], Pool[Any] | Awaitable[Pool[Any]]]
-
-#: The name of all pools together, for `router`.
-ALL: Final = "poolkit_pools"
 
 
 def lifespan(
@@ -39,6 +37,8 @@ def lifespan(
 
     Raises:
         PoolConfigError: something else was given, or returned by a function.
+        PoolConfigError: at start-up, another lifespan of the same application (its own, or a
+            router's) has opened another default pool, or another one of the same name.
         PoolError: at start-up, whatever `Pool.open` raises; the pools opened before are closed.
 
     """
@@ -55,24 +55,20 @@ def lifespan(
 
     @contextlib.asynccontextmanager
     async def opened(app: Starlette) -> AsyncIterator[dict[str, Any]]:
-        pools: dict[str, Pool[Any]] = {}
         async with contextlib.AsyncExitStack() as stack:
+            pools = applications.begin(app)
+            stack.callback(applications.end, app, pools)
             for name, source in sources.items():
-                pools[name] = await stack.enter_async_context(await _make(source, name))
-            state = {**pools, ALL: pools}
-            for name, value in state.items():
-                setattr(app.state, name, value)
-            for made in pools.values():
+                made = await _make(source, name)
+                applications.check(app, pools, name, made)
+                stack.callback(dismiss, made)
+                pools[name] = await stack.enter_async_context(made)
                 attend(made)
             try:
-                yield dict(state)
+                yield applications.tell(app, pools)
             finally:
                 # A request that comes later is told of the lifespan, not of a closed pool.
-                for name, value in state.items():
-                    if getattr(app.state, name, None) is value:
-                        delattr(app.state, name)
-                for made in pools.values():
-                    dismiss(made)
+                applications.end(app, pools)
 
     return opened
 

@@ -11,6 +11,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from poolkit._errors import PoolConfigError, PoolUnavailable
+from poolkit.fastapi import _framework as framework
 from poolkit.fastapi import _routes as routes
 from poolkit.fastapi._answers import as_answer
 from poolkit.fastapi._attend import attend, current
@@ -29,11 +30,11 @@ class RequestLeases:
 
     def __init__(self, http: HTTPConnection) -> None:
         # Not the scope, which has this: a cycle would be left to the garbage collector.
-        self._route = http.scope.get("route")
+        self._route = framework.route_of(http.scope)
         self._is_websocket = http.scope["type"] == "websocket"
         self.is_open = False
         self.label: Final = routes.label_of(http.scope)
-        self.endpoint: Final = routes.code_of(http.scope.get("endpoint"))
+        self.endpoint: Final = routes.code_of(framework.endpoint_of(http.scope))
         self.code: Final = routes.labelled(self.endpoint, self.label)
         self._leases: dict[Pool[Any], LazyConnection[Any]] = {}
         self._streams: dict[Pool[Any], LazyConnection[Any]] = {}

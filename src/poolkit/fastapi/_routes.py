@@ -11,6 +11,8 @@ import inspect
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from poolkit.fastapi import _framework as framework
+
 if TYPE_CHECKING:
     import types
 
@@ -25,13 +27,10 @@ _cache: Final[dict[tuple[int, str, str], tuple[types.CodeType, types.CodeType]]]
 
 def label_of(scope: Scope) -> str:
     """Return method and path of a request's route, with the prefixes of routers and mounts."""
-    route = scope.get("route")
-    # From FastAPI 0.137 on a route does not know the prefix that its router was included with.
-    route = scope.get("fastapi", {}).get("effective_route_context", route)
-    path = getattr(route, "path_format", None) or getattr(route, "path", None) or "?"
-    root = scope.get("root_path", "")
-    mount = root.removeprefix(scope.get("app_root_path", root))  # but not what a proxy cuts off
-    return f"{scope.get('method', 'WS')} {mount}{path}"
+    path = framework.path_of(scope)
+    if path is None:
+        path = getattr(framework.endpoint_of(scope), "__qualname__", "?")
+    return f"{scope.get('method', 'WS')} {path}"
 
 
 def code_of(endpoint: Any) -> types.CodeType:
@@ -62,5 +61,4 @@ def streams(code: types.CodeType) -> bool:
 
 def takes(route: object, dependency: object) -> bool:
     """Tell whether a route's endpoint itself depends on it, and not only a dependency."""
-    dependant = getattr(route, "dependant", None)
-    return any(one.call is dependency for one in getattr(dependant, "dependencies", ()))
+    return any(one is dependency for one in framework.dependencies_of(route))

@@ -1,0 +1,190 @@
+"""All that is touched of FastAPI and Starlette without being documented there.
+
+It is looked at once, at import, with a small application. What is not as expected is done without:
+nothing here raises for what is missing, and one warning names it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import logging
+from typing import TYPE_CHECKING, Any
+
+import fastapi
+import starlette
+from fastapi import APIRouter, Depends, FastAPI
+from starlette.requests import HTTPConnection
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from poolkit._say import say
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from starlette.types import Scope
+
+
+# -- of a request --------------------------------------------------------------------------------
+
+
+def route_of(scope: Scope) -> Any:
+    """Return the route that serves a request, or None."""
+    return scope.get("route")
+
+
+def endpoint_of(scope: Scope) -> Any:
+    """Return the endpoint that serves a request, or None."""
+    return scope.get("endpoint")
+
+
+def path_of(scope: Scope) -> str | None:
+    """Return the path of a request's route, with the prefixes of routers and mounts."""
+    # From FastAPI 0.137 on a route does not know the prefix that its router was included with.
+    included = scope.get("fastapi")
+    context = included.get("effective_route_context") if isinstance(included, dict) else None
+    route = route_of(scope) if context is None else context
+    path = getattr(route, "path_format", None) or getattr(route, "path", None)
+    if not isinstance(path, str):
+        return None
+    root = scope.get("root_path", "")
+    mount = root.removeprefix(scope.get("app_root_path", root))  # but not what a proxy cuts off
+    return f"{mount}{path}"
+
+
+def dependencies_of(route: Any) -> Iterable[Any]:
+    """Return what a route's endpoint itself depends on, and not only a dependency."""
+    dependant = getattr(route, "dependant", None)
+    return [getattr(one, "call", None) for one in getattr(dependant, "dependencies", None) or ()]
+
+
+# -- of an application ---------------------------------------------------------------------------
+
+
+def add_middleware(app: Any, kind: Callable[[Any], Any]) -> None:
+    """Put middleware around all of an application, unless it is there; also if it has started."""
+    if any(getattr(one, "cls", None) is kind for one in getattr(app, "user_middleware", ())):
+        return
+    stack = getattr(app, "middleware_stack", None)
+    with contextlib.suppress(Exception):  # no application of Starlette's
+        if stack is None:
+            app.add_middleware(kind)
+        elif type(stack) is not kind:
+            app.middleware_stack = kind(stack)
+
+
+# -- of a WebSocket ------------------------------------------------------------------------------
+
+
+def has_closed(http: HTTPConnection, error: BaseException | None) -> bool:
+    """Tell whether an error is nothing but the end of a WebSocket that its handler has closed.
+
+    A message that cannot be sent raises the same, and sets the same state; but from an `OSError`.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return all(has_closed(http, one) for one in error.exceptions)
+    return (
+        isinstance(error, WebSocketDisconnect)
+        and not isinstance(error.__context__, OSError)
+        and getattr(http, "application_state", None) is WebSocketState.DISCONNECTED
+    )
+
+
+# -- the look ------------------------------------------------------------------------------------
+
+
+class _SeenError(Exception):
+    """Carries what a request looks like out of it."""
+
+
+async def _endpoint(_: int) -> None:
+    """Serve nothing."""
+
+
+async def _see(http: HTTPConnection) -> None:
+    raise _SeenError(http)
+
+
+def _request() -> HTTPConnection | None:
+    """Return a request on its way to a mounted application's router, or None."""
+    router, inner, outer = APIRouter(), FastAPI(openapi_url=None), FastAPI(openapi_url=None)
+    router.add_api_route("/{_}", _endpoint, dependencies=[Depends(_see)])
+    inner.include_router(router, prefix="/router")
+    outer.mount("/mount", inner)
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/mount/router/1",
+        "raw_path": b"",
+        "query_string": b"",
+        "root_path": "",
+        "headers": [],
+        "scheme": "http",
+        "http_version": "1.1",
+        "asgi": {"version": "3.0"},
+        "server": None,
+        "client": None,
+    }
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(_: Any) -> None:
+        pass
+
+    # Without an event loop: up to its first dependency, a request waits for nothing.
+    served: Any = outer(scope, receive, send)
+    try:
+        served.send(None)
+    except _SeenError as seen:
+        http: HTTPConnection = seen.args[0]
+        return http
+    except Exception:
+        return None
+    finally:
+        served.close()
+    return None
+
+
+def _missing() -> list[str]:
+    """Return what is not as expected, and what follows from that."""
+    http = contextvars.Context().run(_request)
+    scope: Scope = {} if http is None else http.scope
+    app: Any = FastAPI(openapi_url=None)
+    websocket = WebSocket({"type": "websocket"}, None, None)  # type: ignore[arg-type]
+    found = {
+        "the path of a route (routes are named by their functions)": (
+            path_of(scope) == "/mount/router/{_}"
+        ),
+        "the endpoint of a route (leases have no line of the program)": (
+            endpoint_of(scope) is _endpoint
+        ),
+        "the dependencies of a route (endpoints that are generators fail only when they run)": (
+            _see in dependencies_of(route_of(scope))
+        ),
+        "the middleware of an application (one that is mounted in a mounted one, and has no pool "
+        "of its own, is served from the outermost's)": (
+            hasattr(app, "middleware_stack") and hasattr(app, "user_middleware")
+        ),
+        "the state of a WebSocket (each disconnect rolls back)": (
+            getattr(websocket, "application_state", None) is WebSocketState.CONNECTING
+        ),
+    }
+    return [name for name, is_there in found.items() if not is_there]
+
+
+def look() -> None:
+    """Warn of what is not as expected, all of it at once."""
+    missing = _missing()
+    if missing:
+        say(
+            logging.WARNING,
+            "fastapi %s with starlette %s does not have, where poolkit knows it: %s. poolkit does "
+            "without; look for a newer poolkit, or take an older fastapi",
+            fastapi.__version__,
+            starlette.__version__,
+            "; ".join(missing),
+        )
+
+
+look()

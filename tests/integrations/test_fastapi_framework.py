@@ -1,0 +1,108 @@
+"""What is not documented in FastAPI and Starlette: looked at once, and done without if it is gone."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from poolkit.fastapi._routes import label_of
+
+#: Serves a plain endpoint, and one that is a generator, with what is left; prints the labels.
+SERVE = """
+import logging
+logging.basicConfig(format="%(levelname)s %(name)s %(message)s")
+import poolkit.fastapi
+from fastapi import APIRouter, Depends, FastAPI, WebSocket
+from fastapi.testclient import TestClient
+
+def serve(path):
+    pool = poolkit.create_pool(f"sqlite:///{path}")
+    app, router = FastAPI(lifespan=poolkit.fastapi.lifespan(pool)), APIRouter()
+
+    @router.get("/read")
+    async def read(conn=Depends(poolkit.fastapi.transaction)):
+        return [pool.leases()[0].label, await conn.execute_fetchall("SELECT 1")]
+
+    @router.websocket("/talk")
+    async def talk(websocket: WebSocket, conn=Depends(poolkit.fastapi.connection)):
+        await websocket.accept()
+        await websocket.send_json(await conn.execute_fetchall("SELECT 1"))
+        await websocket.close()
+
+    app.include_router(router, prefix="/items")
+    outer = FastAPI(lifespan=app.router.lifespan_context)
+    outer.mount("/in", app)
+    with TestClient(outer) as client:
+        print(client.get("/in/items/read").json())
+        with client.websocket_connect("/in/items/talk") as websocket:
+            print(websocket.receive_json())
+    print(pool.stats().leased)
+
+serve(sys.argv[1])
+"""
+
+#: Hides attributes of the framework's classes from poolkit.
+HIDE = """
+import sys
+import fastapi.routing, starlette.applications, starlette.websockets
+
+class Nothing: ...
+
+def hide(kind, *names):
+    real = kind.__getattribute__
+    def look(self, name):
+        if name in names and sys._getframe(1).f_globals["__name__"].startswith("poolkit."):
+            raise AttributeError(name)
+        return real(self, name)
+    kind.__getattribute__ = look
+"""
+
+#: What poolkit does not find, and what the warning says of it.
+PARTS = {
+    "path": (
+        """
+for kind in ("APIRoute", "_EffectiveRouteContext"):
+    hide(getattr(fastapi.routing, kind, Nothing), "path_format", "path")
+""",
+        "the path of a route (",
+    ),
+    "dependencies": (
+        "hide(fastapi.routing.APIRoute, 'dependant')",
+        "the dependencies of a route (",
+    ),
+    "middleware": (
+        "hide(starlette.applications.Starlette, 'middleware_stack', 'user_middleware')",
+        "the middleware of an application (",
+    ),
+    "websocket": (
+        "hide(starlette.websockets.WebSocket, 'application_state')",
+        "the state of a WebSocket (",
+    ),
+}
+
+
+@pytest.mark.parametrize("hidden", [[], ["path"], list(PARTS)], ids=["none", "path", "all"])
+def test_what_the_framework_does_not_have_is_done_without(
+    hidden: list[str], tmp_path: Path
+) -> None:
+    """One warning names all of it, at import; requests are served all the same."""
+    program = "\n".join([HIDE, *(PARTS[name][0] for name in hidden), SERVE])
+    done = subprocess.run(  # this interpreter, with a fixed program
+        [sys.executable, "-c", program, str(tmp_path / "test.db")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    label = "GET serve.<locals>.read" if hidden else "GET /in/items/read"
+    assert done.stdout.splitlines() == [f"['{label}', [[1]]]", "[[1]]", "0"], done.stderr
+    warned = [line for line in done.stderr.splitlines() if line.startswith("WARNING poolkit ")]
+    assert len(warned) == bool(hidden)
+    for name, (_, said) in PARTS.items():
+        assert (name in hidden) == any(said in line for line in warned)
+
+
+def test_endpoint_that_cannot_be_found_has_no_name() -> None:
+    """A scope of nobody's has a label all the same."""
+    assert label_of({"type": "http", "method": "GET"}) == "GET ?"
+    assert label_of({"type": "websocket"}) == "WS ?"
