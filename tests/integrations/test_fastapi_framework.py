@@ -50,11 +50,17 @@ import fastapi.routing, starlette.applications, starlette.websockets
 class Nothing: ...
 
 def hide(kind, *names):
-    real = kind.__getattribute__
+    real, hidden = kind.__getattribute__, kind.__dict__.get("hidden")
+    if hidden is not None:
+        hidden.update(names)
+        return
+    kind.hidden = hidden = set(names)
+
     def look(self, name):
-        if name in names and sys._getframe(1).f_globals["__name__"].startswith("poolkit."):
+        if name in hidden and sys._getframe(1).f_globals["__name__"].startswith("poolkit."):
             raise AttributeError(name)
         return real(self, name)
+
     kind.__getattribute__ = look
 """
 
