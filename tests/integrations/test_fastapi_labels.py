@@ -74,6 +74,36 @@ async def test_lease_is_named_by_method_route_and_endpoint(app: FastAPI, pool: S
             assert re.match(rf"{re.escape(__file__)}:\d+ in ", place)
 
 
+def test_route_is_named_with_the_prefixes_of_all_that_is_around_it(
+    app: FastAPI, pool: SQLitePool
+) -> None:
+    """Of WebSockets too, and of what is mounted in a router, where that is served."""
+    router, sub, deep = APIRouter(), FastAPI(), APIRouter()
+
+    @sub.get("/plain")
+    async def plain(conn: Conn) -> list[str]:
+        return places(pool)
+
+    @router.websocket("/talk/{room}")
+    @deep.websocket("/talk/{room}")
+    async def talk(websocket: WebSocket, room: str, conn: Conn) -> None:
+        await websocket.accept()
+        await websocket.send_json(places(pool))
+
+    sub.include_router(deep, prefix="/deep")
+    router.mount("/in", sub)
+    app.include_router(router, prefix="/outer")
+    app.mount("/direct", sub)
+    with TestClient(app) as client:
+        for path in ("/outer/talk/1", "/direct/deep/talk/1"):
+            with client.websocket_connect(path) as websocket:
+                assert f"in WS {path[:-1]}{{room}} (" in websocket.receive_json()[0]
+        assert "in GET /direct/plain (" in client.get("/direct/plain").json()[0]
+        mounted = client.get("/outer/in/plain")
+        if mounted.status_code != 404:  # before 0.137 FastAPI includes no mounts
+            assert "in GET /outer/in/plain (" in mounted.json()[0]
+
+
 async def test_endpoint_of_any_kind_is_named(app: FastAPI, pool: SQLitePool) -> None:
     """Partial functions, objects, decorated functions, WebSockets."""
 

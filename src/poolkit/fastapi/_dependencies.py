@@ -26,11 +26,17 @@ from starlette.requests import HTTPConnection
 from poolkit._errors import PoolClosed
 from poolkit._pool import Pool
 from poolkit._transaction import transaction as _transaction_on
+from poolkit.fastapi import _framework as framework
+from poolkit.fastapi import _websockets as websockets
 from poolkit.fastapi._applications import DEFAULT, find
 from poolkit.fastapi._lazy import LazyConnection
 from poolkit.fastapi._request import RequestLeases
 
 T = TypeVar("T")
+
+_FOR_A_MESSAGE: Final = (
+    "depend on poolkit.fastapi.pool, and write `async with pool.transaction() as conn:`"
+)
 
 _Dependency: TypeAlias = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -51,10 +57,10 @@ async def _request_leases(http: HTTPConnection) -> AsyncIterator[RequestLeases]:
     held.end(None, http)
 
 
-_Held: TypeAlias = Annotated[RequestLeases, Depends(_request_leases, scope="function")]
+Held: TypeAlias = Annotated[RequestLeases, Depends(_request_leases, scope="function")]
 
 
-async def pool(http: HTTPConnection, _: _Held) -> Pool[Any]:
+async def pool(http: HTTPConnection, _: Held) -> Pool[Any]:
     """Depend on the application's pool; nothing is acquired.
 
     For what outlives the endpoint or runs beside it: streaming responses, background tasks,
@@ -93,7 +99,7 @@ class Dependencies:
     streaming_connection: _Dependency
 
     def __init__(self, root: _Dependency) -> None:
-        async def connection(held: _Held, pool: Annotated[Pool[Any], Depends(root)]) -> Any:
+        async def connection(held: Held, pool: Annotated[Pool[Any], Depends(root)]) -> Any:
             """Depend on a connection: the request's one lease, given back before the response.
 
             Statements take effect one by one, as the driver runs them; use `transaction` for writes
@@ -107,7 +113,7 @@ class Dependencies:
             return await held.lease(pool, connection).keep()
 
         async def lazy(
-            held: _Held, pool: Annotated[Pool[Any], Depends(root)]
+            held: Held, pool: Annotated[Pool[Any], Depends(root)]
         ) -> LazyConnection[Any]:
             """Depend on a connection that is acquired when it is first needed, if it is.
 
@@ -150,19 +156,30 @@ class Dependencies:
         root = self.pool
 
         async def _transaction(
-            held: _Held, pool: Annotated[Pool[Any], Depends(root)]
+            http: HTTPConnection, held: Held, pool: Annotated[Pool[Any], Depends(root)]
         ) -> AsyncIterator[Any]:
             lease = held.lease(pool, transaction)
             if not lease.begins(settings):
                 yield await lease.keep()
                 return
-            began = pool._now()
+            websockets.advise(http.scope, held.label, "transaction", _FOR_A_MESSAGE)
+            began, over = pool._now(), None
             is_new = not lease.is_held
             on_it = _transaction_on(await lease.keep(), **dict(settings))
             if is_new:
                 on_it.exchanging(functools.partial(lease.exchange, since=began))
             async with on_it.within(pool._default_limit, since=began) as view:
-                yield view
+                try:
+                    yield view
+                except BaseException as error:
+                    if not framework.has_closed(http, error):
+                        raise
+                    over = error
+            if over is not None:
+                try:
+                    raise over
+                finally:
+                    del over  # which would hold this frame, and be held by it
 
         async def transaction(
             connection: Annotated[Any, Depends(_transaction, scope="function")],
@@ -172,6 +189,10 @@ class Dependencies:
             Any exception that leaves the endpoint rolls back, `HTTPException` included. If the
             COMMIT fails its error takes the place of the response, so no client is told of a
             success that was none. It is the same lease as `connection`'s when a request uses both.
+
+            In a WebSocket it lasts as long as the handler, which is logged. A client that leaves
+            raises `WebSocketDisconnect` there, which rolls back, unless the handler has closed the
+            WebSocket itself. Take `pool`, and a transaction for each message.
 
             Raises what `connection` raises, and the driver's own errors of BEGIN and COMMIT.
             """

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import logging
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import fastapi
@@ -40,12 +41,17 @@ def endpoint_of(scope: Scope) -> Any:
 
 def path_of(scope: Scope) -> str | None:
     """Return the path of a request's route, with the prefixes of routers and mounts."""
+    route, included = route_of(scope), scope.get("fastapi")
     # From FastAPI 0.137 on a route does not know the prefix that its router was included with.
-    included = scope.get("fastapi")
     context = included.get("effective_route_context") if isinstance(included, dict) else None
-    route = route_of(scope) if context is None else context
-    path = getattr(route, "path_format", None) or getattr(route, "path", None)
-    if not isinstance(path, str):
+    prefixed = getattr(context, "starlette_route", None)
+    if route is not prefixed and route is not getattr(context, "original_route", route):
+        context = prefixed = None  # of an application around this one
+    for one in (context, prefixed, route):
+        path = getattr(one, "path_format", None) or getattr(one, "path", None)
+        if path and isinstance(path, str):
+            break
+    else:
         return None
     root = scope.get("root_path", "")
     mount = root.removeprefix(scope.get("app_root_path", root))  # but not what a proxy cuts off
@@ -76,18 +82,22 @@ def add_middleware(app: Any, kind: Callable[[Any], Any]) -> None:
 # -- of a WebSocket ------------------------------------------------------------------------------
 
 
-def has_closed(http: HTTPConnection, error: BaseException | None) -> bool:
-    """Tell whether an error is nothing but the end of a WebSocket that its handler has closed.
-
-    A message that cannot be sent raises the same, and sets the same state; but from an `OSError`.
-    """
+def has_closed(http: HTTPConnection, error: BaseException) -> bool:
+    """Tell whether an error is nothing but the end of a WebSocket that its handler has closed."""
     if isinstance(error, BaseExceptionGroup):
         return all(has_closed(http, one) for one in error.exceptions)
     return (
         isinstance(error, WebSocketDisconnect)
-        and not isinstance(error.__context__, OSError)
         and getattr(http, "application_state", None) is WebSocketState.DISCONNECTED
+        # A message that cannot be sent ends in the same state, whose error comes of an `OSError`.
+        and (not isinstance(error.__context__, OSError) or _was_closing(error))
     )
+
+
+def _was_closing(error: BaseException) -> bool:
+    """Tell whether an error was raised in the handler's own close: the client was faster."""
+    close = WebSocket.close.__code__
+    return any(frame.f_code is close for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 # -- the look ------------------------------------------------------------------------------------

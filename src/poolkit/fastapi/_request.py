@@ -91,7 +91,7 @@ class RequestLeases:
 
         Raises `PoolConfigError` where it would be given back before the endpoint begins.
         """
-        if routes.streams(self.endpoint) and routes.takes(self._route, dependency):
+        if self.begins_late(dependency):
             raise PoolConfigError(
                 f"{self.label} is a generator: it streams, and its body begins when connections "
                 f"were given back. Either {INSTEAD}, or depend on poolkit.fastapi."
@@ -104,6 +104,10 @@ class RequestLeases:
             attend(pool)
             lease = self._leases[pool] = LazyConnection(pool, self)
         return lease
+
+    def begins_late(self, dependency: object) -> bool:
+        """Tell whether an endpoint takes what would have ended before its body begins."""
+        return routes.streams(self.endpoint) and routes.takes(self._route, dependency)
 
     def stream(self, pool: Pool[Any]) -> tuple[LazyConnection[Any], bool]:
         """Return the lease for the whole response, and whether it is new."""

@@ -19,39 +19,48 @@ from starlette.requests import HTTPConnection
 
 from poolkit._errors import NotLeased, PoolConfigError
 from poolkit._pool import Pool
-from poolkit.fastapi import _routes as routes
-from poolkit.fastapi._dependencies import pool
+from poolkit.fastapi import _framework as framework
+from poolkit.fastapi import _websockets as websockets
+from poolkit.fastapi._dependencies import Held, pool
 from poolkit.fastapi._threads import refuse_in_threads, set_class, subclass
 from poolkit.sqlalchemy._session import maker_of
 
 S = TypeVar("S", bound=AsyncSession)
 
-_OWN: Final = (
-    "a session of its own, where it runs: `async with new_session() as session:`, with new_session "
-    "= async_sessionmaker(poolkit.sqlalchemy.create_async_engine(pool)), made once"
+_MADE: Final = (
+    "with new_session = async_sessionmaker(poolkit.sqlalchemy.create_async_engine(pool)), made once"
 )
+_OWN: Final = (
+    f"a session of its own, where it runs: `async with new_session() as session:`, {_MADE}"
+)
+_FOR_A_MESSAGE: Final = f"`async with new_session.begin() as session:`, {_MADE}"
 
 
 def depend(maker: Callable[..., Awaitable[Any]], /) -> Callable[..., Awaitable[Any]]:
     """Return the dependency on a session of the maker that a dependency gives."""
 
     async def begun(
-        http: HTTPConnection, maker: Annotated[Any, Depends(maker)]
+        http: HTTPConnection, held: Held, maker: Annotated[Any, Depends(maker)]
     ) -> AsyncIterator[Any]:
-        label = routes.label_of(http.scope)
-        endpoint = routes.code_of(http.scope.get("endpoint"))
-        if routes.streams(endpoint) and routes.takes(http.scope.get("route"), session):
+        label = held.label
+        if held.begins_late(session):
             raise PoolConfigError(
                 f"{label} is a generator: it streams, and its body begins when its session was "
                 f"closed. Open {_OWN}"
             )
+        websockets.advise(http.scope, label, "a session", _FOR_A_MESSAGE)
         made: Any = None
         try:
             async with maker() as made:
                 with contextlib.suppress(Exception):  # its class allows no subclasses
                     _note_given(made)
                     refuse_in_threads(made, _is_here)
-                yield made
+                try:
+                    yield made
+                except BaseException as error:
+                    if framework.has_closed(http, error):
+                        await made.commit()
+                    raise
                 await made.commit()
         finally:
             if made is not None:
