@@ -1,6 +1,7 @@
 """503 when no connection is to be had, and what an orchestrator is told."""
 
 import contextlib
+import gc
 import http.client
 import json
 import logging
@@ -305,6 +306,54 @@ def test_error_of_the_endpoint_tells_of_its_connection(kind: str, is_broken: boo
     with TestClient(app, raise_server_exceptions=False) as client:
         assert client.get("/").status_code == 500
         assert gone(pool.stats()) == ({"broken": 1} if is_broken else {})
+
+
+@pytest.mark.parametrize("why", ["busy", "timeout", "failed"])
+@pytest.mark.parametrize("kind", [*KINDS, "http"])
+async def test_503_leaves_nothing_to_the_garbage_collector(
+    kind: str, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An overload makes many of them, and each would leave the frames of its request."""
+    caplog.set_level(logging.CRITICAL, "poolkit")  # or its records would keep the errors alive
+    options: dict[str, Any] = {
+        "busy": {"max_waiting": 0},
+        "timeout": {"min_size": 0, "acquire_timeout": 0.01},
+        "failed": {"min_size": 0},
+    }[why]
+    driver = FakeDriver()
+    pool: Pool[Any] = Pool(driver, max_size=1, **options)
+    app = FastAPI()
+
+    @app.get("/")
+    async def read(it: Annotated[Any, Depends(getattr(poolkit.fastapi, kind, pass_on))]) -> None:
+        if kind == "http":
+            raise HTTPException(503)
+        async with contextlib.AsyncExitStack() as stack:
+            if kind == "pool":
+                await stack.enter_async_context(it.acquire())
+            elif kind == "lazy":
+                await stack.enter_async_context(it)
+
+    ask = asking(app)
+    async with lifespan(pool)(app), contextlib.AsyncExitStack() as stack:
+        if why == "failed":
+            driver.script["connect"] = Fault("no", verdict=poolkit.Verdict.FATAL)
+        else:
+            await stack.enter_async_context(pool.acquire(timeout=10.0))
+        await ask("/")
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(5):
+                assert (await ask("/"))[0] == 503
+            await checkpoint()
+            assert gc.collect() < 5 * 5
+        finally:
+            gc.enable()
+
+
+async def pass_on() -> None:
+    """Depend on nothing: the 503 of an application's own is what the others are held to."""
 
 
 # -- health --------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import pytest
 import sqlalchemy as sa
-from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException
+from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, WebSocket
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
@@ -152,13 +152,73 @@ async def test_a_commit_that_fails_is_no_success(database: Database) -> None:
         assert database.query("SELECT count(*) FROM part") == [(0,)]
 
 
-async def test_no_connection_is_a_503(database: Database) -> None:
-    """Also in the middle of an endpoint, where a session takes its connection."""
-    async with serving(database, of_pool, max_size=1, acquire_timeout=0.3) as (client, pool, _):
-        async with pool.acquire():
-            answer = await client.get("/count")
-        assert answer.status == 503
-        assert (await client.get("/count")).json == 0
+#: Where a session may take its connection.
+TAKES: dict[str, Callable[[AsyncSession], Any]] = {
+    "execute": lambda session: session.execute(COUNT),
+    "stream": lambda session: session.stream(COUNT),
+    "connection": lambda session: session.connection(),
+    "get": lambda session: session.get(Row, 1),
+    "flush": lambda session: session.flush(),
+    "sync": lambda session: session.run_sync(lambda one: one.execute(COUNT)),
+    "commit": lambda session: session.commit(),
+}
+
+
+@pytest.mark.parametrize("make", [of_maker, of_pool])
+@pytest.mark.parametrize("why", ["timeout", "busy", "failed"])
+async def test_no_connection_is_a_503(database: Database, make: Any, why: str) -> None:
+    """Also in the middle of an endpoint, and at its end, where a session takes its connection."""
+    limits: dict[str, Any] = {"timeout": {"acquire_timeout": 0.3}, "busy": {"max_waiting": 0}}
+
+    async def fail(_: Any) -> None:
+        raise ConnectionRefusedError("no")
+
+    pool = poolkit.create_pool(
+        database.url, max_size=1, **limits.get(why, {"min_size": 0, "on_connect": fail})
+    )
+    session = make(pool)
+    app = FastAPI(lifespan=poolkit.fastapi.lifespan(pool))
+
+    @app.get("/{take}")
+    async def take(take: str, session: Annotated[AsyncSession, Depends(session)]) -> str:
+        session.add(Row(x=1))
+        if take != "at its end":
+            await TAKES[take](session)
+        return "never said"
+
+    async with serve(app) as client, contextlib.AsyncExitStack() as stack:
+        if why != "failed":
+            await stack.enter_async_context(pool.acquire())
+        for path in (*TAKES, "at%20its%20end"):
+            answer = await client.get(f"/{path}")
+            assert answer.status == 503, path
+            assert "try again shortly" in answer.json["detail"]
+    assert database.rows() == []
+    assert pool.stats().leased == 0
+
+
+async def test_no_connection_closes_a_websocket_with_its_code(database: Database) -> None:
+    """As it does without SQLAlchemy: 1013, try again later."""
+    pool = poolkit.create_pool(database.url, max_size=1, max_waiting=0)
+    app, sent = FastAPI(), list[Any]()
+
+    @app.websocket("/talk")
+    async def talk(
+        websocket: WebSocket, session: Annotated[AsyncSession, Depends(of_maker(pool))]
+    ) -> None:
+        await websocket.accept()
+        await session.execute(COUNT)
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async with pool, pool.acquire():
+        scope = {"type": "websocket", "path": "/talk", "headers": [], "query_string": b""}
+        await app(scope, receive, send)
+    assert (sent[-1]["type"], sent[-1]["code"]) == ("websocket.close", 1013)
 
 
 async def test_a_client_that_leaves_takes_nothing_along(on_postgresql: Database) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from poolkit._errors import PoolConfigError, PoolUnavailable
 from poolkit.fastapi import _framework as framework
 from poolkit.fastapi import _routes as routes
-from poolkit.fastapi._answers import as_answer
+from poolkit.fastapi._answers import make_answer
 from poolkit.fastapi._attend import attend, current
 from poolkit.fastapi._lazy import AFTER_THE_RESPONSE, AT_THE_END, INSTEAD, LazyConnection
 
@@ -74,15 +74,20 @@ class RequestLeases:
         """Raise `PoolUnavailable` in the form that FastAPI answers; task groups raise groups."""
         try:
             yield
-        except BaseException as error:
-            first = error
-            if isinstance(error, BaseExceptionGroup) and error.split(PoolUnavailable)[1] is None:
-                while isinstance(first, BaseExceptionGroup):
-                    first = first.exceptions[0]
-            if not isinstance(first, PoolUnavailable):
+        except PoolUnavailable as error:
+            make_answer(error, self.label, websocket=self._is_websocket)
+            raise
+        except BaseExceptionGroup as group:
+            if group.split(PoolUnavailable)[1] is not None:
                 raise
-            answer = as_answer(first, self.label, websocket=self._is_websocket)
-            raise answer from first.__cause__
+            first: Any = group
+            while isinstance(first, BaseExceptionGroup):
+                first = first.exceptions[0]
+            make_answer(first, self.label, websocket=self._is_websocket)
+            try:
+                raise first from first.__cause__
+            finally:
+                del first  # which would hold this frame, and be held by it
 
     # -- its leases ------------------------------------------------------------------------------
 
