@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from poolkit._awaits import awaited, not_awaitable
 from poolkit._driver import Verdict
+from poolkit._passing import may_pass
 from poolkit._runtime import cancellations
 from poolkit._say import say, shown, told
 from poolkit._slot import NEVER
@@ -164,9 +165,12 @@ class Hooks:
     def classify(self, error: BaseException, connection: Any) -> Verdict | None:
         """Return the worst that an error means, or one inside it; None if nobody knows.
 
-        Without a connection it has failed to connect: whether that will pass, only it itself says.
+        Without a connection it has failed to connect: what the driver does not know of that, the
+        classes of Python's own errors may tell.
         """
         verdicts = self._verdicts(error, connection)
+        if not verdicts and connection is None and may_pass(error):
+            return Verdict.TRANSIENT
         return min(verdicts, key=_WORST_FIRST.index, default=None)
 
     def heed(self, slot: Slot, error: BaseException, *, passed: bool = False) -> None:

@@ -67,6 +67,12 @@ def has_ended(task: Any) -> bool:
     return bool(task.done() if hasattr(task, "done") else task.coro.cr_frame is None)
 
 
+def timeouts() -> tuple[type[BaseException], ...]:
+    """Return what is raised at the end of a time limit, on the kinds of loops that are in use."""
+    trio = sys.modules.get("trio")
+    return (TimeoutError,) if trio is None else (TimeoutError, trio.TooSlowError)
+
+
 def is_cancellation(error: BaseException) -> bool:
     """Tell whether an error is a cancellation, or several of them and nothing else."""
     if isinstance(error, BaseExceptionGroup):

@@ -135,6 +135,8 @@ async def test_failure_to_open_is_the_errors_own(postgres: Postgres, database: s
         await create_pool(postgres.dsn("no_such_database"))
     with pytest.raises(OSError, match=r"refused|Connect"):
         await create_pool("postgresql://postgres@127.0.0.1:1/postgres")
+    with pytest.raises(LookupError, match="no instance"):
+        await of_one(database, connect=_nowhere)
     pool = of_one(database, connect=_nothing)
     with pytest.raises(asyncpg.InterfaceError, match=r"expected pool connect callback.*'int'"):
         await pool
@@ -143,6 +145,11 @@ async def test_failure_to_open_is_the_errors_own(postgres: Postgres, database: s
 
 async def _nothing(*_: Any, **__: Any) -> int:
     return 1
+
+
+async def _nowhere(*_: Any, **__: Any) -> int:
+    """Fail as a connector does, whose error is made from one of the system's, which may pass."""
+    raise LookupError("no instance") from ConnectionRefusedError("refused")
 
 
 async def test_open_pool_is_of_its_loop(database: str) -> None:

@@ -214,7 +214,9 @@ class CompatDriver(AsyncpgDriver):
     def classify(self, exc: BaseException, c: asyncpg.Connection | None, /) -> Verdict | None:
         """Let nobody wait for an outage to pass: callers of asyncpg are told at once."""
         verdict = super().classify(exc, c)
-        return None if verdict is Verdict.TRANSIENT else verdict
+        if c is None and verdict in (Verdict.TRANSIENT, None):
+            return Verdict.OK  # of this attempt only: the next caller has one of their own
+        return verdict
 
     def _undo(self, c: Any) -> str:
         able = c._server_caps
