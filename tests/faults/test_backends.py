@@ -27,7 +27,7 @@ from tests.postgres import Postgres, need
 
 @fault(
     name="`pg_terminate_backend`, idle connection",
-    sees="nothing",
+    sees="nothing, once the event loop has read the server's word",
     pool="is told by the socket: the connection leaves at once, and up to `min_size` is replaced",
     hits="backend pid",
     bound=1.0,
@@ -44,6 +44,26 @@ async def test_terminated_idle_backend_leaves_the_pool_at_once(
             await until(_has_retired(pool, broken), stretched(AT_ONCE))
             assert await run.waits(pool, 1.0) is None
             await run.recovered(pool, postgres, gone=(victim,))
+
+
+async def test_backend_that_has_just_been_terminated_costs_one_caller_a_query_unless_each_is_pinged(
+    postgres: Postgres, database: str
+) -> None:
+    """The loop has not read the server's word, and the connection was heard from a moment ago."""
+    for ping_after, failures in ((1.0, 1), (0.0, 0)):
+        failed = 0
+        async with create(database, max_size=1, ping_after=ping_after) as pool:
+            (victim,) = await have_all(pool)
+            terminate(postgres, victim)
+            while victim in {backend.pid for backend in postgres.backends()}:
+                pass  # without a turn of the loop
+            for _ in range(2):
+                try:
+                    async with pool.acquire() as conn:
+                        await conn.fetchval("SELECT 1")
+                except (pg.ConnectionDoesNotExistError, pg.InternalClientError):
+                    failed += 1
+        assert failed == failures, ping_after
 
 
 @fault(
@@ -74,7 +94,7 @@ async def test_terminated_busy_backend_fails_its_query_and_no_other(
 
 @fault(
     name="`idle_session_timeout` of the server",
-    sees="nothing",
+    sees="nothing, once the event loop has read the server's word",
     pool="is told by the socket: the connections leave at once, and up to `min_size` are replaced "
     "(here with `reset='none'`)",
     hits="backend pid",

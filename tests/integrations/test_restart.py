@@ -10,11 +10,14 @@ import socket
 import subprocess
 import sys
 import textwrap
+from subprocess import PIPE
 from typing import TYPE_CHECKING
 
 import asyncpg
 import httpx
 import pytest
+
+from tests.proxy import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,6 +71,61 @@ def serving(folder: Path, dsn: str) -> Iterator[tuple[subprocess.Popen[str], str
     finally:
         process.kill()
         process.communicate()
+
+
+PLAIN = """
+    import asyncio, sys
+    import fastapi, uvicorn
+
+    app = fastapi.FastAPI()
+
+    @app.get("/")
+    async def wait() -> str:
+        print("begun", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+        return "done"
+
+    uvicorn.run(app, port=int(sys.argv[1]), log_level="warning")
+"""
+
+
+async def test_sigterm_has_new_clients_refused_while_open_requests_are_finished(
+    tmp_path: Path,
+) -> None:
+    """So whatever sends them has to know before: `docs/howto/operate.md` has a pause for that."""
+    (tmp_path / "plain.py").write_text(textwrap.dedent(PLAIN))
+    port = free_port()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "plain.py", str(port)), cwd=tmp_path, stdin=PIPE, stdout=PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(20), httpx.AsyncClient(timeout=20) as client:
+            while not await is_listening(port):
+                await asyncio.sleep(0.01)
+            request = asyncio.create_task(client.get(f"http://127.0.0.1:{port}/"))
+            assert await process.stdout.readline() == b"begun\n"
+            process.send_signal(signal.SIGTERM)
+            while await is_listening(port):
+                await asyncio.sleep(0.01)
+            assert not request.done()
+            process.stdin.write(b"\n")
+            assert (await request).json() == "done"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def is_listening(port: int) -> bool:
+    """Connect, and hang up."""
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except ConnectionRefusedError:
+        return False
+    writer.close()
+    return True
 
 
 async def until(outside: asyncpg.Connection, query: str, wanted: int) -> None:
