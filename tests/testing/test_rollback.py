@@ -274,6 +274,31 @@ async def test_asyncpgs_own_transactions_are_savepoints(pool: Pool[Any]) -> None
 
 
 @pytest.mark.parametrize(
+    ("anyio_backend", "pool"), DATABASES[:1], indirect=["anyio_backend", "pool"]
+)
+async def test_settings_of_transactions_have_no_effect_and_asyncpg_refuses_another_isolation(
+    pool: Pool[Any],
+) -> None:
+    """poolkit's are not looked at, whatever they are; asyncpg compares its level with ours."""
+    ask = "SELECT current_setting('transaction_isolation'), current_setting('transaction_read_only')"
+    usual = ("read committed", "off")
+    async with rollback(pool) as test_pool:
+        for settings in ({"isolation": "serializable"}, {"readonly": True}, {"isloation": "x"}):
+            async with test_pool.transaction(**settings) as conn:
+                assert tuple(await conn.fetchrow(ask)) == usual
+            async with (
+                test_pool.acquire() as conn,
+                poolkit.transaction(conn, **settings),
+            ):
+                assert tuple(await conn.fetchrow(ask)) == usual
+        async with test_pool.acquire() as conn, conn.transaction(readonly=True):
+            assert tuple(await conn.fetchrow(ask)) == usual
+        with pytest.raises(asyncpg.InterfaceError, match="different isolation level"):
+            async with test_pool.acquire() as conn, conn.transaction(isolation="serializable"):
+                raise AssertionError
+
+
+@pytest.mark.parametrize(
     ("anyio_backend", "pool"),
     [DATABASES[0], DATABASES[-2]],
     indirect=["anyio_backend", "pool"],
