@@ -1,0 +1,183 @@
+"""What the pages say can be written: every option of a pool exists, and every link leads somewhere."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
+
+import asyncpg
+import pytest
+
+import poolkit
+from poolkit import PoolConfigError
+from poolkit._options import NAMES
+from poolkit.compat.asyncpg import pool as compat
+from poolkit.drivers import _asyncpg_settings, _sqlite_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def ids(path: Path) -> str:
+    """Return a test's name for a page."""
+    return path.relative_to(ROOT).as_posix()
+
+
+#: Who is called, and what may be given by name.
+PARAMETERS: dict[str, frozenset[str]] = {
+    "poolkit.create_pool": NAMES,
+    "poolkit.Pool": NAMES,
+    "poolkit.drivers.asyncpg.create_pool": frozenset(
+        _asyncpg_settings.CreateOptions.__annotations__
+    ),
+    "poolkit.drivers.aiosqlite.create_pool": frozenset(
+        _sqlite_settings.CreateOptions.__annotations__
+    ),
+    "asyncpg.create_pool": frozenset(inspect.signature(compat.create_pool).parameters)
+    | frozenset(inspect.signature(asyncpg.connect).parameters),
+    "pool.acquire": frozenset({"timeout"}),
+    "pool.aclose": frozenset({"grace"}),
+    "pool.resize": frozenset({"min_size", "max_size", "max_overflow"}),
+    "pool.renew": frozenset({"over"}),
+    "pool.transaction": frozenset({"timeout", "isolation", "readonly", "deferrable", "mode"}),
+    "poolkit.fastapi.router": frozenset(inspect.signature(poolkit.fastapi.router).parameters),
+    "poolkit.CoDel": frozenset(inspect.signature(poolkit.CoDel).parameters),
+}
+#: By any driver's own name for it.
+PARAMETERS["poolkit.drivers.sqlite.create_pool"] = PARAMETERS[
+    "poolkit.drivers.aiosqlite.create_pool"
+]
+PARAMETERS["create_pool"] = frozenset().union(
+    *(names for call, names in PARAMETERS.items() if call.endswith("create_pool"))
+)
+#: Others' words, which a page names to say what to write instead, or where they belong.
+OTHERS: dict[str, set[str]] = {
+    "docs/explanation/testing.md": {"ONLY", "POOLKIT_TEST_EFFORT", "ARGS"},
+    "docs/howto/from-aiosqlitepool.md": {
+        *("pool_size", "acquisition_timeout", "idle_timeout", "operation_timeout"),
+    },
+    "docs/howto/from-databases.md": {"ssl"},
+    "docs/howto/postgresql.md": {"pool_mode", "max_connections"},
+    "docs/howto/sqlalchemy.md": {
+        *("pool_size", "pool_timeout", "pool_recycle", "pool_pre_ping", "pool_reset_on_return"),
+        "isolation_level",
+    },
+    "docs/howto/sqlite.md": {"autocommit"},
+    "docs/reference/faults.md": {"sslmode"},
+    "docs/reference/sqlite-state.md": {"cache", "vfs"},
+}
+#: Pages whose tables have what to write, by `poolkit.create_pool`, in their last column.
+BY_URL = ["docs/howto/from-databases.md", "docs/howto/from-aiosqlitepool.md"]
+
+
+#: What a call is made of: a text, a name that is given, a bracket.
+_PIECES = re.compile(
+    r"""(?P<text>"[^"]*"|'[^']*')|\b(?P<name>\w+)=(?!=)|(?P<in>[(\[{])|(?P<out>[)\]}])"""
+)
+
+
+def calls(text: str) -> Iterator[tuple[str, str]]:
+    """Yield what is given by name in the calls in a piece of code: who is called, and the name."""
+    for found in re.finditer(r"(?<![\w.])([A-Za-z_][\w.]*)\(", text):
+        depth = 1
+        for piece in _PIECES.finditer(text, found.end()):
+            if piece["name"] and depth == 1:
+                yield found[1], piece["name"]
+            depth += bool(piece["in"]) - bool(piece["out"])
+            if not depth:
+                break
+
+
+def code(path: Path) -> Iterator[str]:
+    """Yield the pieces of code on a page."""
+    text = path.read_text()
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
+    yield from blocks
+    yield from re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_page_names_options_that_there_are(page: Path) -> None:
+    """In calls of poolkit's, in its examples, tables and sentences."""
+    wrong = [
+        (called, name)
+        for piece in code(page)
+        for called, name in calls(piece)
+        if name not in PARAMETERS.get(called, {name})
+    ]
+    assert wrong == []
+
+
+def _alone(text: str) -> set[str]:
+    """Return the options that stand by themselves, as `max_size=5` does."""
+    return set(re.findall(r"`(\w+)=(?!=)[^`(]*`", text))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_option_that_stands_by_itself_is_one_of_poolkits(page: Path) -> None:
+    """Or another's, of which the page says so."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    known = frozenset().union(*PARAMETERS.values(), OTHERS.get(ids(page), ()))
+    assert _alone(text) - known == set()
+
+
+@pytest.mark.parametrize("page", BY_URL)
+def test_option_to_write_instead_is_taken_by_the_door_that_the_page_has(page: str) -> None:
+    """What only a driver's own `create_pool` takes is written as a call of that."""
+    rows = re.findall(r"^\|.*\| (.*) \|$", (ROOT / page).read_text(), re.M)
+    assert _alone("\n".join(rows)) <= NAMES | PARAMETERS["pool.transaction"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_urls_on_a_page_are_taken(page: Path) -> None:
+    """Each makes a pool, or its query is one that does."""
+    urls = [
+        found
+        for piece in code(page)
+        for found in re.findall(r"(?:postgres\w*|sqlite)(?:\+\w+)?://[^\s\"'`{}<>|]*", piece)
+        if not found.endswith(("...", "//", ":memory:"))
+    ]
+    queries = [found for piece in code(page) for found in re.findall(r"^\?([\w=&.-]+=\w+)$", piece)]
+    others = OTHERS.get(ids(page), set())
+    for query in queries:
+        if not {name for name, _ in parse_qsl(query)} & others:
+            _is_taken(*(f"{start}?{query}" for start in ("postgresql://host/db", "sqlite:///a.db")))
+    for url in urls:
+        _is_taken(url)
+
+
+def _is_taken(*urls: str) -> None:
+    """See that one of them makes a pool."""
+    errors: list[Any] = []
+    for url in urls:
+        try:
+            poolkit.create_pool(url)
+        except PoolConfigError as error:
+            errors.append(error)
+    assert len(errors) < len(urls), errors
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+    """To a file that is there, and to a heading that it has."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"\w+:", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.M)
+            assert anchor in map(_anchor, headings), link
+
+
+def _anchor(heading: str) -> str:
+    """Return what GitHub makes of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
