@@ -43,11 +43,11 @@ BEGIN of `pool.transaction()`, or of the `transaction` dependency of FastAPI, yo
 is sent once more, on another connection, within the same deadline. A query whose client is gone goes on in the server to its end; `client_connection_check_interval`, a
 setting of PostgreSQL 14 and later, makes the server look earlier.
 
-A connection that dies while nobody uses it is nobody's error once the pool knows of it: when its loop has
-read what the server or the network said, or a ping found out what nobody said. Until then it is handed
-out, without a ping if it was heard from within `ping_after` (1 s), and the first query on it fails.
-`ping_after=0` has each connection pinged before it is handed out. A query that was under way is the
-caller's to repeat, or not: only the caller knows whether it may have taken effect.
+A connection that dies while nobody uses it is nobody's error once the pool knows of it: when its
+loop has read what the server or the network said, or a ping found out what nobody said. Until then
+it is handed out, without a ping if it was heard from within `ping_after` (1 s), and the first query
+on it fails. `ping_after=0` has each connection pinged before it is handed out. A query that was
+under way is the caller's to repeat, or not: only the caller knows whether it may have taken effect.
 """
 
 Words = tuple[str, str, str, float, str]

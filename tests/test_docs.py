@@ -97,9 +97,11 @@ def calls(text: str) -> Iterator[tuple[str, str]]:
 def code(path: Path) -> Iterator[str]:
     """Yield the pieces of code on a page."""
     text = path.read_text()
-    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     yield from blocks
-    yield from re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+    yield from re.findall(
+        r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
@@ -122,7 +124,7 @@ def _alone(text: str) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_option_that_stands_by_itself_is_one_of_poolkits(page: Path) -> None:
     """Or another's, of which the page says so."""
-    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     known = frozenset().union(*PARAMETERS.values(), OTHERS.get(ids(page), ()))
     assert _alone(text) - known == set()
 
@@ -130,7 +132,7 @@ def test_option_that_stands_by_itself_is_one_of_poolkits(page: Path) -> None:
 @pytest.mark.parametrize("page", BY_URL)
 def test_option_to_write_instead_is_taken_by_the_door_that_the_page_has(page: str) -> None:
     """What only a driver's own `create_pool` takes is written as a call of that."""
-    rows = re.findall(r"^\|.*\| (.*) \|$", (ROOT / page).read_text(), re.M)
+    rows = re.findall(r"^\|.*\| (.*) \|$", (ROOT / page).read_text(), re.MULTILINE)
     assert _alone("\n".join(rows)) <= NAMES | PARAMETERS["pool.transaction"]
 
 
@@ -166,7 +168,7 @@ def _is_taken(*urls: str) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_links_of_a_page_lead_somewhere(page: Path) -> None:
     """To a file that is there, and to a heading that it has."""
-    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         if re.match(r"\w+:", link):
             continue
@@ -174,7 +176,7 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
         target = (page.parent / file).resolve() if file else page
         assert target.exists(), link
         if anchor:
-            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.M)
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
             assert anchor in map(_anchor, headings), link
 
 

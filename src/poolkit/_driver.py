@@ -43,9 +43,10 @@ Optional methods, looked up once when the pool is made:
     not; of what else leaves the block of a lease; and, one by one, of what is in their groups and
     what they were raised from, so that there is no need to look into an error. (Of connecting it is
     asked about the one error.) Of connecting, None (or no ``classify``) leaves it to the pool: an
-    `OSError` or a `TimeoutError`, also inside of the error, is taken for ``TRANSIENT``, but for what
-    somebody has to mend, such as a certificate or a permission. Verdicts other than ``TRANSIENT``
-    and ``FATAL`` say that nobody knows: the first failure is one caller's, the second everybody's.
+    `OSError` or a `TimeoutError`, also inside of the error, is taken for ``TRANSIENT``, but for
+    what somebody has to mend, such as a certificate or a permission. Verdicts other than
+    ``TRANSIENT`` and ``FATAL`` say that nobody knows: the first failure is one caller's, the second
+    everybody's.
 ``restate(exc, c) -> Exception | None``
     Sync. What its user is to see, raised from ``exc``, in place of what an operation on ``c`` has
     raised and does not say what has happened: a lost connection, say, that the library takes for a

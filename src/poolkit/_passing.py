@@ -1,7 +1,7 @@
 """Whether what a connect has failed with may pass by itself, where the driver does not say.
 
-A server that restarts refuses, hangs up, does not answer, or has no socket file and no address for a
-while: all of that is an `OSError`. So callers wait for it, and are told of the rest.
+A server that restarts refuses, hangs up, does not answer, or has no socket file and no address for
+a while: all of that is an `OSError`. So callers wait for it, and are told of the rest.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ _LASTING: Final = frozenset(
         *(errno.EAFNOSUPPORT, errno.EPROTOTYPE, errno.EPROTONOSUPPORT),
     }
 )
+#: Kinds of `OSError` that are somebody's mistake.
+_MISTAKES: Final = (
+    *(ValueError, TypeError),
+    *(PermissionError, IsADirectoryError, NotADirectoryError),
+)
 #: How many errors inside of one are looked at.
 _PARTS: Final = 100
 
@@ -39,18 +44,16 @@ def may_pass(error: BaseException) -> bool:
 
 
 def _passes(error: BaseException) -> bool:
-    if isinstance(error, timeouts()):
+    if isinstance(error, (*timeouts(), *_of("socket", "gaierror", "herror"))):
         return True
-    if not isinstance(error, OSError) or isinstance(error, (ValueError, TypeError)):
+    if not isinstance(error, OSError) or isinstance(error, _MISTAKES):
         return False
-    if isinstance(error, _of("socket", "gaierror", "herror")):  # their numbers are their own
-        return True
     if isinstance(error, _of("ssl", "SSLError")):
         return isinstance(error, _of("ssl", "SSLEOFError", "SSLZeroReturnError", "SSLSyscallError"))
-    if isinstance(error, FileNotFoundError):  # of a socket, or of a file that was to be opened
+    if error.errno is None:  # "all attempts have failed" says nothing of its own
+        return isinstance(error, ConnectionError) or not _made_from(error)
+    if error.errno == errno.ENOENT:  # of a socket, or of a file that was to be opened
         return error.filename is None
-    if error.errno is None and not isinstance(error, ConnectionError):
-        return not _made_from(error)  # "all attempts have failed": ask those
     return error.errno not in _LASTING
 
 
@@ -65,9 +68,13 @@ def _of(module: str, *names: str) -> tuple[type[BaseException], ...]:
 
 
 def _made_from(error: BaseException) -> list[BaseException]:
-    members = list(error.exceptions) if isinstance(error, BaseExceptionGroup) else []
+    found: list[BaseException] = []
+    if isinstance(error, BaseExceptionGroup):
+        found.extend(error.exceptions)
     origin = error.__context__ if error.__cause__ is None else error.__cause__
-    return members if origin is None else [*members, origin]
+    if origin is not None:
+        found.append(origin)
+    return found
 
 
 def _parts(error: BaseException) -> Iterator[BaseException]:

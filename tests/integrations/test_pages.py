@@ -86,9 +86,7 @@ async def test_two_operations_at_a_time_are_an_error_of_asyncpgs_and_wait_on_sql
 
 
 @pytest.mark.parametrize("way", ["connection", "lazy", "pool"])
-async def test_parallel_resolvers_of_a_request_need_a_connection_each(
-    dsn: str, way: str
-) -> None:
+async def test_parallel_resolvers_of_a_request_need_a_connection_each(dsn: str, way: str) -> None:
     """They get one from the pool; `connection` and `lazy` are one connection for the request."""
     app = FastAPI()
 

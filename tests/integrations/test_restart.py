@@ -102,12 +102,12 @@ async def test_sigterm_has_new_clients_refused_while_open_requests_are_finished(
     assert process.stdout is not None
     try:
         async with asyncio.timeout(20), httpx.AsyncClient(timeout=20) as client:
-            while not await is_listening(port):
+            while not await is_listening(port):  # noqa: ASYNC110  # it is another process's
                 await asyncio.sleep(0.01)
             request = asyncio.create_task(client.get(f"http://127.0.0.1:{port}/"))
             assert await process.stdout.readline() == b"begun\n"
             process.send_signal(signal.SIGTERM)
-            while await is_listening(port):
+            while await is_listening(port):  # noqa: ASYNC110  # it is another process's
                 await asyncio.sleep(0.01)
             assert not request.done()
             process.stdin.write(b"\n")

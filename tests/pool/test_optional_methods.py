@@ -106,7 +106,7 @@ async def test_connection_of_a_cursor_is_no_handle_so_without_revoke_it_costs_th
 
     async with Pool(Cursors(), max_size=1) as pool:
         async with pool.acquire() as conn:
-            kept = conn.cursor().connection  # type: ignore[attr-defined]
+            kept = conn.cursor().connection
             assert type(kept) is WithCursors
         assert pool.stats().retired["derived"] == 1
         async with pool.acquire():
@@ -142,9 +142,13 @@ def test_page_names_every_optional_method_and_every_part_of_a_probe() -> None:
     """And no others."""
     text = PAGE.read_text()
     table = text.split("## What each optional method is worth")[1].split("##")[0]
-    named = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", table, re.M))))
-    documented = set(re.findall(r"^``(\w+)(?:\(.*)?``$", poolkit._driver.__doc__ or "", re.M))
+    named = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE))))
+    documented = set(
+        re.findall(r"^``(\w+)(?:\(.*)?``$", poolkit._driver.__doc__ or "", re.MULTILINE)
+    )
     assert named == documented
-    probes = re.findall(r"^\| (`.*?) \|", text.split("| part of `Probe`")[1].split("\n\n")[0], re.M)
+    probes = re.findall(
+        r"^\| (`.*?) \|", text.split("| part of `Probe`")[1].split("\n\n")[0], re.MULTILINE
+    )
     parts = re.findall(r"`(\w+)", " ".join(probes))
     assert sorted(parts) == sorted(field.name for field in dataclasses.fields(Probe))

@@ -279,8 +279,10 @@ async def test_asyncpgs_own_transactions_are_savepoints(pool: Pool[Any]) -> None
 async def test_settings_of_transactions_have_no_effect_and_asyncpg_refuses_another_isolation(
     pool: Pool[Any],
 ) -> None:
-    """poolkit's are not looked at, whatever they are; asyncpg compares its level with ours."""
-    ask = "SELECT current_setting('transaction_isolation'), current_setting('transaction_read_only')"
+    """Those of poolkit's are not looked at; asyncpg compares its level with the outermost one's."""
+    ask = (
+        "SELECT current_setting('transaction_isolation'), current_setting('transaction_read_only')"
+    )
     usual = ("read committed", "off")
     async with rollback(pool) as test_pool:
         for settings in ({"isolation": "serializable"}, {"readonly": True}, {"isloation": "x"}):
