@@ -434,3 +434,32 @@ async def test_error_of_the_systems_in_a_lease_is_the_users_own() -> None:
         async with pool.acquire() as conn:
             assert conn.number == 1
         assert driver.calls["reset"] == 1
+
+
+def test_chain_of_errors_without_end_is_not_followed_without_end() -> None:
+    """A circle is gone round once; and of ten thousand retries the first hundred are looked at."""
+    one, two = LibraryError("one"), LibraryError("two")
+    one.__cause__, two.__cause__ = two, one
+    assert Hooks(FakeDriver()).classify(one, None) is None
+    for depth, expected in ((98, Verdict.TRANSIENT), (10_000, None)):
+        error: Exception = PASSING["refused"]
+        for number in range(depth):
+            outer = LibraryError(number)
+            outer.__cause__ = error
+            error = outer
+        assert Hooks(FakeDriver()).classify(error, None) is expected, depth
+
+
+async def test_classify_that_raises_of_a_connect_leaves_it_to_the_pool(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """And it is reported."""
+
+    class Rude(FakeDriver):
+        def classify(self, exc: BaseException, c: FakeConnection | None) -> Verdict:
+            raise KeyError("rude")
+
+    hooks = Hooks(Rude())
+    assert hooks.classify(PASSING["refused"], None) is Verdict.TRANSIENT
+    assert hooks.classify(LASTING["certificate"], None) is None
+    assert "Rude.classify raised" in caplog.text
