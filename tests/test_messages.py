@@ -297,6 +297,24 @@ def test_url_object_is_taken_with_its_password(kind: str, door: str) -> None:
     assert driver.name == "db.example:5432/shop"
 
 
+@pytest.mark.parametrize(
+    "password", ["secret", "hidden", "xxx", "password", "**", "a%25b", "a%2541"]
+)
+@pytest.mark.parametrize("kind", ["PostgresDsn", "Secret", "DatabaseURL", "httpx", "string"])
+def test_password_that_looks_like_a_mask_is_taken(kind: str, password: str) -> None:
+    """Somebody has it where it does not matter."""
+    url = PG.replace(SECRET, password)
+    made: dict[str, Callable[[str], Any]] = {
+        "PostgresDsn": pydantic.PostgresDsn,
+        "Secret": datastructures.Secret,
+        "DatabaseURL": databases.DatabaseURL,
+        "httpx": httpx.URL,
+        "string": str,
+    }
+    driver: Any = poolkit.create_pool(made[kind](url))._driver
+    assert urllib.parse.urlsplit(driver._dsn).password in (password, urllib.parse.quote(password))
+
+
 @pytest.mark.parametrize("door", [poolkit.create_pool, drivers.aiosqlite.create_pool])
 @pytest.mark.parametrize(
     "make",
@@ -539,6 +557,7 @@ TAKEN = {
     f"{PG}?myapp.tenant=5&application_name=a%40b&search_path=shop&options=-cjit%3Doff&TimeZone=UTC": 10,
     f"{PG}?max_size=3&connect_timeout=2&max_overflow=1&acquire_timeout=none&pooler=session": 3,
     f"{PG}?MyApp.Max-Size=3": 10,
+    f"{PG}?options=-c search_path='a b'": 10,
     f"{PG}?sslmode=verify_full&target_session_attrs=prefer-standby&sslnegotiation=postgres": 10,
     f"{PG}?user=app%40tenant&max%5Fsize=4": 4,
     "postgresql://one,two:6000/shop?port=1,2": 10,

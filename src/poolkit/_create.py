@@ -64,10 +64,10 @@ def _load_driver(url: str, scheme: str, settings: Mapping[str, Any]) -> Driver[A
     """
     from importlib import metadata  # noqa: PLC0415  # a quarter of what importing poolkit would cost
 
-    from poolkit._url import unknown_scheme  # noqa: PLC0415
-
     found = {entry.name: entry for entry in metadata.entry_points(group="poolkit.drivers")}
     if scheme not in found:
+        from poolkit._url import unknown_scheme  # noqa: PLC0415
+
         raise PoolConfigError(unknown_scheme(scheme, found))
     from_url: Callable[..., Driver[Any]] = found[scheme].load()
     if not settings:

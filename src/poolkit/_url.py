@@ -30,9 +30,7 @@ _POSTGRES: Final = "Write postgresql://user:password@host:port/database"
 _DEEPEST: Final = 8
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]{0,39}")
 _BEGINS: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+):(/*)")
-_MASKED: Final = re.compile(
-    r"\*{3,}|[\[<(]?(secure|secret|redacted|hidden|masked|filtered)[\])>]?|x{3,}"
-)
+_MASKED: Final = re.compile(r"\*{3,}|[\[<(](secure|secret|redacted|hidden|masked|filtered)[\])>]")
 #: What words of a DSN without slashes begin with: ``host=localhost``, ``Data Source=app.db``.
 _KEYS: Final = re.compile(
     r"(^|[\s;])(host|hostaddr|server|data source|db|dbname|database|user|user id|username|uid|port"
@@ -189,7 +187,7 @@ def split_scheme(text: str) -> tuple[str, str]:
             "there is a space or a line break around the database URL: strip() it, or take it out "
             "of where the URL is written"
         )
-    if text[0] in _AROUND or text[-1] in _AROUND:
+    if text[0] in _AROUND or (text[-1] in _AROUND and text.count(text[-1]) % 2):
         raise PoolConfigError(
             "there are quotes around the database URL that have become a part of it: take them out "
             "of where it is written, such as a .env file"

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
 from typing import Any, assert_type
 
 import aiosqlite
 import asyncpg
+import pydantic
+import sqlalchemy
+from starlette import datastructures
 
 import poolkit
 from poolkit.drivers.sqlite import Connection as ThreadsConnection
@@ -36,6 +41,26 @@ async def from_a_url() -> None:
         assert_type(pool.stats(), poolkit.PoolStats)
         assert_type(pool.leases(), list[poolkit.LeaseInfo])
         assert_type(await pool.aclose(grace=1.0), list[poolkit.LeaseInfo])
+
+
+def given_as_an_object(secret: pydantic.SecretStr, dsn: pydantic.PostgresDsn) -> None:
+    """URL objects, secrets and paths are taken at each door; None is not."""
+    url = sqlalchemy.make_url("sqlite:///app.db")
+    for given in (secret, dsn, url, datastructures.URL("sqlite:///app.db"), pathlib.Path("app.db")):
+        poolkit.create_pool(given)
+        poolkit.drivers.aiosqlite.create_pool(given)
+        poolkit.drivers.sqlite.create_pool(given)
+        poolkit.drivers.asyncpg.create_pool(given)
+    poolkit.create_pool(os.environ.get("DATABASE_URL"))  # type: ignore[arg-type]
+    poolkit.drivers.sqlite.create_pool(None)  # type: ignore[arg-type]
+
+
+def settings_of_the_driver() -> None:
+    """They are keywords of both doors."""
+    poolkit.create_pool("postgresql://", reset="transaction", pooler="session", ssl=True)
+    poolkit.create_pool("sqlite:///app.db", busy_timeout=1.0, row_factory=dict)
+    poolkit.create_pool("postgresql://", reset="ful")  # type: ignore[arg-type]
+    poolkit.create_pool("sqlite:///app.db", busy_timeout="1")  # type: ignore[arg-type]
 
 
 async def postgresql() -> None:
