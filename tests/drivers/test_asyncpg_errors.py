@@ -50,7 +50,6 @@ CONNECTS: dict[str, tuple[dict[str, Any], str | None, Verdict]] = {
     "may not connect": ({"user": "dave", "database": "closed"}, "42501", Verdict.FATAL),
     "no such setting": ({"server_settings": {"nonsense": "1"}}, "42704", Verdict.FATAL),
     "no such value": ({"server_settings": {"work_mem": "much"}}, "22023", Verdict.FATAL),
-    "ssl of no kind": ({"ssl": "some"}, None, Verdict.FATAL),
     "no TLS": ({"ssl": "require"}, None, Verdict.FATAL),
     "too many": ({"user": "carol"}, "53300", Verdict.TRANSIENT),
     "refused": ({"port": 1}, None, Verdict.TRANSIENT),
