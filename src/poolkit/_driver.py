@@ -71,7 +71,9 @@ Optional methods, looked up once when the pool is made:
 ``view``
     An attribute: base classes for the view class, so that it passes the library's own
     ``isinstance`` checks where ``__class__`` alone does not. Methods they define are the view's
-    own, instead of the connection's.
+    own, instead of the connection's, special ones included.
+
+The pool calls whatever a driver has of these names: a method of its own needs another one.
 """
 
 from __future__ import annotations
@@ -106,7 +108,11 @@ class Driver(Protocol[C]):
         ...
 
     def is_dead(self, c: C, /) -> bool:
-        """Tell without I/O, and without raising: True is proof of death, False proves nothing."""
+        """Tell without I/O, and without raising: True is proof of death, False proves nothing.
+
+        True after a close of the connection's own: by this the pool learns that whoever held it
+        has closed it, which ends the lease.
+        """
         ...
 
     async def reset(self, c: C, /) -> str | None:

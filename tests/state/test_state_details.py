@@ -1000,3 +1000,17 @@ def test_refused_waiter_that_is_cancelled_before_it_notices_counts_as_cancelled(
     assert desk.book.outcomes[end] == 1
     desk.book.give_up(waiter, desk.now)
     assert (desk.book.outcomes[end], desk.book.outcomes["cancelled"]) == (0, 1)
+
+
+def test_connection_that_its_holder_has_closed_by_half_keeps_its_slot_until_it_is_closed() -> None:
+    """It counts as broken, and who waits is given a new one after that."""
+    desk = Desk(max_size=1).open()
+    slot = desk.take()
+    waiter = desk.join()
+    desk.book.release_closing(slot, desk.now)
+    assert (slot.state, slot.reason) == ("closing", "broken")
+    assert not desk.jobs("connect")
+    desk.book.closed(desk.begin("close"), desk.now)
+    assert desk.jobs("connect")
+    assert waiter.outcome == "waiting"
+    assert gone(desk.book) == {"broken": 1}

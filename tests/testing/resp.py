@@ -1,4 +1,7 @@
-"""A server that speaks Redis's protocol: one that is installed, or a few commands of one, here."""
+"""A server that speaks Redis's protocol: one that is installed, or a few commands of one, here.
+
+``sh scripts/test-tools.sh redis-server`` installs one.
+"""
 
 from __future__ import annotations
 
