@@ -37,11 +37,12 @@ machine with no more processes at work than cores.
 |---|---|---|---|---|
 """
 BELOW = """
-A query that begins just after the server's last word, before the end of its connection has been read,
-fails with `ConnectionDoesNotExistError` as well (cause: asyncpg's `InternalClientError`). If it is the
-BEGIN of `pool.transaction()`, or of the `transaction` dependency of FastAPI, your code sees nothing: it
-is sent once more, on another connection, within the same deadline. A query whose client is gone goes on in the server to its end; `client_connection_check_interval`, a
-setting of PostgreSQL 14 and later, makes the server look earlier.
+A query that begins just after the server's last word, before the end of its connection has been
+read, fails with `ConnectionDoesNotExistError` as well (cause: asyncpg's `InternalClientError`). The
+BEGIN of `pool.transaction()`, and of the `transaction` dependency of FastAPI, is then sent once
+more, on another connection, within the same deadline: your code sees nothing. A query whose client
+is gone goes on in the server to its end; `client_connection_check_interval`, a setting of
+PostgreSQL 14 and later, makes the server look earlier.
 
 A connection that dies while nobody uses it is nobody's error once the pool knows of it: when its
 loop has read what the server or the network said, or a ping found out what nobody said. Until then

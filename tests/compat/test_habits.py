@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import pytest
 
 import poolkit
 from poolkit.compat import asyncpg
+from tests.compat.test_hooks import has_broken
 from tests.conftest import BACKENDS
 from tests.drivers.asyncpg_help import until
 
@@ -90,9 +92,7 @@ async def test_acquire_context_is_good_for_one_block(database: str, make: Any) -
         with pytest.raises(original.InterfaceError, match="a connection is already acquired"):
             async with context:
                 raise AssertionError
-    assert not isinstance(pool, poolkit.Pool) or issubclass(
-        module.AcquiredError, poolkit.PoolError
-    )
+    assert not isinstance(pool, poolkit.Pool) or issubclass(module.AcquiredError, poolkit.PoolError)
 
 
 # -- words after the end of a lease --------------------------------------------------------------
@@ -101,14 +101,15 @@ async def test_acquire_context_is_good_for_one_block(database: str, make: Any) -
 async def refused(conn: Any) -> str:
     """Return what is said of a handle whose lease is over, the same for each use."""
     said = set()
-    for name, use in {
+    uses: dict[str, Any] = {
         "fetchval": lambda: conn.fetchval("SELECT 1"),
         "is_closed": lambda: conn.is_closed(),
         "transaction": lambda: conn.transaction(),
         "close": lambda: conn.close(),
         "terminate": lambda: conn.terminate(),
         "anything": lambda: conn.anything,
-    }.items():
+    }
+    for name, use in uses.items():
         with pytest.raises(original.InterfaceError, match=rf"Connection\.{name}\(\)") as caught:
             result = use()
             if asyncio.iscoroutine(result):
@@ -161,7 +162,7 @@ async def test_connection_that_is_lost_after_its_release_was_released(
                 second = await pool.acquire()
                 await second.execute("SELECT 1")
             postgres.query("SELECT pg_terminate_backend($1)", pid)
-            await until(lambda number=number: pool.stats().retired["broken"] == number)
+            await until(functools.partial(has_broken, pool, number))
             said = await refused(conn)
             assert "released at" in said
             assert "it was lost" not in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
@@ -22,6 +23,11 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
+def has_broken(pool: Any, number: int) -> bool:
+    """Tell whether so many connections were lost."""
+    return bool(pool.stats().retired["broken"] == number)
+
+
 def sync(_: Any) -> None:
     """Be no async function."""
 
@@ -36,7 +42,9 @@ async def test_setup_that_cannot_be_awaited_is_the_callers_error(database: str) 
     """And costs its connection, as a setup that fails does."""
     async with create_pool(database, min_size=1, max_size=1, setup=sync) as pool:
         for _ in range(2):
-            with pytest.raises(poolkit.PoolConfigError, match="^setup=<function sync .* cannot be"):
+            with pytest.raises(
+                poolkit.PoolConfigError, match=r"^setup=<function sync .* cannot be"
+            ):
                 await pool.acquire(timeout=5)
         assert pool.stats().leased == 0
 
@@ -48,7 +56,7 @@ async def test_reset_that_cannot_be_awaited_is_logged_once(
     async with create_pool(database, min_size=1, max_size=1, reset=sync) as pool:
         for number in (1, 2, 3):
             assert await pool.fetchval("SELECT 1") == 1
-            await until(lambda number=number: pool.stats().retired["broken"] == number)
+            await until(functools.partial(has_broken, pool, number))
             await until(lambda: pool.stats().idle == 1)
     said = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
     assert len(said) == 1
@@ -62,7 +70,7 @@ async def test_connect_that_cannot_be_awaited_is_the_error_of_opening(database: 
     def connect(*_: Any, **__: Any) -> None:
         pass
 
-    with pytest.raises(poolkit.PoolConfigError, match="^connect=<function .* cannot be awaited"):
+    with pytest.raises(poolkit.PoolConfigError, match=r"^connect=<function .* cannot be awaited"):
         await create_pool(database, min_size=1, connect=connect)
     async with create_pool(database, min_size=1, connect=lambda *a, **k: original.connect(*a, **k)):
         pass

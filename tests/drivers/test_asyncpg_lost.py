@@ -56,10 +56,12 @@ class Tap(asyncio.Protocol):
         conn._transport.set_protocol(self)
 
     def data_received(self, data: bytes) -> None:
+        """Pass it on."""
         self.inner.data_received(data)
         self.heard.set()
 
     def connection_lost(self, error: Exception | None) -> None:
+        """Pass it on."""
         self.inner.connection_lost(error)
 
 
@@ -225,7 +227,7 @@ def test_other_errors_are_what_they_are(error: Exception) -> None:
 
 
 def test_copy_that_begins_after_the_last_word_says_that_the_connection_was_lost() -> None:
-    """asyncpg does not close the connection then; the pool does, at its release."""
+    """The connection is open still, for asyncpg; the pool ends it at its release."""
     error = pg.InternalClientError(
         "cannot switch to state 21; another operation (2) is in progress"
     )

@@ -10,7 +10,12 @@ from fastapi import FastAPI
 
 import poolkit.fastapi
 from tests.integrations.live import SQLitePool
-from tests.integrations.test_fastapi_lifespan import httpx, lifespan, make_app
+from tests.integrations.test_fastapi_lifespan import lifespan, make_app
+
+try:
+    import httpx2 as httpx
+except ImportError:
+    import httpx  # type: ignore[no-redef]  # one or the other
 
 
 def client_of(app: FastAPI) -> Any:

@@ -21,8 +21,11 @@ from tests.fakes import FakeConnection, FakeDriver, FullDriver, gone
 HOOKS = ("on_connect", "on_close", "on_acquire")
 
 
-def sync(_: Any) -> None:
+def _sync(_: Any) -> None:
     """Be no async function."""
+
+
+sync: Any = _sync
 
 
 def listing(_: Any) -> list[str]:
@@ -40,8 +43,8 @@ async def plain(_: Any) -> None:
     """Be what is wanted."""
 
 
-WRONG = {
-    "sync": (sync, r"sync at .* returned None, which cannot be awaited: write `async def`$"),
+WRONG: dict[str, tuple[Any, str]] = {
+    "sync": (sync, r"_sync at .* returned None, which cannot be awaited: write `async def`$"),
     "list": (listing, r"returned an object of type list, which cannot be awaited: write `async d"),
     "context manager": (entered, r"returned an object of type _Async\w+, .*without a `yield`$"),
     "partial": (functools.partial(sync), r"functools.partial\(.* returned None, which cannot"),
@@ -122,7 +125,7 @@ async def test_type_error_of_a_hooks_own_stays_what_it_is() -> None:
 
     async def own(_: Any) -> None:
         await checkpoint()
-        await sync(_)  # type: ignore[func-returns-value, misc]
+        await sync(_)
 
     async with Pool(FakeDriver(), max_size=1, on_acquire=own) as pool:
         with pytest.raises(TypeError, match="NoneType") as caught:
@@ -160,7 +163,7 @@ def of_old(_: Any) -> Iterator[Any]:
     yield from checkpoint().__await__()
 
 
-FINE = {
+FINE: dict[str, Any] = {
     "async def": plain,
     "lambda": lambda conn: plain(conn),
     "partial": functools.partial(plain),
@@ -227,7 +230,7 @@ async def test_sync_hook_that_a_driver_awaits_itself_is_named() -> None:
         async def set_up(self, c: FakeConnection, on_connect: Any) -> None:
             await on_connect(c)
 
-    with pytest.raises(ConnectFailed, match=r"on_connect=<function sync .* returned None"):
+    with pytest.raises(ConnectFailed, match=r"on_connect=<function _sync .* returned None"):
         await Pool(SettingUp(), on_connect=sync).open()
 
 
@@ -276,7 +279,7 @@ class Plain:
     """No hook."""
 
 
-UNFIT = {
+UNFIT: dict[str, tuple[Any, str]] = {
     "asynchronous generator": (generating, "has a `yield`: give an async function of one conn"),
     "generator": (generating_too, "has a `yield`"),
     "partial of a generator": (functools.partial(generating), "has a `yield`"),
@@ -334,7 +337,7 @@ class Half:
         """Do nothing."""
 
 
-NO_DRIVERS = {
+NO_DRIVERS: dict[str, tuple[Any, str]] = {
     "class": (FakeDriver, r"the class FakeDriver: give an instance, FakeDriver\(\.\.\.\)"),
     "url": ("postgresql://app:s3cr3t@db/shop", r"type str, .*use poolkit\.create_pool\(url\)"),
     "none": (None, "type NoneType, which is no driver"),

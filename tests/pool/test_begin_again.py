@@ -289,7 +289,9 @@ async def test_beginning_leaves_no_cycle_for_the_collector() -> None:
                     with contextlib.suppress(Boom):
                         async with pool.transaction():
                             raise Boom
-                blocks = [each for each in gc.get_objects() if isinstance(each, poolkit.Transaction)]
+                blocks = [
+                    each for each in gc.get_objects() if isinstance(each, poolkit.Transaction)
+                ]
                 assert blocks == []
             finally:
                 gc.enable()

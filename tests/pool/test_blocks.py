@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import pytest
 from anyio import wait_all_tasks_blocked
+from anyio.lowlevel import checkpoint
 
 from poolkit import ConnectFailed, Pool, PoolClosed, WrongLoop
 from tests.fakes import Boom, FakeConnection, FakeDriver, FullDriver
@@ -436,7 +437,7 @@ async def test_entering_while_closing_is_an_error_after_the_acquire_timeout() ->
 
     async with anyio.create_task_group() as group:
         group.start_soon(hold)
-        await anyio.sleep(0)
+        await checkpoint()
         group.start_soon(lambda: pool.aclose(grace=None))
         await wait_all_tasks_blocked()
         with anyio.fail_after(5), pytest.raises(PoolClosed, match="is being closed"):
