@@ -64,7 +64,9 @@ def has_ended(task: Any) -> bool:
     """Tell whether a task, of asyncio's or trio's, has ended; None: it was collected."""
     if task is None:
         return True
-    return bool(task.done() if hasattr(task, "done") else task.coro.cr_frame is None)
+    if hasattr(task, "done"):
+        return bool(task.done())
+    return getattr(task.coro, "cr_frame", task) is None
 
 
 def timeouts() -> tuple[type[BaseException], ...]:
