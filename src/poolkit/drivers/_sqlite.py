@@ -17,6 +17,7 @@ from poolkit._options import unknown_option
 from poolkit.drivers._sqlite_connection import Raw
 from poolkit.drivers._sqlite_file import DatabaseFile
 from poolkit.drivers._sqlite_settings import SETTINGS, Database, Settings
+from poolkit.drivers._sqlite_wrapped import look_for_wrappers
 
 if TYPE_CHECKING:
     import types
@@ -62,10 +63,14 @@ class Threaded(Protocol):
 class SQLiteDriver(Generic[C]):
     """How connections to a SQLite database are opened, cleaned and closed, in any thread."""
 
+    #: The library whose connections these are, if not the standard one.
+    library: Any = None
+
     def __init__(self, database: str | Path, **settings: Unpack[SettingsDict]) -> None:
         for name in settings:
             if name not in SETTINGS:
                 raise PoolConfigError(unknown_option(name, SETTINGS))
+        look_for_wrappers(self.library)
         self.settings: Final = Settings(**settings)
         self._database = Database.named(database)
         self._file = DatabaseFile(self._database.path) if self._database.kind == "file" else None
@@ -118,13 +123,13 @@ class SQLiteDriver(Generic[C]):
             raise
         return raw
 
-    def _connect(self, factory: type[sqlite3.Connection], **given: bool) -> Any:
+    def _connect(self, factory: Any, **given: bool) -> Any:
         settings, database = self.settings, self._database
         exists = self._file is not None and self._file.was_open
-        return sqlite3.connect(
+        # Not by sqlite3.connect(), in place of which an agent may have put what returns proxies.
+        return factory(
             database.existing if exists else database.filename,
             uri=exists or database.uri,
-            factory=factory,
             # Autocommit: or a plain INSERT would open a transaction, and be undone at release.
             isolation_level=None,
             timeout=settings.patience,

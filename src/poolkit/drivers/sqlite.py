@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import anyio
@@ -32,6 +31,7 @@ import anyio.to_thread
 
 from poolkit._pool import Pool
 from poolkit.drivers._sqlite import SQLiteDriver, lent
+from poolkit.drivers._sqlite_call import Call
 from poolkit.drivers._sqlite_connection import Raw
 from poolkit.drivers._sqlite_cursor import RawCursor, is_tame
 from poolkit.drivers._sqlite_interrupts import start_thread
@@ -46,7 +46,7 @@ from poolkit.drivers._sqlite_url import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Generator, Iterable
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 
     from typing_extensions import Unpack
 
@@ -147,38 +147,6 @@ class _Opening:
             start_thread(self._raw.finish)
 
 
-class Call(Coroutine[Any, Any, "Cursor"]):
-    """A coroutine that makes a cursor: ``await`` it, or enter it, which closes the cursor at last.
-
-    Nothing happens before; and nothing at all once the connection has been given back.
-    """
-
-    def __init__(self, coroutine: Coroutine[Any, Any, Cursor]) -> None:
-        self._coroutine = coroutine
-
-    def __await__(self) -> Generator[Any, Any, Cursor]:
-        return self._coroutine.__await__()
-
-    def send(self, value: Any) -> Any:
-        """As for any coroutine."""
-        return self._coroutine.send(value)
-
-    def throw(self, *error: Any) -> Any:
-        """As for any coroutine."""
-        return self._coroutine.throw(*error)
-
-    def close(self) -> None:
-        """As for any coroutine."""
-        self._coroutine.close()
-
-    async def __aenter__(self) -> Cursor:
-        self._cursor = await self._coroutine
-        return self._cursor
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._cursor.close()
-
-
 class Connection:
     """A connection whose methods run in a worker thread, one at a time, in the order of calls."""
 
@@ -190,15 +158,15 @@ class Connection:
 
     # -- statements ------------------------------------------------------------------------------
 
-    def execute(self, sql: str, parameters: Any = ()) -> Call:
+    def execute(self, sql: str, parameters: Any = ()) -> Call[Cursor]:
         """Execute one statement; the result is a cursor."""
         return self._make(self._raw.execute, sql, parameters)
 
-    def executemany(self, sql: str, parameters: Iterable[Any]) -> Call:
+    def executemany(self, sql: str, parameters: Iterable[Any]) -> Call[Cursor]:
         """Execute one statement for each set of parameters."""
         return self._make(self._raw.executemany, sql, parameters)
 
-    def executescript(self, sql_script: str) -> Call:
+    def executescript(self, sql_script: str) -> Call[Cursor]:
         """Execute several statements; it commits first, hence is refused in a transaction block."""
         return self._make(self._raw.executescript, sql_script)
 
@@ -210,7 +178,7 @@ class Connection:
         """Execute an INSERT; the result is a row with the id of the new one."""
         return self._call(self._raw.insert, sql, parameters)
 
-    def cursor(self) -> Call:
+    def cursor(self) -> Call[Cursor]:
         """Make a cursor that has not executed anything yet."""
         return self._make(self._raw.cursor)
 
@@ -277,7 +245,7 @@ class Connection:
         self._raw.over = True
         self._raw.close()
 
-    def _make(self, method: Callable[..., RawCursor], *args: Any) -> Call:
+    def _make(self, method: Callable[..., RawCursor], *args: Any) -> Call[Cursor]:
         return Call(self._perform(self._raw.lease, method, args, {}, self._wrap))
 
     def _wrap(self, cursor: RawCursor) -> Cursor:
@@ -335,15 +303,15 @@ class Cursor:
         self._connection = connection
         self._cursor = cursor
 
-    def execute(self, sql: str, parameters: Any = ()) -> Call:
+    def execute(self, sql: str, parameters: Any = ()) -> Call[Cursor]:
         """Execute one statement; the result is this cursor."""
         return self._again(self._cursor.execute, sql, parameters)
 
-    def executemany(self, sql: str, parameters: Iterable[Any]) -> Call:
+    def executemany(self, sql: str, parameters: Iterable[Any]) -> Call[Cursor]:
         """Execute one statement for each set of parameters."""
         return self._again(self._cursor.executemany, sql, parameters)
 
-    def executescript(self, sql_script: str) -> Call:
+    def executescript(self, sql_script: str) -> Call[Cursor]:
         """Execute several statements; it commits first, hence is refused in a transaction block."""
         return self._again(self._cursor.executescript, sql_script)
 
@@ -411,7 +379,7 @@ class Cursor:
     def row_factory(self, factory: Any) -> None:
         self._cursor.row_factory = factory
 
-    def _again(self, method: Callable[..., object], *args: Any) -> Call:
+    def _again(self, method: Callable[..., object], *args: Any) -> Call[Cursor]:
         return Call(self._perform(method, args, lambda _: self))
 
     def _call(self, method: Callable[..., T], *args: Any) -> Coroutine[Any, Any, T]:

@@ -1,0 +1,47 @@
+"""What methods return that can be awaited, or entered, which closes the cursor at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+R = TypeVar("R")
+
+
+class Call(Coroutine[Any, Any, R]):
+    """A coroutine: ``await`` it, or enter it, which closes the cursor that it has made at last.
+
+    Nothing happens before; and nothing at all once the connection has been given back.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, R], *, closes: bool = True) -> None:
+        self._coroutine = coroutine
+        #: Whether what it makes is a cursor.
+        self._closes = closes
+
+    def __await__(self) -> Generator[Any, Any, R]:
+        return self._coroutine.__await__()
+
+    def send(self, value: Any) -> Any:
+        """As for any coroutine."""
+        return self._coroutine.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """As for any coroutine."""
+        return self._coroutine.throw(*error)
+
+    def close(self) -> None:
+        """As for any coroutine."""
+        self._coroutine.close()
+
+    async def __aenter__(self) -> R:
+        made = self._made = await self._coroutine
+        return made
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._closes:
+            made: Any = self._made
+            await made.close()
