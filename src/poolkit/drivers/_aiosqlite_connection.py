@@ -4,6 +4,9 @@ It derives from the library's for ``isinstance``, and does itself what that is d
 it leans on nothing that the next version may change.
 """
 
+# The library's methods are coroutine functions; these make coroutines that know their lease.
+# pyright: reportIncompatibleMethodOverride=false
+
 from __future__ import annotations
 
 import asyncio

@@ -25,6 +25,7 @@ except ImportError as missing:
     raise missing_extra("sqlalchemy", missing) from missing
 
 from poolkit.sqlalchemy._adapters import adapters_for
+from poolkit.sqlalchemy._internals import missing_of_pool, tell_of
 from poolkit.sqlalchemy._session import session_dependency
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def create_async_engine(pool: Pool[Any], /, **options: Any) -> AsyncEngine:
 
     Raises:
         PoolConfigError: an option that belongs to the pool (the message says what it is called
-            there), no pool, or one of another driver's connections.
+            there), no pool, one of another driver's connections, or a version of SQLAlchemy that
+            has none of what poolkit needs of it.
 
     """
     if not isinstance(pool, Pool):
@@ -85,6 +87,10 @@ def create_async_engine(pool: Pool[Any], /, **options: Any) -> AsyncEngine:
     engine = _asyncio.create_async_engine(
         adapters.url, poolclass=PoolkitPool, lender=pool, adapters=adapters, **options
     )
+    sync_engine = engine.sync_engine
+    borrowing: Any = sync_engine.pool
+    borrowing.dialect = sync_engine.dialect
+    tell_of(missing_of_pool(borrowing) + adapters.missing)
     # Before 2.0.38 SQLAlchemy knows no way to terminate aiosqlite's: here it is the pool's.
-    engine.sync_engine.dialect.has_terminate = True
+    sync_engine.dialect.has_terminate = True
     return engine

@@ -9,9 +9,7 @@ in it is a new one in each lease, and dies with it. One class for each library::
     lend        put in the view of another lease
     settle      tell whether SQLAlchemy has ended what it made in the lease
 
-They lean on these members of SQLAlchemy that are not documented: ``_connection`` of its adapters;
-``_transaction``, ``_started`` (of 2.0 only), ``_isolation_setting``, ``_execute_mutex`` and
-``_prepared_statement_cache`` of the one for asyncpg, and ``_data`` of that cache.
+What they lean on that SQLAlchemy does not document is in `poolkit.sqlalchemy._internals`.
 """
 
 from __future__ import annotations
@@ -24,11 +22,11 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from sqlalchemy import URL
-from sqlalchemy.util.concurrency import await_only
 
 from poolkit._errors import PoolConfigError
 from poolkit._view import watched
 from poolkit.sqlalchemy._ended import may_follow, transaction_ended
+from poolkit.sqlalchemy._internals import SETTINGS, await_only, missing_of_asyncpg
 from poolkit.sqlalchemy._sqlite import AiosqliteAdapters
 
 if TYPE_CHECKING:
@@ -41,6 +39,10 @@ class Adapters(Protocol):
     """How the adapters for the connections of one driver are made and kept."""
 
     url: URL
+    #: What is missing in this version of SQLAlchemy, and can be done without.
+    missing: list[str]
+    #: Whether an adapter may be kept from lease to lease; else its connection ends with the lease.
+    keeps: bool
 
     def adapt(self, dialect: Dialect, view: Any) -> Any:
         """Return a new adapter; called in SQLAlchemy's greenlet."""
@@ -104,8 +106,6 @@ class AsyncpgAdapters:
     """For asyncpg: the statements that SQLAlchemy has prepared outlive the lease, and only they."""
 
     _OWN: Final = ("prepared_statement_cache_size", "prepared_statement_name_func")
-    #: What users may set on the adapter.
-    _SETTINGS: Final = ("isolation_level", "_isolation_setting", "readonly", "deferrable")
 
     def __init__(
         self, driver: Any, connect_args: Mapping[str, Any], *, is_pinned: bool = False
@@ -114,12 +114,16 @@ class AsyncpgAdapters:
             connect_args, self._OWN, "give it to create_pool() as connect_kwargs={...}"
         )
         settings = driver.settings
+        self.missing = missing_of_asyncpg()
+        self.keeps = not set(SETTINGS) & set(self.missing)
         self._driver = driver
         self._is_pinned = is_pinned
         self._arguments = dict(connect_args)
         if settings.pooler == "transaction":
             # Whatever is prepared stays with a session of the server's that is not ours any more.
             self._arguments.setdefault("prepared_statement_cache_size", 0)
+        if "_prepared_statement_cache" in self.missing:
+            self._arguments["prepared_statement_cache_size"] = 0
         self.url = _network_url("postgresql+asyncpg", driver.name, _user(driver))
 
     def adapt(self, dialect: Dialect, view: Any) -> Any:
@@ -149,7 +153,7 @@ class AsyncpgAdapters:
         else:
             adapter.commit()
             guise = await_only(watched(view, self._driver.set_up_guise(c)))
-        return guise, {name: getattr(adapter, name) for name in self._SETTINGS}
+        return guise, {name: getattr(adapter, name) for name in SETTINGS if self.keeps}
 
     def lend(self, adapter: Any, view: Any, set_up: Any) -> None:
         """Put in the view; revive SQLAlchemy's statements, which every release has asyncpg end."""
@@ -162,17 +166,21 @@ class AsyncpgAdapters:
             adapter._started = False
         c = _inside(view)
         is_known = c.put_on(guise)
-        cache = adapter._prepared_statement_cache
+        cache = getattr(adapter, "_prepared_statement_cache", None)
         if cache is None:
             return
-        if not is_known:  # forgotten by the server, or prepared for other codecs
-            cache._data.clear()
-        for _, (statement, *_), _ in cache._data.values():
-            statement._con_release_ctr = c._pool_release_ctr
+        try:
+            if not is_known:  # forgotten by the server, or prepared for other codecs
+                cache.clear()
+            for statement in _prepared(cache):
+                statement._con_release_ctr = c._pool_release_ctr
+        except (AttributeError, TypeError):  # not what they have been so far
+            adapter._prepared_statement_cache = None
 
     def settle(self, adapter: Any, connection: Any) -> bool:
         """Keep the statements that SQLAlchemy has given names; tell whether none is under way."""
-        is_done = not adapter._execute_mutex.locked()
+        mutex = getattr(adapter, "_execute_mutex", None)
+        is_done = mutex is not None and not mutex.locked()
         if not is_done and connection._guise is not None:
             connection._guise.epoch = -1  # what is being prepared may get the codecs of others
         connection.end_codecs()  # of a lease in which nothing was done, nothing else is ended
@@ -182,7 +190,8 @@ class AsyncpgAdapters:
 
     def _keep_named(self, adapter: Any, c: Any) -> None:
         """Let the statements live on to which SQLAlchemy has given names, as those without do."""
-        own = {statement._state for statement in _prepared(adapter)} | c._stmts_to_close
+        cache = getattr(adapter, "_prepared_statement_cache", None)
+        own = {statement._state for statement in _prepared(cache)} | c._stmts_to_close
         c._named[:] = [state for state in c._named if not (state.closed or state in own)]
 
 
@@ -239,14 +248,13 @@ def _careful(kind: Any) -> Any:
 
         def _check(self, operation: str) -> None:
             if not may_follow(operation):
-                raise transaction_ended(self._adapt_connection._connection._poolkit_pool.name)
+                raise transaction_ended(self._connection._poolkit_pool.name)
 
     return Careful
 
 
-def _prepared(adapter: Any) -> list[Any]:
-    cache = adapter._prepared_statement_cache
-    return [entry[0] for _, entry, _ in cache._data.values()] if cache is not None else []
+def _prepared(cache: Any) -> list[Any]:
+    return [statement for statement, *_ in cache.values()] if cache is not None else []
 
 
 def _user(driver: Any) -> str | None:

@@ -12,9 +12,7 @@ lives, so nothing has to be prepared twice; a lease comes and goes with each che
 What SQLAlchemy closes is given back through the pool's inbox, because it may do so while garbage is
 collected: in the middle of any line, in any thread.
 
-It leans on these members of SQLAlchemy that are not documented: ``_ConnectionRecord`` with
-its ``checkin`` and ``_soft_invalidate_time``; of `Pool` ``_do_get``, ``_do_return_conn``,
-``_close_connection`` and ``_invalidate``; and the name ``_finalize_fairy``.
+What it leans on that SQLAlchemy does not document is in `poolkit.sqlalchemy._internals`.
 """
 
 from __future__ import annotations
@@ -31,8 +29,6 @@ import greenlet  # type: ignore[import-untyped, unused-ignore]
 import sqlalchemy
 from sqlalchemy import exc
 from sqlalchemy.pool import Pool as _Pool
-from sqlalchemy.pool.base import _ConnectionRecord
-from sqlalchemy.util.concurrency import await_only
 
 import poolkit
 from poolkit import _words as words
@@ -40,10 +36,13 @@ from poolkit._errors import PoolClosed, PoolConfigError, WrongLoop
 from poolkit._errors import PoolTimeout as _PoolTimeout
 from poolkit._lease import UngreetedLease
 from poolkit._slot import Slot
+from poolkit.sqlalchemy._internals import ConnectionRecord, await_only
 
 if TYPE_CHECKING:
     import types
     from collections.abc import Awaitable, Callable
+
+    from sqlalchemy.engine import Dialect
 
     from poolkit._pool import Pool
     from poolkit.sqlalchemy._adapters import Adapters
@@ -65,7 +64,7 @@ class PoolTimeout(_PoolTimeout, exc.TimeoutError):
     __module__ = "poolkit.sqlalchemy"
 
 
-class _Record(_ConnectionRecord):
+class _Record(ConnectionRecord):
     """SQLAlchemy's record of one connection, and the lease in which it is in use."""
 
     def __init__(self, pool: PoolkitPool, slot: Slot, view: Any, stack: Stack) -> None:
@@ -82,6 +81,8 @@ class _Record(_ConnectionRecord):
         self.greet: Greeting | None = None
         #: Why SQLAlchemy gives the connection up.
         self.error: BaseException | None = None
+        #: Whether the connection is to be replaced when it comes back.
+        self.is_invalid = False
 
     def get_connection(self) -> Any:
         """Return the adapter; make one, and run the connect events, if there is none."""
@@ -104,10 +105,11 @@ class _Record(_ConnectionRecord):
     def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:  # noqa: FBT001, FBT002
         """Give the connection up; what an event raises must not keep one that nobody has yet."""
         self.error = e
+        self.is_invalid = self.dbapi_connection is not None
         try:
             super().invalidate(e, soft)
         except BaseException:
-            has_user = self.fairy_ref is not None and self.fairy_ref() is not None
+            has_user = self.in_use and not getattr(self, "needs_gc", False)
             if not (soft or has_user):
                 self._abandon()
             raise
@@ -145,13 +147,15 @@ class PoolkitPool(_Pool):
         self._lender = lender
         self._adapters = adapters
         self._asked_to_ping = pre_ping
+        #: Set by `create_async_engine`.
+        self.dialect: Dialect
         self._records: dict[Slot, _Record] = {}
         #: Those whose connections are gone; the next ones get them, with their `record_info`.
         self._spares: list[_Record] = []
 
     # -- checkout --------------------------------------------------------------------------------
 
-    def _do_get(self) -> _ConnectionRecord:
+    def _do_get(self) -> ConnectionRecord:
         stack = _stack()
         view, greet = self._acquire(stack)
         try:
@@ -212,13 +216,15 @@ class PoolkitPool(_Pool):
 
     def _open(self, record: Any) -> Any:
         """Do what SQLAlchemy takes for connecting: adapt the connection that was borrowed."""
-        if self._dialect.dispatch.do_connect:  # type: ignore[union-attr]
+        record.is_invalid = False
+        dialect = self.dialect
+        if dialect.dispatch.do_connect:
             raise PoolConfigError(
                 "an event listener for do_connect: poolkit opens the connections. Give "
                 "create_pool() what it would set (connect_kwargs={'password': function})"
             )
         view = self._exchange(record) if record.view is None else record.view
-        return self._adapters.adapt(self._dialect, view)  # type: ignore[arg-type]
+        return self._adapters.adapt(dialect, view)
 
     def _exchange(self, record: _Record) -> Any:
         """Borrow another connection for a record whose own was closed during its checkout."""
@@ -251,7 +257,7 @@ class PoolkitPool(_Pool):
         lender, slot = self._lender, record.slot
         if view._poolkit_turn == slot.turn and lender._runtime.is_here():
             now = lender._runtime.now()
-            if record._soft_invalidate_time > record.starttime:
+            if record.is_invalid or not self._adapters.keeps:
                 slot.generation, slot.retire_at, slot.expires_at = -1, now, now
             if self._adapters.settle(adapter, slot.connection):
                 slot.derived = False  # by the adapter, and what it has made has ended
@@ -340,18 +346,26 @@ class PoolkitPool(_Pool):
         self._forget_closed()
 
     def recreate(self) -> PoolkitPool:
-        """Return another one over the same pool, with the same events."""
-        return type(self)(
+        """Return another one over the same pool, with the same events; or this one."""
+        try:
+            settings: dict[str, Any] = {
+                "logging_name": self._orig_logging_name,
+                "reset_on_return": self._reset_on_return,
+            }
+        except AttributeError:
+            return self
+        made = type(self)(
             None,
             self._lender,
             self._adapters,
             pre_ping=self._asked_to_ping,
             echo=self.echo,
-            logging_name=self._orig_logging_name,
-            reset_on_return=self._reset_on_return,
             _dispatch=self.dispatch,
-            dialect=self._dialect,
+            dialect=self.dialect,
+            **settings,
         )
+        made.dialect = self.dialect
+        return made
 
     def status(self) -> str:
         """Return the name and the sizes of poolkit's pool, in one line."""

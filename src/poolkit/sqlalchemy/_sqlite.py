@@ -12,17 +12,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
+import sqlite3
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from sqlalchemy import URL
-from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_connection
-from sqlalchemy.util.concurrency import await_only
+from sqlalchemy.engine import AdaptedConnection
 
 from poolkit._errors import NotLeased, PoolConfigError
 from poolkit.drivers._sqlite_connection import Raw
 from poolkit.drivers._sqlite_cursor import RawCursor, is_tame
 from poolkit.sqlalchemy._ended import may_follow, transaction_ended
+from poolkit.sqlalchemy._internals import await_only
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -53,6 +54,8 @@ class AiosqliteAdapters:
                 f"connect_args={{{name!r}: ...}}: poolkit opens the connections; give "
                 "create_pool() its settings instead"
             )
+        self.missing: list[str] = []
+        self.keeps = True
         self.url = URL.create("sqlite+aiosqlite", database=driver.name)
 
     def adapt(self, dialect: Dialect, view: Any) -> Any:
@@ -78,13 +81,12 @@ class AiosqliteAdapters:
         return True
 
 
-class _Adapter(AsyncAdapt_aiosqlite_connection):
+class _Adapter(AdaptedConnection):
     """What SQLAlchemy takes for a connection."""
 
-    __slots__ = ("is_begun", "level")
-
     def __init__(self, dbapi: Any, view: Any) -> None:
-        super().__init__(dbapi, view)
+        self.dbapi = dbapi
+        self._connection = view
         #: As `sqlite3.Connection.isolation_level`: what follows BEGIN; None never to begin.
         self.level: str | None = self._raw.isolation_level or ""
         #: Whether there was a transaction that has neither been committed nor rolled back here.
@@ -114,8 +116,32 @@ class _Adapter(AsyncAdapt_aiosqlite_connection):
         call = functools.partial(function, *args)
         try:
             return await_only(self._connection._within(self._raw.lease, call, tame=tame))
-        except Exception as error:
-            self._handle_exception(error)
+        except ValueError as error:
+            _raise_translated(error)
+
+    def run_async(self, fn: Any) -> Any:
+        """Await what a function returns that is given the view."""
+        return await_only(fn(self._connection))
+
+    @property
+    def driver_connection(self) -> Any:
+        """The view."""
+        return self._connection
+
+    def create_function(self, *args: Any, **kwargs: Any) -> None:
+        """Register a function: for all leases if a connect event does so, else for this one."""
+        try:
+            await_only(self._connection.create_function(*args, **kwargs))
+        except ValueError as error:
+            _raise_translated(error)
+
+    def close(self) -> None:
+        """Close the connection."""
+        await_only(self._connection.close())
+
+    def terminate(self) -> None:
+        """Close the connection without waiting for it."""
+        self._connection.stop()
 
     def check(self, operation: str | None = None) -> None:
         """Raise `TransactionEnded` if there is none any more, and none was ended here.
@@ -155,6 +181,13 @@ class _Adapter(AsyncAdapt_aiosqlite_connection):
         if not raw.over and self._raw.in_transaction:
             self.run(raw.rollback, tame=True)
         self.is_begun = False
+
+
+def _raise_translated(error: ValueError) -> NoReturn:
+    """Raise the error of a closed connection as one that SQLAlchemy knows."""
+    if str(error) == "no active connection":
+        raise sqlite3.OperationalError(str(error)) from error
+    raise error
 
 
 class _Cursor:
