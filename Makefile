@@ -21,7 +21,7 @@ versioned = $(addprefix tests/,drivers integrations sqlalchemy compat dashboard)
 # These would import from elsewhere than the environment.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help demo test test-oldest test-tools soak coverage asyncpg-tests mutants check lint types fmt bench bench-quick clean
+.PHONY: help demo test test-oldest test-newest test-tools soak coverage asyncpg-tests mutants check lint types fmt bench bench-quick clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -e 's/:.*## /: /' -e 's/^/make /'
@@ -36,6 +36,14 @@ test: .test-tools  ## run the whole suite
 test-oldest: VENV = .venv-oldest
 test-oldest:  ## run what versions can break with the oldest version of every dependency
 	@sh scripts/venv.sh $(VENV) -c tests/oldest.txt -e '.[test]'
+	$(bin) pytest -n $(WORKERS) --dist worksteal $(or $(ARGS),$(versioned))
+
+# Whose next version may break something; pre-releases of no other library are of interest.
+newest = aiosqlite asyncpg fastapi sqlalchemy starlette
+test-newest: VENV = .venv-newest
+test-newest:  ## the same with the newest versions, pre-releases of the drivers and frameworks included
+	@sh scripts/venv.sh $(VENV) $(example) -e '.[test]'
+	@$(bin) pip install -q --upgrade --pre $(newest)
 	$(bin) pytest -n $(WORKERS) --dist worksteal $(or $(ARGS),$(versioned))
 
 test-tools:  ## install what tests need beyond Python (root, apt)

@@ -1,0 +1,45 @@
+"""The workflows run commands that there are."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflow_runs_commands_of_the_makefile(workflow: Path) -> None:
+    """Or those in `.ci`, which run them."""
+    text = workflow.read_text()
+    commands = re.findall(r"run: (.+)", text)
+    assert commands
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for command in commands:
+        made = re.search(r"\bmake ([a-z-]+)", command)
+        if made is not None:
+            assert made[1] in targets
+        else:
+            assert (ROOT / command.split()[0]).exists() or command.startswith(".venv")
+
+
+def test_newest_versions_are_upgraded_in_an_environment_of_their_own() -> None:
+    """Pre-releases of what poolkit drives and is driven by, and of nothing else by name."""
+    said = subprocess.run(
+        ["make", "--dry-run", "--no-print-directory", "test-newest"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    install, upgrade, tests = said
+    assert install.startswith("sh scripts/venv.sh .venv-newest ")
+    assert upgrade.endswith("--upgrade --pre aiosqlite asyncpg fastapi sqlalchemy starlette")
+    assert tests.startswith(".venv-newest/bin/python -m pytest ")
+    assert "tests/drivers" in tests
+    assert "make test-newest" in (ROOT / ".github/workflows/newest.yml").read_text()
+    assert "cron:" in (ROOT / ".github/workflows/newest.yml").read_text()
