@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import sys
 import types
 from typing import Any, Final
 
@@ -21,11 +22,12 @@ def look_for_wrappers(library: Any = None) -> None:
     """Say what was replaced of sqlite3, and of aiosqlite if that is given; once for each."""
     found = [("sqlite3.connect", sqlite3.connect, "_sqlite3")]
     for name in ("Connection", "Cursor") if library is not None else ():
-        members = dict(vars(getattr(library, name, object)))
+        members = getattr(getattr(library, name, None), "__dict__", {})
         found += [
             (f"aiosqlite.{name}.{member}", function, "aiosqlite")
             for member, function in members.items()
-            if callable(function) and not member.startswith("_")
+            # (The library's own decorators may be those of typing_extensions, for example.)
+            if callable(function) and not member.startswith("_") and not _is_general(function)
         ]
     passed: dict[str, list[str]] = {}
     for name, function, owner in found:
@@ -42,6 +44,12 @@ def look_for_wrappers(library: Any = None) -> None:
             shown(whose),
             ", ".join(names),
         )
+
+
+def _is_general(function: object) -> bool:
+    """Tell whether a wrapper is of a module that serves everybody."""
+    module = _whose(function).partition(".")[0]
+    return module in sys.stdlib_module_names or module == "typing_extensions"
 
 
 def _whose(function: object) -> str:
