@@ -17,7 +17,7 @@ import pytest
 
 import poolkit
 from poolkit import ConnectFailed, NotLeased, Pool, PoolConfigError
-from poolkit.drivers import asyncpg as driver_module
+from poolkit.drivers._asyncpg_peer import watch_peer
 from poolkit.drivers.asyncpg import AsyncpgDriver, create_pool
 from tests.drivers.asyncpg_help import (
     LOOPS,
@@ -301,9 +301,9 @@ def test_local_sockets_are_left_alone() -> None:
     """They have no peer that could be out of reach."""
     a, b = socket.socketpair()
     with a, b:
-        driver_module._watch_peer(a, 45)
+        watch_peer(a, 45)
         assert a.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
-    driver_module._watch_peer(None, 45)
+    watch_peer(None, 45)
 
 
 async def test_time_that_no_system_can_do_is_no_error(dsn: str) -> None:

@@ -17,9 +17,8 @@ import re
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from asyncpg import introspection
-
 from poolkit._errors import PoolConfigError
+from poolkit.drivers import _asyncpg_internals as internals
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -75,9 +74,7 @@ SELECT pg_catalog.json_build_object(
 _NAME: Final = r'(?:"[^"]++"|[^\W\d][\w$]*+)'
 _DOTTED: Final = re.compile(rf"(?<![\w$]){_NAME}(?:\s*+\.\s*+{_NAME})+")
 #: Statements of asyncpg's own, by which it learns of types.
-_ASYNCPGS: Final = frozenset(
-    value for value in vars(introspection).values() if isinstance(value, str) and "pg_" in value
-)
+_ASYNCPGS: Final = internals.texts_of_asyncpg()
 #: So many names are asked for; all tables and columns that are named count.
 _MOST: Final = 10_000
 #: Collections in which there are no names.
@@ -212,7 +209,7 @@ async def capture(c: Any, names: Iterable[str]) -> Captured:
         chunks.append(bytes(data))
 
     query = _CAPTURE.format(names=", ".join(map(literal, names)), prepared_at=_PREPARED_AT)
-    await c._protocol.copy_out(_AT_ONCE + query, keep, None)
+    await internals.copy_out(c, _AT_ONCE, query, keep)
     found = json.loads(b"".join(chunks).decode().replace("\\\\", "\\"))
     named = {name: value for name, value in (found["named"] or {}).items() if value is not None}
     base = Base(

@@ -1,8 +1,4 @@
-"""asyncpg's connection as it is in a pool: it knows its siblings, and what each lease has left.
-
-And what is made from it, which is dead when the lease is over: asyncpg looks when a method is
-called; here it is looked once more when its coroutine runs, which may be under the next lease.
-"""
+"""asyncpg's connection as it is in a pool: it knows its siblings, and what each lease has left."""
 
 from __future__ import annotations
 
@@ -10,20 +6,19 @@ import functools
 import inspect
 import re
 import weakref
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 from asyncpg import exceptions as pg
-from asyncpg.connection import _ConnectionProxy
-from asyncpg.cursor import CursorFactory
-from asyncpg.protocol.protocol import PreparedStatementState
 
 from poolkit import _words as words
 from poolkit._view import watched
-from poolkit.drivers._asyncpg_base import Restoration, Statements, literal
+from poolkit.drivers import _asyncpg_internals as internals
+from poolkit.drivers._asyncpg_base import Restoration, Statements
 from poolkit.drivers._asyncpg_codecs import Codecs, Guise
 from poolkit.drivers._asyncpg_errors import restated
+from poolkit.drivers._asyncpg_late import looking_late, to_be_read_twice
+from poolkit.drivers._asyncpg_reset import Ways
 from poolkit.drivers._asyncpg_sql import chains, goes_on
 
 if TYPE_CHECKING:
@@ -31,13 +26,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-@functools.lru_cache(maxsize=256)
 def pooled(kind: Any, *, is_noting: bool = False) -> Any:
     """Return the subclass for a class of connections.
 
     ``is_noting``: what its statements name is noted from the beginning.
     """
+    made = _pooled(kind, is_noting=is_noting)
+    missing = internals.missing_of_class(kind)
+    if not {"Connection._get_statement", "Connection._prepare"}.isdisjoint(missing):
+        return _looking_first(made)
+    return made
 
+
+@functools.lru_cache(maxsize=256)
+def _pooled(kind: Any, *, is_noting: bool) -> Any:
     class PooledConnection(kind):  # type: ignore[misc]
         """A connection of asyncpg in one of poolkit's pools."""
 
@@ -45,13 +47,14 @@ def pooled(kind: Any, *, is_noting: bool = False) -> Any:
             "_base",  # the way to what a reset goes back to
             "_block",  # the outermost transaction of a block of the pool's
             "_deallocates",  # whether the lease may have ended statements that have names
+            "_doubt",  # why the next user must not have it
             "_epoch",  # how often the server has forgotten our statements
             "_forgotten",  # whether the lease may have had the server forget statements of ours
             "_greeted",  # the callbacks of on_acquire
             "_guise",  # what it has on in this lease, if it is of a library over the pool
             "_guises",  # all of them, weakly
             "_handle",  # the view whose callbacks there are, weakly
-            "_in_use",  # a statement that cannot be closed
+            "_inside",  # what there is of asyncpg's
             "_is_another",  # whether the transaction is another one than the block has begun
             "_is_listening",  # whether the server is to be told that nobody listens any more
             "_left_behind",  # words for the callbacks that were
@@ -63,8 +66,10 @@ def pooled(kind: Any, *, is_noting: bool = False) -> Any:
             "_prepares",  # whether the lease may have prepared statements by SQL
             "_recoded",  # whether statements were dropped for the codecs of a lease
             "_siblings",  # all connections of the driver
+            "_status",  # what the server has last said of a statement that may be an end
             "_tell",  # the pool's ear for what errors say
             "_types",  # the codecs for types
+            "_ways",  # what the server can undo
         )
 
         _stmt_cache: Any  # asyncpg's
@@ -72,8 +77,12 @@ def pooled(kind: Any, *, is_noting: bool = False) -> Any:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self._siblings: Iterable[Any] = ()
-            self._login: str = self._params.user
+            self._doubt = ""
+            self._inside = internals.look(self, kind)
+            self._login: str = self._inside.login
             self._base = Restoration()
+            self._ways = Ways()
+            self._status: object = ""
             self._needs_reset = False
             self._noted: Statements | None = None
             self._block: Transaction | None = None
@@ -93,8 +102,6 @@ def pooled(kind: Any, *, is_noting: bool = False) -> Any:
             self._own: tuple[frozenset[Any], ...] = (frozenset(),) * 3
             self._greeted: frozenset[Any] = frozenset()
             self._tell: Any = None
-            self._in_use = PreparedStatementState("", "", self._protocol, asyncpg.Record, False)
-            self._in_use.attach()
             if is_noting:
                 self.note_statements()
 
@@ -123,8 +130,13 @@ def pooled(kind: Any, *, is_noting: bool = False) -> Any:
                 self.remove_query_logger(noted)
             return noted
 
+        def doubt(self, why: str) -> None:
+            """Have the connection retired: the next user must not have it."""
+            self._doubt = self._doubt or why
+
         def take_as_own(self) -> None:
             """Take what there is by now for the connection's own: ``on_connect`` has run."""
+            self._doubt = ""
             if self._forgotten:
                 self.forget_statements()
             self._types.take_as_own()
@@ -134,27 +146,35 @@ def pooled(kind: Any, *, is_noting: bool = False) -> Any:
 
         def take_greeting(self) -> None:
             """Take the callbacks there are by now for those of ``on_acquire``: nobody's fault."""
-            self._greeted = frozenset().union(*self._listeners.values(), *self._callbacks())
+            self._greeted = frozenset().union(*self.heard().values(), *self._callbacks())
 
         def end_lease(self) -> None:
             """End what was made in this lease, and note what it has left behind."""
-            self._pool_release_ctr += 1
-            self._top_xact = None  # type: ignore[misc]
+            if self._inside.guards:
+                self._pool_release_ctr += 1
+            self._forget_transaction()
             self._handle = self._block = None
             if self._noted is not None:  # the setting up was broken off
                 self._note_no_more()
-            if (self._listeners or self._callbacks() != self._own) and not self.is_closed():
+            if (self.heard() or self._callbacks() != self._own) and not self.is_closed():
                 self._left_behind = self._forget_callbacks()
             self.end_codecs()
             self._greeted = frozenset()
+
+        def _forget_transaction(self) -> None:
+            if self._inside.knows_top:
+                self._top_xact = None  # type: ignore[misc]
 
         def end_codecs(self) -> None:
             """Have the connection's own codecs, and the statements that were prepared for them."""
             if self.is_closed() or not (self._types.changes or self._guise):
                 return
+            if not self._inside.knows_codecs:
+                self.doubt("its type codecs may be others by now")
+                return
             many, guise = len(self._types.changes), self._guise
             if many:
-                self._types.undo(self._protocol.get_settings())
+                self._types.undo(self.get_settings())
             self._needs_reset |= self._types.are_lost
             if guise is not None:
                 self._guise = None
@@ -175,6 +195,9 @@ def pooled(kind: Any, *, is_noting: bool = False) -> Any:
             """
             self._named.clear()
             self._own = tuple(map(frozenset, self._callbacks()))
+            if not self._inside.knows_statements:
+                self.doubt("its type codecs may be others by now")
+                return Guise((), None, self._epoch)
             there = self._stmt_cache
             another = type(there)(
                 loop=self._loop,
@@ -189,9 +212,12 @@ def pooled(kind: Any, *, is_noting: bool = False) -> Any:
 
         def put_on(self, guise: Guise) -> bool:
             """Have the guise of a library for its lease; tell whether its statements are good."""
+            if not self._inside.knows_codecs:
+                self.doubt("its type codecs may be others by now")
+                return False
             # What on_acquire has set is meant for its statements too.
             is_known = guise.epoch == self._epoch and not self._types.changes
-            self._types.repeat(guise.codecs, self._protocol.get_settings())
+            self._types.repeat(guise.codecs, self.get_settings())
             self._exchange_statements(guise)
             self._guise = guise
             guise.epoch = self._epoch
@@ -202,16 +228,35 @@ def pooled(kind: Any, *, is_noting: bool = False) -> Any:
             self._stmt_cache, guise.statements = guise.statements, there
 
         def _drop_local_statement_cache(self) -> None:
-            super()._drop_local_statement_cache()
+            if not self._lacks("_drop_local_statement_cache"):
+                super()._drop_local_statement_cache()
             for guise in self._guises:
                 guise.statements.clear()
 
         def _drop_local_type_cache(self) -> None:
             self._types.told.clear()
-            super()._drop_local_type_cache()
+            if not self._lacks("_drop_local_type_cache"):
+                super()._drop_local_type_cache()
+
+        def _lacks(self, name: str) -> bool:
+            return f"Connection.{name}" in self._inside.missing
+
+        # -- callbacks ---------------------------------------------------------------------------
+
+        def heard(self) -> dict[str, Any]:
+            """Return who listens to which channel, as far as is known."""
+            return self._listeners if self._inside.knows_callbacks else {}
 
         def _callbacks(self) -> tuple[set[Any], ...]:
+            if not self._inside.knows_callbacks:
+                return set(), set(), set()
             return self._log_listeners, self._termination_listeners, self._query_loggers
+
+        def heed_callback(self) -> None:
+            """Note that a callback is set or taken away, if nobody can see which there are."""
+            if not self._inside.knows_callbacks:
+                self._is_listening = True
+                self.doubt("a lease has changed its callbacks")
 
         def _forget_callbacks(self) -> str:
             greeted = self._greeted
@@ -233,23 +278,28 @@ def pooled(kind: Any, *, is_noting: bool = False) -> Any:
 
         # -- codecs ------------------------------------------------------------------------------
 
+        def _changed(self, since: int, note: Any, name: str, **kwargs: Any) -> None:
+            """Note a change of codecs, which asyncpg should have said by looking up a type."""
+            if len(self._types.changes) == since or not self._inside.knows_codecs:
+                self.doubt("a lease has changed its type codecs")
+            elif internals.is_asyncpgs(kind, name):
+                note(**kwargs)
+            self._types.tell_again(self.get_settings())
+
         async def set_type_codec(self, *args: Any, **kwargs: Any) -> None:
+            before = len(self._types.changes)
             await super().set_type_codec(*args, **kwargs)
-            if kind.set_type_codec is asyncpg.Connection.set_type_codec:
-                self._types.set_python(**kwargs)
-            self._types.tell_again(self._protocol.get_settings())
+            self._changed(before, self._types.set_python, "set_type_codec", **kwargs)
 
         async def reset_type_codec(self, *args: Any, **kwargs: Any) -> None:
+            before = len(self._types.changes)
             await super().reset_type_codec(*args, **kwargs)
-            if kind.reset_type_codec is asyncpg.Connection.reset_type_codec:
-                self._types.removed()
-            self._types.tell_again(self._protocol.get_settings())
+            self._changed(before, self._types.removed, "reset_type_codec")
 
         async def set_builtin_type_codec(self, *args: Any, **kwargs: Any) -> None:
+            before = len(self._types.changes)
             await super().set_builtin_type_codec(*args, **kwargs)
-            if kind.set_builtin_type_codec is asyncpg.Connection.set_builtin_type_codec:
-                self._types.set_builtin(**kwargs)
-            self._types.tell_again(self._protocol.get_settings())
+            self._changed(before, self._types.set_builtin, "set_builtin_type_codec", **kwargs)
 
         async def _introspect_type(self, typename: str, schema: str) -> Any:
             found = await super()._introspect_type(typename, schema)
@@ -277,6 +327,7 @@ def pooled(kind: Any, *, is_noting: bool = False) -> Any:
             return status
 
         def _heed(self, query: str, status: str) -> None:
+            self._status = status
             self._forgotten |= status in _FORGETTING
             self._prepares |= status == "PREPARE"
             self._read(query)
@@ -285,8 +336,12 @@ def pooled(kind: Any, *, is_noting: bool = False) -> Any:
                 self._is_another |= goes_on(query, is_standard=strings == "on")
 
         async def execute_own(self, query: str) -> None:
-            """Execute what the pool itself has to say."""
-            await super().execute(query)
+            """Execute what the pool itself has to say: agents and query loggers need not know."""
+            ask = self._inside.query
+            if ask is None:
+                await super().execute(query)
+            else:
+                await ask(query, None)
 
         def _read(self, query: str) -> None:
             for match in _on_statements(query):
@@ -302,6 +357,9 @@ def pooled(kind: Any, *, is_noting: bool = False) -> Any:
             self._forgotten = False
             self._epoch += 1
             self._named.clear()
+            if not self._inside.knows_statements:
+                self.doubt("a lease has ended statements of asyncpg's")
+                return
             self._mark_stmts_as_closed()
             for guise in self._guises:
                 for state in guise.statements.iter_statements():
@@ -325,22 +383,24 @@ def pooled(kind: Any, *, is_noting: bool = False) -> Any:
                 self._is_another |= chains(statement)
 
         def transaction(self, **settings: Any) -> Any:
-            return _looking_late(super().transaction(**settings))
+            if not self._inside.knows_top:
+                self.doubt("nobody knows whether asyncpg takes a transaction to be open")
+            return looking_late(self, super().transaction(**settings))
 
         def cursor(self, *args: Any, **kwargs: Any) -> Any:
             if self._noted is not None:  # asyncpg's query loggers hear nothing of it
                 self._noted.read(args)
-            return _cursors_late(super().cursor(*args, **kwargs))
+            return looking_late(self, super().cursor(*args, **kwargs))
 
-        async def _executemany(self, query: str, args: Any, *rest: Any, **kwargs: Any) -> Any:
+        async def _executemany(self, *args: Any, **kwargs: Any) -> Any:
             if self._noted is not None:
-                args = _to_be_read_twice(args)
-            return await super()._executemany(query, args, *rest, **kwargs)
+                args = tuple(map(to_be_read_twice, args))
+            return await super()._executemany(*args, **kwargs)
 
-        async def _copy_out(self, copy_stmt: str, *args: Any, **kwargs: Any) -> Any:
+        async def _copy_out(self, *args: Any, **kwargs: Any) -> Any:
             if self._noted is not None:
-                self._noted.read(copy_stmt)
-            return await super()._copy_out(copy_stmt, *args, **kwargs)
+                self._noted.read(args[:1])
+            return await super()._copy_out(*args, **kwargs)
 
         async def _prepare(self, *args: Any, name: Any = None, **kwargs: Any) -> Any:
             if self._noted is not None:  # of what is prepared asyncpg's query loggers hear nothing
@@ -348,26 +408,29 @@ def pooled(kind: Any, *, is_noting: bool = False) -> Any:
             statement = await super()._prepare(*args, name=name, **kwargs)
             if isinstance(name, str):
                 self._named.append(statement._state)
-            return _looking_late(statement)
+            return looking_late(self, statement)
 
-        def _get_statement(
-            self, query: str, timeout: Any, *, named: Any = None, **rest: Any
-        ) -> Any:
+        def _get_statement(self, *args: Any, **kwargs: Any) -> Any:
             """Name statements only with a cache: asyncpg would name a cursor's without one, too.
 
             Behind a pooler it stays in a session that is no longer ours, and the next process to
             use that name there would fail.
             """
+            named = kwargs.get("named")
+            self.about_to_run(*args[:1], named=named)
+            if named is True:
+                kwargs["named"] = self._inside.is_caching
+            return super()._get_statement(*args, **kwargs)
+
+        def about_to_run(self, query: object = None, *, named: object = None) -> None:
+            """Note what a statement may do to those that are prepared, and to the block."""
             if self._block is not None:
                 self._block.check()
                 # Without a name it is executed next; if that fails, there is none either.
                 if named is None and isinstance(query, str):
                     self._is_another |= chains(query)
-            if named is True:
-                named = self._stmt_cache_enabled
             if isinstance(query, str) and query[:1] in _SUSPICIOUS:
                 self._read(query)
-            return super()._get_statement(query, timeout, named=named, **rest)
 
         # -- what concerns the others ------------------------------------------------------------
 
@@ -380,10 +443,56 @@ def pooled(kind: Any, *, is_noting: bool = False) -> Any:
                 if not c.is_closed():
                     c._drop_local_type_cache()
 
+    for name in _CALLBACKS:
+        if hasattr(kind, name):
+            setattr(PooledConnection, name, _heeding(PooledConnection, name))
     for name, method in vars(PooledConnection).items():
-        if inspect.isfunction(method) and not name.startswith("__") and hasattr(kind, name):
-            functools.update_wrapper(method, getattr(kind, name))  # it is asyncpg's to who asks
+        if inspect.isfunction(method) and not name.startswith("_") and hasattr(kind, name):
+            functools.update_wrapper(method, getattr(kind, name))  # its docstring and signature
     return PooledConnection
+
+
+_CALLBACKS: Final = tuple(
+    f"{verb}_{kind}"
+    for verb in ("add", "remove")
+    for kind in ("listener", "log_listener", "termination_listener", "query_logger")
+)
+
+
+def _heeding(kind: Any, name: str) -> Any:
+    """Return a method that sets a callback, or takes one away, and notes it."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.heed_callback()
+        return getattr(super(kind, self), name)(*args, **kwargs)
+
+    async def call_later(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return await call(self, *args, **kwargs)
+
+    return call_later if inspect.iscoroutinefunction(getattr(kind, name)) else call
+
+
+@functools.lru_cache(maxsize=16)
+def _looking_first(kind: Any) -> Any:
+    """Return the subclass that reads texts in asyncpg's public methods: others cannot be had."""
+
+    def reading(name: str) -> Any:
+        def call(self: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
+            self.about_to_run(query)
+            return getattr(super(made, self), name)(query, *args, **kwargs)
+
+        return functools.wraps(getattr(kind, name))(call)
+
+    async def prepare(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.about_to_run(*args[:1], named=False)
+        if "Connection._prepare" in self._inside.missing:
+            self.doubt("a lease has prepared a statement")
+        return await super(made, self).prepare(*args, **kwargs)
+
+    names = ("cursor", "executemany", "fetch", "fetchmany", "fetchrow", "fetchval")
+    methods = {name: reading(name) for name in names if hasattr(kind, name)}
+    made: Any = type(kind.__name__, (kind,), {"__slots__": (), "prepare": prepare, **methods})
+    return made
 
 
 #: What is answered when the server has been told to forget statements.
@@ -404,104 +513,6 @@ _on_statements: Final = re.compile(
     r"|deallocate\b)",
     re.IGNORECASE | re.DOTALL,
 ).finditer
-#: Ends statements that may have ended already.
-_DEALLOCATE: Final = """\
-DO $poolkit$DECLARE n pg_catalog.text; BEGIN
-    FOR n IN SELECT name FROM pg_catalog.pg_prepared_statements
-        WHERE name OPERATOR(pg_catalog.=) ANY (ARRAY[{}]::pg_catalog.text[])
-    LOOP
-        EXECUTE pg_catalog.format('DEALLOCATE %I', n);
-    END LOOP;
-END$poolkit$;"""
-
-
-def forget_named(c: Any) -> str:
-    """Return the SQL that ends the statements which a lease has given names to."""
-    states, c._named = c._named, []
-    for state in states:
-        state.mark_closed()
-        c._stmts_to_close.discard(state)
-    if states and c._deallocates:
-        return _DEALLOCATE.format(", ".join(literal(state.name) for state in states))
-    return "".join(f'DEALLOCATE "{state.name.replace(chr(34), chr(34) * 2)}";' for state in states)
-
-
-def _looking_late(made: Any) -> Any:
-    kind: Any = type(made)
-    made.__class__ = _late_class(kind)
-    return made
-
-
-@functools.lru_cache(maxsize=256)
-def _late_class(kind: Any) -> Any:
-    """Return the subclass whose coroutines look when they run whether the lease is over."""
-    executes = hasattr(kind, "_query")
-
-    def late(method: Any) -> Any:
-        async def again(self: Any, *args: Any, **kwargs: Any) -> Any:
-            try:
-                return await method(self, *args, **kwargs)
-            except Exception as error:
-                self._connection.failed(self._con_release_ctr, error)
-                raise
-            finally:
-                if executes and self._connection._block is not None:
-                    self._connection.executed(self._con_release_ctr, self._query)
-
-        if not hasattr(method, "__wrapped__"):  # it looks by itself, and when it runs
-            return again
-
-        @functools.wraps(method)
-        def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-            method(self, *args, **kwargs).close()  # asyncpg's own look, which raises at once
-            if self._connection._block is not None:
-                self._connection._block.check()
-            if self._connection._noted is not None:
-                args = tuple(map(_to_be_read_twice, args))
-                self._connection._noted.read(args)
-            return again(self, *args, **kwargs)
-
-        return run
-
-    def cursor(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self._connection._noted is not None:
-            self._connection._noted.read(args)
-        return _cursors_late(kind.cursor(self, *args, **kwargs))
-
-    methods = {
-        name: late(method)
-        for name, method in inspect.getmembers(kind, inspect.isroutine)
-        if (hasattr(method, "__wrapped__") or name == "__aexit__")
-        and inspect.iscoroutinefunction(inspect.unwrap(method))
-    }
-    if hasattr(kind, "cursor"):  # of a prepared statement
-        methods["cursor"] = cursor
-    return type(kind.__name__, (kind,), {"__slots__": (), **methods})
-
-
-def _to_be_read_twice(values: Any) -> Any:
-    """Return a list of what an iterator has, which could be read once only."""
-    return list(values) if isinstance(values, Iterator) else values
-
-
-def _cursors_late(factory: Any) -> Any:
-    factory.__class__ = _Cursors
-    return factory
-
-
-class _Cursors(CursorFactory):
-    __slots__ = ()
-    poolkit_heeds = True  # the view need not watch it
-
-    def __aiter__(self) -> Any:
-        return _looking_late(super().__aiter__())
-
-    def __await__(self: Any) -> Any:
-        try:
-            return _looking_late((yield from CursorFactory.__await__(self)))
-        except Exception as error:
-            self._connection.failed(self._con_release_ctr, error)
-            raise
 
 
 class Transaction:
@@ -515,13 +526,20 @@ class Transaction:
         self._connection = c
         self._pool = pool
         self._inner = c.transaction(**settings)
+        self._top: Any = None
 
     async def __aenter__(self) -> None:
         """Begin, or set a savepoint inside of another transaction."""
-        await self._inner.__aenter__()
         c = self._connection
-        if c._top_xact is self._inner:
+        is_first = not c.is_in_transaction()
+        await self._inner.__aenter__()
+        # What asyncpg has made, whatever an agent has put around it.
+        self._top = getattr(c, "_top_xact", self) if is_first else None
+        if is_first:
             c._block, c._is_another = self, False
+
+    def _is_outermost(self) -> bool:
+        return self._top is not None and getattr(self._connection, "_top_xact", self) is self._top
 
     def has_ended(self) -> bool:
         """Tell whether a statement in the block, or the server, has ended the transaction."""
@@ -541,28 +559,33 @@ class Transaction:
     ) -> None:
         """Commit or roll back."""
         c = self._connection
-        is_outermost = c._top_xact is self._inner
+        is_outermost = self._is_outermost()
         has_ended = self.has_ended()
         if is_outermost:
             c._block = None
         if has_ended:
             if is_outermost:
-                c._top_xact = None
+                c._forget_transaction()
                 if c.is_in_transaction():
                     await c.execute("ROLLBACK;")
             return
         if kind is not None or not is_outermost:
             await self._inner.__aexit__(kind, error, traceback)
             return
-        c._top_xact = None
-        if await c.execute("COMMIT;") == "ROLLBACK":
+        if c._inside.knows_top:
+            c._top_xact = None
+            status = await c.execute("COMMIT;")
+        else:  # asyncpg has to say it, so that it knows
+            await self._inner.__aexit__(None, None, None)
+            status = c._status
+        if status == "ROLLBACK":
             raise pg.InFailedSQLTransactionError(
                 "rolled back, not committed: a statement in this transaction had failed, and its "
                 "error was caught; to go on after an error, use a savepoint (a transaction inside)"
             )
 
 
-class Handle(_ConnectionProxy):
+class Handle(internals.ConnectionProxy):  # type: ignore[misc]
     """What the view of a connection adds: callbacks get the view, which dies with the lease.
 
     (And ``isinstance(view, asyncpg.Connection)`` is true.)

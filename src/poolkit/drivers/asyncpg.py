@@ -4,11 +4,9 @@ What asyncpg's own pool does not do, each found out on a real server: a cancelle
 waited for, and one still under way is cancelled on the server, before anything else is sent; what a
 reset has to undo includes roles, temporary tables and sequences; dead peers are noticed while idle.
 
-It leans on these members of asyncpg that are not documented: ``_pool_release_ctr``, the guard of
-its statements, cursors and transactions; ``_top_xact``; ``_listeners`` and the like; ``_protocol``
-with ``_is_cancelling``, ``_wait_for_cancellation``, ``_request_cancel`` and ``close_statement``;
-``_transport``; ``_stmt_cache_enabled``; and, overridden, ``_unwrap``, ``_get_statement``,
-``_executemany``, ``_copy_out`` and the ``_drop_*_cache`` of its connection.
+`poolkit.drivers._asyncpg_internals` has what it touches of asyncpg that is not documented, and what
+is done without where that is not as expected. `poolkit.drivers._asyncpg_reset` has what a server
+can undo: not all that speak PostgreSQL's language can do it all.
 """
 
 from __future__ import annotations
@@ -16,9 +14,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 import weakref
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from poolkit._driver import Verdict, missing_extra
 from poolkit._errors import PoolConfigError
@@ -28,13 +25,15 @@ from poolkit._pool import Pool
 try:
     import asyncpg
     from asyncpg import exceptions as pg
-    from asyncpg.protocol.protocol import NO_TIMEOUT
 except ImportError as missing:
     raise missing_extra("asyncpg", missing) from missing
 
 from poolkit.drivers import _asyncpg_base as bases
 from poolkit.drivers import _asyncpg_errors as errors
-from poolkit.drivers._asyncpg_connection import Handle, Transaction, forget_named, pooled
+from poolkit.drivers import _asyncpg_internals as internals
+from poolkit.drivers import _asyncpg_reset as resets
+from poolkit.drivers._asyncpg_connection import Handle, Transaction, pooled
+from poolkit.drivers._asyncpg_costs import Notes
 from poolkit.drivers._asyncpg_dsn import (
     check_dsn,
     explain,
@@ -42,6 +41,7 @@ from poolkit.drivers._asyncpg_dsn import (
     split_dsn,
     split_options,
 )
+from poolkit.drivers._asyncpg_peer import watch_peer as _watch_peer
 from poolkit.drivers._asyncpg_settings import (
     SETTINGS,
     CreateOptions,
@@ -98,28 +98,6 @@ def from_url(url: URL, /, **settings: Unpack[SettingsDict]) -> AsyncpgDriver:
 
 # -- the driver ----------------------------------------------------------------------------------
 
-#: What `DISCARD ALL` discards, except statements and their plans, in one round trip. The role comes
-#: first, and nothing is looked up by a search_path that the lease may have set: it could have put
-#: functions of its own there. A subclass's own reset query takes the middle's place; what the base
-#: of the session has comes last.
-_FULL: Final = "{}{}\n;DISCARD TEMP;DISCARD SEQUENCES;{}"
-_MIDDLE: Final = "RESET ALL;SELECT pg_catalog.pg_advisory_unlock_all();CLOSE ALL;UNLISTEN *"
-_DEALLOCATE: Final = """\
-DO $poolkit$DECLARE n text; BEGIN
-    FOR n IN SELECT name FROM pg_catalog.pg_prepared_statements
-        WHERE from_sql AND name OPERATOR(pg_catalog.<>) ALL (ARRAY[{}]::text[])
-    LOOP
-        EXECUTE pg_catalog.format('DEALLOCATE %I', n);
-    END LOOP;
-END$poolkit$;"""
-#: Fails with a division by zero if a statement that asyncpg has cached is not there any more.
-_INTACT: Final = (
-    "SELECT 1 / (pg_catalog.count(*) OPERATOR(pg_catalog.>=) {})::int "
-    "FROM pg_catalog.pg_prepared_statements WHERE NOT from_sql;"
-)
-#: Fails with a division by zero, on the simple protocol, unless the session is the server's own.
-_PROBE: Final = "SELECT 1 / (pg_catalog.pg_backend_pid() = {})::int"
-
 
 class AsyncpgDriver:
     """How connections of asyncpg are opened, checked, cleaned and closed. On asyncio only."""
@@ -136,9 +114,11 @@ class AsyncpgDriver:
         if not (isinstance(kind, type) and issubclass(kind, asyncpg.Connection)):
             raise PoolConfigError("connection_class is not a subclass of asyncpg.Connection")
         self._kind = pooled(kind)
+        self._notes = Notes()
+        self._notes.say(self.name, internals.missing_of_class(kind))
         self._is_light = self.settings.reset in ("transaction", "none")
         self._siblings: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._knows_path = self.settings.pooler is not None
+        self._survey = resets.Survey(self.settings, self._arguments)
         self._had_primary = False
         self._knows_no_base = False
 
@@ -166,46 +146,34 @@ class AsyncpgDriver:
             explain(error, self._sent)
             raise
         try:
-            self._adopt(c)
-            if not self._knows_path:
-                await self._look_for_pooler(c)
+            c = internals.as_ours(c, self._kind, self._notes, self.name)
+            await self._adopt(c)
+            await self._survey.take(c, self.name)
         except BaseException:
             c.terminate()
             raise
         return c  # type: ignore[no-any-return]
 
-    def _adopt(self, c: Any) -> None:
+    async def _adopt(self, c: Any) -> None:
+        await internals.try_out(c)
+        self._notes.say(self.name, c._inside.missing)
+        c._inside.tell = lambda name: self._notes.say(self.name, [name])
         c.join(self._siblings)
         self._had_primary |= _standby(c) == "off"
         if self.settings.tcp_timeout is not None:
-            _watch_peer(c._transport.get_extra_info("socket"), self.settings.tcp_timeout)
+            _watch_peer(internals.socket_of(c), self.settings.tcp_timeout)
 
-    async def _look_for_pooler(self, c: Any) -> None:
-        """Warn, once, of a pooler in front: cached statements would fail, or meet others'."""
-        self._knows_path = True
-        if self._arguments.get("statement_cache_size", 1):
-            try:
-                await c.execute(_PROBE.format(c.get_server_pid()))
-            except pg.DivisionByZeroError:
-                logger.warning(
-                    "%s: there is a pooler between this process and PostgreSQL. If it pools by "
-                    "transaction, set pooler='transaction' (prepared statements fail there, or "
-                    "meet those of other processes); if by session, pooler='session'",
-                    self.name,
-                )
-            except pg.PostgresError as error:  # no PostgreSQL proper: it cannot be asked
-                logger.debug("%s: looking for a pooler failed: %r", self.name, error)
-            except BaseException:
-                self._knows_path = False
-                raise
+    def pool_opens(self) -> None:
+        """Forget what the server can do: another one may have taken its place."""
+        self._survey.forget()
 
     def is_dead(self, c: asyncpg.Connection, /) -> bool:
         """Tell whether asyncpg knows the connection to be closed or lost."""
         return c.is_closed()
 
-    async def ping(self, c: asyncpg.Connection, /) -> None:
+    async def ping(self, c: Any, /) -> None:
         """Make one round trip."""
-        await c.execute("SELECT 1")
+        await c.execute_own("SELECT 1")
 
     async def close(self, c: asyncpg.Connection, /) -> None:
         """Say goodbye to the server and wait until it has hung up."""
@@ -253,7 +221,7 @@ class AsyncpgDriver:
         if not self._captures or self.settings.reset in ("full", "full+prepared"):
             return
         try:
-            await c.execute_own(f"{c._base.first}RESET ALL;UNLISTEN *;{c._base.last}")
+            await c.execute_own(resets.to_base(c))
         except pg.InsufficientPrivilegeError:
             raise
         except (pg.SyntaxOrAccessError, pg.FeatureNotSupportedError) as error:
@@ -304,7 +272,7 @@ class AsyncpgDriver:
             if not way.last:
                 return
             try:
-                await c.execute_own(self._way_back(c))
+                await c.execute_own(resets.way_back(c, self.settings.reset))
             except pg.PostgresError as failure:
                 error = failure
                 continue
@@ -341,6 +309,8 @@ class AsyncpgDriver:
         """Say what an error means; see `poolkit.drivers._asyncpg_errors`."""
         if c is None:
             return errors.of_connecting(exc)
+        if isinstance(exc, internals.Doubtful):
+            return Verdict.SUSPECT
         if isinstance(exc, pg.ReadOnlySQLTransactionError):
             # On a primary that was a read-only transaction. A standby in a pool that has had a
             # primary means that they have changed places; else the pool is one of a replica.
@@ -364,68 +334,43 @@ class AsyncpgDriver:
         """Tell whether nothing has to be sent."""
         if not self._is_light or c._left_behind or c._is_listening or c._named or c._forgotten:
             return False
-        if c._needs_reset or c._deallocates:
+        if c._needs_reset or c._deallocates or c._doubt:
             return False
-        protocol = c._protocol
-        return not (protocol._is_cancelling() or protocol.is_in_transaction())
+        return not (internals.may_be_cancelling(c) or c.is_in_transaction())
 
     async def reset(self, c: Any, /) -> str | None:
         """Settle, roll back, undo, go back to the base, and look."""
         if c._types.are_lost:
             raise ConnectionError("a lease has changed type codecs, and nobody knows the others")
-        await _settle(c)
+        level = self.settings.reset
+        await internals.settle(c)
         left_behind, c._left_behind = c._left_behind, ""
         forgotten = _are_forgotten(c)
+        resets.refuse_doubt(c, level)
         if c._recoded and self.settings.pooler != "transaction":  # where names are the pooler's
             c._named += (state for state in c._stmts_to_close if state.name)
         query = self._undo(c)
         if self._is_light:
-            query = (self._way_back(c) if forgotten else self._way_to_rights(c)) + query
+            query = (resets.way_back(c, level) if forgotten else resets.to_rights(c)) + query
         c._prepares = c._deallocates = c._recoded = False
         c._is_listening = False
         if c.is_in_transaction():
             left_behind = ", ".join(filter(None, ["an open transaction", left_behind]))
             query = f"ROLLBACK;{query}"
         if query:
-            await c.execute_own(query)
-        if callable(self.settings.reset):
-            await self.settings.reset(c)
+            await self._survey.ask(c, query)
+        if callable(level):
+            await level(c)
             _are_forgotten(c)
+            resets.refuse_doubt(c, level)
             if c._base.last:
-                await c.execute_own(self._way_back(c))
+                await c.execute_own(resets.way_back(c, level))
         if c.is_in_transaction():
             raise ConnectionError("the connection is in a transaction after its reset")
         return left_behind or None
 
     def _undo(self, c: Any) -> str:
-        level = self.settings.reset
-        if level in ("full", "full+prepared"):
-            return forget_named(c) + self._way_back(c)
-        query = forget_named(c)
-        if c._deallocates:
-            query += c._base.check()
-        if level == "transaction" and c._is_listening:
-            query += "UNLISTEN *;"
-        return query
-
-    def _way_back(self, c: Any) -> str:
-        """Return the SQL that has all of the base, and undoes what the level undoes."""
-        base, level = c._base, self.settings.reset
-        if level in ("full", "full+prepared"):
-            middle = _MIDDLE if _has_our_reset(c) else c.get_reset_query() or ""
-            last = base.last
-            if level == "full+prepared":
-                last = _INTACT.format(len(c._stmt_cache)) + last
-            if level == "full+prepared" or c._prepares:
-                last = _DEALLOCATE.format(", ".join(map(bases.literal, base.prepared))) + last
-            if level == "full+prepared" or c._deallocates:
-                last = base.check() + last
-            return _FULL.format(base.first, middle, last)
-        return f"{base.first}{base.last}" if base.last and level != "none" else ""
-
-    def _way_to_rights(self, c: Any) -> str:
-        base = c._base
-        return f"{base.first}{base.rights}" if base.rights else ""
+        return resets.undo(c, self.settings.reset)
 
     def _undone(self, c: Any) -> tuple[str, ...]:
         """Return the kinds of what is undone by the reset, and could not be done again."""
@@ -435,7 +380,7 @@ class AsyncpgDriver:
         if callable(level):
             return ()
         kinds = ["temporary"]
-        if _has_our_reset(c):
+        if resets.has_our_reset(c):
             kinds += ("locks", "channels", "cursors")
         if level == "full+prepared":
             kinds.append("prepared")
@@ -455,16 +400,11 @@ class AsyncpgDriver:
         return Transaction(c, self.name, **settings)
 
 
-def _has_our_reset(c: Any) -> bool:
-    """Tell whether no subclass has a reset query of its own."""
-    return type(c).get_reset_query is asyncpg.Connection.get_reset_query
-
-
 def _refuse_what_is_open(c: Any, by: str = "on_connect") -> None:
     """Refuse what was begun in setting up, and the first reset would end."""
     if c.is_in_transaction():
         raise PoolConfigError(f"{by} has left a transaction open: commit it there")
-    if any(c._listeners.values()):
+    if any(c.heard().values()):
         raise PoolConfigError(
             f"{by} listens, which the first reset would end: hold a lease for listening"
         )
@@ -480,51 +420,6 @@ def _are_forgotten(c: Any) -> bool:
     return forgotten
 
 
-async def _settle(c: Any) -> None:
-    """Wait for a cancelled operation to end; cancel one that is under way, and wait for it.
-
-    Another task's, whose lease is over. `asyncpg.Connection.reset` would return early here, before
-    the cancelled BEGIN has taken effect.
-    """
-    if c.is_closed():
-        raise ConnectionError("the connection was closed")
-    try:
-        # asyncpg refuses to close a statement in use, and at the right moment: it has waited for a
-        # cancellation and found nothing under way, and has sent nothing yet.
-        await c._protocol.close_statement(c._in_use, NO_TIMEOUT)
-    except pg.InternalClientError:
-        return
-    except pg.InterfaceError:
-        if c.is_closed():
-            raise
-    c._protocol._request_cancel()
-    await c._protocol._wait_for_cancellation()
-
-
 def _standby(c: Any) -> str | None:
     """Return what the server has last said of being a standby: "on", "off", or nothing."""
     return None if c.is_closed() else getattr(c.get_settings(), "in_hot_standby", None)
-
-
-def _watch_peer(sock: Any, timeout: float) -> None:
-    """Have the system notice a dead peer within the timeout, also when nothing is being sent."""
-    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    timeout = min(timeout, 30_000.0)  # what systems can do
-    probes = 3
-    pause = max(1, round(timeout / 9))
-    idle = max(1, round(timeout) - probes * pause)
-    wanted = {
-        "TCP_KEEPIDLE": idle,
-        "TCP_KEEPALIVE": idle,  # as macOS calls it
-        "TCP_KEEPINTVL": pause,
-        "TCP_KEEPCNT": probes,
-        "TCP_USER_TIMEOUT": round(timeout * 1000),
-    }
-    with contextlib.suppress(
-        OSError, OverflowError
-    ):  # better than nothing is all that this has to be
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in wanted.items():
-            if hasattr(socket, name):
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

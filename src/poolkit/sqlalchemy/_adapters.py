@@ -173,7 +173,8 @@ class AsyncpgAdapters:
             if not is_known:  # forgotten by the server, or prepared for other codecs
                 cache.clear()
             for statement in _prepared(cache):
-                statement._con_release_ctr = c._pool_release_ctr
+                if c._inside.guards:
+                    statement._con_release_ctr = c._pool_release_ctr
         except (AttributeError, TypeError):  # not what they have been so far
             adapter._prepared_statement_cache = None
 
@@ -191,7 +192,9 @@ class AsyncpgAdapters:
     def _keep_named(self, adapter: Any, c: Any) -> None:
         """Let the statements live on to which SQLAlchemy has given names, as those without do."""
         cache = getattr(adapter, "_prepared_statement_cache", None)
-        own = {statement._state for statement in _prepared(cache)} | c._stmts_to_close
+        own = {statement._state for statement in _prepared(cache)}
+        if c._inside.knows_statements:
+            own |= c._stmts_to_close
         c._named[:] = [state for state in c._named if not (state.closed or state in own)]
 
 

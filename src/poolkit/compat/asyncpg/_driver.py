@@ -15,8 +15,10 @@ from poolkit._lease import Closed
 from poolkit._url import text_of
 from poolkit._view import _Method, _View, watched
 from poolkit._words import users_place
-from poolkit.drivers._asyncpg_connection import Handle, forget_named, pooled
+from poolkit.drivers import _asyncpg_internals as internals
+from poolkit.drivers._asyncpg_connection import Handle, pooled
 from poolkit.drivers._asyncpg_dsn import check_dsn
+from poolkit.drivers._asyncpg_reset import forget_named
 from poolkit.drivers._asyncpg_settings import Settings
 from poolkit.drivers.asyncpg import AsyncpgDriver
 
@@ -142,10 +144,12 @@ class CompatDriver(AsyncpgDriver):
         record_class: type[asyncpg.Record],
         reset: Callable[[Any], Awaitable[object]] | None,
     ) -> None:
-        if reset is None and connection_class.reset is not asyncpg.Connection.reset:
+        if reset is None and not internals.is_asyncpgs(connection_class, "reset"):
             reset = _reset_itself
         super().__init__(reset="full" if reset is None else _as_coroutine(reset))
-        self._connector = connect or asyncpg.connect
+        self._survey.knows_path = True  # asyncpg does not look for poolers
+        # An agent may come later, and put another one in the place of asyncpg's.
+        self._connector = None if connect is asyncpg.connect else connect
         self._class = connection_class
         self._kind = pooled(connection_class, is_noting=self._sets_up())
         self._records = record_class
@@ -157,7 +161,7 @@ class CompatDriver(AsyncpgDriver):
 
     def _sets_up(self) -> bool:
         """Tell whether connecting may do more than connect."""
-        return self._connector is not asyncpg.connect
+        return self._connector is not None
 
     def set_arguments(self, dsn: str | None, arguments: Mapping[str, Any]) -> None:
         """Take other arguments for the connects that are to come."""
@@ -171,7 +175,7 @@ class CompatDriver(AsyncpgDriver):
         try:
             c = await awaited(
                 "connect",
-                self._connector,
+                self._connector or asyncpg.connect,
                 self._dsn,
                 loop=asyncio.get_running_loop(),
                 connection_class=self._kind,
@@ -183,6 +187,7 @@ class CompatDriver(AsyncpgDriver):
                 raise
         if c is None:
             raise self._unreadable()
+        c = internals.plain_connection(c)
         if not isinstance(c, self._class):
             wanted, got = self._class, type(c)
             module = "" if got.__module__ == "builtins" else f"{got.__module__}."
@@ -191,11 +196,13 @@ class CompatDriver(AsyncpgDriver):
                 f"'{wanted.__module__}.{wanted.__name__}', got '{module}{got.__name__}'"
             )
         if not hasattr(c, "join"):
-            c = _pool(c)
+            c = internals.remade(c, pooled(type(c)))
         try:
-            self._adopt(c)
+            await self._adopt(c)
             if self._sets_up():
                 await self.capture(c)
+            elif not internals.is_odd(c):
+                await self._survey.take(c, self.name)
         except BaseException:
             c.terminate()
             raise
@@ -219,26 +226,11 @@ class CompatDriver(AsyncpgDriver):
         return verdict
 
     def _undo(self, c: Any) -> str:
-        able = c._server_caps
-        if able.advisory_locks and able.notifications and able.sql_reset and able.sql_close_all:
+        if not internals.is_odd(c):
             return super()._undo(c)
         if callable(self.settings.reset):
             return forget_named(c)
-        return forget_named(c) + (c.get_reset_query() or "")  # no PostgreSQL proper
-
-
-def _pool(c: Any) -> Any:
-    """Return a connection of ours for one that was made without our class."""
-    kind: Any = type(c)
-    made = pooled(kind)(c._protocol, c._transport, c._loop, c._addr, c._config, c._params)
-    for name in ("_listeners", "_log_listeners", "_termination_listeners", "_query_loggers"):
-        setattr(made, name, getattr(c, name))
-    if hasattr(c, "__dict__"):  # of a subclass
-        vars(made).update(vars(c))
-    made._types.is_complete = False
-    c._protocol.set_connection(made)
-    c._aborted = True  # whoever still has it has a closed one
-    return made
+        return forget_named(c) + (c.get_reset_query() or "")  # as asyncpg's own pool
 
 
 async def _reset_itself(c: asyncpg.Connection) -> None:

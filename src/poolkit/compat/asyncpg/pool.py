@@ -23,6 +23,7 @@ from poolkit._lease import Lease, Released, TracedLease
 from poolkit._pool import Pool as _Pool
 from poolkit.compat.asyncpg._driver import CompatDriver, PoolConnectionProxy, ReleasedError
 from poolkit.compat.asyncpg._internals import Internals
+from poolkit.drivers._asyncpg_internals import queries_count
 
 if TYPE_CHECKING:
     from poolkit._life import Life
@@ -322,8 +323,7 @@ class Pool(Internals, _Pool[asyncpg.Connection]):
         slot: Any = lease._slot
         if slot.turn == lease._turn:
             slot.touched |= self._always_resets
-            protocol = slot.connection._protocol
-            if protocol is not None and protocol.queries_count >= self._max_queries:
+            if queries_count(slot.connection) >= self._max_queries:
                 slot.reason = "used_up"
                 slot.retire_at = slot.expires_at = slot.good_until = 0.0
         super()._give_back(lease, over, error)
