@@ -218,6 +218,37 @@ asyncpg.Connection.transaction = lambda self, **k: Transaction(made(self, **k))"
         ["Connection._pool_release_ctr"],
         14,
     ),
+    "class of connections in a proxy": (
+        f"""{_WRAPT}
+asyncpg.Connection = wrapt.ObjectProxy(asyncpg.Connection)""",
+        [],
+        1,
+    ),
+    "protocol's query with another signature": (
+        """
+from poolkit.drivers import _asyncpg_internals as internals
+look = internals.look
+def look_and_change(c, kind):
+    inside = look(c, kind)
+    inside.query = lambda query, timeout, *, how: None
+    return inside
+internals.look = look_and_change""",
+        ["Protocol.query"],
+        1,
+    ),
+    "no NO_TIMEOUT any more": (
+        """
+from asyncpg.protocol import protocol
+import poolkit.drivers.asyncpg
+class Left(type(protocol)):
+    def __getattribute__(self, name):
+        if name == "NO_TIMEOUT":
+            raise AttributeError(name)
+        return super().__getattribute__(name)
+protocol.__class__ = Left""",
+        ["protocol.NO_TIMEOUT"],
+        1,
+    ),
     "is_cancelling of another type": (
         """
 import asyncpg.protocol

@@ -67,6 +67,7 @@ SERVERS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
             r"pg_catalog.pg_settings": "42P01",
         },
     ),
+    "one that takes statements one by one": ({}, {r";\s*\S": "0A000"}),
     "YugabyteDB 2.0": ({}, {r"CLOSE ALL": "0A000", r"UNLISTEN": "0A000"}),
     "Materialize": ({}, {LOCKS: "42883", r"UNLISTEN": "42601", LOOP: "42601", DISCARD: "0A000"}),
     "Aurora DSQL": (

@@ -337,11 +337,16 @@ def _pooled(kind: Any, *, is_noting: bool) -> Any:
 
         async def execute_own(self, query: str) -> None:
             """Execute what the pool itself has to say: agents and query loggers need not know."""
-            ask = self._inside.query
-            if ask is None:
-                await super().execute(query)
-            else:
-                await ask(query, None)
+            inside = self._inside
+            if inside.query is not None:
+                try:
+                    await inside.query(query, None)
+                except TypeError:  # it is called in another way: nothing was sent
+                    inside.query = None
+                    inside.tell("Protocol.query")
+                else:
+                    return
+            await super().execute(query)
 
         def _read(self, query: str) -> None:
             for match in _on_statements(query):

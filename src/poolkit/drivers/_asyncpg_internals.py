@@ -42,8 +42,13 @@ def _find_class(module: str, name: str) -> Any:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
         return None
-    found = _plain(found, lambda it: isinstance(it, type))
-    return found if isinstance(found, type) else None
+    found = plain_class(found)
+    return found if issubclass(type(found), type) else None
+
+
+def plain_class(kind: Any) -> Any:
+    """Return a class from inside of what an agent has put around it."""
+    return _plain(kind, lambda it: issubclass(type(it), type))
 
 
 def _plain(thing: Any, is_it: Callable[[Any], bool]) -> Any:
@@ -60,11 +65,19 @@ def _plain(thing: Any, is_it: Callable[[Any], bool]) -> Any:
 
 
 BaseProtocol: Final = _find_class("asyncpg.protocol.protocol", "BaseProtocol")
-_StatementState: Final = _find_class("asyncpg.protocol.protocol", "PreparedStatementState")
-#: In its place None, which asyncpg takes for ``command_timeout``.
-_NO_TIMEOUT: Final = getattr(
-    importlib.import_module("asyncpg.protocol.protocol"), "NO_TIMEOUT", None
+#: The class of connections.
+Connection: Final = _find_class("asyncpg.connection", "Connection") or plain_class(
+    asyncpg.Connection
 )
+
+
+def _statement_state() -> Any:
+    return _find_class("asyncpg.protocol.protocol", "PreparedStatementState")
+
+
+def _no_timeout() -> Any:
+    """Return what stands for no timeout; in its place None, which stands for command_timeout."""
+    return getattr(importlib.import_module("asyncpg.protocol.protocol"), "NO_TIMEOUT", None)
 
 
 def _proxy_class() -> type:
@@ -104,9 +117,9 @@ def missing_of_class(kind: type) -> list[str]:
         missing.append("connection._ConnectionProxy")
     if BaseProtocol is None:
         missing.append("protocol.BaseProtocol")
-    if _StatementState is None:
+    if _statement_state() is None:
         missing.append("protocol.PreparedStatementState")
-    if _NO_TIMEOUT is None:
+    if _no_timeout() is None:
         missing.append("protocol.NO_TIMEOUT")
     return missing
 
@@ -125,7 +138,7 @@ def _is_method(name: str) -> bool:
 def is_asyncpgs(kind: type, name: str) -> bool:
     """Tell whether a class has a method of asyncpg's, whatever agents have put around it."""
     found = inspect.getattr_static(kind, name, None)
-    return found is inspect.getattr_static(asyncpg.Connection, name, None)
+    return found is inspect.getattr_static(Connection, name, None)
 
 
 # -- a connection --------------------------------------------------------------------------------
@@ -154,6 +167,7 @@ class Inside:
     knows_codecs: bool
     is_caching: bool
     login: str
+    no_timeout: Any
     #: Says, once, what turns out to be missing later.
     tell: Callable[[str], None] = lambda _: None
 
@@ -208,7 +222,7 @@ def look(c: Any, kind: type) -> Inside:
         if not isinstance(getattr(protocol, "queries_count", None), int):
             missing.append("Protocol.queries_count")
         in_use = _statement_in_use(protocol)
-        if _StatementState is not None and in_use is None:
+        if in_use is None and "protocol.PreparedStatementState" not in missing:
             missing.append("protocol.PreparedStatementState")
         if "Protocol.query" not in missing and hasattr(BaseProtocol, "query"):
             query = functools.partial(BaseProtocol.query, protocol)
@@ -225,6 +239,7 @@ def look(c: Any, kind: type) -> Inside:
         not any(name.startswith(codecs) for name in missing) and knows_statements,
         getattr(c, "_stmt_cache_enabled", True) is True,
         login,
+        _no_timeout(),
     )
 
 
@@ -274,7 +289,7 @@ def protocol_of(c: Any) -> Any:
 
 def _statement_in_use(protocol: Any) -> Any:
     try:
-        state = _StatementState("", "", protocol, asyncpg.Record, False)
+        state = _statement_state()("", "", protocol, asyncpg.Record, False)
         state.attach()
     except Exception:
         return None
@@ -284,7 +299,7 @@ def _statement_in_use(protocol: Any) -> Any:
 def _guards(c: Any) -> bool:
     """Tell whether what is made from the connection ends when the count of releases goes up."""
     try:
-        made = inspect.unwrap(asyncpg.Connection.transaction)(c)
+        made = inspect.unwrap(Connection.transaction)(c)
         before = c._pool_release_ctr
         if made._con_release_ctr != before or made._connection is not c:
             return False
@@ -313,7 +328,7 @@ async def try_out(c: Any) -> None:
         return
     if inside.in_use is not None:
         try:
-            await protocol.close_statement(inside.in_use, _NO_TIMEOUT)
+            await protocol.close_statement(inside.in_use, inside.no_timeout)
         except pg.InternalClientError:
             pass
         except Exception:
@@ -352,7 +367,7 @@ def as_ours(c: Any, kind: type, notes: Notes, pool: str) -> Any:
     inner = plain_connection(c)
     if issubclass(type(inner), kind):
         return inner
-    if issubclass(type(inner), asyncpg.Connection):
+    if issubclass(type(inner), Connection):
         return remade(inner, kind)
     raise PoolConfigError(
         f"asyncpg.connect has returned a {type(c).__name__}, which is no connection of asyncpg's: "
@@ -362,7 +377,7 @@ def as_ours(c: Any, kind: type, notes: Notes, pool: str) -> Any:
 
 def plain_connection(c: Any) -> Any:
     """Return a connection from inside of what an agent has put around it."""
-    return _plain(c, lambda it: issubclass(type(it), asyncpg.Connection))
+    return _plain(c, lambda it: issubclass(type(it), Connection))
 
 
 def remade(c: Any, kind: Any) -> Any:
@@ -409,17 +424,19 @@ async def settle(c: Any) -> None:
     try:
         # asyncpg refuses to close a statement in use, and at the right moment: it has waited for a
         # cancellation and found nothing under way, and has sent nothing yet.
-        await inside.protocol.close_statement(inside.in_use, _NO_TIMEOUT)
+        await inside.protocol.close_statement(inside.in_use, inside.no_timeout)
     except pg.InternalClientError:
         return
     except pg.InterfaceError:
         if c.is_closed():
             raise
+    name = "_request_cancel"
     try:
         inside.protocol._request_cancel()
+        name = "_wait_for_cancellation"
         await inside.protocol._wait_for_cancellation()
     except (AttributeError, TypeError) as error:
-        inside.tell("Protocol._request_cancel")
+        inside.tell(f"Protocol.{name}")
         raise Doubtful(f"what is under way cannot be cancelled: {error}") from error
 
 
@@ -437,7 +454,7 @@ async def copy_out(c: Any, first: str, copy: str, keep: Any) -> None:
     if "Protocol.copy_out" in inside.missing or inside.protocol is None:
         query = copy.removeprefix("COPY (").rpartition(") TO STDOUT")[0]
         await c.execute_own(first)
-        await asyncpg.Connection.copy_from_query(c, query, output=keep, encoding="UTF8")
+        await Connection.copy_from_query(c, query, output=keep, encoding="UTF8")
         return
     await BaseProtocol.copy_out(inside.protocol, first + copy, keep, None)
 

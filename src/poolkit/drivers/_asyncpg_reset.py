@@ -82,6 +82,8 @@ class Ways:
     )
     #: Whether it takes a loop.
     loops: bool = True
+    #: Whether it takes several statements in one text.
+    together: bool = True
 
     def sql(self, pieces: Iterable[str]) -> str:
         """Return the statements that undo these, each with its semicolon."""
@@ -241,8 +243,12 @@ class Survey:
 
     async def ask(self, c: Any, query: str) -> None:
         """Send a reset; if it is refused as unknown, the next fresh connection is tried anew."""
+        texts = [query]
+        if not (c._ways.together or c._base.last):
+            texts = [text for text in query.split(";") if text.strip()]
         try:
-            await c.execute_own(query)
+            for text in texts:
+                await c.execute_own(text)
         except pg.PostgresError as error:
             if error.sqlstate in _UNKNOWN and not c.is_closed():
                 self._known.pop(_server(c), None)
@@ -270,7 +276,8 @@ async def _try_pieces(c: Any) -> Ways:
             if await _is_known(c, sql):
                 by_piece[name] = sql
                 break
-    return Ways(by_piece, await _is_known(c, _LOOP))
+    together = await _is_known(c, Ways(by_piece).sql(by_piece))
+    return Ways(by_piece, together and await _is_known(c, _LOOP), together)
 
 
 async def _is_known(c: Any, sql: str) -> bool:

@@ -110,8 +110,8 @@ class AsyncpgDriver:
         self._dsn, self.name = check_dsn(dsn, self.settings)
         self._arguments = self.settings.arguments()
         self._sent = session_settings(self._dsn, self._arguments)
-        kind = self._arguments.pop("connection_class", asyncpg.Connection)
-        if not (isinstance(kind, type) and issubclass(kind, asyncpg.Connection)):
+        kind = internals.plain_class(self._arguments.pop("connection_class", internals.Connection))
+        if not (isinstance(kind, type) and issubclass(kind, internals.Connection)):
             raise PoolConfigError("connection_class is not a subclass of asyncpg.Connection")
         self._kind = pooled(kind)
         self._notes = Notes()
