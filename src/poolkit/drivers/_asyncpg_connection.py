@@ -150,20 +150,18 @@ def _pooled(kind: Any, *, is_noting: bool) -> Any:
 
         def end_lease(self) -> None:
             """End what was made in this lease, and note what it has left behind."""
-            if self._inside.guards:
+            inside = self._inside
+            if inside.guards:
                 self._pool_release_ctr += 1
-            self._forget_transaction()
+            if inside.knows_top:
+                self._top_xact = None  # type: ignore[misc]
             self._handle = self._block = None
             if self._noted is not None:  # the setting up was broken off
                 self._note_no_more()
-            if (self.heard() or self._callbacks() != self._own) and not self.is_closed():
-                self._left_behind = self._forget_callbacks()
+            if inside.knows_callbacks and (self._listeners or self._callbacks() != self._own):
+                self._left_behind = "" if self.is_closed() else self._forget_callbacks()
             self.end_codecs()
             self._greeted = frozenset()
-
-        def _forget_transaction(self) -> None:
-            if self._inside.knows_top:
-                self._top_xact = None  # type: ignore[misc]
 
         def end_codecs(self) -> None:
             """Have the connection's own codecs, and the statements that were prepared for them."""
@@ -536,11 +534,11 @@ class Transaction:
     async def __aenter__(self) -> None:
         """Begin, or set a savepoint inside of another transaction."""
         c = self._connection
-        is_first = not c.is_in_transaction()
+        is_first, lease = not c.is_in_transaction(), getattr(c, "_pool_release_ctr", 0)
         await self._inner.__aenter__()
-        # What asyncpg has made, whatever an agent has put around it.
-        self._top = getattr(c, "_top_xact", self) if is_first else None
-        if is_first:
+        if is_first and lease == getattr(c, "_pool_release_ctr", 0):
+            # What asyncpg has made, whatever an agent has put around it.
+            self._top = getattr(c, "_top_xact", self)
             c._block, c._is_another = self, False
 
     def _is_outermost(self) -> bool:
@@ -570,7 +568,8 @@ class Transaction:
             c._block = None
         if has_ended:
             if is_outermost:
-                c._forget_transaction()
+                if c._inside.knows_top:
+                    c._top_xact = None
                 if c.is_in_transaction():
                     await c.execute("ROLLBACK;")
             return

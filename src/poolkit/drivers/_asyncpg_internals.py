@@ -64,9 +64,9 @@ def _plain(thing: Any, is_it: Callable[[Any], bool]) -> Any:
     return thing
 
 
-BaseProtocol: Final = _find_class("asyncpg.protocol.protocol", "BaseProtocol")
+BaseProtocol: Final[Any] = _find_class("asyncpg.protocol.protocol", "BaseProtocol")
 #: The class of connections.
-Connection: Final = _find_class("asyncpg.connection", "Connection") or plain_class(
+Connection: Final[Any] = _find_class("asyncpg.connection", "Connection") or plain_class(
     asyncpg.Connection
 )
 
@@ -451,12 +451,16 @@ def may_be_cancelling(c: Any) -> bool:
 async def copy_out(c: Any, first: str, copy: str, keep: Any) -> None:
     """Send statements and a ``COPY (...) TO STDOUT``, in one round trip if that can be had."""
     inside: Inside = c._inside
-    if "Protocol.copy_out" in inside.missing or inside.protocol is None:
-        query = copy.removeprefix("COPY (").rpartition(") TO STDOUT")[0]
-        await c.execute_own(first)
-        await Connection.copy_from_query(c, query, output=keep, encoding="UTF8")
-        return
-    await BaseProtocol.copy_out(inside.protocol, first + copy, keep, None)
+    if "Protocol.copy_out" not in inside.missing and inside.protocol is not None:
+        try:
+            await BaseProtocol.copy_out(inside.protocol, first + copy, keep, None)
+        except TypeError:  # it is called in another way: nothing was sent
+            inside.tell("Protocol.copy_out")
+        else:
+            return
+    query = copy.removeprefix("COPY (").rpartition(") TO STDOUT")[0]
+    await c.execute_own(first)
+    await Connection.copy_from_query(c, query, output=keep, encoding="UTF8")
 
 
 def is_odd(c: Any) -> bool:

@@ -150,7 +150,8 @@ class AsyncpgDriver:
             await self._adopt(c)
             await self._survey.take(c, self.name)
         except BaseException:
-            c.terminate()
+            with contextlib.suppress(AttributeError):  # it may be no connection at all
+                c.terminate()
             raise
         return c  # type: ignore[no-any-return]
 
