@@ -126,6 +126,26 @@ async def serve(app: Any) -> AsyncIterator[Client]:
             await task
 
 
+async def leave_amid(app: Any, path: str) -> None:
+    """Ask an application, take the first part of its body, and leave while it sends the second."""
+    parts, left = 0, anyio.Event()
+
+    async def receive() -> Any:
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        nonlocal parts
+        parts += message["type"] == "http.response.body"
+        if parts == 2:
+            left.set()
+            await anyio.sleep_forever()
+
+    scope = {"type": "http", "method": "GET", "path": path, "headers": [], "query_string": b""}
+    with anyio.fail_after(10):
+        await app({**scope, "app": app}, receive, send)
+
+
 class Watch:
     """Middleware that notes what is leased at each message of each response."""
 

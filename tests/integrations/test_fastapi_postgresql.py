@@ -1,5 +1,9 @@
 """On PostgreSQL: how long a request holds a connection, and what cancelled requests leave behind."""
 
+import asyncio
+import contextlib
+import gc
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from typing import Annotated, Any
@@ -9,13 +13,14 @@ import anyio.to_thread
 import asyncpg
 import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI
+from fastapi import __version__ as fastapi_version
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
 import poolkit.drivers.asyncpg
 import poolkit.fastapi
 from poolkit import Pool
 from poolkit.fastapi import Connection, Transaction, transaction_with
-from tests.integrations.live import Answer, Client, Impatient, fetch, serve, until
+from tests.integrations.live import Answer, Client, Impatient, fetch, leave_amid, serve, until
 from tests.postgres import Postgres
 
 Conn = Connection[asyncpg.Connection]
@@ -276,3 +281,42 @@ async def test_settings_of_a_transaction_reach_the_server(postgres: Postgres, na
     async with serve(app) as client:
         assert (await client.get("/report")).json == ["serializable", "on"]
         assert (await client.get("/usual")).json == ["read committed", "off"]
+
+
+@pytest.mark.skipif(
+    tuple(map(int, fastapi_version.split(".")[:2])) < (0, 135),
+    reason="FastAPI streams what endpoints yield from 0.134 on",
+)
+@pytest.mark.parametrize("kind", ["asyncpg", "poolkit", "by hand"])
+async def test_client_that_leaves_in_a_transaction_is_no_fault_of_the_block(
+    postgres: Postgres, name: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Asyncpg's own block is one too; the stream waits at a ``yield`` in it."""
+    pool = poolkit.drivers.asyncpg.create_pool(postgres.dsn(name), max_size=1)
+    app = FastAPI()
+
+    @app.get("/", response_class=StreamingResponse)
+    async def stream(
+        conn: Annotated[Any, Depends(poolkit.fastapi.streaming_connection)],
+    ) -> Any:
+        async with contextlib.AsyncExitStack() as stack:
+            if kind == "asyncpg":
+                await stack.enter_async_context(conn.transaction())
+            elif kind == "poolkit":
+                await stack.enter_async_context(poolkit.transaction(conn))
+            else:
+                await conn.execute("BEGIN")
+            await conn.execute("INSERT INTO t VALUES (1)")
+            for _ in range(3):
+                yield "x"
+
+    async with poolkit.fastapi.lifespan(pool)(app):
+        with caplog.at_level(logging.WARNING, "poolkit"):
+            await leave_amid(app, "/")
+            await until(lambda: pool.stats().leased == pool.stats().recycling == 0)
+            gc.collect()
+            await asyncio.sleep(0)
+            async with pool.acquire() as conn:
+                assert await conn.fetch("SELECT * FROM t") == []
+    told = [record for record in caplog.records if "was left behind" in record.getMessage()]
+    assert len(told) == (kind == "by hand")

@@ -1,7 +1,10 @@
 """What outlives the endpoint: streams, generators, background tasks, WebSockets."""
 
 import asyncio
+import contextlib
+import gc
 import json
+import logging
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any
 
@@ -21,8 +24,10 @@ from tests.integrations.live import (
     Stop,
     Watch,
     create_pool,
+    leave_amid,
     nothing_is_lost,
     serve,
+    until,
 )
 
 Conn = Connection[aiosqlite.Connection]
@@ -304,3 +309,53 @@ def test_websocket_that_takes_the_pool_holds_nothing_while_it_waits(
             websocket.send_text("end")
         assert client.portal is not None
         client.portal.call(nothing_is_lost, pool)
+
+
+# -- clients that leave in the middle of a transaction -------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["response", pytest.param("endpoint", marks=generators)])
+@pytest.mark.parametrize("kind", ["block", "by hand"])
+async def test_client_that_leaves_in_a_transaction_is_no_fault_of_the_block(
+    app: FastAPI,
+    pool: SQLitePool,
+    outside: Any,
+    where: str,
+    kind: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The stream waits at a ``yield`` for ever; a BEGIN that nobody ends is a fault, and told."""
+
+    async def lines(conn: Any) -> AsyncIterator[str]:
+        async with contextlib.AsyncExitStack() as stack:
+            if kind == "block":
+                await stack.enter_async_context(poolkit.transaction(conn))
+            else:
+                await conn.execute("BEGIN")
+            await conn.execute("INSERT INTO items (name) VALUES ('hat')")
+            for _ in range(3):
+                yield "x"
+
+    @app.get("/response")
+    async def response(
+        conn: Annotated[Any, Depends(poolkit.fastapi.streaming_connection)],
+    ) -> StreamingResponse:
+        return StreamingResponse(lines(conn))
+
+    @app.get("/endpoint", response_class=StreamingResponse)
+    async def endpoint(
+        conn: Annotated[Any, Depends(poolkit.fastapi.streaming_connection)],
+    ) -> Any:
+        async for line in lines(conn):
+            yield line
+
+    async with poolkit.fastapi.lifespan(pool)(app):
+        with caplog.at_level(logging.WARNING, "poolkit"):
+            await leave_amid(app, f"/{where}")
+            await until(lambda: pool.stats().leased == pool.stats().recycling == 0)
+            gc.collect()
+            await asyncio.sleep(0)
+        await nothing_is_lost(pool)
+    told = [record for record in caplog.records if "was left behind" in record.getMessage()]
+    assert len(told) == (kind == "by hand")
+    assert outside("SELECT * FROM items") == []

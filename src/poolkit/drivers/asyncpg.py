@@ -331,6 +331,10 @@ class AsyncpgDriver:
         """End what was made in this lease: statements, cursors, transactions, callbacks."""
         c.end_lease()
 
+    def in_block(self, c: Any, /) -> bool:
+        """Tell whether an ``async with c.transaction()`` has not come to its end."""
+        return bool(getattr(getattr(c, "_top_xact", None), "_managed", False))
+
     def is_clean(self, c: Any, /) -> bool:
         """Tell whether nothing has to be sent."""
         if not self._is_light or c._left_behind or c._is_listening or c._named or c._forgotten:

@@ -115,6 +115,16 @@ class LazyConnection(Generic[T]):
         view = self._view
         return view is not None and view._poolkit_turn == view._poolkit_slot.turn
 
+    @property
+    def is_in_block(self) -> bool:
+        """Tell whether a block of a transaction is open, of poolkit's or of the library's own."""
+        if not self.is_held:
+            return False
+        slot, driver = self._view._poolkit_slot, self._pool._driver
+        return slot.block is not None or bool(
+            hasattr(driver, "in_block") and driver.in_block(slot.connection)
+        )
+
     async def keep(self) -> T:
         """Acquire, and hold to the end."""
         self._kept = True

@@ -67,7 +67,11 @@ class RequestLeases:
 
     def end_stream(self, pool: Pool[Any], error: BaseException | None) -> None:
         """Give back what was held for the whole response."""
-        self._streams.pop(pool).end(error, AFTER_THE_RESPONSE)
+        lease = self._streams.pop(pool)
+        if error is None and lease.is_in_block:
+            # The client has left, and the generator that streamed waits at a `yield` in its block.
+            error = GeneratorExit()
+        lease.end(error, AFTER_THE_RESPONSE)
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:
