@@ -13,6 +13,9 @@ import os
 import sys
 from typing import Any
 
+#: No stall of a busy machine costs the pool a connection.
+PATIENT: Any = dict(ping_timeout=30, reset_timeout=30, connect_timeout=30, acquire_timeout=60)  # noqa: C408
+
 warned: list[str] = []
 
 
@@ -105,7 +108,7 @@ async def early(dsn: str) -> dict[str, object]:
 
     provider, seen = opentelemetry()
     AsyncPGInstrumentor().instrument(tracer_provider=provider)
-    async with create_pool(dsn, max_size=1) as pool:
+    async with create_pool(dsn, max_size=1, **PATIENT) as pool:
         return {"connections": await five_leases(pool), "seen": seen()}
 
 
@@ -116,7 +119,7 @@ async def late(dsn: str) -> dict[str, object]:
     from poolkit.drivers.asyncpg import create_pool
 
     provider, seen = opentelemetry()
-    async with create_pool(dsn, max_size=1) as pool:
+    async with create_pool(dsn, max_size=1, **PATIENT) as pool:
         many = await five_leases(pool)
         async with pool.acquire() as conn:
             await conn.execute("TRUNCATE t")
@@ -153,7 +156,7 @@ async def newrelic(dsn: str) -> dict[str, object]:
 
     from poolkit.drivers.asyncpg import create_pool
 
-    async with create_pool(dsn, max_size=1) as pool:
+    async with create_pool(dsn, max_size=1, **PATIENT) as pool:
         with agent.BackgroundTask(application, name="test"):
             many = await five_leases(pool)
         conn: Any

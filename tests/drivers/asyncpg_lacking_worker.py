@@ -19,12 +19,15 @@ from typing import Any
 ENDLESS = "SELECT pg_sleep(600)"
 DSN = sys.argv[1]
 for change in sys.argv[2:]:
-    exec(change)  # the test's own
+    exec(change, {})  # the test's own
 
 import asyncpg  # noqa: E402
 
 from poolkit import NotLeased  # noqa: E402
 from poolkit.drivers.asyncpg import create_pool  # noqa: E402
+
+#: No stall of a busy machine costs the pool a connection.
+PATIENT: Any = dict(ping_timeout=30, reset_timeout=30, connect_timeout=30, acquire_timeout=60)  # noqa: C408
 
 warned: list[str] = []
 wrong: list[str] = []
@@ -199,7 +202,7 @@ async def main() -> None:
     pids = set()
     after = "nothing"
     instances: set[bool] = set()
-    async with create_pool(DSN, max_size=1, reset_timeout=5) as pool:
+    async with create_pool(DSN, max_size=1, **PATIENT) as pool:
         for act in ACTS:
             async with pool.acquire() as conn:
                 instances.add(isinstance(conn, asyncpg.Connection))

@@ -11,12 +11,13 @@ import pytest
 from poolkit import Verdict
 from poolkit.compat import asyncpg as compat
 from poolkit.drivers.asyncpg import create_pool
-from tests.drivers.asyncpg_help import LOOPS, quiet, warnings_in
+from tests.drivers.asyncpg_help import LOOPS, of_one, quiet, warnings_in
 from tests.drivers.other_server import OtherServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.drivers.asyncpg_help import Pooled
     from tests.postgres import Postgres
 
 LOCKS = r"pg_advisory_unlock_all"
@@ -101,6 +102,17 @@ def through(server: OtherServer, dsn: str) -> str:
     return f"{server.through(dsn)}?sslmode=disable"
 
 
+def of(server: OtherServer, dsn: str, **options: Any) -> Pooled:
+    """Return a pool of one connection, which no stall of a busy machine costs it."""
+    patient = {
+        "ping_timeout": 30,
+        "reset_timeout": 30,
+        "connect_timeout": 30,
+        "acquire_timeout": 60,
+    }
+    return of_one(through(server, dsn), **{**patient, **options})
+
+
 async def use(conn: asyncpg.Connection) -> None:
     """Do what every server can."""
     assert await conn.fetchval("SELECT $1::int", 1) == 1
@@ -113,7 +125,7 @@ async def test_five_leases_on_another_server_take_one_connection(
     dsn: str, server: OtherServer, level: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The reset leaves out what the server does not know, which is said once."""
-    async with create_pool(through(server, dsn), max_size=1, reset=level) as pool:  # type: ignore[arg-type]
+    async with of(server, dsn, reset=level) as pool:
         for _ in range(5):
             async with pool.acquire() as conn:
                 if level != "transaction":
@@ -131,7 +143,7 @@ async def test_what_is_not_undone_is_named(
     dsn: str, server: OtherServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """And what the server does know is undone all the same."""
-    async with create_pool(through(server, dsn), max_size=1) as pool:
+    async with of(server, dsn) as pool:
         async with pool.acquire() as conn:
             await conn.execute("SET work_mem = '3MB'; SET ROLE pg_monitor")
             await conn.execute("DECLARE held CURSOR WITH HOLD FOR SELECT 1")
@@ -151,7 +163,7 @@ async def test_what_the_library_does_not_expect_is_used_if_it_is_there(
     dsn: str, server: OtherServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Asyncpg takes CockroachDB to have no locks; this one has all that is asked for."""
-    async with create_pool(through(server, dsn), max_size=1) as pool:
+    async with of(server, dsn) as pool:
         async with pool.acquire() as conn:
             await conn.execute("SELECT pg_advisory_lock(1); CREATE TEMP TABLE only_here (x int)")
         async with pool.acquire() as conn:
@@ -180,7 +192,7 @@ async def test_reset_that_fails_teaches_nothing(
     dsn: str, server: OtherServer, code: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A tenant who makes it fail costs his own connection, and switches nothing off for others."""
-    async with create_pool(through(server, dsn), min_size=0, max_size=1) as pool:
+    async with of(server, dsn, min_size=0) as pool:
         async with pool.acquire() as conn:
             await use(conn)
             server.refuses[DISCARD] = code
@@ -201,7 +213,7 @@ async def test_trial_that_fails_for_another_reason_teaches_nothing(
 ) -> None:
     """Only an error that says that there is no such thing is a reason to leave it out."""
     server.refuses[DISCARD] = code
-    async with create_pool(through(server, dsn), max_size=1) as pool:
+    async with of(server, dsn) as pool:
         del server.refuses[DISCARD]
         async with pool.acquire() as conn:
             await conn.execute("CREATE TEMP TABLE only_here (x int)")
@@ -216,7 +228,7 @@ async def test_server_that_has_become_another_is_tried_anew(
     dsn: str, server: OtherServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A reset that it refuses as unknown costs one connection; the next one finds out why."""
-    async with create_pool(through(server, dsn), max_size=1) as pool:
+    async with of(server, dsn) as pool:
         async with pool.acquire() as conn:
             await use(conn)
         await quiet(pool)
@@ -237,7 +249,7 @@ async def test_statements_are_prepared_anew_where_some_cannot_be_ended_alone(
     dsn: str, server: OtherServer, left: str
 ) -> None:
     """All are ended then, asyncpg's too, whose next use prepares them."""
-    async with create_pool(through(server, dsn), max_size=1) as pool:
+    async with of(server, dsn) as pool:
         for _ in range(3):
             async with pool.acquire() as conn:
                 assert await conn.fetchval("SELECT $1::int", 1) == 1
@@ -256,7 +268,7 @@ async def test_session_that_cannot_be_read_is_set_up_all_the_same(
     async def set_up(conn: asyncpg.Connection) -> None:
         await conn.execute("SET work_mem = '3MB'")
 
-    async with create_pool(through(server, dsn), max_size=1, on_connect=set_up) as pool:
+    async with of(server, dsn, on_connect=set_up) as pool:
         for _ in range(3):
             async with pool.acquire() as conn:
                 await use(conn)
@@ -307,7 +319,7 @@ async def test_reset_query_of_ones_own_is_sent(dsn: str, server: OtherServer) ->
             return "RESET ALL -- mine"
 
     arguments = {"connection_class": Mine}
-    async with create_pool(through(server, dsn), max_size=1, connect_kwargs=arguments) as pool:
+    async with of(server, dsn, connect_kwargs=arguments) as pool:
         for _ in range(3):
             async with pool.acquire() as conn:
                 await use(conn)
