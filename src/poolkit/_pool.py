@@ -199,10 +199,10 @@ class Pool(Generic[C]):
 
         Does nothing if the pool was closed meanwhile, also if it was opened again.
         """
-        life = self._blocks.end()
-        if self._life is None:
+        begun_in, life = self._blocks.end(), self._life
+        if life is None:
             await self.aclose()  # raises what the driver's calls have
-        elif life is self._life and self._book.phase != "closing" and not self._is_used(life):
+        elif begun_in is life and self._book.phase != "closing" and not self._is_used(life):
             await self.aclose()
 
     def _is_used(self, life: Life) -> bool:
