@@ -1,9 +1,9 @@
 """Calls that may end a connection: if one does, it ends the lease as well.
 
 Libraries end with ``close()`` what somebody has given them, and know nothing of a release. So after
-each method whose name says that it may end the connection, however the call has ended, the driver is
-asked whether the connection is dead by now. One that was closed in the middle, by a call that was
-cancelled or has failed, is closed once more, by the pool: only then is its slot free.
+each method whose name says that it may end the connection, however the call has ended, the driver
+is asked whether the connection is dead by now. If the call was cancelled or has failed in the
+middle, the pool closes the connection once more: only then is its slot free.
 
 Of a lease that has ended like this, the holder may go on to ask whether it is closed, and to close
 it again: that is done on the dead connection, hence as harmless as the library has it.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from poolkit._slot import Slot
     from poolkit._words import Place
 
-#: How the names begin of what may end a connection: a question more after each call is all they cost.
+#: How the names begin of what may end a connection: all that it costs is a question after a call.
 _ENDS: Final = re.compile(
     r"_*(?:(?:a|async|do|ensure|force|graceful(?:ly)?|hard|safe(?:ly)?|soft|try|wait(?:_for|_until)?)"
     r"_?)*(?:abort|close|destroy|disconnect|dispose|end|exit|finish|hang_?up|invalidate|kill|log_?out"
@@ -98,7 +98,7 @@ class Ending:
         self.end()
 
 
-def ending(call: Callable[..., Any], name: str) -> Callable[..., Any]:
+def ending(call: Callable[..., Any]) -> Callable[..., Any]:
     """Return a view's method after which its lease ends if the connection has."""
 
     async def end_async(view: Any, /, *args: Any, **kwargs: Any) -> Any:

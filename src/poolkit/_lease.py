@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from poolkit._slot import Slot
     from poolkit._words import Place
 
-    #: How a lease has ended.
-    Over = Place | Literal["block"] | Closed
-
 
 class Closed(NamedTuple):
     """How a lease has ended whose holder has closed the connection."""
@@ -29,6 +26,11 @@ class Closed(NamedTuple):
     """Where; None: in a task, or a thread, that was made for it."""
     is_final: bool = False
     """Whether not even a question may be asked, nor another close be made."""
+
+
+if TYPE_CHECKING:
+    #: How a lease has ended.
+    Over = Place | Literal["block"] | Closed
 
 
 class Lease(Generic[C]):

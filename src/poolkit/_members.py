@@ -12,6 +12,7 @@ most names of special methods, too. Beside its operations that is:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import operator
@@ -76,10 +77,8 @@ def is_async(method: Any) -> bool:
 
 def like(call: Callable[..., Any], kind: type, name: str, method: Any) -> Callable[..., Any]:
     """Return a view's method with the signature and the words of the connection's."""
-    try:
+    with contextlib.suppress(Exception):  # some descriptors are for instances only
         method = getattr(kind, name)  # of a `partialmethod`, what it is in the end
-    except Exception:  # noqa: S110  # some descriptors are for instances only
-        pass
     call.__name__ = name
     return functools.update_wrapper(call, method)
 
@@ -89,14 +88,10 @@ def other_member(kind: type, name: str, value: Any, read: Callable[[Any, str], A
 
     ``read`` reads an attribute of a view.
     """
-    if name == "__hash__":
-        return None if value is None else _hash
     if name == "__class_getitem__":
         return classmethod(lambda _, item: kind[item])  # type: ignore[index]
-    if name in ("__eq__", "__ne__"):
-        return like(_comparison(getattr(operator, name)), kind, name, value)
-    if name in ("__str__", "__format__"):
-        return like(_text(name), kind, name, value)
+    if (call := _SHOWN.get(name)) is not None:
+        return like(call(name), kind, name, value)
     if isinstance(value, _OF_CLASS):
         return OfClass(kind, name)
     if hasattr(type(value), "__get__") and not (is_special(name) or is_method(name, value)):
@@ -129,12 +124,17 @@ def _leased(view: Any) -> Any:
     return slot.connection if slot.turn == lease._turn else _OVER
 
 
-def _hash(view: Any) -> int:
-    """Return the hash of the connection, also after the lease."""
-    return hash(view._poolkit_lease._slot.connection)
+def _hash(_: str) -> Callable[..., int]:
+    def call(view: Any, /) -> int:
+        """Return the hash of the connection, also after the lease."""
+        return hash(view._poolkit_lease._slot.connection)
+
+    return call
 
 
-def _comparison(compare: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+def _comparison(name: str) -> Callable[..., Any]:
+    compare: Callable[[Any, Any], Any] = getattr(operator, name)
+
     def call(view: Any, other: Any, /) -> Any:
         connection = _leased(view)
         another = _leased(other) if hasattr(type(other), "_poolkit_lease") else other
@@ -152,3 +152,12 @@ def _text(name: str) -> Callable[..., str]:
         return text
 
     return call
+
+
+_SHOWN: Final[dict[str, Callable[[str], Callable[..., Any]]]] = {
+    "__eq__": _comparison,
+    "__ne__": _comparison,
+    "__format__": _text,
+    "__hash__": _hash,
+    "__str__": _text,
+}

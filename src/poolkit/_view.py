@@ -10,7 +10,6 @@ release decides.
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import itertools
 import re
@@ -181,7 +180,7 @@ class _View(Handle):
         if not (type(kind) is type and kind in _PLAIN):
             if callable(value):
                 if may_end(name):
-                    return types.MethodType(ending(_call(name), name), self)
+                    return types.MethodType(ending(_call(name)), self)
                 slot.derived = True
             self._poolkit_look(name, value, own=True)
             if name == "__dict__":  # what is written there nobody would undo
@@ -428,7 +427,7 @@ _calls: Final[dict[tuple[types.CodeType, str, Callable[..., Any]], Callable[...,
 
 def ended_by_name(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
     """Have the lease end with the connection, if the method may end that."""
-    return ending(call, name) if may_end(name) else call
+    return ending(call) if may_end(name) else call
 
 
 def _generating(name: str, function: Any) -> Callable[..., Any]:

@@ -347,9 +347,9 @@ def _reason(facts: Facts) -> str:
     sums = "".join(f". {label} holds {n} of {capacity}" for label, n in most if n > 1)
     longest = "; ".join(str(_lease(*one)) for one in facts.longest)
     return (
-        f"{sums}. Held longest: {longest}{_of_the_dead(facts)}. Hold connections for a shorter time, raise max_size, or "
-        "raise acquire_timeout; a task that holds one while it waits for tasks that acquire here "
-        "may be waiting for itself"
+        f"{sums}. Held longest: {longest}{_of_the_dead(facts)}. Hold connections for a shorter "
+        "time, raise max_size, or raise acquire_timeout; a task that holds one while it waits for "
+        "tasks that acquire here may be waiting for itself"
     )
 
 

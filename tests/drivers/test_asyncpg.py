@@ -437,7 +437,9 @@ async def test_connection_ended_by_its_user_is_replaced(
                 conn.terminate()
             assert conn.is_closed()
             assert pool.stats().leased == 0
-            with pytest.raises(NotLeased, match=r"closed at .*test_asyncpg\.py:\d+ in test_connect"):
+            with pytest.raises(
+                NotLeased, match=r"closed at .*test_asyncpg\.py:\d+ in test_connect"
+            ):
                 await conn.fetchval("SELECT 1")
             async with pool.acquire(timeout=5) as other:
                 assert other.get_server_pid() != pid

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import asyncpg
 import pytest
 import sqlalchemy
@@ -99,11 +100,11 @@ class TestSQLite:
                 await conn.execute("INSERT INTO t VALUES (1)")
                 await close(conn)
                 with anyio.fail_after(PATIENCE):
-                    while pool.stats().leased:  # noqa: ASYNC110  # `stop` ends in its thread
-                        await anyio.sleep(0)
+                    while pool.stats().leased:  # `stop` ends in its thread
+                        await anyio.lowlevel.checkpoint()
                 if close is not terminate:
                     assert open_files(path) == 0
-                with pytest.raises(NotLeased, match="closed .*by its holder"):
+                with pytest.raises(NotLeased, match=r"closed .*by its holder"):
                     await conn.execute("SELECT 1")
                 pool.release(conn)
                 await conn.close()
@@ -113,7 +114,7 @@ class TestSQLite:
     async def test_transaction_is_no_success(self, close: Any, module: Any, path: Path) -> None:
         """Nothing of it is there."""
         async with module.create_pool(path, max_size=1) as pool:
-            with pytest.raises(NotLeased, match="closed .*by its holder"):
+            with pytest.raises(NotLeased, match=r"closed .*by its holder"):
                 async with pool.transaction() as conn:
                     await conn.execute("INSERT INTO t VALUES (1)")
                     await close(conn)
@@ -126,8 +127,8 @@ class TestSQLite:
 async def until_over(pool: Any) -> None:
     """Wait until the lease has ended: `stop` ends it in its thread."""
     with anyio.fail_after(PATIENCE):
-        while pool.stats().leased:  # noqa: ASYNC110
-            await anyio.sleep(0)
+        while pool.stats().leased:
+            await anyio.lowlevel.checkpoint()
 
 
 @pytest.mark.usefixtures("no_thread_is_left")
@@ -166,7 +167,7 @@ async def test_connection_behind_a_cursor_cannot_be_closed(path: Path) -> None:
                 cursor.connection.close()
             assert await cursor.fetchone() == (1,)
         async with pool.acquire() as conn:
-            assert await conn.execute_fetchall("SELECT 2") == [(2,)]
+            assert list(await conn.execute_fetchall("SELECT 2")) == [(2,)]
 
 
 # -- asyncpg -------------------------------------------------------------------------------------
@@ -184,7 +185,7 @@ async def test_closed_connection_of_asyncpg_is_given_back(
             assert await conn.fetchval("SELECT 1") == 1
             await close(conn)
             assert pool.stats().leased == 0
-            with pytest.raises(NotLeased, match="closed .*by its holder"):
+            with pytest.raises(NotLeased, match=r"closed .*by its holder"):
                 await conn.fetchval("SELECT 1")
             assert conn.is_closed()
             pool.release(conn)
@@ -210,7 +211,7 @@ async def test_close_of_a_connection_that_was_lost_ends_its_lease(
 async def test_cancelled_close_of_asyncpg_loses_nothing(
     dsn: str, outside: asyncpg.Connection
 ) -> None:
-    """asyncpg cuts the connection then, and so does the pool."""
+    """Asyncpg cuts the connection then, and so does the pool."""
     async with of_one(dsn) as pool:
         for turns in range(4):
             conn: Any = await pool.acquire(timeout=PATIENCE)
@@ -228,7 +229,7 @@ async def test_cancelled_close_of_asyncpg_loses_nothing(
 async def test_transaction_of_asyncpg_is_no_success(dsn: str, outside: asyncpg.Connection) -> None:
     """Neither the pool's nor the library's own."""
     async with of_one(dsn) as pool:
-        with pytest.raises(NotLeased, match="closed .*by its holder"):
+        with pytest.raises(NotLeased, match=r"closed .*by its holder"):
             async with pool.transaction() as conn:
                 await conn.execute("INSERT INTO t VALUES (1)")
                 await conn.close()
@@ -247,7 +248,7 @@ async def test_closed_connection_of_compat_is_given_back(dsn: str) -> None:
             conn: Any = await pool.acquire(timeout=PATIENCE)
             await close(conn)
             assert pool.stats().leased == 0
-            with pytest.raises(asyncpg.InterfaceError, match="closed .*by its holder"):
+            with pytest.raises(asyncpg.InterfaceError, match=r"closed .*by its holder"):
                 await conn.fetchval("SELECT 1")
             await pool.release(conn)
 
@@ -289,7 +290,7 @@ def test_endpoint_that_closes_its_connection_costs_no_slot(dependency: str, path
     app = FastAPI(lifespan=poolkit.fastapi.lifespan(pool))
 
     @app.get("/")
-    async def endpoint(conn: Any = Depends(getattr(poolkit.fastapi, dependency))) -> int:  # noqa: B008
+    async def endpoint(conn: Any = Depends(getattr(poolkit.fastapi, dependency))) -> int:  # noqa: B008, FAST002
         conn = await conn if dependency == "lazy" else conn
         await conn.execute("INSERT INTO t VALUES (1)")
         await conn.close()

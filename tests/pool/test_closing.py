@@ -200,7 +200,9 @@ async def test_place_of_the_close_is_told() -> None:
         for close in (awaiting("close"), close_by_library):
             conn: Any = await pool.acquire()
             await close(conn)
-            with pytest.raises(NotLeased, match=rf"closed at .*test_closing\.py:\d+ in .*{close.__name__}"):
+            with pytest.raises(
+                NotLeased, match=rf"closed at .*test_closing\.py:\d+ in .*{close.__name__}"
+            ):
                 conn.number  # noqa: B018
         conn = await pool.acquire()
         conn.terminate()
@@ -236,7 +238,7 @@ async def test_closed_connection_may_be_closed_again_and_asked() -> None:
         with pytest.raises(NotLeased, match="released at the end of the block"):
             async with pool.acquire() as held:
                 pass
-            held.is_closed()  # type: ignore[attr-defined]
+            held.is_closed()
 
 
 async def test_asking_a_lost_connection_does_not_end_its_lease() -> None:
@@ -304,7 +306,7 @@ async def test_release_while_a_close_is_under_way_waits_for_its_end() -> None:
         async with anyio.create_task_group() as group:
             async with pool.acquire() as conn:
                 own(conn).hold = hold = anyio.Event()
-                group.start_soon(conn.close)  # type: ignore[attr-defined]
+                group.start_soon(conn.close)
                 await wait_all_tasks_blocked()
             assert pool.stats().closing == 1
             hold.set()
@@ -352,10 +354,10 @@ async def test_transaction_whose_connection_is_closed_is_no_success() -> None:
         for begin in (pool.transaction, functools.partial(begin_on_held, pool)):
             with pytest.raises(NotLeased, match=r"closed at .*test_transaction_whose_connection"):
                 async with begin() as conn:
-                    await conn.close()  # type: ignore[attr-defined]
+                    await conn.close()
             with pytest.raises(Boom, match="mine"):
                 async with begin() as conn:
-                    await conn.close()  # type: ignore[attr-defined]
+                    await conn.close()
                     raise Boom("mine")
         assert pool.stats().leased == 0
         assert "commit" not in driver.log
@@ -412,8 +414,8 @@ async def test_close_that_a_connection_has_of_its_own_counts() -> None:
             raise AttributeError(name)
 
     async with Pool(driver_of(CleanDriver, Proxy), max_size=1) as pool:
-        for close in (lambda c: c.hang_up(), lambda c: c.shutdown()):
-            close(await pool.acquire(timeout=5))
+        for name in ("hang_up", "shutdown"):
+            getattr(await pool.acquire(timeout=5), name)()
             assert pool.stats().leased == 0
         conn: Any = await pool.acquire(timeout=5)
         await conn.aclose_now()
@@ -486,14 +488,18 @@ async def test_timeout_says_that_leases_hold_dead_connections() -> None:
     async with Pool(driver_of(CleanDriver), max_size=2) as pool:
         async with pool.acquire() as one, pool.acquire():
             own(one).dead = True
-            with pytest.raises(PoolTimeout, match=r"\. 1 of the 2 leases holds a connection that is dead"):
+            with pytest.raises(
+                PoolTimeout, match=r"\. 1 of the 2 leases holds a connection that is dead"
+            ):
                 await pool.acquire(timeout=0)
         async with pool.acquire() as one, pool.acquire() as two:
             with pytest.raises(PoolTimeout) as caught:
                 await pool.acquire(timeout=0)
             own(one).dead = own(two).dead = True
             assert "that is dead" not in str(caught.value)
-            with pytest.raises(PoolTimeout, match=r"\. 2 of the 2 leases hold a connection that is"):
+            with pytest.raises(
+                PoolTimeout, match=r"\. 2 of the 2 leases hold a connection that is"
+            ):
                 await pool.acquire(timeout=0)
 
 
@@ -516,9 +522,13 @@ def test_names_of_what_may_end_a_connection() -> None:
     from poolkit._closing import is_harmless, may_end
 
     ends = "close aclose terminate disconnect shutdown stop quit abort kill force_close hard_close "
-    ends += "close_connection wait_closed ensure_closed _close aclose_now __exit__ __aexit__ dispose"
+    ends += (
+        "close_connection wait_closed ensure_closed _close aclose_now __exit__ __aexit__ dispose"
+    )
     tells = "is_closed closed is_connected is_closing alive is_alive broken open"
-    others = "execute fetch cursor on_close add_close_listener commit is_in_transaction prepare begin"
+    others = (
+        "execute fetch cursor on_close add_close_listener commit is_in_transaction prepare begin"
+    )
     assert [name for name in ends.split() if not (may_end(name) and is_harmless(name))] == []
     assert [name for name in tells.split() if may_end(name) or not is_harmless(name)] == []
     assert [name for name in others.split() if may_end(name) or is_harmless(name)] == []

@@ -85,10 +85,13 @@ async def test_operators_are_the_connections() -> None:
             assert getattr(operator, name)(view, 1) == f"__{name}__(1,)"
         assert view(1, 2) == "__call__(1, 2)"
         assert view[3] == "__getitem__(3,)"
-        assert not conn._poolkit_slot.derived  # type: ignore[attr-defined]
-    for use in (view, view.__class__.__neg__ and operator.neg, lambda v: v | 1):
-        with pytest.raises(NotLeased):
-            use(view) if use is not view else view()
+        assert not conn._poolkit_slot.derived
+    with pytest.raises(NotLeased):
+        view()
+    with pytest.raises(NotLeased):
+        operator.neg(view)
+    with pytest.raises(NotLeased):
+        view | 1
 
 
 class Unsorted(list[Any]):
@@ -107,9 +110,11 @@ async def test_special_methods_that_the_type_does_not_have_are_not_there() -> No
     async with Pool(driver_of(FakeConnection), max_size=1) as pool, pool.acquire() as conn:
         view: Any = conn
         assert not callable(view)
-        for use in (lambda: view(), lambda: view | 1, lambda: view < 1, lambda: view[1]):
+        with pytest.raises(TypeError):
+            view()
+        for operate in (operator.or_, operator.lt, operator.getitem):
             with pytest.raises(TypeError):
-                use()
+                operate(view, 1)
         with pytest.raises(TypeError):
             iter(view)
         for name in ("__call__", "__or__", "__instancecheck__", "mro", "__prepare__"):
@@ -203,9 +208,9 @@ async def test_text_of_a_connection_is_that_of_its_type() -> None:
     async with Pool(driver_of(Shown), max_size=1) as pool:
         async with pool.acquire() as conn:
             assert (str(conn), f"{conn:03}", format(conn, "5")) == ("to 1", "001", "    1")
-            assert not conn._poolkit_slot.touched  # type: ignore[attr-defined]
+            assert not conn._poolkit_slot.touched
             assert not conn
-            assert "this" in conn  # type: ignore[operator]
+            assert "this" in conn
             assert "leased from pool 'fake'" in repr(conn)
         dead = "<released connection of pool 'fake'>"
         assert (str(conn), f"{conn}", f"{conn:>40}") == (dead, dead, f"{dead:>40}")
@@ -399,7 +404,9 @@ async def test_method_is_described_as_the_connections(name: str, kind: Any) -> N
         for part in ("__doc__", "__name__", "__qualname__", "__module__"):
             if name != "fetch_one":
                 assert getattr(view, part) == getattr(real, part)
-        assert inspect.iscoroutinefunction(view) is inspect.iscoroutinefunction(getattr(own(conn), name))
+        assert inspect.iscoroutinefunction(view) is inspect.iscoroutinefunction(
+            getattr(own(conn), name)
+        )
         if name not in ("sync", "fetch_one", "rows", "stream"):
             assert typing.get_type_hints(view) == typing.get_type_hints(real)
         assert getattr(view, "cacheable", None) == getattr(real, "cacheable", None)
@@ -415,7 +422,12 @@ async def test_members_do_what_the_connections_do() -> None:
         assert (conn.sync(1, b=None), await conn.wrapped(3), conn.cached(4)) == ("1None", 3, 4)
         assert list(conn.rows(2)) == [0, 1]
         assert [n async for n in conn.stream(1)] == [1]
-        assert (conn.info, conn.computed, conn.double(2), conn.make(1)) == ("info", 42, 4, "Described1")
+        assert (conn.info, conn.computed, conn.double(2), conn.make(1)) == (
+            "info",
+            42,
+            4,
+            "Described1",
+        )
         assert (type(conn).double(2), type(conn).make(1)) == (4, "Described1")
         assert type(conn).Inner is conn.Inner is Described.Inner
         assert type(conn)[int] == Described[int]
@@ -482,6 +494,7 @@ class Meta(type):
         raise RuntimeError
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Make one."""
         return super().__call__(*args, **kwargs)
 
     def __or__(cls, other: object) -> Any:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 import asyncpg
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 # -- psycopg -------------------------------------------------------------------------------------
 
 
-class Session(psycopg.AsyncConnection[Any]):
+class Session(psycopg.AsyncConnection[Any]):  # type: ignore[misc]
     """A connection that knows which lease it is in, and whether it was cut."""
 
     turn = 0
     is_cut = False
 
 
-class LeasedCursor(psycopg.AsyncCursor[Any]):
+class LeasedCursor(psycopg.AsyncCursor[Any]):  # type: ignore[misc]
     """A cursor that ends with the lease in which it was made."""
 
     def __init__(self, connection: Session, *args: Any, **kwargs: Any) -> None:
@@ -65,9 +65,10 @@ class PsycopgDriver:
 
     async def connect(self) -> Session:
         """Open a connection."""
-        return await Session.connect(
+        c: Session = await Session.connect(
             self._dsn, autocommit=True, prepare_threshold=None, cursor_factory=LeasedCursor
         )
+        return c
 
     def is_dead(self, c: Session) -> bool:
         """Tell whether it was cut, closed, or found broken."""
@@ -93,9 +94,10 @@ class PsycopgDriver:
         if self.is_dead(c):
             return
         c.is_cut = True
-        with contextlib.suppress(OSError, psycopg.Error), socket.socket(
-            fileno=os.dup(c.fileno())
-        ) as end:
+        with (
+            contextlib.suppress(OSError, psycopg.Error),
+            socket.socket(fileno=os.dup(c.fileno())) as end,
+        ):
             end.shutdown(socket.SHUT_RDWR)
         if not c.lock.locked():
             c.pgconn.finish()
@@ -204,7 +206,7 @@ async def test_driver_of_psycopg_keeps_every_line(database: str) -> None:
                 conn = await pool.acquire(timeout=10)
                 await close(conn)
                 assert pool.stats().leased == 0
-                with pytest.raises(NotLeased, match="closed .* by its holder"):
+                with pytest.raises(NotLeased, match=r"closed .* by its holder"):
                     await conn.execute("SELECT 1")
                 assert conn.closed
             await check_pool(pool)
@@ -226,7 +228,7 @@ async def call_close(conn: Any) -> None:
 # -- redis ---------------------------------------------------------------------------------------
 
 
-class Client(redis.asyncio.Connection):
+class Client(redis.asyncio.Connection):  # type: ignore[misc]
     """A connection that knows how many answers it owes."""
 
     def __init__(self, **options: Any) -> None:
@@ -292,7 +294,9 @@ class RedisDriver:
 
     def classify(self, exc: BaseException, c: Client | None) -> Verdict | None:
         """Say what an error means."""
-        if isinstance(exc, (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError)):
+        if isinstance(
+            exc, (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError)
+        ):
             return Verdict.TRANSIENT if c is None else Verdict.DEAD
         return Verdict.OK if isinstance(exc, redis.exceptions.RedisError) else None
 
@@ -338,7 +342,7 @@ async def test_driver_of_redis_keeps_every_line() -> None:
                 await conn.disconnect()
                 assert pool.stats().leased == 0
                 assert not conn.is_connected
-                with pytest.raises(NotLeased, match="closed .* by its holder"):
+                with pytest.raises(NotLeased, match=r"closed .* by its holder"):
                     await conn.call("PING")
                 await check_pool(pool)
         finally:
@@ -357,6 +361,7 @@ class Closed(type):
     __hash__ = None  # type: ignore[assignment]
 
     def __call__(cls, *args: Any) -> Any:
+        """Make one."""
         return super().__call__(*args)
 
 
@@ -409,7 +414,7 @@ class Line(metaclass=Closed):
             anyio.notify_closing(self.sock)
             self.sock.close()
 
-    def __enter__(self) -> Line:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -497,18 +502,22 @@ async def test_driver_of_a_callable_connection_keeps_every_line() -> None:
             async with pool.acquire() as line:
                 assert await line("one") == "one"
                 assert await (line | "two") == "two"
-                assert (len(line), str(line), f"{line:>20}") == (0, f"line to {HOST}", f"{line!s:>20}")
+                assert (len(line), str(line), f"{line:>20}") == (
+                    0,
+                    f"line to {HOST}",
+                    f"{line!s:>20}",
+                )
                 assert line == line  # noqa: PLR0124
                 with pytest.raises(TypeError, match="unhashable"):
                     hash(line)
             with pytest.raises(NotLeased):
                 await line("three")
             assert pool.stats().connected == 1
-            for close in (lambda line: line.hang_up(), lambda line: line.__exit__(None, None, None)):
+            for name, args in (("hang_up", ()), ("__exit__", (None, None, None))):
                 line = await pool.acquire()
-                close(line)
+                getattr(line, name)(*args)
                 assert pool.stats().leased == 0
-                with pytest.raises(NotLeased, match="closed .* by its holder"):
+                with pytest.raises(NotLeased, match=r"closed .* by its holder"):
                     await line("four")
             await check_pool(pool)
 

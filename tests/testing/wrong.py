@@ -682,7 +682,7 @@ class NothingRevokes(FakeDriver):
     kind = UndyingConnection
 
     @property
-    def revoke(self) -> Any:  # type: ignore[override]
+    def revoke(self) -> Any:
         raise AttributeError
 
 

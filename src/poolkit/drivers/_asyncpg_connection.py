@@ -597,20 +597,22 @@ class Handle(internals.ConnectionProxy):  # type: ignore[misc]
 
     __slots__ = ()
 
-    @functools.wraps(asyncpg.Connection.add_listener)
     async def add_listener(self: Any, channel: str, callback: Any) -> None:
         slot = self._poolkit_touch("add_listener")
         slot.connection._handle = weakref.ref(self)
         await watched(self, slot.connection.add_listener(channel, callback))
 
-    @functools.wraps(asyncpg.Connection.add_log_listener)
     def add_log_listener(self: Any, callback: Any) -> None:
         c = self._poolkit_touch("add_log_listener").connection
         c._handle = weakref.ref(self)
         c.add_log_listener(callback)
 
-    @functools.wraps(asyncpg.Connection.add_termination_listener)
     def add_termination_listener(self: Any, callback: Any) -> None:
         c = self._poolkit_touch("add_termination_listener").connection
         c._handle = weakref.ref(self)
         c.add_termination_listener(callback)
+
+
+for _name, _method in vars(Handle).items():
+    if not _name.startswith("_"):
+        functools.update_wrapper(_method, getattr(asyncpg.Connection, _name))  # asyncpg's words

@@ -76,24 +76,20 @@ class PoolConnectionProxy(Handle):
         """The handle itself, while it holds a connection: in asyncpg the connection is there."""
         return self if self._poolkit_slot.turn == self._poolkit_turn else None
 
-    @functools.wraps(asyncpg.Connection.add_listener)
     async def add_listener(self: Any, channel: str, callback: Any) -> None:
         try:
             await super().add_listener(channel, callback)
         finally:
             _hold(self)
 
-    @functools.wraps(asyncpg.Connection.add_log_listener)
     def add_log_listener(self: Any, callback: Any) -> None:
         super().add_log_listener(callback)
         _hold(self)
 
-    @functools.wraps(asyncpg.Connection.add_termination_listener)
     def add_termination_listener(self: Any, callback: Any) -> None:
         super().add_termination_listener(callback)
         _hold(self)
 
-    @functools.wraps(asyncpg.Connection.close)
     async def close(self: Any, *, timeout: float | None = None) -> None:
         slot = self._poolkit_touch("close")
         over = Closed(users_place(2, awaited=True), is_final=True)
@@ -102,11 +98,15 @@ class PoolConnectionProxy(Handle):
         finally:
             self._poolkit_pool._give_back(self._poolkit_lease, over, None)
 
-    @functools.wraps(asyncpg.Connection.terminate)
     def terminate(self: Any) -> None:
         self._poolkit_touch("terminate").connection.terminate()
         over = Closed(users_place(2), is_final=True)
         self._poolkit_pool._give_back(self._poolkit_lease, over, None)
+
+
+for _name, _method in vars(PoolConnectionProxy).items():
+    if hasattr(asyncpg.Connection, _name) and not _name.startswith("_"):
+        functools.update_wrapper(_method, getattr(asyncpg.Connection, _name))  # asyncpg's words
 
 
 def _touch(view: Any, name: str) -> Slot:
