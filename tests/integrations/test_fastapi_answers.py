@@ -315,13 +315,13 @@ async def test_503_leaves_nothing_to_the_garbage_collector(
 ) -> None:
     """An overload makes many of them, and each would leave the frames of its request."""
     caplog.set_level(logging.CRITICAL, "poolkit")  # or its records would keep the errors alive
-    options: dict[str, Any] = {
+    limits: dict[str, dict[str, Any]] = {
         "busy": {"max_waiting": 0},
         "timeout": {"min_size": 0, "acquire_timeout": 0.01},
         "failed": {"min_size": 0},
-    }[why]
+    }
     driver = FakeDriver()
-    pool: Pool[Any] = Pool(driver, max_size=1, **options)
+    pool: Pool[Any] = Pool(driver, max_size=1, **limits[why])
     app = FastAPI()
 
     @app.get("/")

@@ -46,10 +46,10 @@ def add_routes(app: Any, *kinds: str) -> None:
         dependencies: Any = for_pool(kind) if kind else poolkit.fastapi
         conn = Annotated[aiosqlite.Connection, Depends(dependencies.connection)]
 
-        async def read(conn: conn) -> str:  # type: ignore[valid-type]
+        async def read(conn: conn) -> str:
             return str(conn._poolkit_pool.name)  # type: ignore[attr-defined]
 
-        async def talk(websocket: WebSocket, conn: conn) -> None:  # type: ignore[valid-type]
+        async def talk(websocket: WebSocket, conn: conn) -> None:
             await websocket.accept()
             await websocket.send_text(conn._poolkit_pool.name)  # type: ignore[attr-defined]
             await websocket.close()

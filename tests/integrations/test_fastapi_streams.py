@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import gc
 import json
 import logging
@@ -309,6 +310,56 @@ def test_websocket_that_takes_the_pool_holds_nothing_while_it_waits(
             websocket.send_text("end")
         assert client.portal is not None
         client.portal.call(nothing_is_lost, pool)
+
+
+def collecting(generator: Any) -> Any:
+    """Return an endpoint of a generator that answers with all it yields."""
+
+    @functools.wraps(generator)
+    async def collect(*args: Any, **kwargs: Any) -> list[Any]:
+        return [item async for item in generator(*args, **kwargs)]
+
+    return collect
+
+
+def yielding(function: Any) -> Any:
+    """Return an endpoint that is a generator of what a function returns."""
+
+    @functools.wraps(function)
+    async def stream(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        for item in await function(*args, **kwargs):
+            yield item
+
+    return stream
+
+
+async def _rows(conn: Conn) -> AsyncIterator[Any]:
+    for row in await conn.execute_fetchall("SELECT 1"):
+        yield list(row)
+
+
+async def _row(conn: Conn) -> list[Any]:
+    return [list(row) for row in await conn.execute_fetchall("SELECT 1")]
+
+
+@pytest.mark.skipif(not generators.args[0], reason="there, FastAPI streams it all the same")
+@pytest.mark.parametrize("is_partial", [False, True])
+async def test_generator_that_its_decorator_collects_is_no_stream(
+    app: FastAPI, pool: SQLitePool, is_partial: bool
+) -> None:
+    """What runs is the decorator's coroutine, to its end, before the connection goes back."""
+    endpoint = collecting(_rows)
+    app.get("/", response_model=None)(functools.partial(endpoint) if is_partial else endpoint)
+    async with serve(app) as client:
+        assert (await client.get("/")).json == [[1]]
+        await nothing_is_lost(pool)
+
+
+async def test_generator_that_a_decorator_makes_is_refused(app: FastAPI) -> None:
+    """The function in it is none; what runs is."""
+    app.get("/")(yielding(_row))
+    with TestClient(app) as client, pytest.raises(PoolConfigError, match="GET / is a generator"):
+        client.get("/")
 
 
 # -- clients that leave in the middle of a transaction -------------------------------------------

@@ -26,10 +26,10 @@ _TRY_AGAIN_LATER: Final = 1013  # the status of a WebSocket that is closed for t
 
 def make_answer(error: PoolUnavailable, label: str, *, websocket: bool) -> None:
     """Turn an error into one that FastAPI answers; the long message goes to the log."""
-    if isinstance(error, (HTTPException, WebSocketException)):
+    kind, answer = type(error), cast("Any", error)
+    if issubclass(kind, (HTTPException, WebSocketException)):
         return
     logger.warning("%s: %s", label, error)
-    kind, answer = type(error), cast("Any", error)
     if websocket:
         answer.__class__ = _answer_type(kind, WebSocketException)
         WebSocketException.__init__(answer, _TRY_AGAIN_LATER, DETAIL)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
+import inspect
 import logging
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import fastapi
 import starlette
@@ -62,6 +64,27 @@ def dependencies_of(route: Any) -> Iterable[Any]:
     """Return what a route's endpoint itself depends on, and not only a dependency."""
     dependant = getattr(route, "dependant", None)
     return [getattr(one, "call", None) for one in getattr(dependant, "dependencies", None) or ()]
+
+
+#: From 0.134 on FastAPI streams what endpoints yield, also where a decorator says it wraps one.
+_STREAMS: Final = tuple(map(int, fastapi.__version__.split(".")[:2])) >= (0, 134)
+
+
+def is_generator(endpoint: Any) -> bool:
+    """Tell whether what runs is a generator, whose body begins after the endpoint was called."""
+    try:
+        return _is_generator(endpoint)
+    except TypeError:  # it cannot be a key
+        return _is_generator.__wrapped__(endpoint)
+
+
+@functools.lru_cache(maxsize=1000)
+def _is_generator(endpoint: Any) -> bool:
+    kinds = [endpoint, inspect.unwrap(endpoint)] if _STREAMS else [endpoint]
+    while isinstance(kinds[-1], functools.partial):
+        kinds.append(inspect.unwrap(kinds[-1].func) if _STREAMS else kinds[-1].func)
+    kinds += [getattr(type(kind), "__call__", None) for kind in kinds]  # noqa: B004  # of an object
+    return any(inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one) for one in kinds)
 
 
 # -- of an application ---------------------------------------------------------------------------

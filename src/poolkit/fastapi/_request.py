@@ -34,7 +34,8 @@ class RequestLeases:
         self._is_websocket = http.scope["type"] == "websocket"
         self.is_open = False
         self.label: Final = routes.label_of(http.scope)
-        self.endpoint: Final = routes.code_of(framework.endpoint_of(http.scope))
+        self._called = framework.endpoint_of(http.scope)
+        self.endpoint: Final = routes.code_of(self._called)
         self.code: Final = routes.labelled(self.endpoint, self.label)
         self._leases: dict[Pool[Any], LazyConnection[Any]] = {}
         self._streams: dict[Pool[Any], LazyConnection[Any]] = {}
@@ -116,7 +117,7 @@ class RequestLeases:
 
     def begins_late(self, dependency: object) -> bool:
         """Tell whether an endpoint takes what would have ended before its body begins."""
-        return routes.streams(self.endpoint) and routes.takes(self._route, dependency)
+        return framework.is_generator(self._called) and routes.takes(self._route, dependency)
 
     def stream(self, pool: Pool[Any]) -> tuple[LazyConnection[Any], bool]:
         """Return the lease for the whole response, and whether it is new."""

@@ -54,11 +54,6 @@ def labelled(code: types.CodeType, label: str, remark: str = "") -> types.CodeTy
     return _cache[key][1]
 
 
-def streams(code: types.CodeType) -> bool:
-    """Tell whether an endpoint is a generator, whose body runs after its function scope."""
-    return bool(code.co_flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR))
-
-
 def takes(route: object, dependency: object) -> bool:
     """Tell whether a route's endpoint itself depends on it, and not only a dependency."""
     return any(one is dependency for one in framework.dependencies_of(route))
