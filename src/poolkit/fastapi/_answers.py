@@ -26,7 +26,7 @@ _TRY_AGAIN_LATER: Final = 1013  # the status of a WebSocket that is closed for t
 
 def make_answer(error: PoolUnavailable, label: str, *, websocket: bool) -> None:
     """Turn an error into one that FastAPI answers; the long message goes to the log."""
-    kind, answer = type(error), cast("Any", error)
+    kind, answer = cast("Any", type(error)), cast("Any", error)
     if issubclass(kind, (HTTPException, WebSocketException)):
         return
     logger.warning("%s: %s", label, error)

@@ -144,7 +144,7 @@ def _request() -> HTTPConnection | None:
     router.add_api_route("/{_}", _endpoint, dependencies=[Depends(_see)])
     inner.include_router(router, prefix="/router")
     outer.mount("/mount", inner)
-    scope = {
+    scope: Scope = {
         "type": "http",
         "method": "GET",
         "path": "/mount/router/1",

@@ -13,11 +13,11 @@ import anyio
 from poolkit._errors import NotLeased, PoolConfigError
 from poolkit._lease import RELEASED, Released
 from poolkit.fastapi import _routes as routes
-from poolkit.fastapi._threads import needs_a_loop, refuse_in_threads
+from poolkit.fastapi._threads import in_a_loop, needs_a_loop, refuse_in_threads
 
 if TYPE_CHECKING:
     import types
-    from collections.abc import Generator
+    from collections.abc import Coroutine, Generator
 
     from poolkit._pool import Pool
     from poolkit.fastapi._request import RequestLeases
@@ -67,6 +67,7 @@ class LazyConnection(Generic[T]):
 
     def __await__(self) -> Generator[Any, Any, T]:
         """Acquire, and hold until the end of the endpoint or `release`."""
+        self._check_thread()
         return self._await().__await__()
 
     async def _await(self) -> T:
@@ -74,11 +75,21 @@ class LazyConnection(Generic[T]):
         self._awaited = True
         return view
 
-    async def __aenter__(self) -> T:
+    def __aenter__(self) -> Coroutine[Any, Any, T]:
         """Acquire, and hold for the block."""
+        self._check_thread()
+        return self._enter()
+
+    async def _enter(self) -> T:
         view: T = await self._use()
         self._blocks += 1
         return view
+
+    @staticmethod
+    def _check_thread() -> None:
+        """Raise where nothing awaits what is about to be returned."""
+        if not in_a_loop():
+            raise needs_a_loop("A lazy connection")
 
     async def __aexit__(
         self,

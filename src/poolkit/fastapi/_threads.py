@@ -11,6 +11,8 @@ import inspect
 import types
 from typing import TYPE_CHECKING, Any, Final
 
+from anyio.lowlevel import current_token
+
 from poolkit._errors import PoolError
 
 if TYPE_CHECKING:
@@ -34,6 +36,15 @@ def needs_a_loop(what: str) -> PoolError:
         "write `async def`, or hand a function to the loop: anyio.from_thread.run(conn.execute, "
         "'SELECT 1')"
     )
+
+
+def in_a_loop() -> bool:
+    """Tell whether an event loop runs the calling code, and may await what it is given."""
+    try:
+        current_token()
+    except RuntimeError:
+        return False
+    return True
 
 
 def refuse_in_threads(thing: Any, is_here: Callable[[Any], bool]) -> None:
