@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Mapping
 
+#: Instead of a code: the session ends, once.
+DEATH: Final = "death"
 _RAISE: Final = "DO $x$BEGIN RAISE EXCEPTION 'refused: {}' USING ERRCODE = '{}'; END$x$"
 
 
@@ -62,6 +64,9 @@ class OtherServer(Proxy):
         self.texts.append(sql)
         for pattern, code in self.refuses.items():
             if re.search(pattern, sql, re.IGNORECASE):
+                if code == DEATH:
+                    del self.refuses[pattern]
+                    return b"SELECT pg_catalog.pg_terminate_backend(pg_catalog.pg_backend_pid())"
                 return _RAISE.format(pattern.replace("\\", "").replace("'", ""), code).encode()
         return text
 

@@ -12,7 +12,7 @@ from poolkit import Verdict
 from poolkit.compat import asyncpg as compat
 from poolkit.drivers.asyncpg import create_pool
 from tests.drivers.asyncpg_help import LOOPS, of_one, quiet, warnings_in
-from tests.drivers.other_server import OtherServer
+from tests.drivers.other_server import DEATH, OtherServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -222,6 +222,19 @@ async def test_trial_that_fails_for_another_reason_teaches_nothing(
         await quiet(pool)
     assert server.accepted == 1
     assert "no statement to undo" not in caplog.text
+
+
+@pytest.mark.parametrize("server", ["Redshift", "Materialize", ""], indirect=True)
+async def test_connection_that_dies_in_the_trial_teaches_nothing(
+    dsn: str, server: OtherServer
+) -> None:
+    """The next one is tried instead."""
+    server.refuses = {"RESET ALL": DEATH, **server.refuses}
+    async with of(server, dsn, min_size=0) as pool:
+        for _ in range(5):
+            async with pool.acquire() as conn:
+                await use(conn)
+    assert server.accepted == 2
 
 
 async def test_server_that_has_become_another_is_tried_anew(

@@ -231,6 +231,9 @@ class Survey:
                 )
             except pg.PostgresError as error:
                 logger.debug("%s: asking what the server can do failed: %r", pool, error)
+                if c.is_closed():  # the pool will notice, and the next one tells more
+                    self.knows_path &= not asks_path
+                    return
                 if tries:
                     found = await _try_pieces(c)
             except BaseException:
@@ -285,6 +288,8 @@ async def _is_known(c: Any, sql: str) -> bool:
     try:
         await c.execute_own(sql)
     except pg.PostgresError as error:
+        if c.is_closed():
+            raise
         return error.sqlstate not in _UNKNOWN
     return True
 
