@@ -368,3 +368,21 @@ def test_two_test_clients_of_one_application_have_a_pool_each(make: Make) -> Non
     assert asked(two, "/who") == app.state.poolkit.name == "third"
     two.__exit__()
     assert not hasattr(app.state, "poolkit")
+
+
+async def test_application_that_stops_leaves_the_pool_it_shares(make: Make) -> None:
+    """The last one out closes it; until then the others are served, and attended to."""
+    pool = make("shared")
+    first, second = serving(), serving()
+
+    @second.get("/place")
+    async def place(pool: Annotated[Any, Depends(poolkit.fastapi.pool)]) -> str:
+        async with pool.acquire():
+            return str(pool.leases()[0].label)
+
+    async with serve(second) as client, lifespan(pool)(second):
+        async with lifespan(pool)(first):
+            assert (await client.get("/who")).json == "shared"
+        assert (await client.get("/who")).json == "shared"
+        assert (await client.get("/place")).json == "GET /place"
+    assert pool.stats().size == 0
