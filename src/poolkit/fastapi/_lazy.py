@@ -6,7 +6,7 @@ latest, which is before the response is sent. Nothing is awaited on that way.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar, cast
 
 import anyio
 
@@ -131,10 +131,10 @@ class LazyConnection(Generic[T]):
         """Tell whether a block of a transaction is open, of poolkit's or of the library's own."""
         if not self.is_held:
             return False
-        slot, driver = self._view._poolkit_slot, self._pool._driver
-        return slot.block is not None or bool(
-            hasattr(driver, "in_block") and driver.in_block(slot.connection)
-        )
+        slot, driver = self._view._poolkit_slot, cast("Any", self._pool._driver)
+        if slot.block is not None:
+            return True
+        return hasattr(driver, "in_block") and bool(driver.in_block(slot.connection))
 
     async def keep(self) -> T:
         """Acquire, and hold to the end."""
