@@ -224,8 +224,9 @@ def look(c: Any, kind: type) -> Inside:
         in_use = _statement_in_use(protocol)
         if in_use is None and "protocol.PreparedStatementState" not in missing:
             missing.append("protocol.PreparedStatementState")
-        if "Protocol.query" not in missing and hasattr(BaseProtocol, "query"):
-            query = functools.partial(BaseProtocol.query, protocol)
+        send = getattr(BaseProtocol, "query", None)
+        if "Protocol.query" not in missing and callable(send):
+            query = functools.partial(send, protocol)
     codecs = ("ConnectionSettings.", "Connection._introspect", "Connection._drop_local")
     return Inside(
         missing,
