@@ -181,6 +181,8 @@ def of_psycopg(outside: asyncpg.Connection, secret: str) -> Probe[Session]:
     )
 
 
+# What is cut amid an operation, or while connecting, psycopg closes when it is collected.
+@pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")
 @pytest.mark.parametrize("anyio_backend", LOOPS, indirect=True)
 async def test_driver_of_psycopg_keeps_every_line(database: str) -> None:
     """On a real PostgreSQL; and a pool of it is used as any other."""
