@@ -10,7 +10,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from poolkit._errors import PoolConfigError
-from poolkit._say import shown
+from poolkit._text import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable

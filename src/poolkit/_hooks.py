@@ -17,8 +17,9 @@ from poolkit._awaits import awaited, not_awaitable
 from poolkit._driver import Verdict
 from poolkit._passing import may_pass
 from poolkit._runtime import cancellations
-from poolkit._say import say, shown, told
+from poolkit._say import say
 from poolkit._slot import NEVER
+from poolkit._text import shown, told
 from poolkit._view import restore_attributes
 
 if TYPE_CHECKING:

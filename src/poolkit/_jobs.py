@@ -21,8 +21,9 @@ from anyio.lowlevel import checkpoint
 from poolkit._driver import Verdict
 from poolkit._errors import PoolConfigError
 from poolkit._runtime import is_cancellation
-from poolkit._say import Told, say, shown
+from poolkit._say import Told, say
 from poolkit._slot import NEVER
+from poolkit._text import shown
 from poolkit._upkeep import PERIOD
 from poolkit._view import view_class
 from poolkit._words import place_of

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from poolkit._runtime import is_cancellation
-from poolkit._say import say, told
+from poolkit._say import say
+from poolkit._text import told
 from poolkit._upkeep import upkeep
 
 if TYPE_CHECKING:

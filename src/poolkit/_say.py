@@ -45,20 +45,3 @@ class Told:
         self._things[thing] = None
         if len(self._things) > _MANY:
             del self._things[next(iter(self._things))]
-
-
-def shown(value: object) -> str:
-    """Return the `repr` of something of a driver's, or of a user's, also if it has none to give."""
-    try:
-        return repr(value)
-    except BaseException:  # whatever its own code does
-        return f"<{type(value).__name__}, whose repr() raises>"
-
-
-def told(error: BaseException) -> str:
-    """Return the class of an error and what it says, also if saying it raises."""
-    name = type(error).__name__
-    try:
-        return f"{name}: {error}"
-    except BaseException:  # whatever its own code does
-        return f"{name}, whose str() raises"

@@ -21,7 +21,7 @@ from poolkit._closing import ending, is_harmless, may_end
 from poolkit._errors import NotLeased, PoolConfigError, TransactionEnded
 from poolkit._lease import Closed
 from poolkit._members import OWN, defined_by, is_async, is_method, is_special, like, other_member
-from poolkit._say import shown
+from poolkit._text import shown
 from poolkit._words import place
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from poolkit._errors import (
     TransactionEnded,
     WrongLoop,
 )
-from poolkit._say import shown, told
 from poolkit._stats import LeaseInfo, task_name
+from poolkit._text import shown, told
 
 if TYPE_CHECKING:
     import types

@@ -71,7 +71,8 @@ async def test_error_that_the_driver_restates_is_raised_from_the_librarys(operat
 
 async def test_what_fails_at_once_is_restated_too() -> None:
     """Plain methods, and attributes."""
-    async with Pool(RestatingDriver(Lost("gone"))) as pool, pool.acquire() as conn:
+    async with Pool(RestatingDriver(Lost("gone"))) as pool, pool.acquire() as leased:
+        conn: Any = leased
         for use in (lambda: conn.peek(), lambda: conn.state):
             with pytest.raises(Lost):
                 use()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from poolkit import _words as words
 from poolkit._errors import TransactionEnded
-from poolkit._say import shown
+from poolkit._text import shown
 from poolkit.drivers._sqlite_state import Session
 from poolkit.drivers._sqlite_waits import Waits
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from poolkit._driver import Verdict
-from poolkit._say import say, shown
+from poolkit._say import say
+from poolkit._text import shown
 from poolkit.drivers._sqlite_state import Session
 
 #: Device and inode; None where the system has none, or will not say: then nothing has changed.

@@ -13,7 +13,8 @@ import sys
 import types
 from typing import Any, Final
 
-from poolkit._say import Told, say, shown
+from poolkit._say import Told, say
+from poolkit._text import shown
 
 _told: Final = Told()
 

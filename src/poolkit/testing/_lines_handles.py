@@ -7,7 +7,7 @@ import inspect
 from typing import TYPE_CHECKING, Any, Final
 
 from poolkit._pool import Pool
-from poolkit._say import shown, told
+from poolkit._text import shown, told
 from poolkit.testing._contract import Broken, Chapter, WrongProbe
 
 if TYPE_CHECKING:

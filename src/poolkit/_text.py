@@ -1,0 +1,20 @@
+"""The text of what is a driver's or a user's, whatever its own code does."""
+
+from __future__ import annotations
+
+
+def shown(value: object) -> str:
+    """Return the `repr` of something of a driver's, or of a user's, also if it has none to give."""
+    try:
+        return repr(value)
+    except BaseException:  # whatever its own code does
+        return f"<{type(value).__name__}, whose repr() raises>"
+
+
+def told(error: BaseException) -> str:
+    """Return the class of an error and what it says, also if saying it raises."""
+    name = type(error).__name__
+    try:
+        return f"{name}: {error}"
+    except BaseException:  # whatever its own code does
+        return f"{name}, whose str() raises"
