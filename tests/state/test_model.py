@@ -143,6 +143,12 @@ def test_planted_slot_freed_before_its_close_ends_is_found() -> None:
     )
 
 
+def test_planted_slot_freed_under_a_close_that_was_broken_off_is_found() -> None:
+    """The pool closes once more what its holder has not closed to the end."""
+    again = 'self._close(slot, "broken")\n        self._follow_up(now)'
+    check_found("I7", again, 'self._move(slot, "gone")\n        self._follow_up(now)', SIMPLE)
+
+
 def test_planted_barging_is_found() -> None:
     """A newcomer goes to the head of the queue."""
     line = "waiter.key = key\n"

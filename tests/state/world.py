@@ -32,7 +32,7 @@ VERDICTS = {
     "stale": Verdict.STALE,
     "server gone": Verdict.SERVER_GONE,
 }
-RELEASES = ("clean", "used", "dirty", "broken", "stale", "server gone")
+RELEASES = ("clean", "used", "dirty", "broken", "closing", "stale", "server gone")
 
 
 class Caller:
@@ -185,9 +185,8 @@ class World:
         assert slot is not None
         if how in VERDICTS:
             self.heed(slot, VERDICTS[how])
-        elif how in ("dirty", "broken"):
-            give_back = self.book.release_dirty if how == "dirty" else self.book.release_broken
-            give_back(slot, self.now)
+        elif how in ("dirty", "broken", "closing"):
+            getattr(self.book, f"release_{how}")(slot, self.now)
             for waiter in self.book.queue.values():
                 assert self.now < waiter.deadline, "I13: will be told of what comes after"
         else:
