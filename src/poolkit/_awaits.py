@@ -30,7 +30,8 @@ def check_hook(name: str, hook: Any) -> None:
     if inspect.isasyncgenfunction(hook) or _is_generator(hook):
         raise PoolConfigError(f"{what} has a `yield`: {_WANTED}, without a `yield`")
     try:
-        inspect.signature(hook).bind(None)
+        # Of what is called, and not of what that wraps, which it may give more than a connection.
+        inspect.signature(hook, follow_wrapped=False).bind(None)
     except (TypeError, ValueError) as error:
         if isinstance(error, TypeError) or "invalid method signature" in str(error):
             raise PoolConfigError(

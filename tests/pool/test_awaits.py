@@ -163,7 +163,18 @@ def of_old(_: Any) -> Iterator[Any]:
     yield from checkpoint().__await__()
 
 
+async def with_settings(_: Any, settings: str) -> None:
+    """Take what a decorator gives beside the connection."""
+
+
+@functools.wraps(with_settings)
+async def decorated(conn: Any) -> None:
+    """Give the settings."""
+    await with_settings(conn, "some")
+
+
 FINE: dict[str, Any] = {
+    "decorator that gives more": decorated,
     "async def": plain,
     "lambda": lambda conn: plain(conn),
     "partial": functools.partial(plain),
