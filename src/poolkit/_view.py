@@ -306,7 +306,7 @@ def _make_class(kind: type, bases: tuple[type, ...]) -> type:
     members: dict[str, Any] = {
         "__slots__": (),
         "__class__": property(lambda _: kind),
-        "__doc__": f"A `{kind.__qualname__}`, until it is given back.",
+        "__doc__": inspect.getattr_static(kind, "__doc__"),
     }
     for base in reversed(bases):
         members.update((name, vars(base)[name]) for name in _LOOKS if name in vars(base))

@@ -163,7 +163,7 @@ async def test_forwarded_methods_have_their_names_and_their_words() -> None:
     async with Pool(CleanDriver(), max_size=2) as pool, pool.acquire() as conn:
         kind: Any = type(conn)
         assert kind.__name__ == "FakeConnectionView"
-        assert kind.__doc__ == "A `FakeConnection`, until it is given back."
+        assert conn.__doc__ == kind.__doc__ == FakeConnection.__doc__
         assert (kind.query.__name__, kind.query.__qualname__) == ("query", "FakeConnection.query")
         assert kind.query.__doc__ == FakeConnection.query.__doc__
         assert kind.peek.__doc__ == FakeConnection.peek.__doc__

@@ -447,6 +447,15 @@ async def test_class_and_static_methods_make_nothing_of_the_connection() -> None
         assert pool.stats().idle == 1
 
 
+async def test_type_without_a_docstring_is_given_none() -> None:
+    """Whatever views are among themselves is nobody's business."""
+    bare = type("Bare", (FakeConnection,), {})
+    async with Pool(driver_of(bare), max_size=1) as pool, pool.acquire() as conn:
+        assert conn.__doc__ is None
+        assert inspect.getdoc(conn) is None
+        assert "What all views share" not in pydoc.render_doc(conn)
+
+
 async def test_help_shows_what_a_connection_can_do() -> None:
     """In the library's words."""
     async with Pool(driver_of(Described), max_size=1) as pool, pool.acquire() as conn:
@@ -566,7 +575,9 @@ async def test_methods_of_aiosqlite_are_described_by_aiosqlite(tmp_path: Path) -
 
 
 def check_described(conn: Any, kind: type) -> None:
-    """Check that all public methods are described as the library describes them."""
+    """Check that it and all public methods are described as the library describes them."""
+    assert conn.__doc__ == kind.__doc__
+    assert inspect.getdoc(conn) == inspect.getdoc(kind)
     for name, method in inspect.getmembers(kind, inspect.isfunction):
         if name.startswith("_"):
             continue

@@ -307,6 +307,7 @@ for _name, _own in vars(Connection).items():
         with contextlib.suppress(ValueError):
             _own.__signature__ = inspect.signature(_method)  # type: ignore[attr-defined]
         _own._poolkit_is_async = inspect.iscoroutinefunction(_method)  # type: ignore[attr-defined]
+Connection.__doc__ = _Connection.__doc__
 
 
 def _given(parameters: Iterable[Any] | None) -> Iterable[Any]:

@@ -452,6 +452,7 @@ def _pooled(kind: Any, *, is_noting: bool) -> Any:
     for name, method in vars(PooledConnection).items():
         if inspect.isfunction(method) and not name.startswith("_") and hasattr(kind, name):
             functools.update_wrapper(method, getattr(kind, name))  # its docstring and signature
+    PooledConnection.__doc__ = kind.__doc__
     return PooledConnection
 
 
