@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from poolkit import Pool, Verdict
 from tests.fakes import Boom, FakeConnection, FullDriver, gone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Lost(Exception):
@@ -73,7 +76,8 @@ async def test_what_fails_at_once_is_restated_too() -> None:
     """Plain methods, and attributes."""
     async with Pool(RestatingDriver(Lost("gone"))) as pool, pool.acquire() as leased:
         conn: Any = leased
-        for use in (lambda: conn.peek(), lambda: conn.state):
+        uses: list[Callable[[], Any]] = [lambda: conn.peek(), lambda: conn.state]
+        for use in uses:
             with pytest.raises(Lost):
                 use()
 
