@@ -235,6 +235,42 @@ def test_timing_and_health_of_a_mounted_application_are_of_its_own_pools(make: M
         assert asked(client, "/who") == "parent"
 
 
+@pytest.mark.parametrize("kind", ["pool", "function", "router"])
+def test_application_whose_own_lifespan_has_not_run_is_refused_its_parents_pool(
+    make: Make, kind: str
+) -> None:
+    """Starlette does not run it: silently, the rows would come from another database."""
+    pool = make("sub")
+    its = lifespan((lambda: pool) if kind == "function" else pool)
+    sub = serving(None if "router" in kind else its)
+    sub.include_router(poolkit.fastapi.router(health=True))
+    if "router" in kind:
+        sub.include_router(APIRouter(lifespan=its))
+    app = serving(entering((lifespan(make("parent")), None), yields="all"))
+    app.mount("/sub", sub)
+    with TestClient(app) as client:
+        assert asked(client, "/who") == "parent"
+        with pytest.raises(PoolClosed, match=r"mounted.*enter it in the lifespan of its parent"):
+            client.get("/sub/who")
+        assert client.get("/sub/readyz").status_code == 503
+        sub.state.poolkit = client.app_state["poolkit"]  # given by hand
+        assert asked(client, "/sub/who") == "parent"
+
+
+@pytest.mark.parametrize("is_function", [False, True])
+def test_application_whose_lifespan_has_not_run_shares_the_same_pool(
+    make: Make, is_function: bool
+) -> None:
+    """Its parent has opened what it would have opened."""
+    pool = make("shared")
+    source: Any = (lambda: pool) if is_function else pool
+    sub = serving(lifespan(source))
+    app = serving(lifespan(source))
+    app.mount("/sub", sub)
+    with TestClient(app) as client:
+        assert asked(client, "/who") == asked(client, "/sub/who") == "shared"
+
+
 # -- what others leave in the state --------------------------------------------------------------
 
 

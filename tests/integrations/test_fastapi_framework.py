@@ -81,6 +81,10 @@ for kind in ("APIRoute", "_EffectiveRouteContext"):
         "hide(starlette.applications.Starlette, 'middleware_stack', 'user_middleware')",
         "the middleware of an application (",
     ),
+    "lifespan": (
+        "hide(fastapi.routing.APIRouter, 'lifespan_context')",
+        "the lifespan of an application (",
+    ),
     "websocket": (
         "hide(starlette.websockets.WebSocket, 'application_state')",
         "the state of a WebSocket (",

@@ -22,7 +22,7 @@ from poolkit._pool import Pool
 from poolkit.fastapi import _framework as framework
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -48,6 +48,14 @@ class Opened(dict[str, Pool[Any]]):
 #: An application that is served twice at once, by two test clients, has runs on two event loops;
 #: and several on one loop if its routers bring lifespans.
 _runs: Final[weakref.WeakKeyDictionary[Any, list[Opened]]] = weakref.WeakKeyDictionary()
+
+
+#: What each lifespan opens when it runs: pools, or functions that make them.
+sources: Final[weakref.WeakKeyDictionary[Callable[..., Any], Mapping[str, object]]] = (
+    weakref.WeakKeyDictionary()
+)
+#: What each pool came from: itself, or a function.
+origins: Final[weakref.WeakKeyDictionary[Pool[Any], object]] = weakref.WeakKeyDictionary()
 
 
 def _runs_of(app: Any) -> list[Opened]:
@@ -132,13 +140,17 @@ def find(scope: Scope, name: str) -> Pool[Any] | None:
     """Return the pool that a name means in the application that serves a request, or None."""
     for pools in _ways(scope):
         if name in pools:
-            return pools[name]
+            pool = pools[name]
+            return None if _lacks_its_own(scope.get("app"), name, pool) else pool
     return None
 
 
 def find_all(scope: Scope) -> dict[str, Pool[Any]] | None:
     """Return the pools, by their names, of the application that serves a request, or None."""
-    return next(filter(None, _ways(scope)), None)
+    pools = next(filter(None, _ways(scope)), None)
+    if pools is None or _lacks_its_own(scope.get("app"), DEFAULT, pools.get(DEFAULT)):
+        return None
+    return pools
 
 
 def _ways(scope: Scope) -> Iterator[dict[str, Pool[Any]]]:
@@ -154,6 +166,15 @@ def _ways(scope: Scope) -> Iterator[dict[str, Pool[Any]]]:
     pools = scope.get("state", {}).get(ALL)
     if isinstance(pools, dict):
         yield pools
+
+
+def _lacks_its_own(app: Any, name: str, found: Pool[Any] | None) -> bool:
+    """Tell whether an application's own lifespan has not run, and would open another pool."""
+    if _open_now(app) or getattr(getattr(app, "state", None), name, None) is found:
+        return False
+    same = (None, found, None if found is None else origins.get(found))
+    wanted = [sources[life].get(name) for life in framework.lifespans_of(app) if life in sources]
+    return any(one not in same for one in wanted)
 
 
 def _open_now(app: Any) -> dict[str, Pool[Any]]:

@@ -76,7 +76,8 @@ async def pool(http: HTTPConnection, _: Held) -> Pool[Any]:
     if found is None:
         raise PoolClosed(
             "no pool was opened for this application: its lifespan has not run, or has ended. Give "
-            "it one with FastAPI(lifespan=poolkit.fastapi.lifespan(pool)). In tests write `with "
+            "it one with FastAPI(lifespan=poolkit.fastapi.lifespan(pool)). That of a mounted "
+            "application runs if you enter it in the lifespan of its parent. In tests write `with "
             "TestClient(app) as client:`, for without `with` no lifespan runs; httpx's "
             "ASGITransport never runs one: put `async with poolkit.fastapi.lifespan(pool)(app):` "
             "around it"

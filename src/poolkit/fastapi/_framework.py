@@ -12,6 +12,7 @@ import functools
 import inspect
 import logging
 import traceback
+import types
 from typing import TYPE_CHECKING, Any, Final
 
 import fastapi
@@ -23,7 +24,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from poolkit._say import say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
     from starlette.types import Scope
 
@@ -102,6 +103,20 @@ def add_middleware(app: Any, kind: Callable[[Any], Any]) -> None:
             app.middleware_stack = kind(stack)
 
 
+def lifespans_of(app: Any) -> Iterator[Any]:
+    """Return the lifespan of an application, and those of its routers."""
+    rest = [getattr(getattr(app, "router", None), "lifespan_context", None)]
+    while rest:
+        one = rest.pop()
+        if not isinstance(one, types.FunctionType):
+            continue
+        yield one
+        if one.__module__ == APIRouter.__module__:  # what makes one of two
+            cells = inspect.unwrap(one).__closure__ or ()
+            with contextlib.suppress(ValueError):  # nothing is in it
+                rest += [cell.cell_contents for cell in cells]
+
+
 # -- of a WebSocket ------------------------------------------------------------------------------
 
 
@@ -132,6 +147,11 @@ class _SeenError(Exception):
 
 async def _endpoint(_: int) -> None:
     """Serve nothing."""
+
+
+@contextlib.asynccontextmanager
+async def _life(_: Any) -> AsyncIterator[None]:
+    yield
 
 
 async def _see(http: HTTPConnection) -> None:
@@ -184,6 +204,7 @@ def _missing() -> list[str]:
     http = contextvars.Context().run(_request)
     scope: Scope = {} if http is None else http.scope
     app: Any = FastAPI(openapi_url=None)
+    app.include_router(APIRouter(lifespan=_life))
     websocket = WebSocket({"type": "websocket"}, None, None)  # type: ignore[arg-type]
     found = {
         "the path of a route (routes are named by their functions)": (
@@ -199,6 +220,8 @@ def _missing() -> list[str]:
         "of its own, is served from the outermost's)": (
             hasattr(app, "middleware_stack") and hasattr(app, "user_middleware")
         ),
+        "the lifespan of an application (one that is mounted, and whose own has not run, is served "
+        "from the pools around it)": _life in lifespans_of(app),
         "the state of a WebSocket (each disconnect rolls back)": (
             getattr(websocket, "application_state", None) is WebSocketState.CONNECTING
         ),

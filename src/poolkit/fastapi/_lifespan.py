@@ -61,6 +61,7 @@ def lifespan(
             for name, source in sources.items():
                 made = await _make(source, name)
                 applications.check(app, pools, name, made)
+                applications.origins[made] = source
                 stack.callback(dismiss, made)
                 pools[name] = await stack.enter_async_context(made)
                 attend(made)
@@ -70,6 +71,7 @@ def lifespan(
                 # A request that comes later is told of the lifespan, not of a closed pool.
                 applications.end(app, pools)
 
+    applications.sources[opened] = sources
     return opened
 
 
