@@ -410,3 +410,35 @@ async def test_client_that_leaves_in_a_transaction_is_no_fault_of_the_block(
     told = [record for record in caplog.records if "was left behind" in record.getMessage()]
     assert len(told) == (kind == "by hand")
     assert outside("SELECT * FROM items") == []
+
+
+@pytest.mark.parametrize("where", ["response", pytest.param("endpoint", marks=generators)])
+async def test_streaming_connection_comes_back_without_the_garbage_collector(
+    app: FastAPI, pool: SQLitePool, where: str
+) -> None:
+    """The generator of a client that has left may wait at its ``yield`` for long."""
+    kept: list[AsyncIterator[str]] = []  # so that nothing collects them
+
+    async def lines() -> AsyncIterator[str]:
+        for _ in range(3):
+            yield "x"
+
+    @app.get("/response")
+    async def response(conn: Streaming) -> StreamingResponse:
+        kept.append(lines())
+        return StreamingResponse(kept[0])
+
+    @app.get("/endpoint", response_class=StreamingResponse)
+    async def endpoint(conn: Streaming) -> Any:
+        kept.append(lines())
+        async for line in kept[0]:
+            yield line
+
+    gc.disable()
+    try:
+        async with poolkit.fastapi.lifespan(pool)(app):
+            await leave_amid(app, f"/{where}")
+            await until(lambda: pool.stats().leased == pool.stats().recycling == 0)
+            await nothing_is_lost(pool)
+    finally:
+        gc.enable()
