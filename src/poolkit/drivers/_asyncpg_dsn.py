@@ -109,7 +109,8 @@ _WORDS: Final = words(
             "includeerrordetail serversidebinding disableserversidecursors asyncfallback engine "
             "sslcertmode gssdelegation scramclientkey scramserverkey sslkeylogfile loop "
             "minprotocolversion maxprotocolversion uselibpqcompat supa allowmultiqueries sslinline "
-            "krbspn minreadbuffersize gssapi"
+            "krbspn minreadbuffersize gssapi sslcrldir oauthissuer oauthclientid "
+            "oauthclientsecret oauthscope"
         ),
     }
 )
