@@ -202,7 +202,8 @@ async def main() -> None:
     pids = set()
     after = "nothing"
     instances: set[bool] = set()
-    async with create_pool(DSN, max_size=1, **PATIENT) as pool:
+    given = {"command_timeout": 300}
+    async with create_pool(DSN, max_size=1, connect_kwargs=given, **PATIENT) as pool:
         for act in ACTS:
             async with pool.acquire() as conn:
                 instances.add(isinstance(conn, asyncpg.Connection))

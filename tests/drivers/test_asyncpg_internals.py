@@ -146,6 +146,22 @@ wrapt.wrap_function_wrapper(asyncpg, "connect", connect)""",
         ["asyncpg.connect"],
         1,
     ),
+    "connect hides its arguments": (
+        """
+import asyncpg
+made = asyncpg.connect
+asyncpg.connect = lambda *args, **kwargs: made(*args, **kwargs)""",
+        [],
+        1,
+    ),
+    "connect hides its arguments wherever it is": (
+        """
+import asyncpg
+made = asyncpg.connect
+asyncpg.connect = asyncpg.connection.connect = lambda *args, **kwargs: made(*args, **kwargs)""",
+        [],
+        1,
+    ),
     "connect forgets the class": (
         """
 import asyncpg

@@ -24,8 +24,18 @@ if TYPE_CHECKING:
 Level = Literal["full", "full+prepared", "transaction", "none"]
 Pooler = Literal["transaction", "session"]
 
-#: The arguments that `asyncpg.connect` takes by keyword.
-ARGUMENTS: Final = frozenset(inspect.signature(asyncpg.connect).parameters)
+
+def _arguments() -> frozenset[str]:
+    """Return the arguments of `asyncpg.connect`; none if what agents have put there hides them."""
+    for connect in (asyncpg.connect, asyncpg.connection.connect):
+        parameters = inspect.signature(connect).parameters
+        if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+            return frozenset(parameters)
+    return frozenset()
+
+
+#: The arguments that `asyncpg.connect` takes by keyword; none if that is not known.
+ARGUMENTS: Final = _arguments()
 #: What passes through a pooler by transaction; other settings would stay with a random session.
 _TRACKED: Final = frozenset({"application_name", "client_encoding", "datestyle", "timezone"})
 #: What is legal where only so much is. (As libpq has it; TLS versions as asyncpg does.)
@@ -151,7 +161,7 @@ def _check_arguments(arguments: object) -> None:
             raise PoolConfigError("give the DSN as the first argument, not in connect_kwargs")
         if name == "loop":
             raise PoolConfigError("connect_kwargs has 'loop': a pool is of the loop that opens it")
-        if name not in ARGUMENTS:
+        if ARGUMENTS and name not in ARGUMENTS:
             raise PoolConfigError(f"connect_kwargs: {unknown_option(name, ARGUMENTS - {'dsn'})}")
         place = f"connect_kwargs[{name!r}]"
         _refuse_coroutine(place, value)
