@@ -141,10 +141,36 @@ async def test_failure_to_open_is_the_errors_own(postgres: Postgres, database: s
     with pytest.raises(asyncpg.InterfaceError, match=r"expected pool connect callback.*'int'"):
         await pool
     assert pool.is_closing()
+    pool = of_one(database, connect=_none)
+    with pytest.raises(asyncpg.InterfaceError, match=r"expected pool connect.*'NoneType'"):
+        await pool
+
+
+async def test_connection_that_cannot_be_taken_over_is_cut(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connector has made it without our class, and asyncpg is not as it was."""
+    made: list[Any] = []
+
+    async def connect(*args: Any, connection_class: Any, **kwargs: Any) -> Any:
+        made.append(await original.connect(*args, **kwargs))
+        return made[-1]
+
+    def refuse(*_: Any) -> Any:
+        raise poolkit.PoolConfigError("it cannot be taken over")
+
+    monkeypatch.setattr("poolkit.drivers._asyncpg_internals.remade", refuse)
+    with pytest.raises(poolkit.PoolConfigError, match="cannot be taken over"):
+        await of_one(database, connect=connect)
+    assert [c.is_closed() for c in made] == [True]
 
 
 async def _nothing(*_: Any, **__: Any) -> int:
     return 1
+
+
+async def _none(*_: Any, **__: Any) -> None:
+    return None
 
 
 async def _nowhere(*_: Any, **__: Any) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import asyncpg
 
@@ -129,6 +129,10 @@ def _represent(view: Any) -> str:
     return f"<PoolConnectionProxy {what} {id(view):#x}>"
 
 
+#: In place of a connection: asyncpg could not read the DSN.
+_UNREADABLE: Final = object()
+
+
 class CompatDriver(AsyncpgDriver):
     """Connects as `asyncpg.Pool` does; an unreachable database is the next caller's error."""
 
@@ -171,7 +175,7 @@ class CompatDriver(AsyncpgDriver):
 
     async def connect(self) -> asyncpg.Connection:
         """Open a connection, by whatever means the program has given."""
-        c: Any = None
+        c: Any = _UNREADABLE
         try:
             c = await awaited(
                 "connect",
@@ -185,7 +189,7 @@ class CompatDriver(AsyncpgDriver):
         except ValueError as error:
             if type(error) is not ValueError or self._dsn is None or self._sets_up():
                 raise
-        if c is None:
+        if c is _UNREADABLE:
             raise self._unreadable()
         c = internals.plain_connection(c)
         if not isinstance(c, self._class):
@@ -195,9 +199,9 @@ class CompatDriver(AsyncpgDriver):
                 f"expected pool connect callback to return an instance of "
                 f"'{wanted.__module__}.{wanted.__name__}', got '{module}{got.__name__}'"
             )
-        if not hasattr(c, "join"):
-            c = internals.remade(c, pooled(type(c)))
         try:
+            if not hasattr(c, "join"):
+                c = internals.remade(c, pooled(type(c)))
             await self._adopt(c)
             if self._sets_up():
                 await self.capture(c)
