@@ -182,9 +182,9 @@ async def test_a_cancelled_query_of_sqlite_is_interrupted(on_sqlite: Database) -
     """It would never end by itself, and with it nobody else's turn would come."""
     async with opened(on_sqlite, max_size=1) as pool:
         engine = create_async_engine(pool)
+        await with_session(engine)  # cancelled in its setting up, a connection would be given up
         with anyio.fail_after(10):
             with anyio.move_on_after(0.05) as scope:
-                await with_session(engine)
                 async with AsyncSession(engine) as session:
                     await session.execute(INSERT)
                     await session.execute(SLOW_SQLITE)
