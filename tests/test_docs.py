@@ -31,7 +31,8 @@ def ids(path: Path) -> str:
 
 #: Who is called, and what may be given by name.
 PARAMETERS: dict[str, frozenset[str]] = {
-    "poolkit.create_pool": NAMES,
+    "poolkit.create_pool": frozenset(_asyncpg_settings.CreateOptions.__annotations__)
+    | frozenset(_sqlite_settings.CreateOptions.__annotations__),
     "poolkit.Pool": NAMES,
     "poolkit.drivers.asyncpg.create_pool": frozenset(
         _asyncpg_settings.CreateOptions.__annotations__
@@ -66,11 +67,12 @@ OTHERS: dict[str, set[str]] = {
     "docs/howto/postgresql.md": {"pool_mode", "max_connections"},
     "docs/howto/sqlalchemy.md": {
         *("pool_size", "pool_timeout", "pool_recycle", "pool_pre_ping", "pool_reset_on_return"),
-        "isolation_level",
+        *("isolation_level", "engine"),
     },
     "docs/howto/sqlite.md": {"autocommit"},
     "docs/reference/faults.md": {"sslmode"},
     "docs/reference/sqlite-state.md": {"cache", "vfs"},
+    "docs/reference/urls.md": {"pgbouncer", "prepareThreshold", "ssl", "sslmode"},
 }
 #: Pages whose tables have what to write, by `poolkit.create_pool`, in their last column.
 BY_URL = ["docs/howto/from-databases.md", "docs/howto/from-aiosqlitepool.md"]
@@ -84,6 +86,7 @@ _PIECES = re.compile(
 
 def calls(text: str) -> Iterator[tuple[str, str]]:
     """Yield what is given by name in the calls in a piece of code: who is called, and the name."""
+    text = re.sub(r" # .*", "", text)
     for found in re.finditer(r"(?<![\w.])([A-Za-z_][\w.]*)\(", text):
         depth = 1
         for piece in _PIECES.finditer(text, found.end()):
@@ -131,18 +134,24 @@ def test_option_that_stands_by_itself_is_one_of_poolkits(page: Path) -> None:
 
 @pytest.mark.parametrize("page", BY_URL)
 def test_option_to_write_instead_is_taken_by_the_door_that_the_page_has(page: str) -> None:
-    """What only a driver's own `create_pool` takes is written as a call of that."""
+    """Which is `poolkit.create_pool`, or a transaction."""
     rows = re.findall(r"^\|.*\| (.*) \|$", (ROOT / page).read_text(), re.MULTILINE)
-    assert _alone("\n".join(rows)) <= NAMES | PARAMETERS["pool.transaction"]
+    assert (
+        _alone("\n".join(rows))
+        <= PARAMETERS["poolkit.create_pool"] | PARAMETERS["pool.transaction"]
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_urls_on_a_page_are_taken(page: Path) -> None:
-    """Each makes a pool, or its query is one that does."""
+    """Each makes a pool, or its query is one that does, unless the page shows that it is refused."""
     urls = [
         found
         for piece in code(page)
-        for found in re.findall(r"(?:postgres\w*|sqlite)(?:\+\w+)?://[^\s\"'`{}<>|]*", piece)
+        for found in re.findall(
+            r"(?:postgres\w*|sqlite)(?:\+\w+)?://[^\s\"'`{}<>|]*",
+            re.sub(r"refusal\(.*\)", "", piece),
+        )
         if not found.endswith(("...", "//", ":memory:"))
     ]
     queries = [found for piece in code(page) for found in re.findall(r"^\?([\w=&.-]+=\w+)$", piece)]

@@ -188,7 +188,7 @@ async def test_planted_transaction_that_keeps_its_lease_is_found(
 ) -> None:
     """Cancelled while it begins."""
     kept = "await self._lease.__aexit__(type(error), error, None)"
-    plant(monkeypatch, poolkit._transaction.Transaction, "__aenter__", kept, "pass")
+    plant(monkeypatch, poolkit._transaction.Transaction, "_give_back", kept, "pass")
     await check_found(transactions)
 
 
@@ -207,5 +207,5 @@ async def test_planted_close_that_forgets_who_waits_is_found(
 ) -> None:
     """An open that is cancelled leaves the pool open for nobody."""
     given_up = "self._collapse(life, None)  # nobody else has opened it, or is about to"
-    plant(monkeypatch, poolkit._pool.Pool, "open", given_up, "pass")
+    plant(monkeypatch, poolkit._pool.Pool, "_open", given_up, "pass")
     await check_found(open_close)

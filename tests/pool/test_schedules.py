@@ -103,7 +103,7 @@ def test_planted_transaction_that_keeps_its_lease_is_found(
     plant(
         monkeypatch,
         poolkit._transaction.Transaction,
-        "__aenter__",
+        "_give_back",
         "await self._lease.__aexit__(type(error), error, None)",
         "pass",
     )

@@ -567,7 +567,7 @@ def demo_without_database(url: str) -> str:
     ("url", "says"),
     [
         ("mysql://me:sekret@localhost/shop", "no driver serves the URL scheme 'mysql'"),
-        ("localhost:5432/shop", "it has no '://'"),
+        ("localhost:5432/shop", "it has no scheme with '://'"),
         ("postgresql://me:sek/ret@localhost/shop", "malformed DSN"),
         ("postgresql://me:sekret@localhost:port/shop", "the port is not a number"),
         ("sqlite:////no/such/folder/shop.db", "the directory /no/such/folder does not exist"),

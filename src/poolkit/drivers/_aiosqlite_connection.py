@@ -178,8 +178,13 @@ class Connection(Offered, _Connection):  # type: ignore[misc]  # what it offers 
                 self._raw.check(lease)
                 yield line
             await dumping
+        except sqlite3.OperationalError:
+            self._raw.check(lease)  # it was interrupted, as the lease has ended
+            raise
         finally:
             dumping.cancel()
+            if dumping.done() and not dumping.cancelled():
+                dumping.exception()  # which nobody else asks for
 
     @property
     def isolation_level(self) -> Any:
