@@ -143,7 +143,7 @@ def run(script: str, *args: str) -> str:
 # -- wrapped by agents ---------------------------------------------------------------------------
 
 
-class Proxy(wrapt.ObjectProxy):  # type: ignore[misc,unused-ignore]
+class Proxy(wrapt.ObjectProxy):  # type: ignore[misc,type-arg, unused-ignore]
     """What agents put around connections: cursors come out of it wrapped, too."""
 
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
