@@ -200,7 +200,7 @@ async def test_close_of_a_connection_that_was_lost_ends_its_lease(
     async with of_one(dsn) as pool:
         conn: Any = await pool.acquire()
         await outside.execute("SELECT pg_terminate_backend($1)", conn.get_server_pid())
-        with pytest.raises((asyncpg.PostgresError, asyncpg.InternalClientError, OSError)):
+        with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
             await conn.fetchval("SELECT 1")
         await until(conn.is_closed)
         assert pool.stats().leased == 1
