@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import anyio
 
     from poolkit import PoolStats, Verdict
-    from poolkit._state import PoolState
+    from poolkit._core.state import PoolState
 
 __all__ = [
     "Boom",

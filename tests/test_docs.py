@@ -15,7 +15,8 @@ import poolkit
 from poolkit import PoolConfigError
 from poolkit._options import NAMES
 from poolkit.compat.asyncpg import pool as compat
-from poolkit.drivers import _asyncpg_settings, _sqlite_settings
+from poolkit.drivers.asyncpg import _settings as _asyncpg_settings
+from poolkit.drivers.sqlite import _settings as _sqlite_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -23,7 +23,7 @@ from starlette import datastructures
 import poolkit
 from poolkit import PoolConfigError, drivers
 from poolkit.compat import asyncpg as compat
-from poolkit.drivers._asyncpg_settings import CHOICES
+from poolkit.drivers.asyncpg._settings import CHOICES
 
 if TYPE_CHECKING:
     from tests.pgbouncer import StartPgBouncer

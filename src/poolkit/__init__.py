@@ -7,6 +7,7 @@ another library (``poolkit.fastapi``, ``poolkit.drivers.aiosqlite``) is imported
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from poolkit._core.shedding import CoDel, Shedder, Shedding
 from poolkit._create import create_pool
 from poolkit._driver import Driver, Verdict
 from poolkit._errors import (
@@ -22,12 +23,11 @@ from poolkit._errors import (
     TransactionEnded,
     WrongLoop,
 )
-from poolkit._lease import Lease
 from poolkit._options import Options, PoolOptions
-from poolkit._pool import Pool
-from poolkit._shedding import CoDel, Shedder, Shedding
+from poolkit._shell.lease import Lease
+from poolkit._shell.pool import Pool
+from poolkit._shell.transaction import Transaction, transaction
 from poolkit._stats import LeaseInfo, PoolStats
-from poolkit._transaction import Transaction, transaction
 
 if TYPE_CHECKING:
     from poolkit import compat as compat

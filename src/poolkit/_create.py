@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from poolkit._errors import PoolConfigError
 from poolkit._options import NAMES, parse_options, unknown_option
-from poolkit._pool import Pool
+from poolkit._shell.pool import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from poolkit._driver import Driver
     from poolkit._url import URL
-    from poolkit.drivers._asyncpg_settings import CreateOptions as AsyncpgOptions
-    from poolkit.drivers._sqlite_settings import SettingsDict as SQLiteSettings
+    from poolkit.drivers.asyncpg._settings import CreateOptions as AsyncpgOptions
+    from poolkit.drivers.sqlite._settings import SettingsDict as SQLiteSettings
 
     class CreateOptions(AsyncpgOptions, SQLiteSettings, total=False):
         """The pool's options, and the settings of the drivers that come with poolkit."""

@@ -18,7 +18,7 @@ from poolkit._errors import PoolConfigError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
-    from poolkit._shedding import Shedding
+    from poolkit._core.shedding import Shedding
 
     Hook = Callable[[Any], Awaitable[object]]
 

@@ -159,7 +159,7 @@ async def test_connection_that_cannot_be_taken_over_is_cut(
     def refuse(*_: Any) -> Any:
         raise poolkit.PoolConfigError("it cannot be taken over")
 
-    monkeypatch.setattr("poolkit.drivers._asyncpg_internals.remade", refuse)
+    monkeypatch.setattr("poolkit.drivers.asyncpg._internals.remade", refuse)
     with pytest.raises(poolkit.PoolConfigError, match="cannot be taken over"):
         await of_one(database, connect=connect)
     assert [c.is_closed() for c in made] == [True]

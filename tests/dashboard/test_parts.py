@@ -16,9 +16,10 @@ from fastapi.testclient import TestClient
 
 import poolkit.fastapi
 from poolkit import Pool, PoolConfigError
-from poolkit.dashboard import ServerTiming, _watch
+from poolkit.dashboard import ServerTiming
+from poolkit.dashboard import _history as _watch
+from poolkit.dashboard._history import current, percentile, watch
 from poolkit.dashboard._snapshot import judge, snapshot
-from poolkit.dashboard._watch import current, percentile, watch
 from poolkit.testing import FakeDriver, VirtualTimeLoop
 
 PATHS = ["/poolkit", "/poolkit/icon.svg", "/poolkit/page.js", "/poolkit/page.css", "/poolkit/state"]

@@ -11,7 +11,7 @@ import pytest
 
 from poolkit import ConnectFailed, PoolConfigError
 from poolkit.compat import asyncpg as compat
-from poolkit.drivers import _asyncpg_base
+from poolkit.drivers.asyncpg import _base as _asyncpg_base
 from tests.drivers.asyncpg_help import (
     LOOPS,
     CountingProxy,

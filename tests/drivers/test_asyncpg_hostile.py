@@ -11,7 +11,7 @@ import pytest
 from asyncpg import exceptions as pg
 
 from poolkit import ConnectFailed, NotLeased, PoolConfigError, Verdict
-from poolkit._hooks import Hooks
+from poolkit._shell.driver_calls import Hooks
 from poolkit.drivers.asyncpg import AsyncpgDriver, create_pool
 from tests.drivers.asyncpg_help import LOOPS, PATIENCE, leave_nothing, of_one, warnings_in
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pytest
 
-from poolkit.drivers._asyncpg_costs import COSTS
+from poolkit.drivers.asyncpg._costs import COSTS
 from tests.drivers.asyncpg_renamed import renamed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -242,7 +242,7 @@ asyncpg.Connection = wrapt.ObjectProxy(asyncpg.Connection)""",
     ),
     "protocol's query with another signature": (
         """
-from poolkit.drivers import _asyncpg_internals as internals
+from poolkit.drivers.asyncpg import _internals as internals
 look = internals.look
 def look_and_change(c, kind):
     inside = look(c, kind)

@@ -12,7 +12,7 @@ from asyncpg import exceptions as pg
 
 import poolkit
 from poolkit import Verdict
-from poolkit.drivers import _asyncpg_errors as errors
+from poolkit.drivers.asyncpg import _errors as errors
 from poolkit.drivers.asyncpg import create_pool
 from tests.conftest import BACKENDS
 from tests.drivers.asyncpg_help import until

@@ -342,8 +342,8 @@ async def test_reset_query_of_ones_own_is_sent(dsn: str, server: OtherServer) ->
 
 async def test_verdict_on_a_doubtful_connection_is_about_it_alone(dsn: str) -> None:
     """It is closed, and nothing is said of the others."""
-    from poolkit.drivers._asyncpg_internals import Doubtful
     from poolkit.drivers.asyncpg import AsyncpgDriver
+    from poolkit.drivers.asyncpg._internals import Doubtful
 
     driver = AsyncpgDriver(dsn)
     c = await driver.connect()

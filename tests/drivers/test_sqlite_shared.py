@@ -15,7 +15,7 @@ import pytest
 from poolkit import NotLeased, Options, PoolConfigError, TransactionEnded, Verdict
 from poolkit.drivers import aiosqlite as with_aiosqlite
 from poolkit.drivers import sqlite as with_threads
-from poolkit.drivers._sqlite_url import parse_url
+from poolkit.drivers.sqlite._url import parse_url
 from tests.conftest import BACKENDS
 from tests.drivers.sqlite_help import (
     ENDLESS,

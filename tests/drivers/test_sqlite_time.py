@@ -20,8 +20,8 @@ from fastapi import Depends
 
 import poolkit
 from poolkit import PoolTimeout, TransactionEnded
-from poolkit.drivers._sqlite_connection import Raw
-from poolkit.drivers._sqlite_operation import Operation
+from poolkit.drivers.sqlite._connection import Raw
+from poolkit.drivers.sqlite._operation import Operation
 from tests.drivers.sqlite_help import (
     ENDLESS,
     ENDLESS_INSERT,

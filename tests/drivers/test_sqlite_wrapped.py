@@ -17,8 +17,8 @@ import typing_extensions
 import wrapt
 
 import poolkit
-from poolkit.drivers import _sqlite_wrapped
-from poolkit.drivers._aiosqlite_internals import class_of, sqlite_of
+from poolkit.drivers.aiosqlite._internals import class_of, sqlite_of
+from poolkit.drivers.sqlite import _wrapped as _sqlite_wrapped
 from tests.drivers.sqlite_help import PATIENCE
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
 
 import poolkit
-import poolkit._lease
-import poolkit._pool
-import poolkit._transaction
+import poolkit._shell.lease
+import poolkit._shell.pool
+import poolkit._shell.transaction
 from poolkit import Pool, PoolClosed
 from poolkit.testing._invariants import check_book
 from tests.fakes import FakeConnection, FullDriver
@@ -176,7 +176,7 @@ async def test_planted_waiter_that_does_not_give_up_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Cancelled in line."""
-    pool = poolkit._pool.Pool
+    pool = poolkit._shell.pool.Pool
     plant(
         monkeypatch, pool, "_lease_later", "self._tell(book.give_up, waiter, runtime.now())", "pass"
     )
@@ -188,7 +188,7 @@ async def test_planted_transaction_that_keeps_its_lease_is_found(
 ) -> None:
     """Cancelled while it begins."""
     kept = "await self._lease.__aexit__(type(error), error, None)"
-    plant(monkeypatch, poolkit._transaction.Transaction, "_give_back", kept, "pass")
+    plant(monkeypatch, poolkit._shell.transaction.Transaction, "_give_back", kept, "pass")
     await check_found(transactions)
 
 
@@ -197,7 +197,7 @@ async def test_planted_reset_left_out_after_a_cancellation_is_found(
 ) -> None:
     """A cancelled transaction whose connection is handed on as it is."""
     asked = "slot.busy or slot.cancelled or slot.derived"
-    plant(monkeypatch, poolkit._pool.Pool, "_take_back", asked, "False")
+    plant(monkeypatch, poolkit._shell.pool.Pool, "_take_back", asked, "False")
     monkeypatch.setattr(FullDriver, "is_clean", lambda *_: True)
     await check_found(transactions)
 
@@ -207,5 +207,5 @@ async def test_planted_close_that_forgets_who_waits_is_found(
 ) -> None:
     """An open that is cancelled leaves the pool open for nobody."""
     given_up = "self._collapse(life, None)  # nobody else has opened it, or is about to"
-    plant(monkeypatch, poolkit._pool.Pool, "_open", given_up, "pass")
+    plant(monkeypatch, poolkit._shell.pool.Pool, "_open", given_up, "pass")
     await check_found(open_close)

@@ -519,7 +519,7 @@ async def test_pool_that_closes_takes_back_what_is_being_closed() -> None:
 
 def test_names_of_what_may_end_a_connection() -> None:
     """And of what only tells; the others are asked nothing."""
-    from poolkit._closing import is_harmless, may_end
+    from poolkit._shell.closing import is_harmless, may_end
 
     ends = "close aclose terminate disconnect shutdown stop quit abort kill force_close hard_close "
     ends += (

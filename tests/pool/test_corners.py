@@ -15,11 +15,11 @@ import trio
 from anyio import wait_all_tasks_blocked
 
 import poolkit
-import poolkit._life
-import poolkit._runtime
+import poolkit._shell.life
+import poolkit._shell.runtime
 from poolkit import NotLeased, Pool, PoolClosed, PoolError, WrongLoop
-from poolkit._pool import NOT_GIVEN
-from poolkit._view import _attached
+from poolkit._shell.pool import NOT_GIVEN
+from poolkit._shell.view import _attached
 from tests.fakes import Boom, CleanDriver, FakeDriver, FullDriver, gone
 
 
@@ -83,7 +83,7 @@ async def test_root_task_that_fails_closes_the_pool_with_its_error(
         await fail.wait()
         raise Boom("upkeep")
 
-    monkeypatch.setattr(poolkit._life, "upkeep", upkeep)
+    monkeypatch.setattr(poolkit._shell.life, "upkeep", upkeep)
     driver = FakeDriver()
     pool = await Pool(driver, max_size=1).open()
     conn = await pool.acquire()
@@ -302,8 +302,8 @@ async def test_pool_knows_in_a_child_process_that_it_is_the_parents() -> None:
     driver = FakeDriver()
     async with Pool(driver, max_size=1) as pool:
         calls = dict(driver.calls)
-        before = [(runtime, dict(vars(runtime))) for runtime in poolkit._runtime._runtimes]
-        poolkit._runtime._after_fork()
+        before = [(runtime, dict(vars(runtime))) for runtime in poolkit._shell.runtime._runtimes]
+        poolkit._shell.runtime._after_fork()
         try:
             with pytest.raises(WrongLoop, match="before a fork"):
                 await pool.acquire()
@@ -316,7 +316,7 @@ async def test_pool_knows_in_a_child_process_that_it_is_the_parents() -> None:
 def test_platform_without_fork_needs_no_mark(monkeypatch: pytest.MonkeyPatch) -> None:
     """The module is imported as it would be there."""
     monkeypatch.delattr(os, "register_at_fork", raising=False)
-    place = poolkit._runtime.__file__
+    place = poolkit._shell.runtime.__file__
     spec = importlib.util.spec_from_file_location("poolkit._runtime_without_fork", place)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -28,7 +28,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poolkit import NotLeased, Pool
-from poolkit._data import DEPTH, MOST, is_data
+from poolkit._shell.derived import DEPTH, MOST, is_data
 from tests.effort import EFFORT
 from tests.fakes import CleanDriver, FakeConnection, FullDriver
 

@@ -23,8 +23,8 @@ from poolkit import (
     PoolTimeout,
     PoolUnavailable,
 )
-from poolkit._deadlock import CERTAIN_FOR
-from poolkit._slot import NEVER
+from poolkit._core.deadlock import CERTAIN_FOR
+from poolkit._core.slot import NEVER
 from poolkit.testing import VirtualTimeLoop
 from tests.effort import EFFORT
 from tests.fakes import CleanDriver, FakeConnection, own

@@ -24,7 +24,7 @@ from anyio import wait_all_tasks_blocked
 import poolkit
 import poolkit.testing
 from poolkit import Pool, PoolBusy, PoolError, Verdict
-from poolkit._view import held_slot
+from poolkit._shell.view import held_slot
 from poolkit.testing._invariants import check_book
 from tests.fakes import Boom, FakeDriver, FullDriver
 from tests.pool.storm import until_quiet

@@ -12,7 +12,7 @@ import anyio
 import pytest
 from anyio import wait_all_tasks_blocked
 
-import poolkit._say
+import poolkit._shell.log
 from poolkit import ConnectFailed, NotLeased, Pool, PoolOptions, PoolTimeout, Verdict
 from poolkit.testing import VirtualTimeLoop
 from tests.fakes import Boom, CleanDriver, FakeConnection, FakeDriver, FullDriver, gone, own
@@ -552,7 +552,7 @@ async def test_refusals_that_are_remembered_as_told_are_limited(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server may put a number of its own into each."""
-    monkeypatch.setattr(poolkit._say, "_MANY", 1)
+    monkeypatch.setattr(poolkit._shell.log, "_MANY", 1)
     driver = FullDriver(reset=[Boom("first"), Boom("second"), Boom("third"), Boom("first")])
     driver.verdicts[Boom] = Verdict.OK
     async with Pool(driver, max_size=1) as pool:

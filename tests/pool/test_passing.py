@@ -16,7 +16,7 @@ import trio
 import trio.testing
 
 from poolkit import ConnectFailed, Pool, PoolTimeout, Verdict
-from poolkit._hooks import Hooks
+from poolkit._shell.driver_calls import Hooks
 from tests.fakes import Boom, FakeConnection, FakeDriver, FullDriver
 from tests.pool.virtual import RUNNERS
 from tests.proxy import Proxy

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import poolkit._lease
-import poolkit._pool
-import poolkit._transaction
+import poolkit._shell.lease
+import poolkit._shell.pool
+import poolkit._shell.transaction
 from tests.effort import EFFORT
 from tests.pool.planting import plant
 from tests.pool.schedules import run_on_asyncio, run_on_trio
@@ -72,7 +72,7 @@ def test_planted_waiter_that_does_not_give_up_is_found(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cancelled in line, or after the hand-off: what it was given is lost."""
-    pool = poolkit._pool.Pool
+    pool = poolkit._shell.pool.Pool
     plant(
         monkeypatch, pool, "_lease_later", "self._tell(book.give_up, waiter, runtime.now())", "pass"
     )
@@ -84,7 +84,7 @@ def test_planted_hand_off_lost_to_a_cancellation_is_found(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who was served before the cancellation came gives nothing back."""
-    pool = poolkit._pool.Pool
+    pool = poolkit._shell.pool.Pool
     plant(
         monkeypatch,
         pool,
@@ -102,7 +102,7 @@ def test_planted_transaction_that_keeps_its_lease_is_found(
     """A BEGIN that fails after the connection was acquired."""
     plant(
         monkeypatch,
-        poolkit._transaction.Transaction,
+        poolkit._shell.transaction.Transaction,
         "_give_back",
         "await self._lease.__aexit__(type(error), error, None)",
         "pass",
@@ -117,7 +117,7 @@ def test_planted_release_that_forgets_those_in_line_is_found(
     """They are served, and nobody wakes them."""
     plant(
         monkeypatch,
-        poolkit._pool.Pool,
+        poolkit._shell.pool.Pool,
         "_give_back",
         "if book.woken:",
         "if False:",

@@ -184,7 +184,7 @@ def test_lease_in_which_the_loop_was_away_is_no_sign_of_life(
 def test_suspended_machine_makes_connections_suspect(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop's clock has stood still meanwhile: a lease's end is no news, either."""
     suspended = 0.0
-    monkeypatch.setattr(poolkit._upkeep, "seconds_suspended", lambda: suspended)
+    monkeypatch.setattr(poolkit._shell.upkeep, "seconds_suspended", lambda: suspended)
 
     async def main() -> None:
         nonlocal suspended
@@ -216,10 +216,10 @@ def test_clocks_that_are_turned_are_no_sign_of_a_suspended_machine(
     """What a test library freezes or turns is not what is looked at, where there is a choice."""
     if not hasattr(time, "CLOCK_BOOTTIME"):
         pytest.skip("there is no such choice")
-    before = poolkit._upkeep.seconds_suspended()
+    before = poolkit._shell.upkeep.seconds_suspended()
     monkeypatch.setattr("time.time", lambda: 4e9)
     monkeypatch.setattr("time.monotonic", lambda: 7.0)
-    assert poolkit._upkeep.seconds_suspended() - before < 1.0
+    assert poolkit._shell.upkeep.seconds_suspended() - before < 1.0
 
 
 def test_where_there_is_no_clock_that_counts_suspensions_the_wall_clock_does(
@@ -227,7 +227,7 @@ def test_where_there_is_no_clock_that_counts_suspensions_the_wall_clock_does(
 ) -> None:
     """It is ahead by so much afterwards."""
     monkeypatch.delattr("time.CLOCK_BOOTTIME", raising=False)
-    suspended = poolkit._upkeep.Suspended()
+    suspended = poolkit._shell.upkeep.Suspended()
     wall = time.time()
     monkeypatch.setattr("time.time", lambda: wall + 3600.0)
     assert 3590.0 < suspended.since_asked() < 3610.0

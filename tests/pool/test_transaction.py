@@ -13,7 +13,8 @@ import pytest
 from anyio import wait_all_tasks_blocked
 
 import poolkit
-from poolkit import NotLeased, Pool, PoolConfigError, PoolTimeout, TransactionEnded, _view
+from poolkit import NotLeased, Pool, PoolConfigError, PoolTimeout, TransactionEnded
+from poolkit._shell import view as _view
 from tests.fakes import Boom, CleanDriver, FakeConnection, FakeTransaction, FullDriver, own
 from tests.pool.virtual import RUNNERS
 

@@ -20,7 +20,7 @@ from anyio.lowlevel import checkpoint
 
 import poolkit
 from poolkit import Pool, Verdict
-from poolkit._hooks import Hooks
+from poolkit._shell.driver_calls import Hooks
 from tests.fakes import FakeConnection, FakeTransaction, FullDriver
 
 if TYPE_CHECKING:

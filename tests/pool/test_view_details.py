@@ -13,7 +13,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from poolkit import NotLeased, Pool, PoolError
-from poolkit._view import _attached, view_class
+from poolkit._shell.view import _attached, view_class
 from tests.fakes import Boom, CleanDriver, FakeConnection, FullDriver
 
 if TYPE_CHECKING:

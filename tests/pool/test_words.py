@@ -13,7 +13,7 @@ import anyio
 import pytest
 from anyio import wait_all_tasks_blocked
 
-import poolkit._words as words
+import poolkit._shell.messages as words
 from poolkit import (
     CoDel,
     ConnectFailed,

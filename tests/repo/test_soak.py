@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from poolkit import _data
-from poolkit._state import PoolState
+from poolkit._core.state import PoolState
+from poolkit._shell import derived as _data
 from scripts.soak import on_asyncio, on_trio
 from scripts.soak.model import RUDE, World
 from tests.conftest import ROOT
@@ -99,12 +99,12 @@ def connect_above_capacity(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def forget_to_terminate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave connections open that the pool has given up."""
-    monkeypatch.setattr("poolkit._hooks.Hooks.terminate", lambda *_: None)
+    monkeypatch.setattr("poolkit._shell.driver_calls.Hooks.terminate", lambda *_: None)
 
 
 def heed_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hand on what an error of the last lease has said is broken."""
-    monkeypatch.setattr("poolkit._hooks.Hooks.heed", lambda *_, **__: None)
+    monkeypatch.setattr("poolkit._shell.driver_calls.Hooks.heed", lambda *_, **__: None)
 
 
 def take_lists_for_data(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,7 +246,7 @@ async def test_a_session_that_reads_and_writes_on_sqlite_needs_no_reset(
     on_sqlite: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Statements that can have left nothing, transactions and savepoints among them."""
-    from poolkit.drivers._sqlite_connection import Raw
+    from poolkit.drivers.sqlite._connection import Raw
 
     cleaned = []
     async with opened(on_sqlite, max_size=1) as pool:

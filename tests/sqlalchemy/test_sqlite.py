@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.ext.asyncio import create_async_engine as create_their_engine
 
-from poolkit.drivers._sqlite_connection import Raw
+from poolkit.drivers.sqlite._connection import Raw
 from poolkit.sqlalchemy import create_async_engine
 from tests.sqlalchemy.conftest import Database, at_rest, opened
 

@@ -12,7 +12,7 @@ import pickle
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from poolkit._slot import NEVER, Slot
+from poolkit._core.slot import NEVER, Slot
 from tests.state.world import World
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-import poolkit._state
+import poolkit._core.state
 from poolkit import CoDel, Options
-from poolkit._slot import NEVER
-from poolkit._state import PoolState
+from poolkit._core.slot import NEVER
+from poolkit._core.state import PoolState
 from tests.effort import EFFORT
 from tests.state.explore import Violation, explore
 from tests.state.world import World
@@ -95,7 +95,7 @@ def test_invariants_hold_in_every_state(name: str) -> None:
 
 def planted(old: str, new: str) -> type[PoolState]:
     """Return the book with a bug: the shipped source, with one piece of it replaced."""
-    source = inspect.getsource(poolkit._state)
+    source = inspect.getsource(poolkit._core.state)
     assert source.count(old) == 1, f"found {source.count(old)} times: {old}"
     module = types.ModuleType("planted_state")
     sys.modules[module.__name__] = module  # pickle looks there

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from poolkit import CoDel, Options, PoolConfigError, Verdict
-from poolkit._slot import NEVER, Waiter
-from poolkit._state import PoolState
+from poolkit._core.slot import NEVER, Waiter
+from poolkit._core.state import PoolState
 
 POLICY = CoDel(target=0.1, interval=1.0)
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from poolkit import Options, Verdict
-from poolkit._slot import NEVER, TRANSITIONS, Slot, Waiter
-from poolkit._state import PoolState
+from poolkit._core.slot import NEVER, TRANSITIONS, Slot, Waiter
+from poolkit._core.state import PoolState
 from poolkit.testing._invariants import check_book
 from tests.fakes import gone
 

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import pytest
 
 from poolkit import CoDel, Options, Verdict
-from poolkit._slot import NEVER, Reason
+from poolkit._core.slot import NEVER, Reason
 from tests.fakes import gone
 from tests.state.test_state import Desk
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from poolkit import CoDel, Options
-from poolkit._slot import NEVER
-from poolkit._state import PoolState
+from poolkit._core.slot import NEVER
+from poolkit._core.state import PoolState
 from tests.effort import EFFORT
 from tests.state.world import World
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from poolkit import Options, Verdict
-from poolkit._slot import NEVER, Slot, Waiter
-from poolkit._state import PoolState
+from poolkit._core.slot import NEVER, Slot, Waiter
+from poolkit._core.state import PoolState
 from poolkit.testing._invariants import check_book
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from poolkit._pool import Pool
+from poolkit._shell.pool import Pool
 from poolkit.dashboard._snapshot import snapshot
 
 #: What the page, and nothing else, may do in a browser.

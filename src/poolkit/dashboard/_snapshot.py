@@ -7,12 +7,12 @@ import itertools
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-from poolkit import _words as words
-from poolkit.dashboard._watch import watch
+from poolkit._shell import messages as words
+from poolkit.dashboard._history import watch
 
 if TYPE_CHECKING:
-    from poolkit._pool import Pool
-    from poolkit._slot import Slot
+    from poolkit._core.slot import Slot
+    from poolkit._shell.pool import Pool
 
 #: A wait of so many seconds is told of, and so is a lease that nobody waits for.
 LONG_WAIT: Final = 1.0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from poolkit.dashboard._watch import Timing, current, watch
+from poolkit.dashboard._history import Timing, current, watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from poolkit._pool import Pool
+    from poolkit._shell.pool import Pool
 
 #: Where ``poolkit.fastapi.lifespan`` leaves its pools.
 _ALL: Final = "poolkit_pools"

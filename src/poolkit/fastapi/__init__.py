@@ -8,7 +8,7 @@ Everything hangs from one root, so that one line moves it all in a test::
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from poolkit.fastapi import _floor as _floor  # first: it says what is missing
+from poolkit.fastapi import _requirements as _requirements  # first: it says what is missing
 from poolkit.fastapi._dependencies import (
     Connection,
     Dependencies,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from anyio.lowlevel import current_token
 
 from poolkit._errors import PoolConfigError
-from poolkit._pool import Pool
+from poolkit._shell.pool import Pool
 from poolkit.fastapi import _framework as framework
 
 if TYPE_CHECKING:

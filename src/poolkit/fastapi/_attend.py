@@ -10,13 +10,13 @@ import contextvars
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from poolkit import _words as words
-from poolkit._say import Told
+from poolkit._shell import messages as words
+from poolkit._shell.log import Told
 from poolkit.fastapi import _routes as routes
 
 if TYPE_CHECKING:
-    from poolkit._lease import Lease
-    from poolkit._pool import Pool
+    from poolkit._shell.lease import Lease
+    from poolkit._shell.pool import Pool
     from poolkit.fastapi._request import RequestLeases
 
 logger = logging.getLogger("poolkit")

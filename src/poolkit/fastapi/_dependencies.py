@@ -24,8 +24,8 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from poolkit._errors import PoolClosed
-from poolkit._pool import Pool
-from poolkit._transaction import transaction as _transaction_on
+from poolkit._shell.pool import Pool
+from poolkit._shell.transaction import transaction as _transaction_on
 from poolkit.fastapi import _framework as framework
 from poolkit.fastapi import _websockets as websockets
 from poolkit.fastapi._applications import DEFAULT, find

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 
 from poolkit._errors import PoolConfigError
 from poolkit._options import check_seconds
-from poolkit._pool import Pool
+from poolkit._shell.pool import Pool
 from poolkit.fastapi._applications import DEFAULT, find_all
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar, cast
 import anyio
 
 from poolkit._errors import NotLeased, PoolConfigError
-from poolkit._lease import RELEASED, Released
+from poolkit._shell.lease import RELEASED, Released
 from poolkit.fastapi import _routes as routes
 from poolkit.fastapi._threads import in_a_loop, needs_a_loop, refuse_in_threads
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import types
     from collections.abc import Coroutine, Generator
 
-    from poolkit._pool import Pool
+    from poolkit._shell.pool import Pool
     from poolkit.fastapi._request import RequestLeases
 
 T = TypeVar("T")

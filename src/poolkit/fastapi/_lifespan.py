@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from starlette.applications import Starlette
 
 from poolkit._errors import PoolConfigError
-from poolkit._pool import Pool
+from poolkit._shell.pool import Pool
 from poolkit.fastapi import _applications as applications
 from poolkit.fastapi._applications import ALL, DEFAULT
 from poolkit.fastapi._attend import attend, dismiss

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from poolkit._errors import PoolConfigError, PoolUnavailable
 from poolkit.fastapi import _framework as framework
 from poolkit.fastapi import _routes as routes
-from poolkit.fastapi._answers import make_answer
 from poolkit.fastapi._attend import attend, current
+from poolkit.fastapi._http_errors import make_answer
 from poolkit.fastapi._lazy import AFTER_THE_RESPONSE, AT_THE_END, INSTEAD, LazyConnection
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import HTTPConnection
 
-    from poolkit._pool import Pool
+    from poolkit._shell.pool import Pool
 
 
 class RequestLeases:

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncResult, AsyncSession
 from starlette.requests import HTTPConnection
 
 from poolkit._errors import NotLeased, PoolConfigError
-from poolkit._pool import Pool
+from poolkit._shell.pool import Pool
 from poolkit.fastapi import _framework as framework
 from poolkit.fastapi import _websockets as websockets
 from poolkit.fastapi._dependencies import Held, pool

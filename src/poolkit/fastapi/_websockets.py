@@ -11,7 +11,7 @@ import logging
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
-from poolkit._say import Told
+from poolkit._shell.log import Told
 
 if TYPE_CHECKING:
     from starlette.types import Scope

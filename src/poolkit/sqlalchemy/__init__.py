@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from poolkit._driver import missing_extra
 from poolkit._errors import PoolConfigError
-from poolkit._pool import Pool
+from poolkit._shell.pool import Pool
 
 try:
     import greenlet  # type: ignore[import-untyped, unused-ignore]  # noqa: F401  # SQLAlchemy needs it

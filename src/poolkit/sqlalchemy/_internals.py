@@ -24,7 +24,7 @@ from sqlalchemy.engine import AdaptedConnection
 from sqlalchemy.pool import base
 
 from poolkit._errors import PoolConfigError
-from poolkit._say import Told, say
+from poolkit._shell.log import Told, say
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable

@@ -31,11 +31,11 @@ from sqlalchemy import exc
 from sqlalchemy.pool import Pool as _Pool
 
 import poolkit
-from poolkit import _words as words
+from poolkit._core.slot import Slot
 from poolkit._errors import PoolClosed, PoolConfigError, WrongLoop
 from poolkit._errors import PoolTimeout as _PoolTimeout
-from poolkit._lease import UngreetedLease
-from poolkit._slot import Slot
+from poolkit._shell import messages as words
+from poolkit._shell.lease import UngreetedLease
 from poolkit.sqlalchemy._internals import ConnectionRecord, await_only
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Dialect
 
-    from poolkit._pool import Pool
+    from poolkit._shell.pool import Pool
     from poolkit.sqlalchemy._adapters import Adapters
 
     #: Runs `on_acquire`.

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from poolkit._pool import Pool
+    from poolkit._shell.pool import Pool
 
 S = TypeVar("S", bound=AsyncSession)
 

@@ -20,8 +20,8 @@ from sqlalchemy import URL
 from sqlalchemy.engine import AdaptedConnection
 
 from poolkit._errors import NotLeased, PoolConfigError
-from poolkit.drivers._sqlite_connection import Raw
-from poolkit.drivers._sqlite_cursor import RawCursor, is_tame
+from poolkit.drivers.sqlite._connection import Raw
+from poolkit.drivers.sqlite._cursor import RawCursor, is_tame
 from poolkit.sqlalchemy._ended import may_follow, transaction_ended
 from poolkit.sqlalchemy._internals import await_only
 

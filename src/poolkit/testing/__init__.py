@@ -8,11 +8,11 @@
 Fixtures for pytest are in ``poolkit.testing.pytest``, which is not imported by itself.
 """
 
+from poolkit.testing._at_rest import check_pool
 from poolkit.testing._check_driver import check_driver
 from poolkit.testing._contract import ContractBroken, Probe, Report
 from poolkit.testing._fake import NEVER, FakeConnection, FakeDriver, Fault
 from poolkit.testing._loops import OneStepLoop, VirtualTimeLoop
-from poolkit.testing._rest import check_pool
 from poolkit.testing._rollback import rollback
 
 __all__ = [

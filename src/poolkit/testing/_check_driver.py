@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from poolkit.testing import (
-    _lines_cancelling,
-    _lines_clean,
-    _lines_connection,
-    _lines_handles,
-    _lines_hints,
-    _lines_lease,
-)
+from poolkit.testing import _contract_cancelling as _lines_cancelling
+from poolkit.testing import _contract_clean as _lines_clean
+from poolkit.testing import _contract_connection as _lines_connection
+from poolkit.testing import _contract_handles as _lines_handles
+from poolkit.testing import _contract_hints as _lines_hints
+from poolkit.testing import _contract_lease as _lines_lease
 from poolkit.testing._bench import Bench
 from poolkit.testing._contract import Broken, C, ContractBroken, Probe, Report, WrongProbe
 

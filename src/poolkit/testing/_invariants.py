@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from poolkit._slot import Slot
-    from poolkit._state import PoolState
+    from poolkit._core.slot import Slot
+    from poolkit._core.state import PoolState
 
 CONTAINERS = ("connecting", "idle", "leased", "recycling", "closing")
 

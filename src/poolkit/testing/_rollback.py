@@ -19,8 +19,8 @@ import anyio
 
 from poolkit._driver import C, Verdict
 from poolkit._errors import PoolError
-from poolkit._pool import Pool
-from poolkit._view import held_slot
+from poolkit._shell.pool import Pool
+from poolkit._shell.view import held_slot
 
 if TYPE_CHECKING:
     import types

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
+from poolkit.testing._at_rest import check_pool
 from poolkit.testing._fake import FakeDriver
-from poolkit.testing._rest import check_pool
 from poolkit.testing._rollback import rollback
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from poolkit._pool import Pool
+    from poolkit._shell.pool import Pool
 
 P = TypeVar("P", bound="Pool[Any]")
 

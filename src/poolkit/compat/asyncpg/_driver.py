@@ -11,21 +11,21 @@ import asyncpg
 from poolkit._awaits import awaited
 from poolkit._driver import Verdict
 from poolkit._errors import NotLeased, PoolConfigError
-from poolkit._lease import Closed
+from poolkit._shell.lease import Closed
+from poolkit._shell.messages import users_place
+from poolkit._shell.view import _Method, _View, watched
 from poolkit._url import text_of
-from poolkit._view import _Method, _View, watched
-from poolkit._words import users_place
-from poolkit.drivers import _asyncpg_internals as internals
-from poolkit.drivers._asyncpg_connection import Handle, pooled
-from poolkit.drivers._asyncpg_dsn import check_dsn
-from poolkit.drivers._asyncpg_reset import forget_named
-from poolkit.drivers._asyncpg_settings import Settings
 from poolkit.drivers.asyncpg import AsyncpgDriver
+from poolkit.drivers.asyncpg import _internals as internals
+from poolkit.drivers.asyncpg._connection import Handle, pooled
+from poolkit.drivers.asyncpg._dsn import check_dsn
+from poolkit.drivers.asyncpg._reset import forget_named
+from poolkit.drivers.asyncpg._settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from poolkit._slot import Slot
+    from poolkit._core.slot import Slot
 
 
 class ReleasedError(NotLeased, asyncpg.InterfaceError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from poolkit._slot import Slot
+    from poolkit._core.slot import Slot
 
 
 class Holder:

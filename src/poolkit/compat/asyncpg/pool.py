@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Self, Ty
 import asyncpg
 from asyncpg import InterfaceError
 
-from poolkit import _words as words
 from poolkit._awaits import awaited, check_hook
 from poolkit._errors import ConnectFailed, PoolClosed, PoolError
-from poolkit._lease import Lease, Released, TracedLease
-from poolkit._pool import Pool as _Pool
+from poolkit._shell import messages as words
+from poolkit._shell.lease import Lease, Released, TracedLease
+from poolkit._shell.pool import Pool as _Pool
 from poolkit.compat.asyncpg._driver import CompatDriver, PoolConnectionProxy, ReleasedError
 from poolkit.compat.asyncpg._internals import Internals
-from poolkit.drivers._asyncpg_internals import queries_count
+from poolkit.drivers.asyncpg._internals import queries_count
 
 if TYPE_CHECKING:
-    from poolkit._life import Life
-    from poolkit._outage import Outage
-    from poolkit._pool import _NotGiven
-    from poolkit._slot import Slot
+    from poolkit._core.outage import Outage
+    from poolkit._core.slot import Slot
+    from poolkit._shell.life import Life
+    from poolkit._shell.pool import _NotGiven
 
 __all__ = ["Pool", "PoolAcquireContext", "PoolConnectionProxy", "create_pool"]
 

@@ -1,0 +1,1 @@
+"""What does: parks and wakes the callers, and runs what the core decides."""

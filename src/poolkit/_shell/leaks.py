@@ -1,0 +1,59 @@
+"""Leases held for longer than they should be: told of once, and once more when they come back."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from poolkit._shell import messages as words
+from poolkit._shell.log import say
+
+if TYPE_CHECKING:
+    from poolkit._core.slot import Slot
+    from poolkit._core.state import PoolState
+
+
+class Leaks:
+    """What has been said of one pool's leases."""
+
+    def __init__(self, pool: str, book: PoolState) -> None:
+        self._pool = pool
+        self._book = book
+        self._told: dict[Slot, tuple[int, float, str]] = {}
+
+    def look(self, now: float) -> None:
+        """Warn of the leases older than ``leak_after``; tell of those that have ended meanwhile."""
+        limit = self._book.options.leak_after
+        if limit is None:
+            return
+        for slot in self._book.leased:  # the longest held first
+            if now < slot.leased_at + limit:
+                break
+            turn, *_ = self._told.get(slot, (None,))
+            if turn != slot.turn:
+                place = words.place_of(slot.holder)
+                self._told[slot] = (slot.turn, slot.leased_at, place)
+                info = words.lease(slot, now)
+                say(
+                    logging.WARNING,
+                    "pool %r: leak_after=%s: a connection is held by %s%s",
+                    *(self._pool, limit, info, words.indented(info.stack)),
+                )
+        for slot, (turn, since, place) in list(self._told.items()):
+            if slot.turn != turn:
+                del self._told[slot]
+                until = slot.used_at if slot.used_at > since else now
+                say(
+                    logging.WARNING,
+                    "pool %r: the connection acquired at %s came back after all, after %.1f s",
+                    *(self._pool, place, until - since),
+                )
+
+    def forget(self, slot: Slot) -> None:
+        """Say no more of a lease that has not come back, and never will."""
+        self._told.pop(slot, None)
+
+    def forget_leases(self) -> None:
+        """Say no more of the leases that have not come back: they never will."""
+        for slot in self._book.leased:
+            self._told.pop(slot, None)

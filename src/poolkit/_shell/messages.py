@@ -1,0 +1,369 @@
+"""The words of errors and logs: who holds what, where, and why somebody got nothing."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import weakref
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final
+
+from poolkit._errors import (
+    ConnectFailed,
+    NotLeased,
+    PoolBusy,
+    PoolClosed,
+    PoolDeadlock,
+    PoolError,
+    PoolTimeout,
+    TransactionEnded,
+    WrongLoop,
+)
+from poolkit._stats import LeaseInfo, task_name
+from poolkit._text import shown, told
+
+if TYPE_CHECKING:
+    import types
+    from collections.abc import Callable, Iterable
+
+    from poolkit._core.slot import Slot, Waiter
+    from poolkit._core.state import PoolState
+    from poolkit._stats import Facts, Holder, PoolStats
+
+    Place = tuple[types.CodeType, int]
+
+
+#: Where in a holder that is.
+_STACK = 3
+
+# -- places and people ---------------------------------------------------------------------------
+
+
+def caller(depth: int) -> Place:
+    """Return where the caller's caller is: cheap to note, and turned into words only if asked."""
+    frame = sys._getframe(depth)
+    return frame.f_code, frame.f_lasti
+
+
+def callers(depth: int, most: int = 16) -> tuple[Place, ...]:
+    """Return where the caller's caller is, and who has called it in turn."""
+    frame: types.FrameType | None = sys._getframe(depth)
+    places: list[Place] = []
+    while frame is not None and len(places) < most:
+        places.append((frame.f_code, frame.f_lasti))
+        frame = frame.f_back
+    return tuple(places)
+
+
+def users_place(depth: int, *, awaited: bool = False) -> Place | None:
+    """Return where the caller's caller is in a program, past the libraries of the event loop.
+
+    ``awaited``: it is a coroutine. None in a task, or a thread, that was made for the call.
+    """
+    frame: types.FrameType | None = sys._getframe(depth)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename.replace("\\", "/").endswith((*_LOOPS, *_THREADS)):
+            return None
+        if awaited and not code.co_flags & _PAUSES:  # of the loop, or below it: this is a task
+            return None
+        if not _is_between(code.co_filename):
+            return code, frame.f_lasti
+        frame = frame.f_back
+    return None
+
+
+@functools.lru_cache(maxsize=256)
+def _is_between(filename: str) -> bool:
+    """Tell whether a file is of what stands between a program and what it has called."""
+    for name in ("asyncio", "anyio", "trio", "uvloop", "outcome", "contextlib"):
+        origin = getattr(sys.modules.get(name), "__file__", None)
+        if origin and filename.startswith(origin.removesuffix("__init__.py")):
+            return True
+    return False
+
+
+def place(code: types.CodeType, lasti: int) -> str:
+    """Return ``file:line in function``."""
+    return f"{code.co_filename}:{_line(code, lasti)} in {code.co_qualname}"
+
+
+@functools.lru_cache(maxsize=256)  # equal codes have the same lines, in whatever files they are
+def _line(code: types.CodeType, lasti: int) -> int:
+    lines = [start for start, *_ in code.co_positions()]
+    line = lines[lasti // 2] if lasti // 2 < len(lines) else None
+    return code.co_firstlineno if line is None else line
+
+
+def place_of(holder: Holder | None) -> str:
+    """Return where a lease was acquired."""
+    return "an unknown place" if holder is None else place(holder[1], holder[2])
+
+
+def label_of(holder: Holder) -> str:
+    """Return what a lease is for.
+
+    The code of a lease of a request is a copy that has the name of the route: see
+    ``poolkit.fastapi``. Routes have a space, functions have not.
+    """
+    code: types.CodeType = holder[1]
+    return code.co_name if " " in code.co_name else code.co_qualname
+
+
+def lease(slot: Slot, now: float) -> LeaseInfo:
+    """Return who holds a connection."""
+    return _lease(task_name(slot.holder), now - slot.leased_at, slot.holder)
+
+
+def _lease(task: str, seconds: float, holder: Holder) -> LeaseInfo:
+    return LeaseInfo(
+        task=task,
+        seconds=seconds,
+        place=place_of(holder),
+        label=label_of(holder),
+        stack=stack_of(holder),
+    )
+
+
+def leases(book: PoolState, now: float) -> list[LeaseInfo]:
+    """Return who holds what, the longest first."""
+    # A finalizer may ask while a connection is on its way to a holder.
+    return [lease(slot, now) for slot in book.leased if slot.holder is not None]
+
+
+#: Where the event loop begins, which says nothing; or a thread.
+_LOOPS = ("asyncio/events.py", "asyncio/runners.py", "trio/_core/_run.py")
+_THREADS = ("/threading.py", "concurrent/futures/thread.py")
+#: What awaits something has one of these flags.
+_PAUSES = (
+    inspect.CO_COROUTINE
+    | inspect.CO_GENERATOR
+    | inspect.CO_ASYNC_GENERATOR
+    | inspect.CO_ITERABLE_COROUTINE
+)
+
+
+def stack_of(holder: Holder | None) -> tuple[str, ...]:
+    """Return the places that led to an acquire, the innermost first, if they were noted."""
+    places = []
+    for code, lasti in holder[_STACK] if holder is not None and len(holder) > _STACK else ():
+        if code.co_filename.replace("\\", "/").endswith(_LOOPS):
+            break
+        places.append(place(code, lasti))
+    return tuple(places)
+
+
+def indented(lines: Iterable[str]) -> str:
+    """Return lines to follow a line of a log."""
+    return "".join(f"\n    {line}" for line in lines)
+
+
+# -- transactions --------------------------------------------------------------------------------
+
+
+def not_begun(pool: str, limit: float | None, reason: str, stats: PoolStats) -> PoolTimeout:
+    """Return the error for a transaction that the driver could not begin before the deadline."""
+    return PoolTimeout(
+        f"pool {pool!r}: no transaction within {limit} s: {reason} ({stats}). Keep transactions "
+        "short, or raise acquire_timeout"
+    )
+
+
+def would_end(statement: str, remedy: str = "") -> TransactionEnded:
+    """Return the error for a statement that was refused, since it would end its transaction."""
+    return TransactionEnded(
+        f"{statement} was refused inside of a transaction block, which commits at its end, and "
+        "rolls back if an exception leaves it: leave the block, or raise, to end it; a part of it "
+        f"can be undone with SAVEPOINT and ROLLBACK TO{remedy}"
+    )
+
+
+def has_ended(how: str) -> TransactionEnded:
+    """Return the error for whatever is done in a block after its transaction.
+
+    ``how`` is a sentence's end: "SQLite has rolled it back, after: disk I/O error".
+    """
+    return TransactionEnded(
+        f"the transaction of this block has ended before the block: {how}. Leave the block, and "
+        "do all of it again in another one"
+    )
+
+
+# -- why somebody got nothing --------------------------------------------------------------------
+
+
+def no_task(pool: str) -> WrongLoop:
+    """Return the error for an acquire where there is nobody to hold the connection."""
+    return WrongLoop(
+        f"pool {pool!r}: a connection can only be acquired in a task, not in a callback of the "
+        "event loop"
+    )
+
+
+def not_open(pool: str) -> PoolClosed:
+    """Return the error for a pool that is closed, or not open yet."""
+    return PoolClosed(
+        f"pool {pool!r} is not open: use `async with pool:` or `await pool.open()` first"
+    )
+
+
+def amid(pool: str) -> PoolBusy:
+    """Return the error for a finalizer that acquires in the middle of a line of the pool's."""
+    return PoolBusy(
+        f"pool {pool!r}: a finalizer interrupted the pool and cannot acquire: do so in a task"
+    )
+
+
+def was_cancelled(pool: str, name: str) -> NotLeased:
+    """Return the error for going on after a transaction block was cancelled."""
+    what = f".{name}: this" if name else "this"
+    return NotLeased(
+        f"{what} connection of pool {pool!r} was in a transaction that was cancelled, and is "
+        "rolled back when it is released: acquire another to go on"
+    )
+
+
+def transaction_ended(pool: str) -> TransactionEnded:
+    """Return the error for going on in a block whose transaction is over."""
+    return TransactionEnded(
+        f"pool {pool!r}: the transaction of this block is over: a COMMIT or ROLLBACK in the block "
+        "has ended it, or the database has rolled it back after an error. Nothing more can be done "
+        "in this block. Leave the COMMIT to the end of the block; to undo everything, raise an "
+        "exception; to undo a part, use `async with poolkit.transaction(conn)` inside of the block"
+    )
+
+
+#: How many of the leases held dead connections, in the facts that timeouts tell.
+_dead: Final[weakref.WeakKeyDictionary[Facts, int]] = weakref.WeakKeyDictionary()
+
+
+def refusal(
+    pool: str, waiter: Waiter, limit: float | None, count_dead: Callable[[], int] | None = None
+) -> PoolError:
+    """Return the error for a wait that ended without a connection: its facts are the waiter's."""
+    facts: Facts | None = waiter.facts
+    if facts is None:
+        meanwhile = "waiting for" if waiter.slot is None else "handing out"
+        error: PoolError = PoolClosed(f"pool {pool!r} was closed while {meanwhile} a connection")
+        error.__cause__ = waiter.cause
+        return error
+    kinds = {"timed_out": PoolTimeout, "failed": ConnectFailed}
+    kind: type[PoolError] = kinds.get(waiter.outcome, PoolBusy)
+    if waiter.outcome == "timed_out":
+        if count_dead is not None and facts not in _dead:  # once for all that share them
+            _dead[facts] = count_dead()
+        compose = functools.partial(_timed_out, pool, limit, facts)
+    elif waiter.outcome == "busy":
+        compose = functools.partial(_busy, pool, facts)
+    elif waiter.outcome == "shed":
+        compose = functools.partial(_shed, pool, facts.now - waiter.since, facts)
+    else:
+        compose = functools.partial(_failed, pool, waiter.cause, facts)
+    error = kind.composed_by(compose)
+    error.__cause__ = facts.error if waiter.outcome == "timed_out" else waiter.cause
+    return error
+
+
+def _timed_out(pool: str, limit: float | None, facts: Facts) -> str:
+    return f"pool {pool!r}: no connection within {limit} s ({facts.stats}){_why(facts)}"
+
+
+def _busy(pool: str, facts: Facts) -> str:
+    return (
+        f"pool {pool!r}: no place in line with max_waiting={facts.options.max_waiting} "
+        f"({facts.stats}){_why(facts)}"
+    )
+
+
+def _shed(pool: str, waited: float, facts: Facts) -> str:
+    return (
+        f"pool {pool!r}: refused after {waited:.2f} s in line by "
+        f"shedding={shown(facts.options.shedding)}, so that others are served in time "
+        f"({facts.stats}){_why(facts)}"
+    )
+
+
+def _failed(pool: str, cause: BaseException | None, facts: Facts) -> str:
+    return f"pool {pool!r}: connecting failed: {_brief(cause)} ({facts.stats})"
+
+
+def deadlock(pool: str, book: PoolState, circle: list[Waiter], now: float) -> PoolDeadlock:
+    """Return the error for a circle of tasks that wait for each other, the last one first."""
+    held: dict[Any, list[tuple[float, Holder]]] = {}
+    for slot in book.leased:
+        held.setdefault(slot.holder[0], []).append((now - slot.leased_at, slot.holder))
+    tasks = [
+        (task_name(waiter.holder), waiter.holder, held.get(waiter.holder[0], []))
+        for waiter in circle
+    ]
+    most = max(map(len, held.values()))
+    return PoolDeadlock.composed_by(
+        functools.partial(_deadlock, pool, tasks, len(held), most, book.stats(now))
+    )
+
+
+def _deadlock(
+    pool: str,
+    tasks: list[tuple[str, Holder, list[tuple[float, Holder]]]],
+    holding: int,
+    most: int,
+    stats: PoolStats,
+) -> str:
+    said = "; ".join(
+        f"{name} waits at {place_of(waiting)} and holds "
+        + " and ".join(
+            f"one for {seconds:.2f} s, acquired at {place_of(holder)}" for seconds, holder in held
+        )
+        for name, waiting, held in tasks
+    )
+    return (
+        f"pool {pool!r}: deadlock: every task that holds a connection is waiting for another one "
+        f"({stats}). {said}. Acquire once and pass the connection on, or have a "
+        "capacity of tasks x (connections per task - 1) + 1, "
+        f"here {holding} x ({most + 1} - 1) + 1 = {holding * most + 1}"
+    )
+
+
+#: What has been said of facts that are shared: thousands may time out together, and be logged.
+_said: Final[weakref.WeakKeyDictionary[Facts, str]] = weakref.WeakKeyDictionary()
+
+
+def _why(facts: Facts) -> str:
+    """Say what keeps callers waiting, and what helps."""
+    if facts not in _said:
+        _said[facts] = _reason(facts)
+    return _said[facts]
+
+
+def _reason(facts: Facts) -> str:
+    if facts.failures:
+        error = _brief(facts.error)
+        return f"; connecting has failed {facts.failures} times, the last time with {error}"
+    if not facts.stats.leased:
+        return "; nothing is leased: opening, resetting or closing connections takes long"
+    most = Counter(label_of(holder) for holder in facts.holders if holder).most_common(3)
+    capacity = facts.stats.capacity
+    sums = "".join(f". {label} holds {n} of {capacity}" for label, n in most if n > 1)
+    longest = "; ".join(str(_lease(*one)) for one in facts.longest)
+    return (
+        f"{sums}. Held longest: {longest}{_of_the_dead(facts)}. Hold connections for a shorter "
+        "time, raise max_size, or raise acquire_timeout; a task that holds one while it waits for "
+        "tasks that acquire here may be waiting for itself"
+    )
+
+
+def _of_the_dead(facts: Facts) -> str:
+    """Say how many hold what is of no use to them, nor to anybody."""
+    dead = min(_dead.get(facts, 0), facts.stats.leased)
+    if not dead:
+        return ""
+    return (
+        f". {dead} of the {facts.stats.leased} leases hold{'s' * (dead == 1)} a connection that is "
+        "dead, lost or closed behind the pool's back, and was not given back: release it, or leave "
+        "the block that acquired it"
+    )
+
+
+def _brief(error: BaseException | None) -> str:
+    return "no error" if error is None else told(error)

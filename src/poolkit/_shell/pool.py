@@ -1,0 +1,913 @@
+"""The shell: parks and wakes the callers, and runs what the book decides.
+
+Every public method follows one pattern: tell the book what happened, then `_settle`: terminate what
+is doomed, wake whose wait is over, set the workers to the jobs owed, and set the alarm. Nothing is
+awaited between taking a thing and owning it, and giving back never awaits at all.
+
+The book handles one event at a time. The garbage collector may run a `finally` that releases, or
+close a waiting task, in the middle of any line of ours: while `_amid` is True, an event is noted in
+the inbox, and handled as soon as the other one is done.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dataclasses
+import functools
+import logging
+import random
+import sys
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
+
+from anyio.lowlevel import checkpoint
+
+from poolkit._awaits import awaited
+from poolkit._core.deadlock import closed_by
+from poolkit._core.progress import PATIENCE
+from poolkit._core.slot import NEVER, Slot, Waiter
+from poolkit._core.state import PoolState
+from poolkit._driver import C, require_driver
+from poolkit._errors import NotLeased, PoolClosed, PoolDeadlock, PoolError, PoolTimeout
+from poolkit._options import check_seconds, make_options
+from poolkit._shell import messages as words
+from poolkit._shell.blocks import Blocks
+from poolkit._shell.driver_calls import GuardedPolicy, Hooks
+from poolkit._shell.leaks import Leaks
+from poolkit._shell.lease import RELEASED, Closed, Lease, Released, TracedLease, UngreetedLease
+from poolkit._shell.life import Life
+from poolkit._shell.log import say, warn
+from poolkit._shell.runtime import BETWEEN, current_runtime
+from poolkit._shell.transaction import Transaction
+from poolkit._shell.upkeep import Suspended, upkeep
+from poolkit._shell.view import bind, held_slot, is_closed, make_view
+from poolkit._shell.workers import Workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import Unpack
+
+    from poolkit._core.slot import Outcome, Reason
+    from poolkit._driver import Driver
+    from poolkit._options import Hook, Options, PoolOptions
+    from poolkit._shell.lease import Over
+    from poolkit._shell.runtime import Runtime
+    from poolkit._stats import Holder, LeaseInfo, PoolStats
+
+
+T = TypeVar("T")
+
+
+class _NotGiven:
+    """The type of the default of options for which None means something."""
+
+    def __repr__(self) -> str:
+        return "<the pool's acquire_timeout>"
+
+
+NOT_GIVEN: Final = _NotGiven()
+
+#: Seconds for tasks that have been cancelled to end.
+_LAST_WAIT: Final = 1.0
+
+#: How often another thread looks again at what changes under its eyes.
+_LOOKS: Final = 100
+
+# What the hot path calls, without the look-ups.
+new: Final = object.__new__
+getframe: Final = sys._getframe
+ref: Final = weakref.ref
+
+
+class Pool(Generic[C]):
+    """A pool of connections: ``async with pool``, then ``async with pool.acquire() as conn``.
+
+    Made from a driver and options (`Options` has them all), for example
+    ``Pool(driver, min_size=1, max_size=10)``. Making one does nothing yet; opening it does. All
+    methods must be called on the event loop on which the pool was opened.
+
+    Raises `PoolConfigError` for options that cannot work, and for what is no driver.
+    """
+
+    def __init__(self, driver: Driver[C], /, **options: Unpack[PoolOptions]) -> None:
+        require_driver(driver)
+        given = make_options(options)
+        self._driver = driver
+        self._check_options(given)
+        self.name: Final[str] = given.name or str(
+            getattr(driver, "name", None) or type(driver).__name__
+        )
+        self._life: Life | None = None
+        self._blocks = Blocks()
+        self._held_at_end: list[LeaseInfo] = []  # when a life has ended without `aclose`
+        self._amid = False
+        self._inbox: deque[Callable[[], object]] = deque()
+        self._hooks = Hooks(driver)
+        if given.shedding is not None:
+            policy = GuardedPolicy(given.shedding, self._hooks)
+            given = dataclasses.replace(given, shedding=policy)
+        self._book = PoolState(given, random.random)
+        self._is_dead = self._hooks.is_dead
+        self._driver_is_dead = driver.is_dead
+        self._default_limit = given.acquire_timeout
+        self._greets = given.on_acquire is not None
+        traces = given.leak_after is not None or sys.flags.dev_mode
+        self._new_lease: type[Lease[C]] = TracedLease if traces else Lease
+
+    # Set by open(); nothing asks for them before.
+    _runtime: Runtime
+    _suspended: Suspended
+    _leaks: Leaks
+
+    # -- open and close --------------------------------------------------------------------------
+
+    async def open(self) -> Self:
+        """Open the pool and wait until ``min_size`` connections are there.
+
+        Opening an open pool changes nothing. Whoever opens it this way closes it with `aclose`: the
+        end of an ``async with`` leaves it open, also of ``async with await pool.open()``. A closed
+        pool may be opened again, on another loop too.
+
+        Raises:
+            ConnectFailed: the database refused; its error is the ``__cause__``. An error that may
+                pass is waited out for ``acquire_timeout`` first, then it is the cause of a
+                `PoolTimeout`. The pool is closed again.
+            PoolClosed: it is being closed, or was while this waited.
+            WrongLoop: the pool is open on another event loop.
+
+        """
+        await self._open(Life.keep)
+        return self
+
+    async def _open(self, join: Callable[[Life], None]) -> None:
+        """Open the pool, unless it is open; `join` counts the caller in with those who use it."""
+        book = self._book
+        if self._life is not None and self._runtime.has_ended():
+            self._loop_ended(self._life, None)
+        if self._life is None:
+            self._begin()
+        elif book.phase == "closing":
+            raise PoolClosed(f"pool {self.name!r} is being closed: await that, then open it")
+        runtime, life = self._runtime, self._life
+        assert life is not None
+        runtime.check()  # raises WrongLoop
+        if book.phase == "open":
+            join(life)
+            return
+        now = runtime.now()
+        limit = book.options.acquire_timeout
+        waiter = Waiter(NEVER if limit is None else now + limit, None, runtime.create_parking())
+        try:
+            self._tell(book.open, waiter, now)
+        except BaseException:  # an overload policy that cannot begin
+            self._collapse(life, None)
+            await self._wait_ended(life)
+            raise
+        life.openers += 1
+        try:
+            try:
+                self._settle()
+                await waiter.parking
+                if waiter.outcome != "served" or self._life is not life:
+                    raise words.refusal(self.name, waiter, limit)
+                book.opened()
+                join(life)
+            finally:
+                life.openers -= 1
+        except BaseException:
+            self._tell(book.give_up_opening, waiter)
+            if life is self._life and book.is_open and not self._is_used(life):
+                self._collapse(life, None)  # nobody else has opened it, or is about to
+                await self._wait_ended(life)
+                self._hooks.raise_again()
+            raise
+
+    async def __aenter__(self) -> Self:
+        """Open the pool, or join those who are inside; wait for the end of one that is closing.
+
+        Raises what `open` raises, and `PoolClosed` if closing outlasts ``acquire_timeout``.
+        """
+        await self._wait_closed()
+        await self._open(self._blocks.begin)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the pool, as `aclose` does, if nobody else is inside or has called `open`.
+
+        Does nothing if the pool was closed meanwhile, also if it was opened again.
+        """
+        begun_in, life = self._blocks.end(), self._life
+        if life is None:
+            await self.aclose()  # raises what the driver's calls have
+        elif begun_in is life and self._book.phase != "closing" and not self._is_used(life):
+            await self.aclose()
+
+    def _is_used(self, life: Life) -> bool:
+        """Tell whether anybody counts on the pool's being open, or is about to."""
+        return life.is_kept or life.openers > 0 or self._blocks.has_any(life)
+
+    async def _wait_closed(self) -> None:
+        """Wait until a pool that is being closed is, unless the caller is waited for itself."""
+        book, life = self._book, self._life
+        if life is None or book.phase != "closing" or life.runtime.has_ended():
+            return
+        runtime = life.runtime
+        own = runtime.task()  # raises WrongLoop
+        if any(_task(slot) is own for slot in book.leased):
+            return
+        with runtime.limited(runtime.after(book.options.acquire_timeout)):
+            while life is not None and book.phase == "closing":
+                await self._wait_over(life)
+                life = self._life if self._runtime is runtime else None
+
+    async def _wait_over(self, life: Life) -> None:
+        await life.wait_until(lambda: self._life is not life)
+        with life.runtime.limited(life.runtime.after(_LAST_WAIT)):
+            await life.wait_until(lambda: life.ended)
+
+    async def aclose(self, *, grace: float | None = 10.0) -> list[LeaseInfo]:
+        """Close the pool: decide first, wait second.
+
+        Idle connections are closed and waiters get `PoolClosed` at once. Leases are waited for,
+        for ``grace`` seconds (``None``: without limit; cancelling means 0), except the caller's
+        own; then they are terminated and their handles are dead. Closing twice is harmless.
+
+        Returns: who had not given back.
+
+        Raises what calls of the driver have raised meanwhile that is neither an `Exception` nor a
+        cancellation: it has cost its connection, and nobody has seen it yet.
+        """
+        check_seconds("grace", grace)
+        held = await self._close(grace)
+        self._hooks.raise_again()
+        return held
+
+    async def _close(self, grace: float | None) -> list[LeaseInfo]:
+        life, book = self._life, self._book
+        if life is not None and life.runtime.has_ended():
+            self._collapse(life, None)
+            life = None
+        if life is None:
+            held, self._held_at_end = self._held_at_end, []
+            return held
+        runtime = life.runtime
+        own = runtime.task()
+        self._tell(book.close)
+        life.workers.abort_connects()
+        self._settle()
+
+        def is_given_back() -> bool:
+            return all(_task(slot) is own for slot in book.leased)
+
+        held = []
+        try:
+            with runtime.limited(runtime.after(grace)):
+                await life.wait_until(lambda: self._life is not life or self._look(is_given_back))
+            held = self.leases()
+            self._abandon_leases(life)
+            options = book.options
+            limits = (options.reset_timeout, options.close_timeout, options.ping_timeout)
+            limit = None if None in limits else sum(filter(None, limits)) + 0.5
+            with runtime.limited(runtime.after(limit)):
+                await life.wait_until(lambda: self._life is not life or not book.size)
+        except BaseException:
+            self._collapse(life, None)
+            self._held_at_end = held or self._held_at_end  # for who closes it once more
+            raise
+        finally:
+            self._collapse(life, None)
+            await self._wait_ended(life)
+        return held
+
+    async def _wait_ended(self, life: Life) -> None:
+        """Wait until the tasks of a life have ended; leave behind those that ignore their end."""
+        with life.runtime.limited(life.runtime.after(_LAST_WAIT), shield=True):
+            await life.wait_until(lambda: life.ended)
+        if not life.ended:
+            say(
+                logging.WARNING,
+                "pool %r: abandoned what ignores its cancellation: %s",
+                *(self.name, life.workers.under_way() or "its root task"),
+            )
+
+    def _abandon_leases(self, life: Life) -> None:
+        if self._life is life:
+            self._tell(self._leaks.forget_leases)
+            self._tell(self._book.abandon_leases, self._runtime.now())
+            self._settle()
+
+    def _begin(self) -> None:
+        runtime = current_runtime(self.name, self._on_alarm)
+        workers = Workers(
+            self._book,
+            self._driver,
+            self._hooks,
+            runtime,
+            self._tell,
+            self._settle,
+            self._found_dead,
+        )
+        runtime.protect(Pool, Lease, TracedLease, Transaction, Workers, Life, upkeep, but=awaited)
+        self._runtime = runtime
+        self._suspended = Suspended()
+        self._hooks.end_run = runtime.end_run
+        self._hooks.pool_opens()
+        self._leaks = Leaks(self.name, self._book)
+        self._life = life = Life(runtime, workers)
+        _opened.add(self)
+        life.begin(self.name, self._upkeep, lambda cause: self._loop_ended(life, cause))
+
+    def _loop_ended(self, life: Life, cause: BaseException | None) -> None:
+        """End a life whose tasks have ended, or will never run again."""
+        if self._life is life and cause is None:
+            _warn_of_the_open(self)
+        self._collapse(life, cause)
+
+    def _collapse(self, life: Life, cause: BaseException | None) -> None:
+        """End a life at once, without waiting for anything."""
+        if self._life is life:
+            self._life = None
+            _opened.discard(self)
+            self._held_at_end = self.leases()
+            self._tell(self._leaks.forget_leases)
+            self._tell(self._book.collapse, cause)
+            self._settle()
+            life.cancel()
+        life.changed()
+
+    # -- acquire ---------------------------------------------------------------------------------
+
+    def acquire(self, *, timeout: float | _NotGiven | None = NOT_GIVEN) -> Lease[C]:
+        """Return the right to a connection: ``async with pool.acquire() as conn``, or await it.
+
+        What is awaited has to be given back with `release`.
+
+        Args:
+            timeout: seconds that waiting may take in all; None: no limit. 0, or less: wait for no
+                other user; only a ping or a reset of a connection that nobody holds, and
+                ``on_acquire``, may take a moment, half a second in all. Without it, the pool's
+                ``acquire_timeout``.
+
+        Raises:
+            PoolTimeout: none became free in time; the message says what the pool was doing.
+            PoolBusy: ``max_waiting`` are waiting already, the ``shedding`` policy has refused it,
+                or a finalizer calls in the middle of the pool's own work.
+            PoolDeadlock: all who hold a connection are waiting for another one.
+            ConnectFailed: the database cannot be reached.
+            PoolClosed: the pool is not open, or was closed meanwhile.
+            WrongLoop: the pool was opened on another event loop, or before a fork.
+
+        """
+        # The hot path begins: what follows is written out, for the sake of two calls less.
+        frame = getframe(1)
+        lease: Lease[C] = new(self._new_lease)
+        lease._slot = lease._over = None  # before all else: its finalizer looks at it
+        lease._pool = self
+        lease._timeout = self._default_limit if timeout is NOT_GIVEN else _checked(timeout)
+        lease._code = frame.f_code
+        lease._lasti = frame.f_lasti
+        return lease
+
+    def transaction(
+        self, *, timeout: float | _NotGiven | None = NOT_GIVEN, **settings: Any
+    ) -> Transaction[C]:
+        """Acquire a connection and run a block in a transaction: commit at its end, or roll back.
+
+        ``settings`` are the driver's (isolation, readonly, ...). Raises what `acquire` raises, and
+        `TransactionEnded` for what ends the transaction inside of the block. On SQLite ``timeout``
+        covers the wait for the lock of the file.
+        """
+        lease = self.acquire(timeout=timeout)
+        lease._code, lease._lasti = words.caller(2)
+        return Transaction(lease, None, settings)
+
+    def _lease_now(self, lease: Lease[C]) -> C | None:
+        """Lease an idle connection, without waiting; None if there is none, or others wait."""
+        book = self._book
+        if book.phase != "open" and not book.is_open:
+            book.outcomes["closed"] += 1
+            raise words.not_open(self.name)
+        runtime = self._runtime
+        home = runtime.home
+        if self._amid or runtime.where() is not home:
+            runtime.check()  # raises WrongLoop, but for a finalizer
+            raise self._busy_with_itself()
+        if self._inbox:
+            self._drain()
+        if book.queue or self._greets:
+            return None  # waiting, or awaiting the hook, makes this no fast path
+        try:
+            task = ref(runtime.current_task(home))
+        except (TypeError, RuntimeError):  # None of asyncio, or an error of trio's
+            raise words.no_task(self.name) from None
+        self._amid = True
+        try:
+            now = runtime.now()
+            slot = book.take(now)
+            if slot is not None:
+                try:
+                    is_sound = not self._driver_is_dead(slot.connection)
+                except BaseException as error:
+                    book.untake(slot, now)
+                    self._hooks.report("is_dead", error)
+                    slot, is_sound = book.take(now), False
+                if not is_sound:
+                    slot = self._take_another(slot, now)
+                if slot is not None:
+                    slot.holder = (task, lease._code, lease._lasti)
+                    lease._turn = slot.turn
+                    lease._slot = slot
+        finally:
+            self._amid = False
+        if book.jobs or book.doomed:  # the dead and the overaged ones passed over
+            self._settle()
+        if slot is None:
+            return None
+        view = new(slot.view)
+        bind(view, lease)
+        return view  # type: ignore[no-any-return]
+
+    def _busy_with_itself(self) -> PoolError:
+        """Return the error for a finalizer that acquires in the middle of a line of ours."""
+        self._tell(self._book.count, "busy")
+        return words.amid(self.name)
+
+    def _take_another(self, slot: Slot | None, now: float) -> Slot | None:
+        """Take an idle connection that is not known to be dead, in place of one that may be."""
+        while slot is not None and self._is_dead(slot.connection):
+            self._book.untake(slot, now)
+            slot = self._book.take(now)
+        return slot
+
+    async def _lease_later(self, lease: Lease[C]) -> Any:
+        """Wait in line for a connection; then greet it, if there is a hook for that.
+
+        For an `UngreetedLease` return the connection and what is to be called for the greeting.
+        """
+        runtime, book = self._runtime, self._book
+        hook = book.options.on_acquire
+        now = runtime.read_clock() if "time" in runtime.overrides else runtime.now()
+        deadline = NEVER if lease._timeout is None else now + lease._timeout
+        if (task := runtime.current_task(runtime.home)) is None:
+            raise words.no_task(self.name)
+        holder = (ref(task), lease._code, lease._lasti)
+        slot = self._take_for_hook(holder, now) if hook is not None else None
+        direct = slot is not None
+        if slot is None:
+            waiter = Waiter(deadline, holder, runtime.create_parking())
+            try:
+                self._amid = True
+                try:
+                    is_all = book.join(waiter, now)
+                finally:
+                    self._amid = False
+                if is_all:
+                    runtime.set_alarm(waiter.deadline)
+                else:
+                    self._settle()
+                if waiter.outcome == "waiting" and not (
+                    book.options.deadlock != "off"
+                    and (circle := closed_by(waiter, book, now))
+                    and self._is_refused(waiter, circle)
+                ):
+                    await waiter.parking
+                elif waiter.slot is None:
+                    await checkpoint()  # refused at once: who tries again and again lets others run
+            except BaseException:
+                self._tell(book.give_up, waiter, runtime.now())
+                self._settle()
+                raise
+            slot = waiter.slot
+            if slot is None or slot.state != "leased":
+                raise self._refusal(waiter, lease._timeout)
+        if lease._slot is not None:  # used a second time while this one waited
+            self._tell(book.recount, "direct" if direct else "served", "failed")
+            self._tell(book.release, slot, runtime.now())
+            self._settle()
+            raise lease.is_used()
+        lease._has_waited = not direct
+        view: C = make_view(lease, slot)
+        if hook is not None:
+            greet = functools.partial(self._greet, hook, view, slot, lease, now, direct=direct)
+            if isinstance(lease, UngreetedLease):
+                return view, greet
+            await greet()
+        return view
+
+    def _uncount(self, lease: Lease[Any]) -> None:
+        """Forget that a lease was acquired: its caller acquires another one in its place."""
+        was = "served" if getattr(lease, "_has_waited", False) else "direct"
+        self._tell(self._book.uncount, was)
+
+    def _refusal(self, waiter: Waiter, limit: float | None) -> PoolError:
+        """Return the error for a wait that ended without a connection."""
+        cause = waiter.cause
+        if isinstance(cause, PoolDeadlock):
+            waiter.cause = None  # its traceback will hold the waiter
+            return cause
+        if waiter.slot is not None:  # taken back between hand-off and now
+            self._tell(self._book.recount, "served", "closed")
+        return words.refusal(self.name, waiter, limit, self._count_dead)
+
+    def _count_dead(self) -> int:
+        """Count the leases whose connections are dead, which nobody gives back."""
+        return sum(self._is_dead(slot.connection) for slot in list(self._book.leased))
+
+    def _take_for_hook(self, holder: Holder, now: float) -> Slot | None:
+        """Take an idle connection, as the fast path does, for a caller that has a hook to await."""
+
+        def take() -> Slot | None:
+            slot = self._take_another(self._book.take(now), now)
+            if slot is not None:
+                slot.holder = holder
+            return slot
+
+        slot = self._look(take)
+        self._settle()
+        return slot
+
+    def _is_refused(self, waiter: Waiter, circle: list[Waiter]) -> bool:
+        """Refuse a caller that waits for itself by now, or warn; the others are in line."""
+        book = self._book
+        others = (other.parking for other in circle if other is not waiter)
+        if not all(map(self._runtime.is_parked, others)):
+            return False  # somebody is being cancelled
+        error = self._look(words.deadlock, self.name, book, circle, self._runtime.now())
+        if book.options.deadlock == "warn":
+            say(logging.WARNING, "%s", error)
+            return False
+        self._tell(book.refuse, waiter, "deadlocked", self._runtime.now())
+        waiter.cause = error
+        self._settle()
+        return True
+
+    async def _greet(
+        self, hook: Hook, view: C, slot: Slot, lease: Lease[C], since: float, *, direct: bool
+    ) -> None:
+        """Run ``on_acquire`` like the first line of the caller's block, within its deadline."""
+        limit = lease._timeout
+        if limit == 0:  # it waits for no other user, and this is none
+            limit = PATIENCE
+        try:
+            with self._runtime.limited(NEVER if limit is None else since + limit) as scope:
+                try:
+                    await awaited("on_acquire", hook, view)
+                finally:
+                    if slot.turn == lease._turn:
+                        self._hooks.greeted(slot.connection)
+            if slot.turn != lease._turn:
+                held_slot(view)  # raises: the hook has closed it, or given it back
+            if scope.cancelled_caught:
+                slot.cancelled = True
+                raise PoolTimeout(
+                    f"pool {self.name!r}: on_acquire was not done {limit} s after the acquire began"
+                )
+        except BaseException as error:
+            was = "direct" if direct else "served"
+            self._tell(self._book.recount, was, _outcome_of(error))
+            self._give_back(lease, (lease._code, lease._lasti), error)
+            raise
+
+    # -- release ---------------------------------------------------------------------------------
+
+    def release(self, connection: C, /) -> Released:
+        """Give a connection back: done when this returns; the result may be awaited or not.
+
+        Raises `NotLeased` when it was given back before, or belongs to another pool, and changes
+        nothing then, whoever holds the connection by now. A connection that its holder has closed
+        is given back already: then there is nothing to do.
+        """
+        try:
+            held_slot(connection)
+        except NotLeased:
+            if not is_closed(connection):
+                raise
+        pool = connection._poolkit_pool  # type: ignore[attr-defined]  # held_slot saw a view
+        if pool is not self:
+            raise NotLeased(
+                f"this connection belongs to pool {pool.name!r}, not to pool {self.name!r}: "
+                "release it there"
+            )
+        self._runtime.check()  # raises WrongLoop
+        lease = connection._poolkit_lease  # type: ignore[attr-defined]  # held_slot saw a view
+        self._give_back(lease, words.caller(2), None)
+        return RELEASED
+
+    def _ends_with(self, lease: Lease[C], over: Closed) -> bool:
+        """End a lease if its holder has ended the connection; say whether. From any thread."""
+        slot: Any = lease._slot
+        if lease._turn != slot.turn or not self._is_dead(slot.connection):
+            return False
+        give_back = functools.partial(self._give_back, lease, over, None)
+        if self._runtime.where() in (self._runtime.home, BETWEEN):
+            give_back()
+        else:
+            self._post(give_back)
+        return True
+
+    def _give_back(self, lease: Lease[C], over: Over, error: BaseException | None) -> None:
+        """End a lease, unless it has ended. Never awaits, hence cannot be interrupted."""
+        book = self._book
+        slot: Any = lease._slot
+        runtime = self._runtime
+        where = runtime.where()
+        here = where is runtime.home
+        if self._inbox and here:
+            self._drain()
+        if lease._turn != slot.turn:
+            return
+        lease._over = over
+        if not here and where is not BETWEEN:
+            # A block that is closed by the garbage collector, in whatever thread.
+            self._dropped(slot, slot.turn)
+            return
+        slot.turn += 1
+        holder = slot.holder
+        if self._amid or not here:  # closed by the collector, in the middle of a line of ours
+            self._post(functools.partial(self._take_back, slot, slot.turn, error))
+            return
+        self._amid = True
+        try:
+            if not slot.touched and not (book.queue and self._is_dead(slot.connection)):
+                if not book.release(slot, runtime.now()):
+                    return
+            else:
+                self._take_back(slot, slot.turn, error)
+            if book.woken:
+                self._wake()
+        except BaseException:  # a RecursionError: there is no stack left to call anything with
+            if slot.holder is holder:
+                self._inbox.append(functools.partial(self._take_back, slot, slot.turn, error))
+            raise
+        finally:
+            self._amid = False
+        if book.jobs or book.doomed or book.shedder:
+            self._settle()
+
+    def _take_back(self, slot: Slot, turn: int, error: BaseException | None) -> None:
+        """Tell the book how a lease has left its connection, unless that was taken away already."""
+        if slot.turn != turn or slot.state != "leased":
+            return
+        book = self._book
+        now = self._runtime.now()
+        slot.block = None
+        if error is not None and not isinstance(error, Exception):
+            slot.cancelled = slot.touched
+        if not slot.touched and not (book.queue and self._is_dead(slot.connection)):
+            book.release(slot, now)
+        elif (reason := self._why_not_again(slot, error, now)) is not None:
+            if slot.closing:
+                book.release_closing(slot, now)
+            else:
+                book.release_broken(slot, now, reason)
+        elif (
+            slot.busy or slot.cancelled or slot.derived or not self._hooks.is_clean(slot.connection)
+        ):
+            book.release_dirty(slot, now)
+        else:
+            book.release(slot, now)
+
+    def _why_not_again(self, slot: Slot, error: BaseException | None, now: float) -> Reason | None:
+        """Say why a used connection must not be used again, if so; renew or suspect the others."""
+        # If this gives a reason: whoever kept the cursor would read the next user's session.
+        reason = self._hooks.revoke(slot.connection, derived=slot.derived)
+        if error is not None:
+            self._hooks.heed(slot, error, passed=True)
+        if slot.verdicts and self._book.learn(slot, now):
+            return "broken"
+        if self._is_dead(slot.connection):
+            return "broken"
+        if slot.attributes is not None and not self._hooks.restore(slot):
+            return "broken"
+        return reason
+
+    # -- inspect and adjust ----------------------------------------------------------------------
+
+    def stats(self) -> PoolStats:
+        """Return the sizes and counters, as they are now."""
+        return self._read(self._book.stats, self._now())
+
+    def leases(self) -> list[LeaseInfo]:
+        """Return who holds what, for how long, and where it was acquired; the longest first."""
+        return self._read(words.leases, self._book, self._now())
+
+    def resize(
+        self,
+        *,
+        min_size: int | None = None,
+        max_size: int | None = None,
+        max_overflow: int | None = None,
+    ) -> None:
+        """Change the sizes: growing is at once, shrinking as connections come back.
+
+        Raises `PoolConfigError`, and changes nothing, for sizes that cannot work.
+        """
+        sizes = {"min_size": min_size, "max_size": max_size, "max_overflow": max_overflow}
+        given: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
+        options = dataclasses.replace(self._book.options, **given)
+        self._check_options(options)
+        if self._book.is_open:
+            self._runtime.check()  # raises WrongLoop
+        self._tell(self._book.resize, options, self._now())
+        self._settle()
+
+    def renew(self, *, over: float = 0.0) -> None:
+        """Replace every connection older than now: the idle ones at once, others on their return.
+
+        For new credentials, a failover, a changed schema. None of them is handed out again.
+
+        Args:
+            over: seconds in the course of which their times come, one after the other, so that not
+                all are missing at once.
+
+        """
+        check_seconds("over", over, optional=False)
+        if self._book.is_open:
+            self._runtime.check()  # raises WrongLoop
+            self._tell(self._book.renew, self._runtime.now(), over)
+            self._settle()
+
+    def __repr__(self) -> str:
+        """Return the name and the sizes."""
+        state = "" if self._book.is_open else " closed"
+        return f"<Pool {self.name!r}{state}: {self.stats()}>"
+
+    # -- the shell's own -------------------------------------------------------------------------
+
+    def _tell(self, event: Callable[..., T], *arguments: Any) -> T | None:
+        """Have the book handle an event; while it is amid another, note it, and return None."""
+        if self._is_interrupted():
+            self._post(functools.partial(event, *arguments))
+            return None
+        return self._look(event, *arguments)
+
+    def _is_interrupted(self) -> bool:
+        """Tell whether a finalizer calls, in the middle of a line of ours or of the event loop."""
+        return self._amid or (self._life is not None and self._runtime.is_interrupted())
+
+    def _look(self, look: Callable[..., T], *arguments: Any) -> T:
+        """Look at the book, or change it, while nobody else changes it."""
+        amid, self._amid = self._amid, True
+        try:
+            return look(*arguments)
+        finally:
+            self._amid = amid
+
+    def _read(self, look: Callable[..., T], *arguments: Any) -> T:
+        """Look at the book, from any thread; another than the loop's sees it change meanwhile."""
+        if self._life is None or self._runtime.is_here():
+            return self._look(look, *arguments)
+        for _ in range(_LOOKS):
+            with contextlib.suppress(RuntimeError):  # what is being looked at has changed
+                return look(*arguments)
+        return look(*arguments)
+
+    def _settle(self) -> None:
+        """Do what the book has decided: after every event, in this order."""
+        if self._is_interrupted():
+            return  # what is noted is settled when it is done
+        self._amid = True
+        try:
+            book, life = self._book, self._life
+            while book.doomed:
+                self._hooks.terminate(book.doomed.popleft())
+            if book.woken:
+                self._wake()
+            if life is not None:
+                if book.jobs:
+                    life.workers.work()
+                self._runtime.set_alarm(book.next_tick())
+                if life.watchers:
+                    life.changed()
+        finally:
+            self._amid = False
+        if self._inbox:
+            self._drain()
+
+    def _wake(self) -> None:
+        """Wake whose wait is over. That alone makes nothing due earlier."""
+        woken, unpark = self._book.woken, self._runtime.unpark
+        while woken:
+            unpark(woken.popleft().parking)
+
+    def _on_alarm(self) -> None:
+        self._drain()
+        now = self._runtime.now()
+        if self._life is not None:
+            self._life.workers.attend(now)
+            self._look(self._life.workers.mind_limits, now)
+        self._tell(self._book.tick, now)
+        self._settle()
+
+    def _upkeep(self) -> None:
+        self._drain()
+        self._runtime.read_clock()
+        self._runtime.mind_alarm()
+        self._tell(self._bury_the_dead)
+        self._tell(self._hooks.tell, self._leaks.look, self._runtime.now())
+        self._on_alarm()
+
+    def _bury_the_dead(self) -> None:
+        now = self._runtime.now()
+        for slot in list(self._book.idle):
+            if self._is_dead(slot.connection):
+                self._book.died(slot, now)
+        if self._suspended.since_asked() >= 4.0 * self._book.pulse:
+            self._book.was_away(now)
+
+    def _dropped(self, slot: Slot, turn: int) -> None:
+        """Note that a handle was collected without a release; callable from anywhere."""
+        self._post(functools.partial(self._reclaim, slot, turn))
+
+    def _found_dead(self, slot: Slot, error: BaseException | None = None) -> None:
+        """Note that a connection has died, from anywhere; or what its user's error says of it."""
+        if error is None:
+            self._post(lambda: self._book.died(slot, self._runtime.now()))
+        elif slot.state == "leased":
+            self._hooks.heed(slot, error)
+            slot.touched = slot.touched or bool(slot.verdicts)
+
+    def _post(self, note: Callable[[], object]) -> None:
+        self._inbox.append(note)
+        if not self._runtime.call_soon(self._drain):  # the loop has ended
+            if self._life is not None:
+                self._loop_ended(self._life, None)
+            self._drain()
+
+    def _drain(self) -> None:
+        """Take in what other threads, callbacks and finalizers have noted."""
+        if self._inbox and not self._is_interrupted():
+            while self._inbox:
+                try:
+                    note = self._inbox.popleft()
+                except IndexError:  # a finalizer has seen to it in between
+                    break
+                self._tell(note)
+            self._settle()
+
+    def _reclaim(self, slot: Slot, turn: int) -> None:
+        if slot.turn != turn or slot.state != "leased":
+            return
+        slot.turn += 1
+        self._leaks.forget(slot)
+        holder = slot.holder
+        # Terminated, never reused: nobody knows what was going on with it.
+        now = self._runtime.now()
+        self._book.learn(slot, now)
+        self._book.release_broken(slot, now)
+        self._hooks.tell(
+            warn,
+            f"pool {self.name!r}: a connection was never released; acquired at "
+            f"{words.place_of(holder)}{words.indented(words.stack_of(holder))}",
+        )
+
+    def _now(self) -> float:
+        return self._runtime.read_clock() if hasattr(self, "_runtime") else 0.0
+
+    def _check_options(self, options: Options) -> None:
+        check = getattr(self._driver, "check_options", None)
+        if check is not None:
+            check(options)
+
+
+_opened: Final[weakref.WeakSet[Pool[Any]]] = weakref.WeakSet()
+
+
+@atexit.register
+def _at_exit() -> None:
+    # Those on a loop that was closed without a word to its tasks; others have noticed its end.
+    for pool in list(_opened):
+        if not pool._runtime.forked:
+            _warn_of_the_open(pool)
+
+
+def _warn_of_the_open(pool: Pool[Any]) -> None:
+    if pool in _opened:
+        _opened.discard(pool)
+        warn(
+            f"pool {pool.name!r} was never closed, and its event loop has ended: use "
+            "`async with pool:` or `await pool.aclose()`"
+        )
+
+
+def _outcome_of(error: BaseException) -> Outcome:
+    """Return what an acquire counts as that ended with this error of its ``on_acquire``."""
+    if not isinstance(error, Exception):
+        return "cancelled"
+    return "timed_out" if isinstance(error, PoolTimeout) else "failed"
+
+
+def _checked(timeout: Any) -> float | None:
+    """Return the limit of an acquire: 0 for a deadline that has passed."""
+    if isinstance(timeout, (int, float)) and timeout < 0:
+        return 0.0
+    check_seconds("timeout", timeout)
+    limit: float | None = timeout
+    return limit
+
+
+def _task(slot: Slot) -> object:
+    return slot.holder[0]() if slot.holder else None

@@ -1,0 +1,252 @@
+"""Transactions of the library's own kind, around a block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, Self
+
+from poolkit._driver import C
+from poolkit._errors import PoolConfigError
+from poolkit._shell import messages as words
+from poolkit._shell.view import held_slot, watched
+
+if TYPE_CHECKING:
+    import types
+    from collections.abc import Awaitable, Callable
+
+    from poolkit._core.slot import Slot
+    from poolkit._errors import PoolTimeout
+    from poolkit._shell.lease import Lease
+
+    #: Gives back a connection, which has raised this, and returns another one.
+    Exchange = Callable[[BaseException], Awaitable[Any]]
+
+
+class Transaction(Generic[C]):
+    """Commits at the end of the block, or rolls back.
+
+    After an ordinary exception the ROLLBACK is awaited, under ``reset_timeout``, so that a retry
+    elsewhere does not meet our locks. After a cancellation nothing is awaited: the reset at the end
+    of the lease rolls back, and until then nothing more can be done on the connection, since it
+    would join the open transaction and be undone with it. Nor can anything be done in the block
+    once its transaction has ended otherwise: it would stand by itself.
+
+    If the connection turns out to be lost when the transaction begins, and nothing else was done on
+    it, another one is acquired, once, within the same deadline: a BEGIN has no effect to repeat.
+    """
+
+    __slots__ = (
+        *("_exchange", "_has_ended", "_lease", "_manager", "_outer", "_place", "_settings"),
+        *("_since", "_slot", "_spoiled", "_timeout", "_turn", "_view"),
+    )
+
+    def __init__(self, lease: Lease[C] | None, view: Any, settings: dict[str, Any]) -> None:
+        self._lease = lease
+        self._view: Any = view
+        self._settings = settings
+        self._timeout: float | None = None
+        self._exchange: Exchange | None = None
+        self._spoiled = False
+        #: The block that this one is inside of, as `Slot.block`.
+        self._outer: Transaction[C] | None = None
+        self._has_ended: Callable[[], bool] | None = None
+
+    def within(self, timeout: float | None, *, since: float) -> Self:
+        """Have what beginning waits for end in time: an acquire, with its timeout, began then."""
+        self._timeout = timeout
+        self._since = since
+        return self
+
+    def exchanging(self, exchange: Exchange) -> Self:
+        """Have a connection that is lost exchanged: nobody else has a handle on it yet."""
+        self._exchange = exchange
+        return self
+
+    async def __aenter__(self) -> C:
+        """Acquire the connection, unless it was given, and begin."""
+        lease = self._lease
+        if lease is not None:
+            self._place = lease._code, lease._lasti
+            self.within(lease._timeout, since=lease._pool._now())
+            self._view = await lease.__aenter__()
+        slot: Slot = self._view._poolkit_slot
+        is_new = not slot.touched
+        try:
+            await self._begin()
+        except BaseException as error:
+            exchange = self._exchange if lease is None else self._acquire_another
+            if exchange is None or not (is_new and self._was_lost(slot, error)):
+                await self._give_back(error)
+                raise
+            self._view = await exchange(error)  # what this raises has the error in its context
+            await self._begin_again()
+        view: C = self._view
+        return view
+
+    async def _begin_again(self) -> None:
+        try:
+            await self._begin()
+        except BaseException as error:
+            await self._give_back(error)
+            raise
+
+    def _was_lost(self, slot: Slot, error: BaseException) -> bool:
+        """Tell whether beginning has failed because there is no connection any more."""
+        pool = self._view._poolkit_pool
+        return isinstance(error, Exception) and pool._book.is_open and pool._hooks.has_lost(slot)
+
+    async def _acquire_another(self, error: BaseException) -> C:
+        """Acquire another connection in place of the one that was lost."""
+        assert self._lease is not None
+        pool = self._lease._pool
+        await self._give_back(error)
+        pool._uncount(self._lease)
+        limit = None if self._timeout is None else self._left(self._timeout)
+        self._lease = lease = pool.acquire(timeout=limit)
+        lease._code, lease._lasti = self._place
+        return await lease.__aenter__()
+
+    async def _give_back(self, error: BaseException) -> None:
+        """Give back what was acquired here; nothing is awaited."""
+        if self._lease is not None:
+            await self._lease.__aexit__(type(error), error, None)
+
+    async def _begin(self) -> None:
+        self._slot = slot = held_slot(self._view)
+        self._turn = slot.turn
+        driver = self._view._poolkit_pool._driver
+        if not hasattr(driver, "transaction"):
+            raise PoolConfigError(
+                f"{type(driver).__name__} has no transactions: begin and commit by statements"
+            )
+        self._view._poolkit_touch("transaction")
+        self._manager = driver.transaction(slot.connection, **self._settings)
+        is_limited = self._timeout is not None and hasattr(self._manager, "patience")
+        if self._timeout is not None and is_limited:
+            self._manager.patience = self._left(self._timeout)
+        self._has_ended = getattr(self._manager, "has_ended", None)
+        self._outer = slot.block
+        try:
+            await watched(self._view, self._manager.__aenter__())
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                self._spoil()
+            if is_limited and isinstance(error, TimeoutError):
+                raise self._too_late(error) from error.__cause__
+            raise
+        if slot.turn == self._turn:
+            slot.block = self
+
+    def check(self, name: str) -> None:
+        """Raise if nothing more can be done in this block, or in those around it."""
+        block: Transaction[C] | None = self
+        while block is not None:
+            if block._spoiled:
+                raise words.was_cancelled(self._view._poolkit_pool.name, name)
+            if block._has_ended is not None and block._has_ended():
+                raise words.transaction_ended(self._view._poolkit_pool.name)
+            block = block._outer
+
+    def _left(self, timeout: float) -> float:
+        now: float = self._view._poolkit_pool._now()
+        return max(0.0, self._since + timeout - now)
+
+    def _too_late(self, error: TimeoutError) -> PoolTimeout:
+        pool = self._view._poolkit_pool
+        return words.not_begun(pool.name, self._timeout, str(error), pool.stats())
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        """Commit or roll back, then give back what was acquired here."""
+        try:
+            if self._slot.turn != self._turn:
+                if error is None:  # released inside the block, hence rolled back: say so
+                    held_slot(self._view)
+            elif self._is_spoiled():
+                if error is None:  # half of it was cancelled: not to be committed
+                    self._slot.block.check("commit")
+            elif error is None:
+                await self._commit()
+            elif isinstance(error, Exception):
+                await self._roll_back(error)
+            else:
+                self._spoil()
+        except BaseException as failure:
+            if not isinstance(failure, Exception):
+                self._spoil()
+            error = error or failure
+            raise
+        finally:
+            try:
+                self._unlink()
+                if self._lease is not None:
+                    await self._lease.__aexit__(None, error, None)
+            finally:
+                del error  # which would hold this frame, and be held by it
+
+    def _unlink(self) -> None:
+        """Let operations ask this block no more; one that another task has begun in it goes on."""
+        if self._slot.turn != self._turn or self._is_spoiled():
+            return
+        block: Transaction[C] | None = self._slot.block
+        if block is self:
+            self._slot.block = self._outer
+        while block is not None:
+            if block._outer is self:
+                block._outer = self._outer
+            block = block._outer
+
+    def _is_spoiled(self) -> bool:
+        """Tell whether this block, or one inside of it, was cancelled."""
+        block: Transaction[C] | None = self._slot.block
+        return block is not None and block._spoiled
+
+    async def _commit(self) -> None:
+        if self._has_ended is not None and self._has_ended():
+            ended = words.transaction_ended(self._view._poolkit_pool.name)
+            await self._roll_back(ended)  # what was begun in its place
+            raise ended
+        await watched(self._view, self._manager.__aexit__(None, None, None))
+
+    async def _roll_back(self, error: Exception) -> None:
+        pool = self._view._poolkit_pool
+        runtime, limit = pool._runtime, pool._book.options.reset_timeout
+        rolled_back = False
+        try:
+            with runtime.limited(runtime.after(limit)):
+                await watched(self._view, self._leave(error))
+                rolled_back = True
+        except Exception:  # noqa: S110  # the caller's own error is the one to see
+            pass
+        if not rolled_back:  # the reset will
+            self._spoil()
+
+    async def _leave(self, error: Exception) -> None:
+        """Roll back; the error that the manager lets through says nothing of the connection."""
+        try:
+            await self._manager.__aexit__(type(error), error, error.__traceback__)
+        except Exception as failure:
+            if failure is not error:
+                raise
+
+    def _spoil(self) -> None:
+        """Let nothing more be done in this lease: the transaction may be open still."""
+        if self._slot.turn == self._turn:
+            self._slot.cancelled = self._spoiled = True
+            self._slot.block = self
+
+
+def transaction(connection: C, /, **settings: Any) -> Transaction[C]:
+    """Run a block in a transaction, on a connection that you hold.
+
+    ``async with poolkit.transaction(conn): ...`` commits at the end of the block or rolls back.
+    After a cancellation of the block nothing more can be done on the connection but to release it.
+
+    ``settings`` are the driver's (isolation, readonly, ...). Raises `NotLeased` when the connection
+    was not acquired from a pool or has been given back.
+    """
+    held_slot(connection)
+    return Transaction(None, connection, settings)

@@ -1,0 +1,111 @@
+"""What aiosqlite does not document: others look at it, so poolkit's connections have it, too.
+
+Nothing here is needed by poolkit: of the library it takes the classes, for ``isinstance``, and what
+they are documented to do it does itself. So another version may call all of this otherwise.
+
+=================  =============================================================================
+``_tx``            SQLAlchemy puts calls into it
+``_thread``        SQLAlchemy makes it a daemon, savers of LangGraph's ask whether it is alive
+``_connection``    SQLAlchemy asks whether it is there
+``_conn``          the same connection; raises once it is closed
+``_running``       whether it is not closed
+``_execute()``     methods of newer versions of the library, and of classes made from its own
+=================  =============================================================================
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING, Any, cast
+
+from poolkit._errors import PoolConfigError
+from poolkit.drivers.sqlite._connection import Raw
+from poolkit.drivers.sqlite._cursor import RawCursor
+from poolkit.drivers.sqlite._operation import Operation
+
+if TYPE_CHECKING:
+    import asyncio
+    import threading
+    from collections.abc import Callable, Coroutine
+
+
+class Offered:
+    """The attributes of aiosqlite's connection that it does not document."""
+
+    _raw: Raw
+    _thread: threading.Thread
+    _connection: Raw | None
+    _running: bool
+    _perform: Callable[..., Coroutine[Any, Any, Any]]
+    _put: Callable[[Operation[Any], asyncio.Future[Any] | None], None]
+
+    def _offer(self, thread: threading.Thread, iter_chunk_size: int) -> None:
+        self._connection = self._raw
+        self._running = True
+        self._thread = thread
+        self._tx = _Queue(self)
+        self._iter_chunk_size = iter_chunk_size
+
+    def _withdraw_offer(self) -> None:
+        self._running = False
+        self._connection = None
+
+    @property
+    def _conn(self) -> Raw:
+        if self._connection is None:
+            raise ValueError("no active connection")
+        return self._connection
+
+    async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a function in the thread."""
+        raw = self._conn
+        owner = getattr(fn, "__self__", None)
+        lease = owner.lease if isinstance(owner, RawCursor) else raw.lease
+        if lease != raw.lease and fn.__name__ == "close":
+            return None  # closed by the reset; the end of an `async with` is no misuse
+        return await self._perform(lease, fn, *args, **kwargs)
+
+
+class _Queue:
+    """Takes calls for a connection's thread past the connection, as aiosqlite's own does."""
+
+    def __init__(self, connection: Offered) -> None:
+        self._put = connection._put
+        self._raw = connection._raw
+
+    def put_nowait(self, call: tuple[asyncio.Future[Any] | None, Callable[[], Any]]) -> None:
+        """Have a function run; the future, if there is one, gets what comes of it."""
+        future, function = call
+        operation = Operation(self._raw, self._raw.lease, function, tame=False, known=False)
+        self._put(operation, future)
+
+    put = put_nowait
+
+
+def class_of(library: Any, name: str) -> Any:
+    """Return a class of the library's to be derived from, also if somebody has wrapped it.
+
+    Raises `PoolConfigError` if there is none.
+    """
+    found = getattr(library, name, None)
+    if not issubclass(type(found), type):
+        found = getattr(found, "__wrapped__", None)
+    if isinstance(found, type):
+        return found
+    raise PoolConfigError(
+        f"aiosqlite {getattr(library, '__version__', '')} has no class {name}, which poolkit's "
+        "connections have to be of: install another version, or see what has replaced it"
+    )
+
+
+def sqlite_of(connection: object) -> sqlite3.Connection:
+    """Return SQLite's connection inside of one of aiosqlite's, or of a proxy around it."""
+    inside = getattr(connection, "_conn", connection)
+    while not issubclass(type(inside), sqlite3.Connection):
+        if (inner := getattr(inside, "__wrapped__", None)) is None:
+            raise TypeError(
+                f"{type(connection).__name__!r} object is neither a connection of sqlite3's nor "
+                "one of aiosqlite's that has it as _conn"
+            )
+        inside = inner
+    return cast("sqlite3.Connection", inside)

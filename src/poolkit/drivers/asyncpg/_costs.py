@@ -1,0 +1,89 @@
+"""The members of asyncpg that it does not document and poolkit uses, and what each is worth."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+import asyncpg
+
+from poolkit._shell.log import say
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_RETIRED: Final = "a connection is closed after a lease"
+_SLOWER: Final = (
+    f"a reset takes a round trip more, and {_RETIRED} that has left something under way"
+)
+
+#: What is looked for, and what it costs to do without.
+COSTS: Final = {
+    # in asyncpg's modules
+    "asyncpg.connect": "what an agent has put around connections is taken off",
+    "connection._ConnectionProxy": "isinstance(conn, asyncpg.Connection) may be false",
+    "protocol.BaseProtocol": _SLOWER,
+    "protocol.NO_TIMEOUT": "a reset waits for what was cancelled no longer than command_timeout",
+    "protocol.PreparedStatementState": _SLOWER,
+    # of the class of connections
+    "Connection._unwrap": f"{_RETIRED} that has set callbacks",
+    "Connection._get_statement": "behind a pooler cursors leave statements in its sessions",
+    "Connection._prepare": f"{_RETIRED} that has prepared statements",
+    "Connection._executemany": "settings that on_connect names only in executemany() are not kept",
+    "Connection._copy_out": "settings that on_connect names only in COPY are not kept",
+    "Connection._introspect_type": f"{_RETIRED} that has changed type codecs",
+    "Connection._introspect_types": f"{_RETIRED} that has changed type codecs",
+    "Connection._drop_local_statement_cache": f"{_RETIRED} that has changed type codecs",
+    "Connection._drop_local_type_cache": f"{_RETIRED} that has changed type codecs",
+    "Connection._drop_global_statement_cache": "each connection learns of schema changes alone",
+    "Connection._drop_global_type_cache": "each connection learns of schema changes alone",
+    "Connection._mark_stmts_as_closed": f"{_RETIRED} that has deallocated statements in SQL",
+    # of a connection
+    "Connection._protocol": _SLOWER,
+    "Connection._transport": "dead peers are noticed late: there is no tcp_timeout",
+    "Connection._params": "a reset may set the session authorization where it need not",
+    "Connection._pool_release_ctr": f"{_RETIRED} that has made statements, cursors or transactions",
+    "Connection._top_xact": f"{_RETIRED} that has made transactions",
+    "Connection._listeners": f"{_RETIRED} that has set callbacks",
+    "Connection._log_listeners": f"{_RETIRED} that has set callbacks",
+    "Connection._termination_listeners": f"{_RETIRED} that has set callbacks",
+    "Connection._query_loggers": f"{_RETIRED} that has set callbacks",
+    "Connection._stmt_cache": f"{_RETIRED} with codecs, of SQLAlchemy's, or with full+prepared",
+    "Connection._stmts_to_close": f"{_RETIRED} that has changed type codecs",
+    "Connection._stmt_cache_enabled": "behind a pooler cursors leave statements in its sessions",
+    "Connection._server_caps": "what the server can undo is found by trying",
+    # of its protocol
+    "Protocol._is_cancelling": "each lease is followed by a reset",
+    "Protocol._wait_for_cancellation": f"{_RETIRED} that has left something under way",
+    "Protocol._request_cancel": f"{_RETIRED} that has left something under way",
+    "Protocol.close_statement": _SLOWER,
+    "Protocol.query": "what the pool itself asks is seen by agents and query loggers",
+    "Protocol.copy_out": "what on_connect has set up is read in two round trips",
+    "Protocol.queries_count": "max_queries has no effect",
+    # of its settings
+    "ConnectionSettings.remove_python_codec": f"{_RETIRED} that has changed type codecs",
+    "ConnectionSettings.add_python_codec": f"{_RETIRED} that has changed type codecs",
+    "ConnectionSettings.set_builtin_type_codec": f"{_RETIRED} that has changed type codecs",
+    "ConnectionSettings.register_data_types": f"{_RETIRED} that has changed type codecs",
+}
+
+
+class Notes:
+    """What a driver has said already of what is missing."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def say(self, pool: str, names: Iterable[str]) -> None:
+        """Warn, once, of what is not as expected, and of what that costs."""
+        new = [name for name in dict.fromkeys(names) if name not in self._said]
+        self._said.update(new)
+        if new:
+            say(
+                logging.WARNING,
+                "%s: parts of asyncpg %s are not as poolkit knows them; has an agent replaced "
+                "them? The pool does without: %s",
+                pool,
+                getattr(asyncpg, "__version__", "?"),
+                "; ".join(f"{name} ({COSTS[name]})" for name in new),
+            )

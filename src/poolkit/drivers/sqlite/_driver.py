@@ -1,0 +1,360 @@
+"""What both SQLite drivers do alike: how connections are opened, judged and cleaned."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import sqlite3
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
+
+from poolkit._driver import C, Verdict
+from poolkit._errors import PoolConfigError
+from poolkit._options import unknown_option
+from poolkit.drivers.sqlite._connection import Raw
+from poolkit.drivers.sqlite._file import DatabaseFile
+from poolkit.drivers.sqlite._settings import SETTINGS, Database, Settings
+from poolkit.drivers.sqlite._wrapped import look_for_wrappers
+
+if TYPE_CHECKING:
+    import types
+    from collections.abc import Callable, Coroutine
+    from pathlib import Path
+
+    from typing_extensions import Unpack
+
+    from poolkit._options import Options
+    from poolkit.drivers.sqlite._settings import SettingsDict
+
+T = TypeVar("T")
+
+#: Seconds between two looks at the file by connections that are busy all the time, at least.
+_RARELY: Final = 1.0
+
+
+class Threaded(Protocol):
+    """What a driver's connection has for the driver."""
+
+    _raw: Raw
+
+    def _within(
+        self,
+        lease: int,
+        function: Callable[[], T],
+        *,
+        tame: bool = False,
+        patience: float | None = None,
+    ) -> Coroutine[Any, Any, T]:
+        """Run a function in the connection's thread, for a lease; see `Operation`."""
+        ...
+
+    def close(self) -> Coroutine[Any, Any, None]:
+        """Close in the connection's thread."""
+        ...
+
+    def _cut_off(self) -> object:
+        """Close without waiting for it."""
+        ...
+
+
+class SQLiteDriver(Generic[C]):
+    """How connections to a SQLite database are opened, cleaned and closed, in any thread."""
+
+    #: The library whose connections these are, if not the standard one.
+    library: Any = None
+
+    def __init__(self, database: str | Path, **settings: Unpack[SettingsDict]) -> None:
+        for name in settings:
+            if name not in SETTINGS:
+                raise PoolConfigError(unknown_option(name, SETTINGS))
+        look_for_wrappers(self.library)
+        self.settings: Final = Settings(**settings)
+        self._database = Database.named(database)
+        self._file = DatabaseFile(self._database.path) if self._database.kind == "file" else None
+        #: The files that ``on_connect`` attaches, by their paths.
+        self._attached: dict[str, DatabaseFile] = {}
+        self._anchor: sqlite3.Connection | None = None
+        self._anchoring = threading.Lock()
+        #: What pools call themselves by default.
+        self.name: Final = self._database.shown
+
+    def __repr__(self) -> str:
+        """Return the class and the database."""
+        return f"<{type(self).__name__} {self.name!r}>"
+
+    def check_options(self, options: Options) -> None:
+        """Refuse more connections than the database can have; called by the pool."""
+        self._database.refuse(options.capacity)
+        if self._file is not None:
+            after = options.ping_after
+            self._file.interval = math.inf if after is None else max(after, _RARELY)
+
+    def pool_opens(self) -> None:
+        """Take the file for a new one: the pool is being opened."""
+        self._attached = {}
+        if self._file is not None:
+            self._file.begin()
+
+    # -- opening, in a thread --------------------------------------------------------------------
+
+    def _open(self, *, check_same_thread: bool) -> Raw:
+        try:
+            file = self._file
+            if file is None:
+                self._keep_memory()
+            for attached in list(self._attached.values()):
+                if attached.exists():  # `on_connect` may attach others now
+                    attached.before()
+            before = None if file is None else file.before()
+            raw: Raw = self._connect(Raw, check_same_thread=check_same_thread)
+            try:
+                if file is not None:
+                    raw.watch_file(file, file.after(before))
+                self._set_up(raw)
+            except BaseException:
+                raw.close()
+                raise
+        except sqlite3.Error as error:
+            if not hasattr(error, "_poolkit_verdict"):
+                error._poolkit_verdict = self._database.explain(error)  # type: ignore[attr-defined]
+            raise
+        return raw
+
+    def _connect(self, factory: Any, **given: bool) -> Any:
+        settings, database = self.settings, self._database
+        exists = self._file is not None and self._file.was_open
+        # Not by sqlite3.connect(), in place of which an agent may have put what returns proxies.
+        return factory(
+            database.existing if exists else database.filename,
+            uri=exists or database.uri,
+            # Autocommit: or a plain INSERT would open a transaction, and be undone at release.
+            isolation_level=None,
+            timeout=settings.patience,
+            detect_types=settings.detect_types,
+            cached_statements=settings.cached_statements,
+            **given,
+        )
+
+    def _set_up(self, raw: Raw) -> None:
+        wanted, database = self.settings.journal_mode, self._database
+        mode = ""
+        if wanted is not None and database.kind == "file" and not database.read_only:
+            mode = self._switch_journal(raw, wanted)
+        raw.tries_again = mode == "WAL" or database.kind != "file"
+        for pragma in self.settings.pragmas(wal=mode == "WAL"):
+            raw.command(pragma)
+        raw.row_factory = self.settings.row_factory
+        raw.remember()
+
+    def _switch_journal(self, raw: Raw, wanted: str) -> str:
+        deadline = time.monotonic() + self.settings.patience
+        while True:
+            try:
+                return raw.set_journal(wanted)
+            except sqlite3.OperationalError as error:
+                # Of connections that switch a new file at the same time all but one fail, at once:
+                # SQLite does not wait for this lock.
+                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not busy or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.005)
+
+    def _keep_memory(self) -> None:
+        """Keep a memory database alive for as long as the driver: it ends with its last connection.
+
+        A pool closes its last connection as a matter of course, when that is old or broken.
+        """
+        with self._anchoring:
+            if self._anchor is None:
+                anchor = self._connect(sqlite3.Connection, check_same_thread=False)
+                weakref.finalize(self, anchor.close)
+                self._anchor = anchor
+
+    # -- the protocol ----------------------------------------------------------------------------
+
+    def _inside(self, c: C) -> Threaded:
+        return cast("Threaded", c)
+
+    def is_dead(self, c: C, /) -> bool:
+        """Tell whether it was closed."""
+        raw: Raw = c._raw  # type: ignore[attr-defined]
+        if not raw.over:
+            try:
+                raw.in_transaction  # noqa: B018  # raises on a closed connection
+            except sqlite3.Error:
+                return True
+        return raw.over
+
+    async def reset(self, c: C, /) -> str | None:
+        """Close the cursors, roll back, restore the settings; see `Raw.clean`.
+
+        It runs in the connection's thread after whatever is still under way there.
+        """
+        inside = self._inside(c)
+        raw = inside._raw
+        raw.revoke()
+        return await inside._within(raw.lease, raw.clean)
+
+    async def ping(self, c: C, /) -> None:
+        """Ask for an answer, in one hop to the thread."""
+        inside = self._inside(c)
+        await inside._within(inside._raw.lease, inside._raw.ping, tame=True)
+
+    async def close(self, c: C, /) -> None:
+        """Close, and wait for it."""
+        inside = self._inside(c)
+        inside._raw.revoke()
+        inside._raw.tell = None  # it refers to the slot, which refers to the connection
+        await inside.close()
+
+    def terminate(self, c: C, /) -> None:
+        """Interrupt what runs, and have the thread close the connection."""
+        self._inside(c)._raw.tell = None
+        self._inside(c)._cut_off()
+
+    def revoke(self, c: C, /) -> None:
+        """End the lease: what was made from the connection is dead, what runs is interrupted."""
+        c._raw.revoke()  # type: ignore[attr-defined]
+
+    def is_clean(self, c: C, /) -> bool:
+        """Tell whether a reset would find nothing to undo; see `Raw.is_clean`."""
+        raw: Raw = c._raw  # type: ignore[attr-defined]
+        return raw.is_clean()
+
+    def watch(self, c: C, dead: Callable[..., None], /) -> None:
+        """Note whom to tell what cursors raise; nothing dies by itself.
+
+        Take what ``on_connect`` has made of the connection for what a reset returns to.
+
+        Raises `PoolConfigError` if that has turned autocommit off.
+        """
+        raw = self._inside(c)._raw
+        if raw.is_always_in_transaction():
+            raise PoolConfigError(
+                "on_connect has set autocommit=False: a transaction would be open all the time, "
+                "and pool.transaction() could begin none. Leave autocommit as it is, so that each "
+                "statement stands by itself, and put what belongs together into pool.transaction()"
+            )
+        raw.tell = dead
+        raw.remember()
+        for name, (file, opened) in raw.files.items():
+            if file is not self._file:
+                known = self._attached.setdefault(file.path, file)
+                known.adopt(file)
+                raw.files[name] = known, opened
+        raw.irreplaceable = self._database.kind == "private"
+
+    def classify(self, exc: BaseException, _: C | None = None, /) -> Verdict:
+        """Say what an error means: most concern their statement only."""
+        verdict: Verdict | None = getattr(exc, "_poolkit_verdict", None)
+        if verdict is not None:
+            return verdict
+        if isinstance(exc, PoolConfigError):
+            return Verdict.FATAL
+        code = getattr(exc, "sqlite_errorcode", None)
+        if code is not None:
+            broken = code & 0xFF in _BROKEN or code == sqlite3.SQLITE_READONLY_DBMOVED
+        else:
+            # Errors of the module itself, without a code of SQLite's: closed under its user.
+            text = str(exc)
+            broken = isinstance(exc, (sqlite3.ProgrammingError, ValueError)) and (
+                "closed database" in text or text in ("no active connection", "Connection closed")
+            )
+        return Verdict.SUSPECT if broken else Verdict.OK
+
+    def transaction(self, c: C, /, *, mode: str = "IMMEDIATE") -> Transaction:
+        """Return a transaction: BEGIN IMMEDIATE takes the write lock now, and waits for it.
+
+        It waits as long as statements do (``busy_timeout``), and no longer than its ``patience``.
+
+        DEFERRED takes it at the first write, where it fails at once if another connection has
+        written meanwhile. EXCLUSIVE keeps readers out too, unless the journal is a WAL.
+        """
+        if mode.upper() not in ("DEFERRED", "IMMEDIATE", "EXCLUSIVE"):
+            raise PoolConfigError(f"mode={mode!r}: give DEFERRED, IMMEDIATE or EXCLUSIVE")
+        return Transaction(self._inside(c), mode)
+
+    # -- for tests in a transaction that never commits -------------------------------------------
+
+    def spare(self, c: C, /) -> None:
+        """Interrupt no cancelled statement until the next reset: a write would roll all back."""
+        self._inside(c)._raw.is_patient = True
+
+    async def roll_back(self, c: C, /) -> None:
+        """Roll back the transaction of a block, whichever lease has begun it."""
+        inside = self._inside(c)
+        await inside._within(inside._raw.lease, inside._raw.roll_back_block)
+
+
+_BROKEN = frozenset(
+    {
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_FORMAT,
+        sqlite3.SQLITE_INTERNAL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_MISUSE,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_PROTOCOL,
+    }
+)
+
+
+def lent(name: str) -> Callable[..., Any]:
+    """Return a method of a view that calls the connection's, whatever comes of it.
+
+    The view itself would have a connection reset after every method whose result can act on it. Our
+    cursors cannot once the lease is over, and whether one is open is seen by `Raw.is_clean`.
+    """
+
+    def call(view: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return getattr(view._poolkit_touch(name).connection, name)(*args, **kwargs)
+
+    call.__name__ = call.__qualname__ = name
+    return call
+
+
+class Transaction:
+    """Begins; commits at the end of the block, or rolls back after an exception.
+
+    Inside of it nothing else ends the transaction; see `poolkit.drivers.sqlite._block`.
+
+    After a cancellation nothing is awaited: the reset at the end of the lease rolls back. Not a
+    generator, because one that is finalized late would roll back the next user's transaction.
+    """
+
+    def __init__(self, connection: Threaded, mode: str) -> None:
+        self._connection = connection
+        self._lease = connection._raw.lease
+        self._mode = mode
+        #: Seconds that beginning may take, before it raises `TimeoutError`.
+        self.patience = math.inf
+
+    async def __aenter__(self) -> None:
+        begin = functools.partial(self._connection._raw.begin, self._mode)
+        await self._run(begin, patience=self.patience)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        raw = self._connection._raw
+        if error is None:
+            try:
+                await self._run(raw.commit_block)
+            except Exception:
+                with contextlib.suppress(sqlite3.Error):  # the first error is the one to be seen
+                    await self._run(raw.roll_back_block)
+                raise
+        elif isinstance(error, Exception):
+            await self._run(raw.roll_back_block)
+
+    async def _run(self, function: Callable[[], None], *, patience: float | None = None) -> None:
+        # Tame: a transaction that is open at the end of the lease is seen.
+        await self._connection._within(self._lease, function, tame=True, patience=patience)

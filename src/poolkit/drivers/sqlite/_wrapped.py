@@ -1,0 +1,63 @@
+"""What others have put in place of functions of sqlite3 and aiosqlite: poolkit goes past it.
+
+Agents that trace databases have ``sqlite3.connect`` return proxies. Around these there can be no
+promise that a statement has ended, or that a cursor is closed; so connections are opened, and used,
+without. They work; the agent does not see them, which is said once.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import sys
+import types
+from typing import Any, Final
+
+from poolkit._shell.log import Told, say
+from poolkit._text import shown
+
+_told: Final = Told()
+
+
+def look_for_wrappers(library: Any = None) -> None:
+    """Say what was replaced of sqlite3, and of aiosqlite if that is given; once for each."""
+    found = [("sqlite3.connect", sqlite3.connect, "_sqlite3")]
+    for name in ("Connection", "Cursor") if library is not None else ():
+        members = getattr(getattr(library, name, None), "__dict__", {})
+        found += [
+            (f"aiosqlite.{name}.{member}", function, "aiosqlite")
+            for member, function in members.items()
+            # (The library's own decorators may be those of typing_extensions, for example.)
+            if callable(function) and not member.startswith("_") and not _is_general(function)
+        ]
+    passed: dict[str, list[str]] = {}
+    for name, function, owner in found:
+        whose = _whose(function)
+        if whose.partition(".")[0] != owner and (name, whose) not in _told:
+            _told.add((name, whose))
+            passed.setdefault(whose, []).append(f"{name}()")
+    for whose, names in passed.items():
+        say(
+            logging.WARNING,
+            "%s has replaced %s: poolkit's connections go past it, and what it traces of SQLite "
+            "does not include them (said once). They are told to the pool's observers; statements "
+            "can be traced by way of SQLAlchemy",
+            shown(whose),
+            ", ".join(names),
+        )
+
+
+def _is_general(function: object) -> bool:
+    """Tell whether a wrapper is of a module that serves everybody."""
+    module = _whose(function).partition(".")[0]
+    return module in sys.stdlib_module_names or module == "typing_extensions"
+
+
+def _whose(function: object) -> str:
+    """Return the module whose code runs first when a function is called."""
+    wrapper = getattr(function, "_self_wrapper", function)  # of wrapt's
+    if type(wrapper) is types.FunctionType:
+        return str(wrapper.__globals__.get("__name__", ""))
+    if type(wrapper) is types.BuiltinFunctionType:
+        return str(wrapper.__module__)
+    return type(wrapper).__module__
