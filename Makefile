@@ -70,7 +70,7 @@ coverage: .test-tools  ## branch coverage of the heart by its own tests; fails b
 asyncpg-tests: .test-tools  ## run asyncpg's own tests of its pool on poolkit.compat.asyncpg
 	$(python) scripts/asyncpg_pool_tests.py $(ARGS)
 
-mutants: .test-tools  ## change the heart in small ways, see that a test fails (ARGS='_state --quick')
+mutants: .test-tools  ## change the heart in small ways, see that a test fails (ARGS='_core/state --quick')
 	$(python) scripts/mutants.py $(ARGS)
 
 bench: .bench-tools  ## measure poolkit beside other pools (BENCH='A B overload'), for an hour or so

@@ -1,7 +1,7 @@
 """Change the book, the shell and the view in small ways, one at a time, and see that a test fails.
 
     make mutants                                  all of them, hours
-    make mutants ARGS='_state --sample 100'       a hundred of one file, chosen by --seed
+    make mutants ARGS='_core/state --sample 100'       a hundred of one file, chosen by --seed
     make mutants ARGS='--again'                   what survived last time, after writing tests
 
 A mutant is run in a child of a process that has imported pytest and the libraries already, against
@@ -38,7 +38,11 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = ROOT / "var" / "mutants.json"
-FILES: Final = ("_state", "_pool", "_lease", "_view")
+#: Files of ``src/poolkit``.
+CORE: Final = tuple(
+    f"_core/{name}" for name in ("state", "placement", "slots", "line", "supply", "fitness")
+)
+FILES: Final = (*CORE, "_shell/pool", "_shell/lease", "_shell/view")
 
 
 def _tests(folder: str, *names: str) -> list[str]:
@@ -68,20 +72,21 @@ _OF_LEASES: Final = [
 ]
 #: The tests in the order in which they are asked; the first that fails ends the mutant.
 QUICK: Final = {
-    "_state": [_others("state", "model", "state_machine"), [*_ALL, *_HERE]],
-    "_pool": [
+    **{key: [_others("state", "model", "state_machine"), [*_ALL, *_HERE]] for key in CORE},
+    "_shell/pool": [
         [*_tests("pool", *_SHELL), *_HERE],
         [*_tests("pool", *_VIEW), *_HERE],
         [*_REST, *_HERE],
     ],
-    "_lease": _OF_LEASES,
-    "_view": _OF_LEASES,
+    "_shell/lease": _OF_LEASES,
+    "_shell/view": _OF_LEASES,
 }
+_MODEL: Final = _tests("state", "model", "state_machine")
 SLOW: Final = {
-    "_state": [_tests("state", "model", "state_machine"), [*_ALL, *_ELSEWHERE], _STORMS, _LONG],
-    "_pool": [[*_ALL, *_ELSEWHERE], _STORMS, _LONG, _KIT],
-    "_lease": [[*_ALL, *_ELSEWHERE], _STORMS, _KIT],
-    "_view": [[*_ALL, *_ELSEWHERE], _STORMS, _KIT],
+    **{key: [_MODEL, [*_ALL, *_ELSEWHERE], _STORMS, _LONG] for key in CORE},
+    "_shell/pool": [[*_ALL, *_ELSEWHERE], _STORMS, _LONG, _KIT],
+    "_shell/lease": [[*_ALL, *_ELSEWHERE], _STORMS, _KIT],
+    "_shell/view": [[*_ALL, *_ELSEWHERE], _STORMS, _KIT],
 }
 #: Imported once, before the first fork; nothing of poolkit's.
 LIBRARIES: Final = (
@@ -382,7 +387,7 @@ class Finder(importlib.abc.MetaPathFinder):
     """Find one file of the heart, and change it."""
 
     def __init__(self, mutant: Mutant) -> None:
-        self.name = f"poolkit.{mutant.file}"
+        self.name = f"poolkit.{mutant.file.replace('/', '.')}"
         self.loader = Loader(self.name, str(path_of(mutant.file)))
         self.loader.changed = mutant.source()
 

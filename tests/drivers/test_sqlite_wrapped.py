@@ -256,7 +256,7 @@ def test_class_is_found_inside_of_a_proxy(monkeypatch: pytest.MonkeyPatch) -> No
 def test_class_that_is_missing_is_named(stand_in: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the version of the library; without it there is no connection to be made."""
     monkeypatch.setattr(aiosqlite, "Cursor", stand_in)
-    for module in ("aiosqlite", "_aiosqlite_connection"):
+    for module in ("aiosqlite", "aiosqlite._connection"):
         monkeypatch.delitem(sys.modules, f"poolkit.drivers.{module}")
     with pytest.raises(
         poolkit.PoolConfigError, match=rf"aiosqlite {aiosqlite.__version__}.*Cursor"

@@ -403,14 +403,14 @@ async def test_opener_that_is_cancelled_when_it_was_served_leaves_the_pool_to_th
         async with pool.acquire():
             pass
 
-    dismiss = pool._book._dismiss
+    dismiss = pool._book.line.end
 
     def dismiss_and_cancel(waiter: Any, outcome: Any, *cause: Any) -> None:
         dismiss(waiter, outcome, *cause)
         if not pool._book.openers:
             scope.cancel()
 
-    monkeypatch.setattr(pool._book, "_dismiss", dismiss_and_cancel)
+    monkeypatch.setattr(pool._book.line, "end", dismiss_and_cancel)
     async with anyio.create_task_group() as group:
         group.start_soon(first)
         await wait_all_tasks_blocked()

@@ -22,7 +22,7 @@ TESTS = {
     "tests/pool": 4430,
     "tests/repo": 109,
     "tests/sqlalchemy": 679,
-    "tests/state": 224,
+    "tests/state": 225,
     "tests/testing": 241,
 }
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from poolkit._core.slots import Slots
 from poolkit._core.state import PoolState
 from poolkit._shell import derived as _data
 from scripts.soak import on_asyncio, on_trio
@@ -92,8 +93,7 @@ def skip_the_reset(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def connect_above_capacity(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have room for one more than there may be."""
-    original: Callable[[PoolState], int] = PoolState._room
-    monkeypatch.setattr(PoolState, "_room", lambda book: original(book) + 1)
+    monkeypatch.setattr(PoolState, "room", property(lambda book: 1 + Slots.room.__get__(book)))
     monkeypatch.setattr(PoolState, "_is_full", lambda _: False)
 
 

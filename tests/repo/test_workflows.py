@@ -34,7 +34,7 @@ def test_newest_versions_are_upgraded_in_an_environment_of_their_own() -> None:
         ["make", "--dry-run", "--no-print-directory", "test-newest"],
         cwd=ROOT,
         # As `make test VENV=...` passes on to whatever make it starts.
-        env={**os.environ, "MAKEFLAGS": "", "MAKEOVERRIDES": ""},
+        env={**os.environ, "MAKEFLAGS": "", "MAKEOVERRIDES": "", "ARGS": ""},
         capture_output=True,
         text=True,
         check=True,

@@ -114,14 +114,14 @@ def key(world: World) -> Any:
     holders = [(slot_key(slot), _held(world, slot)) for slot in book.leased]
     outage = book.outage
     slow = book.prospects._connecting.slow | book.prospects._recycling.slow
-    shedder: Any = book.shedder
+    shedder: Any = book.line.shedder
     came = time if shedder else lambda _: None
     return (
         world.is_overdue,
-        (book.phase, bool(book.openers), book._ramp, book.options.capacity),
+        (book.phase, bool(book.openers), book.ramp, book.options.capacity),
         time(book.renewed_at + book.options.backoff_max),
-        (time(book._age_at), book._aging, time(min(book._age_at, book._ticked_at))),
-        time(max(book._attempt_at, now - book.options.backoff_min)),
+        (time(book._age_at), book.aging, time(min(book._age_at, book._ticked_at))),
+        time(max(book.attempt_at, now - book.options.backoff_min)),
         tuple(sorted(map(repr, map(slot_key, book.connecting)))),
         tuple(map(slot_key, book.idle)),
         tuple(sorted(map(repr, holders))),

@@ -202,7 +202,7 @@ def test_reopened_pool_has_forgotten_its_overload() -> None:
     assert job == "connect"
     office.book.connected(slot, "new", 0.0)
     assert office.book.take(0.0) is slot
-    assert office.book._shed_at(Waiter(NEVER, None, None)) == pytest.approx(1.0)
+    assert office.book._refuse_at(Waiter(NEVER, None, None)) == pytest.approx(1.0)
 
 
 def test_overload_is_remembered_although_the_first_in_line_gives_up() -> None:

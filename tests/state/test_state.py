@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from poolkit import Options, Verdict
-from poolkit._core.slot import NEVER, TRANSITIONS, Slot, Waiter
+from poolkit._core.slot import NEVER, Slot, Waiter
+from poolkit._core.slots import MOVES
 from poolkit._core.state import PoolState
 from poolkit.testing._invariants import check_book
 from tests.fakes import gone
@@ -98,8 +99,8 @@ class Desk:
 
 def test_transitions_name_every_state_and_no_other() -> None:
     """The table is closed: what can be reached is in it or is the end."""
-    reached = set().union(*TRANSITIONS.values())
-    assert reached == (set(TRANSITIONS) - {"new"}) | {"gone"}
+    reached = set().union(*MOVES.values())
+    assert reached == (set(MOVES) - {"new"}) | {"gone"}
 
 
 def test_move_that_the_table_does_not_know_is_refused() -> None:
@@ -704,7 +705,7 @@ def test_giving_up_keeps_the_heap_of_deadlines_small() -> None:
         waiter = desk.waiter(patience=10.0)
         desk.book.join(waiter, desk.now)
         desk.book.give_up(waiter, desk.now)
-    assert len(desk.book._deadlines._heap) < 100
+    assert len(desk.book.line._deadlines._heap) < 100
     assert desk.book.outcomes["cancelled"] == 1000
 
 

@@ -261,7 +261,7 @@ def test_outcomes_of_jobs_after_the_end_change_nothing() -> None:
     desk.book.release_dirty(reset, desk.now)
     desk.book._begin("ping", ping, "recycling", 1.0, desk.now)
     desk.book._retire(close, "unused")
-    desk.book._owe(desk.now)
+    desk.book._schedule_jobs(desk.now)
     connect = desk.begin("connect")
     cause = OSError("the loop has failed")
     desk.book.collapse(cause)
@@ -971,7 +971,7 @@ def test_caller_who_is_refused_is_in_line_no_more() -> None:
     desk = Desk(max_size=1).open()
     desk.take()
     waiter = desk.join()
-    desk.book.refuse(waiter, "deadlocked", desk.now)
+    desk.book.end_wait(waiter, "deadlocked", desk.now)
     assert waiter.outcome == "deadlocked"
     assert desk.book.woken[-1] is waiter
     stats = desk.book.stats(desk.now)

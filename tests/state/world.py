@@ -267,12 +267,12 @@ class World:
         for waiter in self.book.queue.values():
             assert self.now < waiter.deadline, "I11: still waiting after its deadline"
         for waiter in list(self.book.queue.values())[:1]:
-            assert self.now < self.book._shed_at(waiter), "I12: not refused, as the policy says"
+            assert self.now < self.book._refuse_at(waiter), "I12: not refused, as the policy says"
 
     def what_upkeep_sees(self) -> tuple[int, int, int]:
         """Count what is found without an alarm, every second: who has to go, and what is stuck."""
         book = self.book
-        return sum(book.retired.values()), book._aging, len(book.prospects.stuck)
+        return sum(book.retired.values()), book.aging, len(book.prospects.stuck)
 
     def oversleep(self, seconds: float) -> None:
         """Let time pass in which the event loop is kept from ringing the alarm."""
@@ -347,7 +347,7 @@ class World:
             prospects = book.prospects
             self.check_pace(sum(job == "connect" for job, _ in book.jobs))
             others = book.live - len(prospects.stuck) - prospects.underway()
-            missing = book.options.min_size - others + book._aging
+            missing = book.options.min_size - others + book.aging
             waiting = len(book.queue) + self.turned_away  # for whom one may be begun, too
             assert prospects.connects() <= max(waiting, missing), (
                 "I9: more connects than anybody waits for"

@@ -20,16 +20,6 @@ Outcome = Literal[
 NEVER: Final = float("inf")
 NO_VERDICTS: Final[frozenset[Verdict]] = frozenset()
 
-#: Where a slot may go from where it is.
-TRANSITIONS: Final = {
-    "new": {"connecting"},
-    "connecting": {"idle", "leased", "closing", "gone"},
-    "idle": {"leased", "recycling", "closing", "gone"},
-    "leased": {"idle", "leased", "recycling", "closing", "gone"},
-    "recycling": {"idle", "leased", "closing", "gone"},
-    "closing": {"gone"},
-}
-
 
 class Slot:
     """One unit of capacity, and the connection that lives in it."""

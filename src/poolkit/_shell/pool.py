@@ -539,7 +539,7 @@ class Pool(Generic[C]):
         if book.options.deadlock == "warn":
             say(logging.WARNING, "%s", error)
             return False
-        self._tell(book.refuse, waiter, "deadlocked", self._runtime.now())
+        self._tell(book.end_wait, waiter, "deadlocked", self._runtime.now())
         waiter.cause = error
         self._settle()
         return True
@@ -644,7 +644,7 @@ class Pool(Generic[C]):
             raise
         finally:
             self._amid = False
-        if book.jobs or book.doomed or book.shedder:
+        if book.jobs or book.doomed or book.line.shedder:
             self._settle()
 
     def _take_back(self, slot: Slot, turn: int, error: BaseException | None) -> None:

@@ -1,0 +1,110 @@
+"""Which connection goes, and why. These functions look at a pool's state and change nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from poolkit._core.slot import NEVER
+from poolkit._driver import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from poolkit._core.placement import Placement
+    from poolkit._core.slot import Reason, Slot
+
+#: After an error that says one of these, a connection is not used again.
+BROKEN: Final = frozenset({Verdict.SUSPECT, Verdict.DEAD, Verdict.SERVER_GONE})
+#: The last part of the lifetime, in which a connection is replaced.
+OLD_AGE: Final = 0.1
+#: Connections that may be away at once to be replaced: at least two, or a tenth of a larger pool.
+_FEW: Final = 2
+
+
+def why_unfit(state: Placement, slot: Slot, now: float) -> Reason | None:
+    """Return why a connection must not be used again, or None."""
+    if not slot.verdicts.isdisjoint(BROKEN):  # it died while it was away
+        return "broken"
+    if not state.is_open:
+        return "pool_closed"
+    if state.options.max_uses is not None and slot.uses >= state.options.max_uses:
+        return "used_up"
+    if now >= slot.expires_at:
+        return slot.reason or "expired"
+    if now >= slot.retire_at and _can_spare_one(state):
+        return "expired"
+    return None
+
+
+def why_unneeded(state: Placement, slot: Slot, now: float) -> Reason | None:
+    """Return why an idle connection is to go although it is good, or None."""
+    options = state.options
+    lingers_until = slot.used_at + options.overflow_linger  # as `next_tick` has it
+    if state.live > options.max_size and now >= lingers_until:
+        return "surplus"
+    limit = options.max_idle_time
+    if limit is not None and now >= slot.used_at + limit and state.live > options.min_size:
+        return "unused"
+    return None
+
+
+def is_surplus(state: Placement, *, wanted: bool) -> bool:
+    """Tell whether there is one connection too many; ``wanted``: somebody waits for it."""
+    if state.live > state.options.capacity:
+        return True
+    if wanted or state.options.overflow_linger:
+        return False
+    return state.live > state.options.max_size
+
+
+def few(state: Placement) -> int:
+    """Return how many connections may be away at once with nobody waiting for them."""
+    return max(_FEW, max(state.size, state.options.min_size) // 10)
+
+
+def _can_spare_one(state: Placement) -> bool:
+    """Tell whether a connection may go for its age: its replacement first, if there is room."""
+    there = len(state.idle) + len(state.leased) + len(state.recycling)
+    missing = state.options.min_size - there
+    has_room = state.live < state.options.max_size and state.room > 0
+    if missing >= 0 and (has_room or len(state.connecting) > missing):
+        return False
+    going = sum(slot.reason == "expired" for slot in state.closing)
+    return max(going, missing) < few(state)
+
+
+class Ages(NamedTuple):
+    """When connections are to be replaced."""
+
+    retire_at: list[tuple[Slot, float]]
+    """Each slot's time."""
+    next_at: float
+    """When the next one comes of age or is due, to be asked again."""
+    due: int
+    """Connections whose time has come."""
+
+
+def pace_ages(slots: Iterable[Slot], lifetime: float, now: float) -> Ages:
+    """Spread the replacement of connections that expire together, so that all go in time.
+
+    Each has drawn its time by chance. Where that is later than the pace allows at which all
+    that follow can still be replaced, the pace counts.
+    """
+    old_age = lifetime * OLD_AGE
+    spare = old_age / 10  # for the connect that replaces the last one
+    of_age = [slot for slot in slots if slot.reason is None]
+    of_age.sort(key=lambda slot: (slot.expires_at, slot.retire_at), reverse=True)
+    pace = (old_age - spare) / max(1, len(of_age))
+    times: list[tuple[Slot, float]] = []
+    next_at = latest = NEVER
+    overdue = 0
+    for slot in of_age:  # the youngest first
+        latest = min(latest - pace, slot.expires_at - spare)
+        retire_at = min(slot.retire_at, latest)
+        times.append((slot, retire_at))
+        overdue += now >= retire_at
+        for due in (slot.expires_at - old_age, retire_at, slot.expires_at):
+            if now < due:
+                next_at = min(next_at, due)
+                break
+    return Ages(times, next_at, overdue)

@@ -1,0 +1,118 @@
+"""Where every slot is: in exactly one of five containers, with one door between them.
+
+Every number is the length of a container. A slot moves along these arrows and no others::
+
+    new        -> connecting                                a connect is due
+    connecting -> idle | leased | closing | gone            connected, or it has failed
+    idle       -> leased | recycling | closing | gone       taken, pinged, retired, or found dead
+    leased     -> idle | leased | recycling | closing | gone    given back, handed off, or retired
+    recycling  -> idle | leased | closing | gone            the ping or reset has ended
+    closing    -> gone                                      closed: only now is the slot free
+
+*Recycling* is being pinged or reset.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, get_args
+
+from poolkit._core.progress import Prospects
+from poolkit._core.slot import NEVER, Job, Reason, Slot
+
+if TYPE_CHECKING:
+    from poolkit._options import Options
+
+#: The moves of the drawing above; a test compares them.
+MOVES: Final = {
+    "new": {"connecting"},
+    "connecting": {"idle", "leased", "closing", "gone"},
+    "idle": {"leased", "recycling", "closing", "gone"},
+    "leased": {"idle", "leased", "recycling", "closing", "gone"},
+    "recycling": {"idle", "leased", "closing", "gone"},
+    "closing": {"gone"},
+}
+
+
+class Slots:
+    """The containers, and what is to be done about the slots that were moved."""
+
+    options: Options
+
+    def __init__(self) -> None:
+        self.connecting: dict[Slot, None] = {}
+        self.idle: deque[Slot] = deque()  # the hottest last
+        self.leased: dict[Slot, None] = {}  # the longest held first
+        self.recycling: dict[Slot, None] = {}
+        self.closing: dict[Slot, None] = {}
+        self.prospects = Prospects(self.connecting, self.recycling)
+        self.doomed: deque[Any] = deque()
+        self.jobs: deque[tuple[Job, Slot]] = deque()
+        self.retired: dict[str, int] = dict.fromkeys(get_args(Reason), 0)
+
+    @property
+    def live(self) -> int:
+        """Slots in every state but closing."""
+        return len(self.connecting) + len(self.idle) + len(self.leased) + len(self.recycling)
+
+    @property
+    def size(self) -> int:
+        """Slots in every state: one that is being closed is not free yet."""
+        return self.live + len(self.closing)
+
+    @property
+    def room(self) -> int:
+        """Free slots; below 0 after shrinking."""
+        return self.options.capacity - self.size
+
+    def _move(self, slot: Slot, to: str) -> None:
+        """Move a slot: the one door between the containers."""
+        assert to in MOVES[slot.state], f"{slot.state} -> {to}"
+        self.prospects.ended(slot)  # first: it is a call, which may fail for want of stack
+        if slot.state == "idle":
+            if self.idle[-1] is slot:
+                self.idle.pop()
+            else:
+                self.idle.remove(slot)
+        elif slot.state != "new":
+            container: dict[Slot, None] = getattr(self, slot.state)
+            del container[slot]
+        slot.state = to
+        if to == "idle":
+            self.idle.append(slot)
+        elif to != "gone":
+            container = getattr(self, to)
+            container[slot] = None
+
+    def _begin(self, job: Job, slot: Slot, state: str, limit: float | None, now: float) -> None:
+        """Have a job done for a slot, within so many seconds."""
+        self._move(slot, state)
+        slot.begun_at = slot.sent_at = now
+        slot.overdue_at = NEVER if limit is None else now + limit + 1.0
+        self.jobs.append((job, slot))
+
+    def _ping(self, slot: Slot, now: float) -> None:
+        self._begin("ping", slot, "recycling", self.options.ping_timeout, now)
+
+    def _reset(self, slot: Slot, now: float) -> None:
+        self._begin("reset", slot, "recycling", self.options.reset_timeout, now)
+
+    def _retire(self, slot: Slot, reason: Reason) -> None:
+        """Close a connection: gracefully if it is healthy, at once if it is not."""
+        if reason in ("broken", "derived"):
+            self._doom(slot, reason)
+        else:
+            self._close(slot, reason)
+
+    def _close(self, slot: Slot, reason: Reason) -> None:
+        """Have a connection closed gracefully: its slot is free when that has ended."""
+        self.retired[reason] += 1
+        slot.reason = reason
+        self._move(slot, "closing")
+        self.jobs.append(("close", slot))
+
+    def _doom(self, slot: Slot, reason: Reason) -> None:
+        """Terminate a connection now: its slot is free as soon as the shell has read this."""
+        self.retired[reason] += 1
+        self.doomed.append(slot.connection)
+        self._move(slot, "gone")

@@ -1,0 +1,95 @@
+"""How many connects and pings are due. These functions look at the state and change nothing.
+
+One connect for each waiter whom nothing under way will serve soon, and those that ``min_size``
+lacks; elastic at a cold start, careful while leases are out, one at a time during an outage.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+from poolkit._core.fitness import few
+from poolkit._core.slot import NEVER
+
+if TYPE_CHECKING:
+    from poolkit._core.placement import Placement
+    from poolkit._core.slot import Slot
+
+
+def shortage(state: Placement) -> int:
+    """Return for how many waiters nothing is under way that will serve them soon."""
+    return len(state.queue) - state.prospects.count()
+
+
+def connects_due(state: Placement, now: float) -> int:
+    """Return how many connects are to begin now."""
+    wanted = _wanted(state)
+    if wanted <= 0:
+        return 0
+    spare, due = _spare(state)
+    return min(wanted, spare, state.room) if now >= due else 0
+
+
+def next_connect_at(state: Placement) -> float:
+    """Return when the next connect is due that has to wait for its time."""
+    spare, due = _spare(state)
+    return due if min(spare, _wanted(state), state.room) > 0 else NEVER
+
+
+def untrusted_wanted(state: Placement) -> int:
+    """Return how many idle connections to ping for those in line.
+
+    They are idle, but not to be trusted without a ping, which beats any connect under way.
+    """
+    return min(len(state.queue) - state.prospects.recycles(), len(state.idle))
+
+
+def silent(state: Placement, now: float) -> list[Slot]:
+    """Return the idle connections silent for ``ping_every``, at most half of all at once."""
+    every = state.options.ping_every
+    if every is None or state.queue:
+        return []
+    away = len(state.recycling)
+    most = (len(state.idle) + away + 1) // 2 - away
+    quiet = (slot for slot in state.idle if now >= slot.alive_at + every)
+    return list(itertools.islice(quiet, max(0, most)))
+
+
+def _spare(state: Placement) -> tuple[int, float]:
+    """Return how many connects may begin beside those under way, and from when on.
+
+    While somebody waits there may be one more for each that is slow, at most as many again:
+    hung ones do not keep others from an answer. These begin one by one, for a server that is
+    merely slow must not be stormed.
+    """
+    options, prospects = state.options, state.prospects
+    underway, slow = prospects.underway(), prospects.slow_connects()
+    most, due = options.max_connecting, -NEVER
+    if state.outage:
+        most, due = 1, state.outage.retry_at
+    spare = most - underway
+    if spare <= 0 and (state.queue or state.openers):
+        spare = min(1, spare + min(slow, most))
+        due = max(due, state.attempt_at + options.backoff_min)
+    short = shortage(state)
+    if not (state.outage or state.openers) and (short <= 0 or state.leased):
+        spare = min(spare, (state.ramp if short > 0 else few(state)) - prospects.connects())
+    return spare, due
+
+
+def _wanted(state: Placement) -> int:
+    """Return how many connections are missing.
+
+    Who opens the pool waits for no slow one; and one that is due for its age does not count,
+    if there may be another beside it.
+    """
+    options = state.options
+    away = len(state.prospects.stuck)
+    if state.openers:
+        away += state.prospects.slow_connects()
+    if state.aging:
+        away += min(state.aging, few(state), options.max_size - options.min_size)
+    # One beyond `max_size` would be a surplus one: closed at once, and missing again.
+    missing = min(options.min_size - (state.live - away), options.max_size - state.live)
+    return max(shortage(state), missing)
