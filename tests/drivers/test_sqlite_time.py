@@ -22,6 +22,7 @@ import poolkit
 from poolkit import PoolTimeout, TransactionEnded
 from poolkit.drivers.sqlite._connection import Raw
 from poolkit.drivers.sqlite._operation import Operation
+from poolkit.drivers.sqlite._waits import Waits
 from tests.drivers.sqlite_help import (
     ENDLESS,
     ENDLESS_INSERT,
@@ -52,6 +53,48 @@ def other(path: Path) -> Iterator[sqlite3.Connection]:
         sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
     ) as other:
         yield other
+
+
+def interrupt_when_setting(c: Waits, milliseconds: int) -> None:
+    """Have a connection interrupted when SQLite has set how long it waits, and is to say so."""
+
+    def interrupt(_: int, name: str | None, given: str | None, *__: object) -> int:
+        if (name, given) == ("busy_timeout", str(milliseconds)):
+            c.interrupt()
+        return sqlite3.SQLITE_OK
+
+    c.set_authorizer(interrupt)
+
+
+def test_interrupt_of_what_shortens_the_wait_does_not_leave_it_short(path: Path) -> None:
+    """SQLite sets it when the statement is prepared, and is interrupted when that runs."""
+    with contextlib.closing(Waits(path, timeout=600, isolation_level=None)) as c:
+        cursor = c.execute("VALUES (1), (2)")  # while one is open an interrupt goes on
+        cursor.fetchone()
+        interrupt_when_setting(c, 50)
+        with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+            c.wait_in_slices()
+        c.set_authorizer(None)
+        cursor.close()
+        c.wait_at_once()
+        assert c.command("PRAGMA busy_timeout") == [(600_000,)]
+
+
+def test_interrupt_of_what_lengthens_the_wait_does_not_leave_it_long(path: Path) -> None:
+    """Or nobody could leave the next wait for a lock."""
+    with contextlib.closing(Waits(path, timeout=600, isolation_level=None)) as c:
+        c.wait_in_slices()
+        cursor = c.execute("VALUES (1), (2)")
+        cursor.fetchone()
+        interrupt_when_setting(c, 600_000)
+        c.wait_at_once()
+        c.set_authorizer(None)
+        cursor.close()
+        assert c.command("PRAGMA busy_timeout") == [(600_000,)]
+        c.wait_in_slices()
+        assert c.command("PRAGMA busy_timeout") == [(50,)]
+        c.wait_at_once()
+        assert c.command("PRAGMA busy_timeout") == [(600_000,)]
 
 
 async def value(conn: Any, sql: str) -> Any:

@@ -16,7 +16,7 @@ TESTS = {
     "tests": 658,
     "tests/compat": 134,
     "tests/dashboard": 35,
-    "tests/drivers": 3165,
+    "tests/drivers": 3167,
     "tests/faults": 51,
     "tests/integrations": 655,
     "tests/pool": 4430,

@@ -97,7 +97,7 @@ class AiosqliteDriver(SQLiteDriver["aiosqlite.Connection"]):
     """How connections of aiosqlite are opened, cleaned and closed. On asyncio only."""
 
     view = (View,)
-    library = aiosqlite
+    client = aiosqlite
 
     async def connect(self) -> aiosqlite.Connection:
         """Open a connection in a thread of its own; if cancelled, the thread closes it and ends."""

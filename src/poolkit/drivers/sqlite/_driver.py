@@ -64,13 +64,13 @@ class SQLiteDriver(Generic[C]):
     """How connections to a SQLite database are opened, cleaned and closed, in any thread."""
 
     #: The library whose connections these are, if not the standard one.
-    library: Any = None
+    client: Any = None
 
     def __init__(self, database: str | Path, **settings: Unpack[SettingsDict]) -> None:
         for name in settings:
             if name not in SETTINGS:
                 raise PoolConfigError(unknown_option(name, SETTINGS))
-        look_for_wrappers(self.library)
+        look_for_wrappers(self.client)
         self.settings: Final = Settings(**settings)
         self._database = Database.named(database)
         self._file = DatabaseFile(self._database.path) if self._database.kind == "file" else None

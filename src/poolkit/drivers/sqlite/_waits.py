@@ -38,8 +38,11 @@ class Waits(sqlite3.Connection):
         super().__init__(*args, **kwargs)
         #: The user's ``busy_timeout`` in milliseconds, if it is known.
         self._busy_timeout: int | None = None
-        #: Whether SQLite has the short one instead.
+        #: Whether SQLite has the short one instead, or may have it.
         self._is_short = False
+        #: Whether putting the user's back was interrupted: either may be set.
+        self._is_unsure = False
+        self._interruptions = 0  # of what sets it
 
     def command(self, sql: str) -> list[Any]:
         """Execute a statement on a cursor that nobody else sees; return its rows, as tuples."""
@@ -60,18 +63,34 @@ class Waits(sqlite3.Connection):
             ((given,),) = self.own("PRAGMA busy_timeout")
             self._busy_timeout = given
             if given > _MILLISECONDS:
-                self.own(f"PRAGMA busy_timeout={_MILLISECONDS}")
-                self._is_short = True
+                self._is_short = True  # also if this is interrupted: it is set by then
+                self._set_wait(_MILLISECONDS)
+        elif self._is_unsure:
+            self._set_wait(_MILLISECONDS)
+            self._is_unsure = False
 
     def wait_at_once(self) -> None:
         """Give SQLite the user's ``busy_timeout`` again, which may be changed then."""
         given, self._busy_timeout = self._busy_timeout, None
         if self._is_short:
             try:
-                self.own(f"PRAGMA busy_timeout={given}")
-                self._is_short = False
+                self._set_wait(given)
+                self._is_short = self._is_unsure = False
             except sqlite3.Error:  # interrupted, as long as a cursor is open
                 self._busy_timeout = given
+                self._is_unsure = True
+
+    def _set_wait(self, milliseconds: int | None) -> None:
+        """Set ``busy_timeout``, which SQLite does when it prepares the statement.
+
+        A statement that was interrupted stays prepared, and does nothing when it runs again: so the
+        next one is another text.
+        """
+        try:
+            self.own(f"PRAGMA busy_timeout={milliseconds}{' ' * (self._interruptions % 1000)}")
+        except sqlite3.Error:
+            self._interruptions += 1
+            raise
 
     def again(
         self,
