@@ -101,19 +101,19 @@ class Window:
     _maintenance_task = None
 
     def __init__(self, pool: Any) -> None:
-        self._book = pool._book
+        self._state = pool._state
 
     @property
     def holders(self) -> list[Holder]:
         """As many as connections are allowed."""
-        book = self._book
-        slots = [*book.idle, *book.recycling, *book.leased]
-        return [Holder(slot) for slot in [*slots, *[None] * (book.options.max_size - len(slots))]]
+        state = self._state
+        slots = [*state.idle, *state.recycling, *state.leased]
+        return [Holder(slot) for slot in [*slots, *[None] * (state.options.max_size - len(slots))]]
 
     def qsize(self) -> int:
         """Return how many connections could be had without waiting for another's release."""
-        book = self._book
-        return int(book.options.max_size - book.size + len(book.idle))
+        state = self._state
+        return int(state.options.max_size - state.size + len(state.idle))
 
 
 def open_windows() -> None:
@@ -128,7 +128,7 @@ def open_windows() -> None:
 
     def connection(view: Any) -> Any:
         slot = view._poolkit_slot
-        return slot.connection if slot.turn == view._poolkit_turn else None
+        return slot.connection if slot.release_count == view._poolkit_release_count else None
 
     handle._con = property(connection)
     handle._holder = property(lambda view: Holder(view._poolkit_slot))

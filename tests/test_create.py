@@ -99,7 +99,7 @@ def test_url_query_gives_options_and_a_keyword_wins(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/a.db?max_size=7&acquire_timeout=none&min_size=0&name=shop"
     pool = poolkit.create_pool(url, min_size=2)
     assert pool.name == "shop"
-    assert pool._book.options == Options(max_size=7, acquire_timeout=None, min_size=2, name="shop")
+    assert pool._state.options == Options(max_size=7, acquire_timeout=None, min_size=2, name="shop")
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_resize_refuses_what_cannot_work_and_changes_nothing() -> None:
     pool = Pool(FakeDriver(), min_size=2)
     with pytest.raises(PoolConfigError, match="min_size=2 is above max_size=1"):
         pool.resize(max_size=1)
-    assert pool._book.options.max_size == 10
+    assert pool._state.options.max_size == 10
 
 
 def test_driver_may_refuse_options() -> None:

@@ -696,7 +696,7 @@ def test_settings_of_asyncpg_are_taken_at_both_doors(door: Any) -> None:
     assert settings.tcp_timeout is None
     assert pool._driver._arguments["command_timeout"] == 5
     assert pool._driver._arguments["ssl"] == "require"
-    assert (pool.stats().max_size, pool._book.options.min_size) == (3, 2)
+    assert (pool.stats().max_size, pool._state.options.min_size) == (3, 2)
 
 
 @pytest.mark.parametrize("own", [drivers.aiosqlite.create_pool, drivers.sqlite.create_pool])
@@ -963,7 +963,7 @@ def test_nothing_prints_the_password(caplog: pytest.LogCaptureFixture) -> None:
                 driver.settings,
                 pool.name,
                 pool.stats(),
-                pool._book.options,
+                pool._state.options,
             ):
                 assert SECRET not in f"{each!r} {each}"
     lite: Any = drivers.sqlite.create_pool(f"file:app.db?key={SECRET}")

@@ -136,7 +136,7 @@ class Run:
         self.pings = options["ping_after"] is not None
         world.hooked = world.chance(0.2)
         if world.hooked:
-            options["on_acquire"] = self._greet
+            options["on_acquire"] = self._run_on_acquire
         self.pool: poolkit.Pool[Any] = poolkit.Pool(self.database, **options)
         world.resized(self.pool.stats().capacity, 0)
         self.users = 0
@@ -274,7 +274,7 @@ class Run:
 
     # -- what one user does ----------------------------------------------------------------------
 
-    async def _greet(self, view: object) -> None:
+    async def _run_on_acquire(self, view: object) -> None:
         """Be an `on_acquire`, in the task of the user."""
         ask = asking.get()
         assert ask is not None

@@ -224,7 +224,7 @@ async def test_waits_of_long_ago_are_not_shown_as_new(monkeypatch: pytest.Monkey
         watched = watch(pool)
         watched.time()  # so it does not step aside
         watched.look()
-        pool._book.outcomes["served"] += 1
+        pool._state.outcomes["served"] += 1
         watched._waits.append(3.0)
         watched._waited += 1
         later = pool._now() + 3600

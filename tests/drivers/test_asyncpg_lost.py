@@ -68,7 +68,7 @@ class Tap(asyncio.Protocol):
 async def say_the_last_word(proxy: Proxy, database: str, pool: Pool[Any]) -> None:
     """Have the server end all connections of the pool; its word has been read, the end not."""
     proxy.withhold_ends()
-    taps = [Tap(slot.connection) for slot in (*pool._book.idle, *pool._book.leased)]
+    taps = [Tap(slot.connection) for slot in (*pool._state.idle, *pool._state.leased)]
     outside = await asyncpg.connect(database)
     await outside.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "

@@ -110,8 +110,8 @@ async def test_ping_answered_before_the_loop_was_away_is_no_sign_of_life(
     """Who waits for it gets a connection that lives."""
     async with of_one(proxy.through(dsn), ping_after=ping_after) as pool:
         proxy.hold()
-        pool._book.suspect(pool._now())
-        pool._settle()
+        pool._state.suspect(pool._now())
+        pool._carry_out()
         waiting = asyncio.create_task(ask(pool))
         await send(pool)
         be_away(proxy, damage)

@@ -195,7 +195,7 @@ async def storm_on_postgresql(database: str, outside: asyncpg.Connection) -> Non
 
 def pids_of(pool: Pool[Any]) -> set[int]:
     """Return the backends of the idle connections."""
-    return {slot.connection.get_server_pid() for slot in pool._book.idle}
+    return {slot.connection.get_server_pid() for slot in pool._state.idle}
 
 
 async def until_true(

@@ -13,7 +13,7 @@ from anyio.lowlevel import checkpoint
 
 import poolkit
 from poolkit import Pool, PoolError, Verdict
-from poolkit.testing._invariants import check_book
+from poolkit.testing._invariants import check_state
 from tests.fakes import Boom, FakeConnection, FullDriver
 
 if TYPE_CHECKING:
@@ -83,13 +83,13 @@ def make_pool(random: Random, *, calm: float = 0.85) -> tuple[Pool[FakeConnectio
         backoff_min=0.1,
         backoff_max=0.5,
     )
-    settle = pool._settle
+    settle = pool._carry_out
 
     def checked_settle() -> None:
         settle()
-        check_book(pool._book, pool._now())
+        check_state(pool._state, pool._now())
 
-    pool._settle = checked_settle  # type: ignore[method-assign]
+    pool._carry_out = checked_settle  # type: ignore[method-assign]
     # No finalizer shall make good what nobody has released.
     pool._reclaim = lambda slot, turn: None  # type: ignore[method-assign]
     return pool, driver
@@ -99,8 +99,8 @@ async def user(pool: Pool[FakeConnection], random: Random) -> None:
     """Come a few times."""
     for _ in range(random.randrange(1, 5)):
         await use(pool, random)
-        assert not pool._book.woken, "I12: served, and not woken"
-        assert not pool._book.doomed, "I7: doomed, and not terminated"
+        assert not pool._state.to_wake, "I12: served, and not woken"
+        assert not pool._state.to_terminate, "I7: doomed, and not terminated"
 
 
 async def use(pool: Pool[FakeConnection], random: Random) -> None:
@@ -177,7 +177,7 @@ async def storm(random: Random, *, users: int = 8) -> dict[str, Any]:
 async def come_to_rest(pool: Pool[FakeConnection], driver: FullDriver) -> None:
     """Nothing may be held or waited for; after closing nothing is left; and the pool works."""
     with anyio.fail_after(60):
-        if not pool._book.is_open:
+        if not pool._state.is_open:
             await pool.open()
         await until_quiet(pool)
     stats = pool.stats()
@@ -189,7 +189,7 @@ async def come_to_rest(pool: Pool[FakeConnection], driver: FullDriver) -> None:
     stats = pool.stats()
     assert (stats.size, stats.waiting) == (0, 0), f"I8: {stats}"
     assert not driver.alive, f"I7: {driver.alive}"
-    check_book(pool._book, pool._now())
+    check_state(pool._state, pool._now())
 
 
 async def until_quiet(pool: Pool[FakeConnection]) -> None:

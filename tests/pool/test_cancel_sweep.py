@@ -20,7 +20,7 @@ import poolkit._shell.lease
 import poolkit._shell.pool
 import poolkit._shell.transaction
 from poolkit import Pool, PoolClosed
-from poolkit.testing._invariants import check_book
+from poolkit.testing._invariants import check_state
 from tests.fakes import FakeConnection, FullDriver
 from tests.pool.planting import plant
 
@@ -39,7 +39,7 @@ async def open_close(pool: Pool[FakeConnection]) -> None:
         async with pool:
             pass
     finally:
-        assert not pool._book.is_open
+        assert not pool._state.is_open
 
 
 async def wait_in_line(pool: Pool[FakeConnection]) -> None:
@@ -100,7 +100,7 @@ async def come_to_rest(pool: Pool[FakeConnection], driver: FullDriver) -> None:
     stats = pool.stats()
     assert (stats.size, stats.waiting) == (0, 0), stats
     assert not driver.alive
-    check_book(pool._book, pool._now())
+    check_state(pool._state, pool._now())
     with anyio.fail_after(10):
         async with pool, pool.acquire() as conn:
             assert await conn.query() == "row"
@@ -178,7 +178,11 @@ async def test_planted_waiter_that_does_not_give_up_is_found(
     """Cancelled in line."""
     pool = poolkit._shell.pool.Pool
     plant(
-        monkeypatch, pool, "_lease_later", "self._tell(book.give_up, waiter, runtime.now())", "pass"
+        monkeypatch,
+        pool,
+        "_acquire_wait",
+        "self._tell(state.give_up, waiter, runtime.now())",
+        "pass",
     )
     await check_found(wait_in_line)
 
@@ -188,7 +192,7 @@ async def test_planted_transaction_that_keeps_its_lease_is_found(
 ) -> None:
     """Cancelled while it begins."""
     kept = "await self._lease.__aexit__(type(error), error, None)"
-    plant(monkeypatch, poolkit._shell.transaction.Transaction, "_give_back", kept, "pass")
+    plant(monkeypatch, poolkit._shell.transaction.Transaction, "_end_lease", kept, "pass")
     await check_found(transactions)
 
 
@@ -196,7 +200,7 @@ async def test_planted_reset_left_out_after_a_cancellation_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A cancelled transaction whose connection is handed on as it is."""
-    asked = "slot.busy or slot.cancelled or slot.derived"
+    asked = "slot.busy or slot.cancelled or slot.has_derived"
     plant(monkeypatch, poolkit._shell.pool.Pool, "_take_back", asked, "False")
     monkeypatch.setattr(FullDriver, "is_clean", lambda *_: True)
     await check_found(transactions)

@@ -23,7 +23,7 @@ from anyio.lowlevel import checkpoint
 
 import poolkit
 from poolkit import NotLeased, Pool, PoolError, PoolTimeout
-from poolkit.testing._invariants import check_book
+from poolkit.testing._invariants import check_state
 from tests.effort import EFFORT
 from tests.fakes import FakeConnection, FullDriver
 from tests.pool.storm import come_to_rest
@@ -167,7 +167,7 @@ async def struck(line: Line, strike: Strike) -> bool:
     has_struck = not victims
     for victim in victims:
         pool.release(victim)
-    check_book(pool._book, pool._now())
+    check_state(pool._state, pool._now())
     await come_to_rest(pool, driver)
     assert sum(pool.stats().retired.values()) == driver.calls["connect"]
     return has_struck
@@ -264,7 +264,7 @@ async def interrupted(line: Line) -> bool:
     assert told == pressed, "nobody was told"
     pool.release(victim)
     await anyio.sleep(0.1)
-    check_book(pool._book, pool._now())
+    check_state(pool._state, pool._now())
     await come_to_rest(pool, driver)
     assert sum(pool.stats().retired.values()) == driver.calls["connect"]
     return pressed

@@ -177,7 +177,7 @@ async def test_note_about_a_lease_that_has_ended_changes_nothing() -> None:
     """It was given back after the note was left, before anybody read it."""
     async with Pool(CleanDriver(), max_size=1) as pool:
         conn: Any = await pool.acquire()
-        slot, turn = conn._poolkit_slot, conn._poolkit_turn
+        slot, turn = conn._poolkit_slot, conn._poolkit_release_count
         pool.release(conn)
         pool._dropped(slot, turn)
         await wait_all_tasks_blocked()

@@ -508,9 +508,9 @@ async def test_operation_whose_result_has_an_odd_metaclass_succeeds(
     async with Pool(driver, max_size=1) as pool, pool.acquire() as conn:
         for value in (of_meta(Unhashable, None), [of_meta(Unhashable, None)]):
             next(iter(driver.alive)).value = value  # type: ignore[attr-defined]
-            conn._poolkit_slot.derived = False  # type: ignore[attr-defined]
+            conn._poolkit_slot.has_derived = False  # type: ignore[attr-defined]
             await way(conn)
-            assert conn._poolkit_slot.derived  # type: ignore[attr-defined]
+            assert conn._poolkit_slot.has_derived  # type: ignore[attr-defined]
 
 
 async def test_dict_of_the_connections_own_is_none_that_its_user_may_keep() -> None:

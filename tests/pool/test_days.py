@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from poolkit import ConnectFailed, Pool, PoolTimeout, Verdict
-from poolkit.testing._invariants import check_book
+from poolkit.testing._invariants import check_state
 from tests.effort import EFFORT
 from tests.fakes import Boom, FakeConnection, FullDriver
 from tests.pool.storm import come_to_rest
@@ -103,7 +103,7 @@ async def _days(random: Random) -> None:
                 for _ in range(6):
                     group.start_soon(user)
                 group.start_soon(fate)
-        check_book(pool._book, pool._now())
+        check_state(pool._state, pool._now())
         await come_to_rest(pool, driver)
     acquires = next(served)
     print(f"{DAYS:g} days, {acquires} acquires, {len(outages)} outages")

@@ -297,9 +297,9 @@ async def test_open_that_was_served_and_closed_before_it_noticed_is_an_error() -
     async with anyio.create_task_group() as group:
         group.start_soon(open_it)
         await wait_all_tasks_blocked()
-        (slot,) = pool._book.connecting
-        pool._book.connected(slot, FakeConnection(driver, 7), pool._now())
-        pool._settle()
+        (slot,) = pool._state.connecting
+        pool._state.connect_succeeded(slot, FakeConnection(driver, 7), pool._now())
+        pool._carry_out()
         assert pool._life is not None
         pool._collapse(pool._life, None)
     assert told == ["pool 'fake' was closed while waiting for a connection"]
@@ -316,7 +316,7 @@ def test_overaged_connection_that_was_passed_over_is_closed_at_once(run: Run) ->
             old, young = await pool.acquire(), await pool.acquire()
             pool.release(young)
             pool.release(old)
-            (slot,) = (slot for slot in pool._book.idle if slot.connection.number == 1)
+            (slot,) = (slot for slot in pool._state.idle if slot.connection.number == 1)
             slot.retire_at = slot.expires_at = slot.good_until = anyio.current_time()
             async with pool.acquire() as conn:
                 assert conn.number == 2
@@ -400,7 +400,7 @@ async def test_note_about_an_ended_lease_leaves_the_next_one_alone() -> None:
     """The connection has another holder by now."""
     async with Pool(CleanDriver(), max_size=1) as pool:
         conn: Any = await pool.acquire()
-        slot, turn = conn._poolkit_slot, conn._poolkit_turn
+        slot, turn = conn._poolkit_slot, conn._poolkit_release_count
         pool.release(conn)
         async with pool.acquire() as another:
             pool._reclaim(slot, turn)

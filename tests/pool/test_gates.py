@@ -19,7 +19,7 @@ import sniffio
 from anyio.lowlevel import checkpoint
 
 from poolkit import Pool, PoolUnavailable, Verdict
-from poolkit.testing._invariants import check_book
+from poolkit.testing._invariants import check_state
 from tests.effort import EFFORT
 from tests.fakes import Boom, FakeConnection, FullDriver
 from tests.pool.storm import come_to_rest
@@ -121,13 +121,13 @@ async def pass_through(gates: Gates) -> None:
     driver = GatedDriver(gates)
     hooks = {name: driver.hook(name) for name in PHASES if name.startswith("on_")}
     pool = Pool(driver, min_size=1, max_size=2, ping_after=0.0, connect_timeout=2.0, **hooks)
-    settle = pool._settle
+    settle = pool._carry_out
 
     def checked_settle() -> None:
         settle()
-        check_book(pool._book, pool._now())
+        check_state(pool._state, pool._now())
 
-    pool._settle = checked_settle  # type: ignore[method-assign]
+    pool._carry_out = checked_settle  # type: ignore[method-assign]
     served = 0
 
     async def user() -> None:

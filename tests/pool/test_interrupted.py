@@ -25,7 +25,7 @@ import poolkit
 import poolkit.testing
 from poolkit import Pool, PoolBusy, PoolError, Verdict
 from poolkit._shell.view import held_slot
-from poolkit.testing._invariants import check_book
+from poolkit.testing._invariants import check_state
 from tests.fakes import Boom, FakeDriver, FullDriver
 from tests.pool.storm import until_quiet
 
@@ -52,12 +52,12 @@ async def test_thread_that_reads_keeps_nobody_from_acquiring(read: str) -> None:
     """Wherever it is interrupted itself, and whatever the loop is amid."""
     reading, go_on = threading.Event(), threading.Event()
     async with Pool(FakeDriver(), min_size=1, max_size=1) as pool:
-        book_stats, is_dead = pool._book.stats, pool._driver_is_dead
+        stats_of_state, is_dead = pool._state.stats, pool._driver_is_dead
 
         def slow(now: float) -> Any:
             reading.set()
             go_on.wait()
-            return book_stats(now)
+            return stats_of_state(now)
 
         def amid(connection: Any) -> bool:
             pool._driver_is_dead = is_dead
@@ -66,7 +66,7 @@ async def test_thread_that_reads_keeps_nobody_from_acquiring(read: str) -> None:
                 reading.wait()
             return is_dead(connection)
 
-        pool._book.stats = slow  # type: ignore[method-assign]
+        pool._state.stats = slow  # type: ignore[method-assign]
         pool._driver_is_dead = amid
         reader = threading.Thread(target=getattr(pool, read))
         async with pool.acquire():
@@ -80,14 +80,14 @@ async def test_thread_that_reads_keeps_nobody_from_acquiring(read: str) -> None:
 async def test_thread_reads_again_what_has_changed_meanwhile() -> None:
     """As long as it takes; the loop does not wait for it."""
     async with Pool(FakeDriver(), max_size=3) as pool:
-        book_stats, tries = pool._book.stats, iter(range(3))
+        stats_of_state, tries = pool._state.stats, iter(range(3))
 
         def changing(now: float) -> Any:
             if next(tries, None) is not None:
                 raise RuntimeError("OrderedDict mutated during iteration")
-            return book_stats(now)
+            return stats_of_state(now)
 
-        pool._book.stats = changing  # type: ignore[method-assign]
+        pool._state.stats = changing  # type: ignore[method-assign]
         assert (await anyio.to_thread.run_sync(pool.stats)).max_size == 3
 
 
@@ -126,21 +126,21 @@ async def test_release_without_stack_is_made_up_for(
                         await wait_all_tasks_blocked()
                     without_stack(monkeypatch, pool, call)
             async with pool.acquire():
-                check_book(pool._book, pool._now())
+                check_state(pool._state, pool._now())
 
 
-@pytest.mark.parametrize("call", ["_settle", "join"])
+@pytest.mark.parametrize("call", ["_carry_out", "enqueue"])
 async def test_waiter_without_stack_is_not_left_in_line(
     monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     """It would be given what nobody takes."""
     async with Pool(FakeDriver(), min_size=0, max_size=1) as pool:
-        without_stack(monkeypatch, pool._book if call == "join" else pool, call)
+        without_stack(monkeypatch, pool._state if call == "enqueue" else pool, call)
         with pytest.raises(RecursionError):
             await pool.acquire()
-        assert not pool._book.queue
+        assert not pool._state.queue
         async with pool.acquire():
-            check_book(pool._book, pool._now())
+            check_state(pool._state, pool._now())
 
 
 async def test_job_that_could_not_begin_is_owed_still(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,7 @@ async def test_job_that_could_not_begin_is_owed_still(monkeypatch: pytest.Monkey
         with pytest.raises(RecursionError):
             await pool.acquire()
         async with pool.acquire():
-            check_book(pool._book, pool._now())
+            check_state(pool._state, pool._now())
 
 
 # -- handlers of the log -------------------------------------------------------------------------
@@ -191,7 +191,7 @@ async def test_handler_of_the_log_that_raises_costs_no_slot() -> None:
             pool._driver_is_dead = rude
             for _ in range(2):
                 async with pool.acquire():
-                    check_book(pool._book, pool._now())
+                    check_state(pool._state, pool._now())
             assert counted(pool) == {"waited": 1, "direct": 1}
 
 
@@ -309,7 +309,7 @@ async def test_waiter_that_is_cancelled_while_it_is_woken_disturbs_nobody(
         async with pool.acquire():
             waiting = asyncio.create_task(wait())
             await wait_all_tasks_blocked()
-            (waiter,) = pool._book.queue.values()
+            (waiter,) = pool._state.queue.values()
 
             class Struck:
                 """Is cancelled when it was just asked."""
@@ -324,7 +324,7 @@ async def test_waiter_that_is_cancelled_while_it_is_woken_disturbs_nobody(
             waiter.parking = Struck()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        check_book(pool._book, pool._now())
+        check_state(pool._state, pool._now())
         async with pool.acquire():
             assert counted(pool) == {"direct": 2, "cancelled": 1}
 
@@ -403,14 +403,14 @@ async def test_opener_that_is_cancelled_when_it_was_served_leaves_the_pool_to_th
         async with pool.acquire():
             pass
 
-    dismiss = pool._book.line.end
+    dismiss = pool._state.line.end
 
     def dismiss_and_cancel(waiter: Any, outcome: Any, *cause: Any) -> None:
         dismiss(waiter, outcome, *cause)
-        if not pool._book.openers:
+        if not pool._state.openers:
             scope.cancel()
 
-    monkeypatch.setattr(pool._book.line, "end", dismiss_and_cancel)
+    monkeypatch.setattr(pool._state.line, "end", dismiss_and_cancel)
     async with anyio.create_task_group() as group:
         group.start_soon(first)
         await wait_all_tasks_blocked()

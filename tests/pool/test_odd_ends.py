@@ -91,8 +91,8 @@ async def test_ping_that_is_deaf_to_its_limit_is_not_repeated(
     async with Pool(driver, min_size=1, max_size=1, ping_timeout=0.01) as pool:
         old_news(pool, monkeypatch)
         driver.deaf_to = "ping"
-        pool._tell(pool._book.suspect, pool._now())
-        pool._settle()
+        pool._tell(pool._state.suspect, pool._now())
+        pool._carry_out()
         async with pool.acquire():
             assert gone(pool.stats()) == {"broken": 1}
 
@@ -119,7 +119,7 @@ async def test_pool_that_ends_while_a_reset_waits_for_an_operation_ends_the_job(
         await conn.query()
         slot.busy += 1  # it never notices
         pool.release(conn)
-        while pool._book.recycling:
+        while pool._state.recycling:
             await anyio.lowlevel.checkpoint()
             if slot.connection.driver.calls["reset"]:
                 break
@@ -197,15 +197,15 @@ async def test_release_in_the_middle_of_an_event_is_done_after_it(*, is_used: bo
 
         def strike() -> None:
             pool.release(conn)
-            pool._settle()
+            pool._carry_out()
             assert pool.stats().leased == 1
 
         pool._look(strike)
         pool._drain()
         assert pool.stats().leased == 0
-        turn = slot.turn
+        turn = slot.release_count
         pool._take_back(slot, turn - 1, None)  # as if it came too late
-        assert slot.turn == turn
+        assert slot.release_count == turn
         async with pool.acquire():
             pass
 
@@ -245,17 +245,17 @@ async def test_thread_that_never_sees_the_same_is_told_why() -> None:
         def changing(_: float) -> Any:
             raise RuntimeError("OrderedDict mutated during iteration")
 
-        book_stats = pool._book.stats
-        pool._book.stats = changing  # type: ignore[method-assign,assignment]
+        stats_of_state = pool._state.stats
+        pool._state.stats = changing  # type: ignore[method-assign,assignment]
         with pytest.raises(RuntimeError, match="mutated"):
             await anyio.to_thread.run_sync(pool.stats)
-        pool._book.stats = book_stats  # type: ignore[method-assign]
+        pool._state.stats = stats_of_state  # type: ignore[method-assign]
 
 
 async def test_loop_that_was_away_is_nothing_to_who_never_pings() -> None:
     """With `ping_after=None` what was heard is trusted for ever."""
     async with Pool(FakeDriver(), min_size=1, ping_after=None) as pool:
-        pool._tell(pool._book.was_away, pool._now())
+        pool._tell(pool._state.was_away, pool._now())
         async with pool.acquire():
             assert pool.stats().direct == 1
 

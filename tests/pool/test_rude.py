@@ -18,7 +18,7 @@ from anyio.lowlevel import checkpoint
 
 import poolkit
 from poolkit import NotLeased, Pool, PoolClosed, PoolUnavailable, Verdict
-from poolkit.testing._invariants import check_book
+from poolkit.testing._invariants import check_state
 from tests.fakes import Boom, FakeConnection, FullDriver
 from tests.pool.storm import come_to_rest, until_quiet
 from tests.pool.test_gates import RudeError, swallow_a_cancellation
@@ -154,7 +154,7 @@ async def test_call_that_raises_costs_its_connection_at_most(
     assert await live_through(pool, driver) >= 10
     if driver.error is not None:  # what happens at the end only
         assert call in ("on_close", "close", "terminate", "classify")
-    check_book(pool._book, pool._now())
+    check_state(pool._state, pool._now())
     with pytest.raises(type(error)) if seen_again else contextlib.nullcontext():
         await pool.aclose()
     assert driver.error is None
@@ -229,7 +229,7 @@ async def test_policy_that_raises_costs_nobody_anything(
     assert await live_through(pool, driver) >= 10
     assert policy.error is None
     assert f"RudePolicy.{call} raised" in caplog.text
-    check_book(pool._book, pool._now())
+    check_state(pool._state, pool._now())
     with pytest.raises(BaseException) if seen_again else contextlib.nullcontext():
         await pool.aclose()
     policy.call = ""
@@ -605,8 +605,8 @@ async def test_no_job_begins_on_a_connection_that_was_terminated(call: str) -> N
         conn.cursor()
         pool.release(conn)
     elif call == "ping":
-        pool._book.suspect(pool._now())
-        pool._settle()
+        pool._state.suspect(pool._now())
+        pool._carry_out()
     else:
         pool.renew()
         await wait_all_tasks_blocked()

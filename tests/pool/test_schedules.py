@@ -74,7 +74,11 @@ def test_planted_waiter_that_does_not_give_up_is_found(
     """Cancelled in line, or after the hand-off: what it was given is lost."""
     pool = poolkit._shell.pool.Pool
     plant(
-        monkeypatch, pool, "_lease_later", "self._tell(book.give_up, waiter, runtime.now())", "pass"
+        monkeypatch,
+        pool,
+        "_acquire_wait",
+        "self._tell(state.give_up, waiter, runtime.now())",
+        "pass",
     )
     check_found(RUNS[backend])
 
@@ -88,9 +92,9 @@ def test_planted_hand_off_lost_to_a_cancellation_is_found(
     plant(
         monkeypatch,
         pool,
-        "_lease_later",
-        "self._tell(book.give_up, waiter, runtime.now())",
-        "waiter.slot or self._tell(book.give_up, waiter, runtime.now())",
+        "_acquire_wait",
+        "self._tell(state.give_up, waiter, runtime.now())",
+        "waiter.slot or self._tell(state.give_up, waiter, runtime.now())",
     )
     check_found(RUNS[backend])
 
@@ -103,7 +107,7 @@ def test_planted_transaction_that_keeps_its_lease_is_found(
     plant(
         monkeypatch,
         poolkit._shell.transaction.Transaction,
-        "_give_back",
+        "_end_lease",
         "await self._lease.__aexit__(type(error), error, None)",
         "pass",
     )
@@ -118,8 +122,8 @@ def test_planted_release_that_forgets_those_in_line_is_found(
     plant(
         monkeypatch,
         poolkit._shell.pool.Pool,
-        "_give_back",
-        "if book.woken:",
+        "_end_lease",
+        "if state.to_wake:",
         "if False:",
     )
     check_found(RUNS[backend])

@@ -768,8 +768,8 @@ async def test_connection_that_dies_while_it_is_recycled_is_not_handed_on(job: s
             if job == "reset":
                 conn.cursor()
         if job == "ping":
-            pool._book.suspect(pool._now())
-            pool._settle()
+            pool._state.suspect(pool._now())
+            pool._carry_out()
         await wait_all_tasks_blocked()
         assert pool.stats().recycling == 1
         driver.watched[next(iter(driver.alive))]()

@@ -283,7 +283,7 @@ async def test_late_end_of_an_operation_does_not_disturb_the_next_lease() -> Non
             await wait_all_tasks_blocked()
         async with pool.acquire() as conn:
             assert conn.number == 2
-            slot = next(iter(pool._book.leased))
+            slot = next(iter(pool._state.leased))
             real.gate.set()
             await wait_all_tasks_blocked()
             assert (slot.busy, slot.cancelled) == (0, False)

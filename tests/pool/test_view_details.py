@@ -39,7 +39,7 @@ async def derived_by(kind: type[FakeConnection], use: Callable[[Any], Any]) -> b
         async with pool.acquire() as conn:
             view: Any = conn
             use(view)
-            return bool(view._poolkit_slot.derived)
+            return bool(view._poolkit_slot.has_derived)
 
 
 @pytest.mark.parametrize("name", ["__await__", "__aenter__", "__aiter__", "__anext__", "__next__"])
@@ -106,7 +106,7 @@ async def counts_as_derived(value: Any) -> bool:
     async with Pool(driver, max_size=1) as pool, pool.acquire() as conn:
         view: Any = conn
         await view.get()
-        return bool(view._poolkit_slot.derived)
+        return bool(view._poolkit_slot.has_derived)
 
 
 async def test_ninth_element_is_not_looked_at_where_all_is_revoked() -> None:

@@ -85,7 +85,7 @@ async def test_operators_are_the_connections() -> None:
             assert getattr(operator, name)(view, 1) == f"__{name}__(1,)"
         assert view(1, 2) == "__call__(1, 2)"
         assert view[3] == "__getitem__(3,)"
-        assert not conn._poolkit_slot.derived
+        assert not conn._poolkit_slot.has_derived
     with pytest.raises(NotLeased):
         view()
     with pytest.raises(NotLeased):

@@ -207,7 +207,7 @@ def test_nobody_pays_for_words_that_are_not_read(monkeypatch: pytest.MonkeyPatch
     async def main() -> None:
         async with Pool(CleanDriver(), max_size=10, deadlock="off") as pool:
             held = [await pool.acquire() for _ in range(10)]
-            waits = [pool._lease_later(pool.acquire(timeout=1.0)) for _ in range(1000)]
+            waits = [pool._acquire_wait(pool.acquire(timeout=1.0)) for _ in range(1000)]
             errors = await asyncio.gather(*waits, return_exceptions=True)
             for connection in held:
                 pool.release(connection)

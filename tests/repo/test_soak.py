@@ -75,15 +75,15 @@ def forget_to_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def serve_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     """Serve who came last."""
-    original = PoolState.join
+    original = PoolState.enqueue
 
-    def join(book: PoolState, waiter: Any, now: float) -> bool:
-        result = original(book, waiter, now)
+    def enqueue(state: PoolState, waiter: Any, now: float) -> bool:
+        result = original(state, waiter, now)
         if waiter.outcome == "waiting":
-            book.queue.move_to_end(waiter.key, last=False)
+            state.queue.move_to_end(waiter.key, last=False)
         return result
 
-    monkeypatch.setattr(PoolState, "join", join)
+    monkeypatch.setattr(PoolState, "enqueue", enqueue)
 
 
 def skip_the_reset(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def skip_the_reset(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def connect_above_capacity(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have room for one more than there may be."""
-    monkeypatch.setattr(PoolState, "room", property(lambda book: 1 + Slots.room.__get__(book)))
+    monkeypatch.setattr(PoolState, "room", property(lambda state: 1 + Slots.room.__get__(state)))
     monkeypatch.setattr(PoolState, "_is_full", lambda _: False)
 
 

@@ -85,7 +85,7 @@ HORIZON = 4.0
 
 def key(world: World) -> Any:
     """Return what distinguishes a state from others."""
-    book, now = world.book, world.now
+    state, now = world.state, world.now
 
     def time(when: float) -> float:
         return when if when == NEVER else max(-HORIZON, min(HORIZON, round(when - now, 3)))
@@ -95,40 +95,40 @@ def key(world: World) -> Any:
 
     def slot_key(slot: Slot) -> Any:
         until = time(slot.retire_at), time(slot.expires_at), time(world.stale_at.get(slot, NEVER))
-        ages = until, slot.reason, slot.generation == book.generation, bool(slot.verdicts)
-        uses = slot.uses if book.options.max_uses else 0
+        ages = until, slot.reason, slot.generation == state.generation, bool(slot.verdicts)
+        uses = slot.uses if state.options.max_uses else 0
         if slot.state == "connecting":
-            begun = time(slot.begun_at), time(slot.overdue_at)
+            begun = time(slot.job_began_at), time(slot.overdue_at)
             return slot in world.at_work, begun, ages, slot in slow
         if slot.state == "idle":
             heard = time(slot.alive_at), time(slot.good_until), proved(slot)
             return heard, time(slot.used_at), ages, uses
         if slot.state == "recycling":
-            begun = time(slot.begun_at), time(slot.overdue_at)
-            kept = slot.sent_at < book._back_at, time(slot.used_at), uses
+            begun = time(slot.job_began_at), time(slot.overdue_at)
+            kept = slot.sent_at < state._back_at, time(slot.used_at), uses
             return world.at_work.get(slot), begun, kept, ages, slot in slow
         if slot.state == "leased":
-            return time(slot.alive_at), ages, uses, slot.leased_at < book._back_at, proved(slot)
+            return time(slot.alive_at), ages, uses, slot.leased_at < state._back_at, proved(slot)
         return (slot.reason,)
 
-    holders = [(slot_key(slot), _held(world, slot)) for slot in book.leased]
-    outage = book.outage
-    slow = book.prospects._connecting.slow | book.prospects._recycling.slow
-    shedder: Any = book.line.shedder
+    holders = [(slot_key(slot), _held(world, slot)) for slot in state.leased]
+    outage = state.outage
+    slow = state.progress._connecting.slow | state.progress._recycling.slow
+    shedder: Any = state.line.shedder
     came = time if shedder else lambda _: None
     return (
         world.is_overdue,
-        (book.phase, bool(book.openers), book.ramp, book.options.capacity),
-        time(book.renewed_at + book.options.backoff_max),
-        (time(book._age_at), book.aging, time(min(book._age_at, book._ticked_at))),
-        time(max(book.attempt_at, now - book.options.backoff_min)),
-        tuple(sorted(map(repr, map(slot_key, book.connecting)))),
-        tuple(map(slot_key, book.idle)),
+        (state.phase, bool(state.openers), state.ramp, state.options.capacity),
+        time(state.renewed_at + state.options.backoff_max),
+        (time(state._age_at), state.aging, time(min(state._age_at, state._ticked_at))),
+        time(max(state.attempt_at, now - state.options.backoff_min)),
+        tuple(sorted(map(repr, map(slot_key, state.connecting)))),
+        tuple(map(slot_key, state.idle)),
         tuple(sorted(map(repr, holders))),
-        tuple(sorted(map(repr, map(slot_key, book.recycling)))),
-        tuple(sorted(map(repr, map(slot_key, book.closing)))),
-        tuple((time(waiter.deadline), came(waiter.since)) for waiter in book.queue.values()),
-        shedder and (came(book._fit_since), came(shedder._above_since or -NEVER)),
+        tuple(sorted(map(repr, map(slot_key, state.recycling)))),
+        tuple(sorted(map(repr, map(slot_key, state.closing)))),
+        tuple((time(waiter.deadline), came(waiter.since)) for waiter in state.queue.values()),
+        shedder and (came(state._fit_since), came(shedder._above_since or -NEVER)),
         tuple(sorted(job for slot, job in world.at_work.items() if slot.state == "gone")),
         sum(
             c.waiter is not None and c.waiter.slot is not None and c.waiter.slot.state != "leased"

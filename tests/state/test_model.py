@@ -149,8 +149,8 @@ def test_planted_slot_freed_before_its_close_ends_is_found() -> None:
     """The database would see more connections than there may be."""
     check_found(
         "I7",
-        'self._move(slot, "closing")\n        self.jobs.append(("close", slot))',
-        'self._move(slot, "gone")\n        self.jobs.append(("close", slot))',
+        'self._move(slot, "closing")\n        self.to_start.append(("close", slot))',
+        'self._move(slot, "gone")\n        self.to_start.append(("close", slot))',
         SIMPLE,
     )
 
@@ -224,7 +224,7 @@ def test_planted_release_that_forgets_the_queue_is_found() -> None:
 def test_planted_storm_of_connects_is_found() -> None:
     """One for each look at the queue, whatever is under way already."""
     check_found(
-        "I9", "return len(state.queue) - state.prospects.count()", "return len(state.queue)", SIMPLE
+        "I9", "return len(state.queue) - state.progress.count()", "return len(state.queue)", SIMPLE
     )
 
 
@@ -252,7 +252,7 @@ def test_planted_extra_attempt_that_rings_no_alarm_is_found() -> None:
 def test_planted_refusal_beside_a_connection_that_is_only_to_be_pinged_is_found() -> None:
     """Whoever does not wait for others would be refused by a healthy pool, for ever."""
     check_found(
-        "I3: refused", "limit, len(self.idle) + self.prospects.recycles()", "limit, 0", TIMED
+        "I3: refused", "limit, len(self.idle) + self.progress.recycles()", "limit, 0", TIMED
     )
 
 

@@ -97,44 +97,44 @@ class Office:
 
     def __init__(self, **options: Any) -> None:
         given = {"max_size": 1, "shedding": POLICY, "ping_every": None, **options}
-        self.book = PoolState(Options(**given), lambda: 1.0)
-        self.book.open(Waiter(NEVER, None, None), 0.0)
-        _, slot = self.book.jobs.popleft()
-        self.book.connected(slot, "c", 0.0)
-        taken = self.book.take(0.0)
+        self.state = PoolState(Options(**given), lambda: 1.0)
+        self.state.open(Waiter(NEVER, None, None), 0.0)
+        _, slot = self.state.to_start.popleft()
+        self.state.connect_succeeded(slot, "c", 0.0)
+        taken = self.state.take(0.0)
         assert taken is not None
         self.slot = taken
 
     def join(self, now: float, patience: float = NEVER) -> Waiter:
         """Put somebody in line."""
         waiter = Waiter(now + patience, None, None)
-        self.book.join(waiter, now)
+        self.state.enqueue(waiter, now)
         return waiter
 
     def serve(self, now: float) -> None:
         """Let the holder release."""
-        self.book.release(self.slot, now)
+        self.state.release(self.slot, now)
 
 
 def test_book_refuses_when_the_policy_says_so() -> None:
     """At the time for which it has set the alarm."""
     office = Office()
     first, second = office.join(1.0), office.join(1.5)
-    due = office.book.next_tick()
+    due = office.state.next_tick()
     assert due == pytest.approx(2.0)
-    office.book.tick(due - 0.01)
+    office.state.tick(due - 0.01)
     assert (first.outcome, second.outcome) == ("waiting", "waiting")
-    office.book.tick(due)
+    office.state.tick(due)
     assert (first.outcome, second.outcome) == ("shed", "shed")
-    assert office.book.stats(due).shed == 2
-    assert office.book.stats(due).busy == 0
+    assert office.state.stats(due).shed == 2
+    assert office.state.stats(due).busy == 0
 
 
 def test_alarm_is_set_for_the_first_refusal() -> None:
     """Also if nothing else is due."""
     office = Office(shedding=CoDel(target=0.1, interval=0.2))
     office.join(1.0)
-    assert office.book.next_tick() == pytest.approx(1.2)
+    assert office.state.next_tick() == pytest.approx(1.2)
 
 
 def test_refused_ones_are_passed_over_by_a_release() -> None:
@@ -156,7 +156,7 @@ def test_who_was_served_late_counts() -> None:
         assert waiter.outcome == "served"
     for _ in range(2):
         now += 0.9
-        office.book.tick(now)
+        office.state.tick(now)
     assert [waiter.outcome for waiter in waiters[4:]] == ["shed"] * 8
 
 
@@ -164,21 +164,21 @@ def test_nobody_is_refused_while_the_database_is_down() -> None:
     """That is no overload; they wait to their own deadline."""
     office = Office(connect_timeout=None)
     waiter = office.join(1.0)
-    office.book.release_broken(office.slot, 1.0)
-    slot = next(slot for job, slot in office.book.jobs if job == "connect")
-    office.book.jobs.clear()
-    office.book.connect_failed(slot, OSError("refused"), Verdict.TRANSIENT, 1.1)
-    office.book.tick(50.0)
+    office.state.release_broken(office.slot, 1.0)
+    slot = next(slot for job, slot in office.state.to_start if job == "connect")
+    office.state.to_start.clear()
+    office.state.connect_failed(slot, OSError("refused"), Verdict.TRANSIENT, 1.1)
+    office.state.tick(50.0)
     assert waiter.outcome == "waiting"
 
 
 def test_nobody_is_refused_before_anything_is_leased() -> None:
     """The first connections are still being opened."""
-    book = PoolState(Options(min_size=0, shedding=POLICY, connect_timeout=None), lambda: 1.0)
-    book.open(Waiter(NEVER, None, None), 0.0)
+    state = PoolState(Options(min_size=0, shedding=POLICY, connect_timeout=None), lambda: 1.0)
+    state.open(Waiter(NEVER, None, None), 0.0)
     waiter = Waiter(NEVER, None, None)
-    book.join(waiter, 0.0)
-    book.tick(50.0)
+    state.enqueue(waiter, 0.0)
+    state.tick(50.0)
     assert waiter.outcome == "waiting"
 
 
@@ -195,14 +195,14 @@ def test_reopened_pool_has_forgotten_its_overload() -> None:
     office = Office()
     office.join(1000.0)
     office.serve(1000.3)
-    office.book.close()
-    office.book.collapse(None)
-    office.book.open(Waiter(NEVER, None, None), 0.0)
-    job, slot = office.book.jobs.popleft()
+    office.state.close()
+    office.state.abort(None)
+    office.state.open(Waiter(NEVER, None, None), 0.0)
+    job, slot = office.state.to_start.popleft()
     assert job == "connect"
-    office.book.connected(slot, "new", 0.0)
-    assert office.book.take(0.0) is slot
-    assert office.book._refuse_at(Waiter(NEVER, None, None)) == pytest.approx(1.0)
+    office.state.connect_succeeded(slot, "new", 0.0)
+    assert office.state.take(0.0) is slot
+    assert office.state._refuse_at(Waiter(NEVER, None, None)) == pytest.approx(1.0)
 
 
 def test_overload_is_remembered_although_the_first_in_line_gives_up() -> None:
@@ -210,11 +210,11 @@ def test_overload_is_remembered_although_the_first_in_line_gives_up() -> None:
     office = Office()
     waiters = [office.join(1.0 + tenth / 10) for tenth in range(12)]
     office.serve(1.3)  # from 1.0 on everybody has waited too long
-    office.book.give_up(waiters[1], 2.15)
+    office.state.give_up(waiters[1], 2.15)
     fresh = office.join(2.15)
-    office.book.tick(2.34)
-    assert fresh in office.book.queue.values()
-    office.book.tick(2.35)
+    office.state.tick(2.34)
+    assert fresh in office.state.queue.values()
+    office.state.tick(2.35)
     assert fresh.outcome == "shed"
 
 
@@ -222,19 +222,19 @@ def test_wait_for_the_database_to_come_back_counts_for_nothing() -> None:
     """Those who have waited it out are served like others."""
     office = Office(connect_timeout=None)
     waiters = [office.join(1.0), office.join(1.0)]
-    office.book.release_broken(office.slot, 1.0)
+    office.state.release_broken(office.slot, 1.0)
     for now, outcome in ((1.1, "failed"), (9.0, "ok")):
-        office.book.tick(now)
-        slot = next(slot for job, slot in office.book.jobs if job == "connect")
-        office.book.jobs.clear()
+        office.state.tick(now)
+        slot = next(slot for job, slot in office.state.to_start if job == "connect")
+        office.state.to_start.clear()
         if outcome == "ok":
-            office.book.connected(slot, "c2", now)
+            office.state.connect_succeeded(slot, "c2", now)
         else:
-            office.book.connect_failed(slot, OSError("refused"), Verdict.TRANSIENT, now)
+            office.state.connect_failed(slot, OSError("refused"), Verdict.TRANSIENT, now)
     assert [waiter.outcome for waiter in waiters] == ["served", "waiting"]
-    office.book.tick(9.9)
-    assert office.book.stats(9.9).shed == 0
-    office.book.tick(10.0)
+    office.state.tick(9.9)
+    assert office.state.stats(9.9).shed == 0
+    office.state.tick(10.0)
     assert waiters[1].outcome == "shed"
 
 
@@ -244,6 +244,6 @@ def test_second_opener_does_not_make_an_overload_forgotten() -> None:
     for tenth in range(12):
         office.join(1.0 + tenth / 10)
     office.serve(1.3)
-    office.book.open(Waiter(NEVER, None, None), 1.4)
-    office.book.tick(2.0)
-    assert office.book.stats(2.0).shed > 0
+    office.state.open(Waiter(NEVER, None, None), 1.4)
+    office.state.tick(2.0)
+    assert office.state.stats(2.0).shed > 0

@@ -12,7 +12,7 @@ from poolkit import Options, Verdict
 from poolkit._core.slot import NEVER, Slot, Waiter
 from poolkit._core.slots import MOVES
 from poolkit._core.state import PoolState
-from poolkit.testing._invariants import check_book
+from poolkit.testing._invariants import check_state
 from tests.fakes import gone
 
 
@@ -22,12 +22,12 @@ class Desk:
     def __init__(self, *, jitter: float = 1.0, **options: Any) -> None:
         self.now = 0.0
         self.count = 0
-        self.book = PoolState(Options(**{"ping_every": None, **options}), lambda: jitter)
+        self.state = PoolState(Options(**{"ping_every": None, **options}), lambda: jitter)
 
     def open(self) -> Desk:
         """Open, and let the first connects succeed."""
         self.opener = self.waiter()
-        self.book.open(self.opener, self.now)
+        self.state.open(self.opener, self.now)
         while self.jobs("connect"):
             self.connect()
         return self
@@ -39,19 +39,19 @@ class Desk:
     def join(self, patience: float = NEVER) -> Waiter:
         """Put a caller in line."""
         waiter = self.waiter(patience)
-        self.book.join(waiter, self.now)
+        self.state.enqueue(waiter, self.now)
         self.check()
         return waiter
 
     def jobs(self, kind: str) -> list[Slot]:
         """Return the slots to which a job of this kind is owed."""
-        return [slot for job, slot in self.book.jobs if job == kind]
+        return [slot for job, slot in self.state.to_start if job == kind]
 
     def begin(self, kind: str) -> Slot:
         """Take up the first job of this kind."""
-        for entry in self.book.jobs:
+        for entry in self.state.to_start:
             if entry[0] == kind:
-                self.book.jobs.remove(entry)
+                self.state.to_start.remove(entry)
                 return entry[1]
         raise AssertionError(f"no {kind} is owed")
 
@@ -59,18 +59,18 @@ class Desk:
         """Let a connect succeed."""
         slot = self.begin("connect")
         self.count += 1
-        self.book.connected(slot, f"c{self.count}", self.now)
+        self.state.connect_succeeded(slot, f"c{self.count}", self.now)
         self.check()
         return slot
 
     def fail(self, verdict: Verdict | None = Verdict.TRANSIENT) -> None:
         """Let a connect fail."""
-        self.book.connect_failed(self.begin("connect"), OSError("refused"), verdict, self.now)
+        self.state.connect_failed(self.begin("connect"), OSError("refused"), verdict, self.now)
         self.check()
 
     def take(self) -> Slot:
         """Lease an idle connection."""
-        slot = self.book.take(self.now)
+        slot = self.state.take(self.now)
         assert slot is not None
         self.check()
         return slot
@@ -78,23 +78,23 @@ class Desk:
     def release(self, slot: Slot, *, touched: bool = True) -> None:
         """Give it back clean."""
         slot.touched = touched
-        self.book.release(slot, self.now)
+        self.state.release(slot, self.now)
         self.check()
 
     def tick(self, now: float) -> None:
         """Let time pass."""
         self.now = now
-        self.book.tick(now)
+        self.state.tick(now)
         self.check()
 
     def check(self) -> None:
         """Hold the book to its promises."""
-        check_book(self.book, self.now)
+        check_state(self.state, self.now)
 
     @property
     def idle(self) -> list[Any]:
         """The idle connections, the hottest last."""
-        return [slot.connection for slot in self.book.idle]
+        return [slot.connection for slot in self.state.idle]
 
 
 def test_transitions_name_every_state_and_no_other() -> None:
@@ -106,9 +106,9 @@ def test_transitions_name_every_state_and_no_other() -> None:
 def test_move_that_the_table_does_not_know_is_refused() -> None:
     """One function moves, and it looks."""
     desk = Desk().open()
-    slot = desk.book.idle[0]
+    slot = desk.state.idle[0]
     with pytest.raises(AssertionError, match="idle -> connecting"):
-        desk.book._move(slot, "connecting")
+        desk.state._move(slot, "connecting")
 
 
 def test_idle_connections_are_used_last_in_first_out() -> None:
@@ -125,7 +125,7 @@ def test_min_size_connections_are_opened_and_kept() -> None:
     desk = Desk(min_size=2).open()
     assert desk.opener.outcome == "served"
     assert len(desk.idle) == 2
-    desk.book.died(desk.book.idle[0], desk.now)
+    desk.state.found_dead(desk.state.idle[0], desk.now)
     desk.connect()
     assert len(desk.idle) == 2
 
@@ -138,7 +138,7 @@ def test_max_size_bounds_growth() -> None:
     desk.connect()
     desk.connect()
     assert not desk.jobs("connect")
-    assert len(desk.book.queue) == 1
+    assert len(desk.state.queue) == 1
 
 
 def test_max_overflow_adds_to_capacity_and_surplus_is_closed_on_return() -> None:
@@ -174,7 +174,7 @@ def test_overflow_linger_keeps_a_surplus_connection_for_a_while() -> None:
     desk.now = 1.0
     desk.release(second)
     assert second.state == "idle"
-    assert desk.book.next_tick() == 6.0
+    assert desk.state.next_tick() == 6.0
     desk.tick(5.9)
     assert second.state == "idle"
     desk.tick(6.0)
@@ -191,7 +191,7 @@ def test_slot_that_is_closing_still_counts() -> None:
     desk.release(slot)
     assert slot.state == "closing"
     assert not desk.jobs("connect")
-    desk.book.closed(desk.begin("close"), desk.now)
+    desk.state.close_finished(desk.begin("close"), desk.now)
     desk.connect()
     assert waiter.outcome == "served"
 
@@ -205,9 +205,9 @@ def test_ping_after_lets_a_quiet_connection_be_pinged_before_it_is_handed_out() 
     desk.now = 1.9
     desk.release(desk.take())
     desk.now = 3.9
-    assert desk.book.take(desk.now) is None
+    assert desk.state.take(desk.now) is None
     waiter = desk.join()
-    desk.book.pinged(desk.begin("ping"), desk.now)
+    desk.state.ping_succeeded(desk.begin("ping"), desk.now)
     assert waiter.slot is slot
 
 
@@ -217,14 +217,14 @@ def test_ping_after_counts_from_the_last_sign_of_life() -> None:
     desk.now = 1.5
     desk.release(desk.take(), touched=False)
     desk.now = 2.0
-    assert desk.book.take(desk.now) is None
+    assert desk.state.take(desk.now) is None
 
 
 def test_ping_after_none_never_pings() -> None:
     """However long it was quiet."""
     desk = Desk(ping_after=None).open()
     desk.now = 1e6
-    assert desk.book.options.max_lifetime is not None
+    assert desk.state.options.max_lifetime is not None
     desk = Desk(ping_after=None, max_lifetime=None).open()
     desk.now = 1e6
     desk.take()
@@ -233,7 +233,7 @@ def test_ping_after_none_never_pings() -> None:
 def test_ping_after_zero_always_pings() -> None:
     """Even a connection that was just used."""
     desk = Desk(ping_after=0.0).open()
-    assert desk.book.take(desk.now) is None
+    assert desk.state.take(desk.now) is None
 
 
 def test_good_connection_is_preferred_to_a_ping() -> None:
@@ -242,7 +242,7 @@ def test_good_connection_is_preferred_to_a_ping() -> None:
     desk.now = 1.0
     slot, _ = desk.take(), desk.take()
     desk.release(slot)
-    other = next(iter(desk.book.leased))
+    other = next(iter(desk.state.leased))
     desk.now = 2.5
     desk.release(other, touched=False)
     assert desk.take() is slot
@@ -254,8 +254,8 @@ def test_ping_that_times_out_makes_the_others_suspect() -> None:
     desk.now = 3.0
     desk.join()
     slot = desk.begin("ping")
-    desk.book.recycle_failed(slot, desk.now, suspect_others=True)
-    assert desk.book.doomed.pop() == slot.connection
+    desk.state.recycle_failed(slot, desk.now, suspect_others=True)
+    assert desk.state.to_terminate.pop() == slot.connection
     assert len(desk.jobs("ping")) == 2
     assert desk.idle == []
     assert len(desk.jobs("connect")) == 1
@@ -264,14 +264,14 @@ def test_ping_that_times_out_makes_the_others_suspect() -> None:
 def test_connects_that_fail_together_are_one_failure() -> None:
     """What begins again is followed by the shortest pause, though four had been under way."""
     desk = Desk(min_size=4, max_connecting=4, backoff_min=0.2)
-    desk.book.open(desk.waiter(), desk.now)
+    desk.state.open(desk.waiter(), desk.now)
     slots = [desk.begin("connect") for _ in range(4)]
     for slot in slots:
         desk.now += 0.01
-        desk.book.connect_failed(slot, OSError("refused"), Verdict.TRANSIENT, desk.now)
-    assert desk.book.outage is not None
-    assert desk.book.outage.failures == 1
-    assert desk.book.outage.retry_at == pytest.approx(desk.now + 0.2)
+        desk.state.connect_failed(slot, OSError("refused"), Verdict.TRANSIENT, desk.now)
+    assert desk.state.outage is not None
+    assert desk.state.outage.failures == 1
+    assert desk.state.outage.retry_at == pytest.approx(desk.now + 0.2)
 
 
 def test_max_lifetime_retires_between_ninety_and_a_hundred_percent() -> None:
@@ -281,30 +281,30 @@ def test_max_lifetime_retires_between_ninety_and_a_hundred_percent() -> None:
     assert desk.idle == ["c1"]
     desk.tick(95.0)
     assert desk.idle == []
-    assert desk.book.retired["expired"] == 1
+    assert desk.state.retired["expired"] == 1
 
 
 def test_max_lifetime_replaces_two_at_a_time_until_it_is_reached() -> None:
     """Equals do not vanish together; past the hard limit none is handed out."""
     desk = Desk(jitter=0.0, min_size=5, max_size=5, max_lifetime=100.0, ping_after=None).open()
     desk.tick(90.0)
-    assert len(desk.book.closing) == 2
+    assert len(desk.state.closing) == 2
     assert len(desk.idle) == 3
     desk.take()
     desk.now = 100.0
-    assert desk.book.take(desk.now) is None
-    assert len(desk.book.closing) == 4
+    assert desk.state.take(desk.now) is None
+    assert len(desk.state.closing) == 4
 
 
 def ages_at_retirement(desk: Desk, *, until: float) -> list[float]:
     """Return when connections were replaced, of a pool that closes and connects at once."""
     ages: list[float] = []
-    while (due := min(desk.book.next_tick(), desk.now + 1.0)) < until:
+    while (due := min(desk.state.next_tick(), desk.now + 1.0)) < until:
         desk.tick(due)
         while desk.jobs("close") or desk.jobs("connect"):
             while desk.jobs("close"):
                 ages.append(desk.now)
-                desk.book.closed(desk.begin("close"), desk.now)
+                desk.state.close_finished(desk.begin("close"), desk.now)
             while desk.jobs("connect"):
                 desk.connect()
     return ages
@@ -315,7 +315,7 @@ def test_max_lifetime_replaces_those_of_one_age_at_an_even_pace() -> None:
     desk = Desk(jitter=1.0, min_size=20, max_size=20, max_lifetime=60.0).open()
     ages = ages_at_retirement(desk, until=100.0)
     assert ages == pytest.approx([54.27 + 0.27 * n for n in range(20)])
-    assert gone(desk.book) == {"expired": 20}
+    assert gone(desk.state) == {"expired": 20}
 
 
 def test_max_lifetime_of_a_moment_is_kept_as_well() -> None:
@@ -328,15 +328,15 @@ def test_max_lifetime_of_a_moment_is_kept_as_well() -> None:
 def test_no_alarm_rings_for_an_age_that_is_far() -> None:
     """Upkeep comes before then."""
     desk = Desk(jitter=0.5, max_lifetime=60.0).open()
-    assert desk.book.next_tick() == NEVER
+    assert desk.state.next_tick() == NEVER
     desk.tick(53.0)
-    assert desk.book.next_tick() == 54.0
+    assert desk.state.next_tick() == 54.0
     desk.tick(54.0)
-    assert desk.book.next_tick() == NEVER
+    assert desk.state.next_tick() == NEVER
     desk.tick(56.0)
-    assert desk.book.next_tick() == 57.0
-    desk.book.close()
-    assert desk.book.next_tick() == NEVER
+    assert desk.state.next_tick() == 57.0
+    desk.state.close()
+    assert desk.state.next_tick() == NEVER
 
 
 @pytest.mark.parametrize("how", ["idle", "returned"])
@@ -355,7 +355,7 @@ def test_max_lifetime_opens_the_new_connection_before_the_old_one_goes(how: str)
     assert len(desk.jobs("connect")) == 1
     desk.connect()
     assert desk.idle == ["c2"]
-    assert gone(desk.book) == {"expired": 1}
+    assert gone(desk.state) == {"expired": 1}
     desk.tick(98.0)
     assert not desk.jobs("connect")
 
@@ -376,11 +376,11 @@ def test_max_lifetime_keeps_the_old_connection_while_no_new_one_can_be_had() -> 
 def test_max_lifetime_replaces_nothing_above_min_size() -> None:
     """What nobody needs goes at once, two at a time."""
     desk = Desk(jitter=0.0, min_size=4, max_size=9, max_lifetime=100.0, ping_after=None).open()
-    desk.book.resize(Options(**{**desk.book.options.__dict__, "min_size": 0}), desk.now)
+    desk.state.resize(Options(**{**desk.state.options.__dict__, "min_size": 0}), desk.now)
     desk.tick(90.0)
-    assert len(desk.book.closing) == 2
-    desk.book.closed(desk.begin("close"), desk.now)
-    assert len(desk.book.closing) == 2
+    assert len(desk.state.closing) == 2
+    desk.state.close_finished(desk.begin("close"), desk.now)
+    assert len(desk.state.closing) == 2
     assert not desk.jobs("connect")
 
 
@@ -389,7 +389,7 @@ def test_max_lifetime_waits_for_the_replacements_until_it_is_reached() -> None:
     desk = Desk(jitter=0.0, min_size=5, max_size=5, max_lifetime=100.0, max_idle_time=None).open()
     desk.tick(90.0)
     while desk.jobs("close"):
-        desk.book.closed(desk.begin("close"), desk.now)
+        desk.state.close_finished(desk.begin("close"), desk.now)
     while desk.jobs("connect"):
         desk.fail()
     desk.tick(99.9)
@@ -402,12 +402,12 @@ def test_max_lifetime_spreads_a_tenth_of_a_large_pool_at_once() -> None:
     """And refills as many at once, within `max_connecting`."""
     desk = Desk(jitter=0.0, min_size=50, max_size=50, max_lifetime=100.0, max_connecting=9).open()
     desk.tick(90.0)
-    assert len(desk.book.closing) == 5
+    assert len(desk.state.closing) == 5
     while desk.jobs("close"):
-        desk.book.closed(desk.begin("close"), desk.now)
-    assert len(desk.book.connecting) == 5
+        desk.state.close_finished(desk.begin("close"), desk.now)
+    assert len(desk.state.connecting) == 5
     desk.connect()
-    assert len(desk.book.closing) == 1
+    assert len(desk.state.closing) == 1
 
 
 def test_lifetime_counts_from_when_the_connection_was_there() -> None:
@@ -416,7 +416,7 @@ def test_lifetime_counts_from_when_the_connection_was_there() -> None:
     waiter = desk.join()
     slot = desk.begin("connect")
     desk.now = 9.5
-    desk.book.connected(slot, "c1", desk.now)
+    desk.state.connect_succeeded(slot, "c1", desk.now)
     assert waiter.slot is slot
     desk.now = 18.0
     desk.release(slot)
@@ -433,7 +433,7 @@ def test_max_idle_time_closes_the_cold_down_to_min_size() -> None:
     desk.release(slot)
     desk.tick(60.0)
     assert desk.idle == ["c1"]
-    assert desk.book.retired["unused"] == 1
+    assert desk.state.retired["unused"] == 1
     desk.tick(500.0)
     assert desk.idle == ["c1"]
 
@@ -461,7 +461,7 @@ def test_max_waiting_zero_still_lets_an_idle_connection_be_pinged() -> None:
     desk.now = 5.0
     waiter = desk.join()
     assert desk.join().outcome == "busy"
-    desk.book.pinged(desk.begin("ping"), desk.now)
+    desk.state.ping_succeeded(desk.begin("ping"), desk.now)
     assert waiter.outcome == "served"
 
 
@@ -500,8 +500,8 @@ def test_growth_beside_leases_starts_with_one_and_doubles_with_success() -> None
 def test_upkeep_connects_two_at_a_time() -> None:
     """Nobody waits for it."""
     desk = Desk(min_size=4).open()
-    for slot in list(desk.book.idle):
-        desk.book.died(slot, desk.now)
+    for slot in list(desk.state.idle):
+        desk.state.found_dead(slot, desk.now)
     assert len(desk.jobs("connect")) == 2
 
 
@@ -514,7 +514,7 @@ def test_backoff_doubles_from_minimum_to_maximum() -> None:
     while desk.jobs("connect"):
         desk.fail()
     for _ in range(4):
-        due = desk.book.next_tick()
+        due = desk.state.next_tick()
         pauses.append(due - desk.now)
         desk.tick(due)
         assert len(desk.jobs("connect")) == 1
@@ -523,10 +523,10 @@ def test_backoff_doubles_from_minimum_to_maximum() -> None:
     desk = Desk(min_size=0, backoff_min=1.0, backoff_max=3.0).open()
     desk.join()
     desk.fail()
-    assert desk.book.next_tick() - desk.now == 1.0
+    assert desk.state.next_tick() - desk.now == 1.0
     desk.tick(1.0)
     desk.fail()
-    assert desk.book.next_tick() - desk.now == 2.0
+    assert desk.state.next_tick() - desk.now == 2.0
 
 
 def test_backoff_has_jitter_on_its_upper_half() -> None:
@@ -534,7 +534,7 @@ def test_backoff_has_jitter_on_its_upper_half() -> None:
     desk = Desk(jitter=0.0, min_size=0, backoff_min=1.0, backoff_max=3.0).open()
     desk.join()
     desk.fail()
-    assert desk.book.next_tick() == 0.5
+    assert desk.state.next_tick() == 0.5
 
 
 def test_fail_fast_after_refuses_newcomers_of_a_long_outage() -> None:
@@ -583,11 +583,11 @@ def test_success_ends_an_outage() -> None:
     desk.fail()
     while desk.jobs("connect"):
         desk.fail()
-    desk.tick(desk.book.next_tick())
+    desk.tick(desk.state.next_tick())
     desk.connect()
-    assert desk.book.outage is None
+    assert desk.state.outage is None
     assert len(desk.jobs("connect")) == 2
-    assert desk.book.last_error is None
+    assert desk.state.last_error is None
 
 
 def test_overdue_connect_is_not_counted_on() -> None:
@@ -600,7 +600,7 @@ def test_overdue_connect_is_not_counted_on() -> None:
     assert not desk.jobs("connect")
     desk.tick(6.0)
     assert len(desk.jobs("connect")) == 1
-    assert desk.book.stats(desk.now).connecting == 3
+    assert desk.state.stats(desk.now).connecting == 3
 
 
 def test_expired_waiter_is_never_served() -> None:
@@ -621,10 +621,10 @@ def test_renew_replaces_idle_now_and_the_others_on_return() -> None:
     desk.take()
     desk.join()
     connecting = desk.begin("connect")
-    desk.book.renew(desk.now)
+    desk.state.renew(desk.now)
     desk.release(leased)
     assert leased.reason == "stale"
-    desk.book.connected(connecting, "late", desk.now)
+    desk.state.connect_succeeded(connecting, "late", desk.now)
     assert connecting.reason == "stale"
 
 
@@ -633,7 +633,7 @@ def test_resize_grows_at_once() -> None:
     desk = Desk(max_size=1).open()
     desk.take()
     waiter = desk.join()
-    desk.book.resize(Options(max_size=2), desk.now)
+    desk.state.resize(Options(max_size=2), desk.now)
     desk.connect()
     assert waiter.outcome == "served"
 
@@ -645,7 +645,7 @@ def test_resize_shrinks_idle_now_and_leased_on_return() -> None:
         desk.join()
     slots = [desk.connect() for _ in range(4)]
     desk.release(slots[0])
-    desk.book.resize(Options(min_size=0, max_size=1), desk.now)
+    desk.state.resize(Options(min_size=0, max_size=1), desk.now)
     assert slots[0].reason == "surplus"
     for slot in slots[1:3]:
         desk.release(slot)
@@ -661,7 +661,7 @@ def test_after_shrinking_a_waiter_does_not_keep_a_surplus_connection_alive() -> 
         desk.join()
     slots = [desk.connect() for _ in range(3)]
     waiter = desk.join()
-    desk.book.resize(Options(min_size=0, max_size=1), desk.now)
+    desk.state.resize(Options(min_size=0, max_size=1), desk.now)
     desk.release(slots[0])
     desk.release(slots[1])
     assert waiter.slot is None
@@ -676,11 +676,11 @@ def test_close_decides_at_once() -> None:
     desk.take()
     waiter = desk.join()
     connecting = desk.begin("connect")
-    desk.book.close()
+    desk.state.close()
     assert waiter.outcome == "closed"
     desk.release(leased)
     assert leased.reason == "pool_closed"
-    desk.book.connected(connecting, "late", desk.now)
+    desk.state.connect_succeeded(connecting, "late", desk.now)
     assert connecting.reason == "pool_closed"
     assert desk.join().outcome == "closed"
 
@@ -689,34 +689,34 @@ def test_collapse_terminates_all_and_ends_the_leases() -> None:
     """Slots belong to one life of the pool; the handle of a lease is dead from now on."""
     desk = Desk(min_size=3).open()
     leased = desk.take()
-    turn = leased.turn
-    desk.book.collapse(None)
-    assert sorted(desk.book.doomed) == ["c1", "c2", "c3"]
-    assert (desk.book.size, desk.book.phase) == (0, "closed")
-    assert leased.turn == turn + 1
-    assert not desk.book.jobs
+    turn = leased.release_count
+    desk.state.abort(None)
+    assert sorted(desk.state.to_terminate) == ["c1", "c2", "c3"]
+    assert (desk.state.size, desk.state.phase) == (0, "closed")
+    assert leased.release_count == turn + 1
+    assert not desk.state.to_start
 
 
 def test_giving_up_keeps_the_heap_of_deadlines_small() -> None:
     """A hundred thousand cancelled waiters leave nothing behind."""
     desk = Desk(max_size=1).open()
-    desk.book.take(desk.now)
+    desk.state.take(desk.now)
     for _ in range(1000):
         waiter = desk.waiter(patience=10.0)
-        desk.book.join(waiter, desk.now)
-        desk.book.give_up(waiter, desk.now)
-    assert len(desk.book.line._deadlines._heap) < 100
-    assert desk.book.outcomes["cancelled"] == 1000
+        desk.state.enqueue(waiter, desk.now)
+        desk.state.give_up(waiter, desk.now)
+    assert len(desk.state.line._deadlines._heap) < 100
+    assert desk.state.outcomes["cancelled"] == 1000
 
 
 def test_idle_connection_is_pinged_for_a_waiter_beside_a_connect_under_way() -> None:
     """A ping is quicker, and the connect may hang."""
     desk = Desk(min_size=2, ping_after=1.0).open()
-    desk.book.died(desk.book.idle[0], desk.now)
+    desk.state.found_dead(desk.state.idle[0], desk.now)
     assert len(desk.jobs("connect")) == 1
     desk.now = 2.0
     waiter = desk.join()
-    desk.book.pinged(desk.begin("ping"), desk.now)
+    desk.state.ping_succeeded(desk.begin("ping"), desk.now)
     assert waiter.outcome == "served"
 
 
@@ -728,11 +728,11 @@ def test_connect_that_hangs_is_nobodys_prospect_after_a_moment() -> None:
         desk.join()
     desk.begin("connect")
     assert not desk.jobs("connect")
-    assert desk.book.next_tick() == 0.5
+    assert desk.state.next_tick() == 0.5
     desk.tick(0.5)
     assert len(desk.jobs("connect")) == 1
     desk.begin("connect")
-    assert desk.book.next_tick() == 1.5, "patience doubles"
+    assert desk.state.next_tick() == 1.5, "patience doubles"
     desk.tick(1.5)
     assert len(desk.jobs("connect")) == 1
 
@@ -743,7 +743,7 @@ def test_one_extra_attempt_is_due_for_each_slow_connect_one_after_the_other() ->
     for _ in range(9):
         desk.join()
     begun: list[float] = []
-    while (due := desk.book.next_tick()) < 50.0:
+    while (due := desk.state.next_tick()) < 50.0:
         while desk.jobs("connect"):
             desk.begin("connect")
             begun.append(desk.now)
@@ -765,7 +765,7 @@ def test_many_that_become_slow_at_once_are_followed_by_one_attempt_at_a_time() -
         desk.begin("connect")
         begun.append(desk.now)
         assert not desk.jobs("connect")
-        due = desk.book.next_tick()
+        due = desk.state.next_tick()
     assert begun == pytest.approx([30.0, 30.2, 30.4])
     assert due == 34.0, "nothing but the next that will be slow"
 
@@ -776,11 +776,11 @@ def test_extra_attempt_that_ends_is_followed_by_another_for_who_waits() -> None:
     waiters = [desk.join() for _ in range(3)]
     desk.begin("connect")
     for waiter, at in zip(waiters, (0.5, 0.7, 0.9), strict=True):
-        assert desk.book.next_tick() == pytest.approx(at)
-        desk.tick(desk.book.next_tick())
+        assert desk.state.next_tick() == pytest.approx(at)
+        desk.tick(desk.state.next_tick())
         desk.connect()
         assert waiter.outcome == "served"
-    assert desk.book.next_tick() == NEVER
+    assert desk.state.next_tick() == NEVER
 
 
 def test_extra_attempts_are_within_capacity() -> None:
@@ -803,7 +803,7 @@ def test_slow_probe_of_an_outage_has_one_other_attempt_beside_it() -> None:
     assert not desk.jobs("connect")
     desk.tick(2.0)
     desk.fail()
-    assert desk.book.next_tick() == 3.5, "a longer pause"
+    assert desk.state.next_tick() == 3.5, "a longer pause"
     desk.tick(3.5)
     desk.begin("connect")
     desk.tick(50.0)
@@ -816,10 +816,10 @@ def test_opener_is_served_although_a_connect_hangs() -> None:
     """By the one beside it."""
     desk = Desk(min_size=2, max_size=9, max_connecting=2)
     opener = desk.waiter()
-    desk.book.open(opener, desk.now)
+    desk.state.open(opener, desk.now)
     desk.begin("connect")
     desk.connect()
-    assert desk.book.next_tick() == 0.5
+    assert desk.state.next_tick() == 0.5
     desk.tick(0.5)
     desk.connect()
     assert opener.outcome == "served"
@@ -828,19 +828,19 @@ def test_opener_is_served_although_a_connect_hangs() -> None:
 def test_connect_that_is_slow_rings_no_alarm_after_the_close() -> None:
     """Nothing is to begin any more."""
     desk = Desk(min_size=2, max_size=9)
-    desk.book.open(desk.waiter(), desk.now)
+    desk.state.open(desk.waiter(), desk.now)
     desk.begin("connect")
     desk.begin("connect")
     desk.tick(3.0)
-    desk.book.close()
-    assert desk.book.next_tick() == NEVER
+    desk.state.close()
+    assert desk.state.next_tick() == NEVER
 
 
 def test_connect_that_is_stuck_does_not_count_for_min_size() -> None:
     """Another is owed in its place."""
     desk = Desk(min_size=1, max_size=3, connect_timeout=1.0)
     desk.opener = desk.waiter()
-    desk.book.open(desk.opener, desk.now)
+    desk.state.open(desk.opener, desk.now)
     desk.begin("connect")
     desk.tick(2.0)
     desk.connect()
@@ -854,11 +854,11 @@ def test_alarm_is_never_set_for_a_connect_that_is_not_wanted() -> None:
     slot = desk.connect()
     desk.join()
     desk.fail()
-    desk.book.release_dirty(slot, desk.now)
+    desk.state.release_dirty(slot, desk.now)
     desk.begin("reset")
-    assert desk.book.next_tick() > desk.now
+    assert desk.state.next_tick() > desk.now
     desk.tick(5.0)
-    assert desk.book.next_tick() > desk.now
+    assert desk.state.next_tick() > desk.now
 
 
 def test_first_hiccup_is_not_held_against_newcomers() -> None:
@@ -900,9 +900,9 @@ def test_connect_that_began_before_a_renewal_says_nothing_when_it_fails() -> Non
     desk = Desk(min_size=0).open()
     desk.join()
     slot = desk.begin("connect")
-    desk.book.renew(desk.now)
-    desk.book.connect_failed(slot, OSError(), Verdict.FATAL, desk.now)
-    assert desk.book.outage is None
+    desk.state.renew(desk.now)
+    desk.state.connect_failed(slot, OSError(), Verdict.FATAL, desk.now)
+    assert desk.state.outage is None
     assert len(desk.jobs("connect")) == 1
 
 
@@ -919,7 +919,7 @@ def test_ping_every_pings_half_of_the_idle_at_most_at_once() -> None:
         assert len(desk.jobs("ping")) == 2
         assert desk.idle == ["c3"]
     for _ in range(2):
-        desk.book.pinged(desk.begin("ping"), desk.now)
+        desk.state.ping_succeeded(desk.begin("ping"), desk.now)
     desk.tick(32.0)
     assert [slot.connection for slot in desk.jobs("ping")] == ["c3"]
 
@@ -933,24 +933,24 @@ def test_ping_every_reaches_every_idle_connection() -> None:
         while desk.jobs("ping"):
             slot = desk.begin("ping")
             pings[slot.connection] += 1
-            desk.book.pinged(slot, desk.now)
+            desk.state.ping_succeeded(slot, desk.now)
     assert all(115 <= pings[f"c{number}"] <= 120 for number in range(1, 7))
 
 
 def test_thousands_of_suspects_are_no_trouble() -> None:
     """The patience doubles with each that is slow, but not for ever."""
     desk = Desk(min_size=0, max_size=3000, ping_after=None, max_connecting=3000)
-    desk.book.open(desk.waiter(), desk.now)
+    desk.state.open(desk.waiter(), desk.now)
     waiters = [desk.join() for _ in range(1500)]
     while desk.jobs("connect"):
         desk.count += 1
-        desk.book.connected(desk.begin("connect"), f"c{desk.count}", desk.now)
+        desk.state.connect_succeeded(desk.begin("connect"), f"c{desk.count}", desk.now)
     for waiter in waiters:
         assert waiter.slot is not None
-        desk.book.release(waiter.slot, desk.now)
-    desk.book.suspect(desk.now)
+        desk.state.release(waiter.slot, desk.now)
+    desk.state.suspect(desk.now)
     desk.join()
-    assert desk.book.next_tick() > desk.now
+    assert desk.state.next_tick() > desk.now
 
 
 def test_ping_every_counts_from_the_last_sign_of_life() -> None:
@@ -961,7 +961,7 @@ def test_ping_every_counts_from_the_last_sign_of_life() -> None:
     desk.tick(40.0)
     assert not desk.jobs("ping")
     desk.tick(50.0)
-    desk.book.pinged(desk.begin("ping"), desk.now)
+    desk.state.ping_succeeded(desk.begin("ping"), desk.now)
     desk.tick(79.0)
     assert not desk.jobs("ping")
     desk.tick(80.0)
@@ -971,15 +971,15 @@ def test_ping_every_counts_from_the_last_sign_of_life() -> None:
 def test_pinged_connection_stays_the_coldest() -> None:
     """Or what a burst has left would never be closed: each ping would bring another to the front."""
     desk = Desk(min_size=4, ping_every=30.0, ping_after=None, max_idle_time=100.0).open()
-    desk.book.resize(dataclasses.replace(desk.book.options, min_size=1), desk.now)
-    slots = list(desk.book.idle)
+    desk.state.resize(dataclasses.replace(desk.state.options, min_size=1), desk.now)
+    slots = list(desk.state.idle)
     desk.now = 29.0
-    desk.book.take(desk.now)
+    desk.state.take(desk.now)
     desk.release(slots[3])  # the hottest, heard from just now
     desk.tick(30.0)
     while desk.jobs("ping"):
-        desk.book.pinged(desk.begin("ping"), desk.now)
-    assert desk.book.idle[-1] is slots[3]
+        desk.state.ping_succeeded(desk.begin("ping"), desk.now)
+    assert desk.state.idle[-1] is slots[3]
     for now in range(31, 100, 10):
         desk.now = float(now)
         assert desk.take() is slots[3]
@@ -992,7 +992,7 @@ def test_dead_connection_is_found_by_its_keepalive_ping_and_replaced() -> None:
     """Nobody has to pay for it."""
     desk = Desk(ping_every=30.0).open()
     desk.tick(30.0)
-    desk.book.recycle_failed(desk.begin("ping"), desk.now, suspect_others=False)
+    desk.state.recycle_failed(desk.begin("ping"), desk.now, suspect_others=False)
     desk.connect()
     assert desk.idle == ["c2"]
 
@@ -1003,7 +1003,7 @@ def test_caller_who_comes_during_a_keepalive_ping_is_served_by_it() -> None:
     desk.tick(30.0)
     waiter = desk.join()
     assert not desk.jobs("connect")
-    desk.book.pinged(desk.begin("ping"), desk.now)
+    desk.state.ping_succeeded(desk.begin("ping"), desk.now)
     assert waiter.outcome == "served"
 
 
@@ -1020,25 +1020,25 @@ def test_ping_every_none_never_pings() -> None:
 def test_renew_over_a_window_replaces_one_after_the_other() -> None:
     """Evenly: not all are missing at once."""
     desk = Desk(min_size=3, max_lifetime=None, ping_after=None).open()
-    desk.book.renew(desk.now, 30.0)
+    desk.state.renew(desk.now, 30.0)
     for count, now in enumerate((9.9, 10.0, 19.9, 20.0, 29.9, 30.0)):
         desk.tick(now)
-        assert desk.book.stats(now).retired.get("stale", 0) == (count + 1) // 2
+        assert desk.state.stats(now).retired.get("stale", 0) == (count + 1) // 2
         for _ in range(2):
             while desk.jobs("close"):
-                desk.book.closed(desk.begin("close"), now)
+                desk.state.close_finished(desk.begin("close"), now)
             while desk.jobs("connect"):
                 desk.connect()
     assert desk.idle == ["c4", "c5", "c6"]
     desk.tick(1000.0)
-    assert gone(desk.book.stats(1000.0)) == {"stale": 3}
+    assert gone(desk.state.stats(1000.0)) == {"stale": 3}
 
 
 def test_renew_over_a_window_lets_what_is_leased_come_back_in_time() -> None:
     """Before its time it is used again, after it never."""
     desk = Desk(max_lifetime=None, ping_after=None).open()
     slot = desk.take()
-    desk.book.renew(desk.now, 30.0)
+    desk.state.renew(desk.now, 30.0)
     desk.now = 10.0
     desk.release(slot)
     assert desk.take() is slot
@@ -1051,16 +1051,16 @@ def test_renew_over_a_window_lets_what_is_leased_come_back_in_time() -> None:
 def test_renew_over_a_window_never_lengthens_a_life() -> None:
     """What would have expired before then does."""
     desk = Desk(max_lifetime=10.0, ping_after=None).open()
-    desk.book.renew(desk.now, 1000.0)
+    desk.state.renew(desk.now, 1000.0)
     desk.now = 10.0
-    assert desk.book.take(desk.now) is None
+    assert desk.state.take(desk.now) is None
 
 
 def test_second_renew_within_the_window_is_at_once() -> None:
     """The earlier time counts."""
     desk = Desk(min_size=2, max_lifetime=None).open()
-    desk.book.renew(desk.now, 30.0)
-    desk.book.renew(desk.now)
+    desk.state.renew(desk.now, 30.0)
+    desk.state.renew(desk.now)
     assert not desk.idle
 
 
@@ -1070,16 +1070,16 @@ def test_second_renew_within_the_window_is_at_once() -> None:
 def test_connect_that_outlasts_its_limit_is_counted_as_stuck_and_delays_nobody() -> None:
     """It ignores its cancellation: its slot is taken, and others connect."""
     desk = Desk(min_size=0, max_size=3, max_connecting=1, connect_timeout=2.0)
-    desk.book.open(desk.waiter(), desk.now)
+    desk.state.open(desk.waiter(), desk.now)
     waiter = desk.join()
     desk.begin("connect")
     desk.tick(2.0)
     desk.begin("connect")  # beside the slow one
     desk.tick(2.9)
-    assert desk.book.stats(desk.now).stuck == 0
+    assert desk.state.stats(desk.now).stuck == 0
     assert not desk.jobs("connect")
     desk.tick(3.0)
-    stats = desk.book.stats(desk.now)
+    stats = desk.state.stats(desk.now)
     assert (stats.stuck, stats.connecting) == (1, 3)
     assert "3 connecting, 0 recycling (1 of both stuck)" in str(stats)
     desk.connect()
@@ -1090,9 +1090,9 @@ def test_reopened_pool_measures_by_its_new_clock() -> None:
     """A renewal on another event loop's clock would put off the next one."""
     desk = Desk().open()
     desk.now = 1000.0
-    desk.book.renew(desk.now)
-    desk.book.close()
-    desk.book.collapse(None)
+    desk.state.renew(desk.now)
+    desk.state.close()
+    desk.state.abort(None)
     desk.now = 0.0
-    desk.book.open(desk.waiter(), desk.now)
-    assert desk.book.renewed_at < desk.now
+    desk.state.open(desk.waiter(), desk.now)
+    assert desk.state.renewed_at < desk.now

@@ -21,22 +21,22 @@ def test_stats_count_every_end_of_a_wait_once() -> None:
     desk.now = 3.0
     second = desk.join()
     desk.join()  # one too many
-    desk.book.give_up(second, desk.now)
+    desk.state.give_up(second, desk.now)
     desk.tick(6.0)  # the first times out
     third = desk.join()
     desk.release(slot)
-    desk.book.give_up(third, desk.now)  # served, and cancelled before it noticed
+    desk.state.give_up(third, desk.now)  # served, and cancelled before it noticed
     assert slot.state == "idle"
     fourth = desk.join()
-    desk.book.pinged(desk.begin("ping"), desk.now)
+    desk.state.ping_succeeded(desk.begin("ping"), desk.now)
     assert fourth.slot is slot
-    desk.book.release_broken(slot, desk.now)
+    desk.state.release_broken(slot, desk.now)
     desk.join()
     desk.fail(Verdict.FATAL)
     desk.tick(60.0)
     desk.join()
-    desk.book.close()
-    stats = desk.book.stats(desk.now)
+    desk.state.close()
+    stats = desk.state.stats(desk.now)
     assert (stats.direct, stats.waited, stats.timed_out, stats.cancelled) == (1, 1, 1, 2)
     assert (stats.busy, stats.failed, stats.closed) == (1, 1, 1)
     assert (stats.connected, stats.connect_failures) == (1, 1)
@@ -47,22 +47,22 @@ def test_stats_say_how_long_the_first_in_line_has_waited() -> None:
     """Since it came; nobody in line is no wait."""
     desk = Desk(max_size=1).open()
     slot = desk.take()
-    assert desk.book.stats(2.0).oldest_wait == 0.0
+    assert desk.state.stats(2.0).oldest_wait == 0.0
     desk.now = 2.0
     desk.join()
     desk.now = 3.0
     desk.join()
-    assert desk.book.stats(7.0).oldest_wait == 5.0
+    assert desk.state.stats(7.0).oldest_wait == 5.0
     desk.release(slot)
-    assert desk.book.stats(7.0).oldest_wait == 4.0
+    assert desk.state.stats(7.0).oldest_wait == 4.0
 
 
 def test_take_that_was_dead_is_not_counted() -> None:
     """Nobody got anything."""
     desk = Desk(min_size=1).open()
-    desk.book.untake(desk.take(), desk.now)
-    assert desk.book.stats(desk.now).direct == 0
-    assert gone(desk.book.stats(desk.now)) == {"broken": 1}
+    desk.state.undo_take(desk.take(), desk.now)
+    assert desk.state.stats(desk.now).direct == 0
+    assert gone(desk.state.stats(desk.now)) == {"broken": 1}
     assert len(desk.jobs("connect")) == 1
 
 
@@ -83,7 +83,7 @@ def test_caller_who_waits_for_no_other_user_is_refused_at_once(
     desk.take()
     assert desk.join(patience=patience).outcome == refused_as
     assert not desk.jobs("connect")
-    assert not desk.book.queue
+    assert not desk.state.queue
 
 
 @pytest.mark.parametrize(
@@ -97,19 +97,19 @@ def test_caller_who_waits_for_no_other_user_gets_what_is_pinged_or_reset_for_nob
     desk = Desk(min_size=2, max_size=2, ping_after=1.0, **options).open()
     slot = desk.take()
     desk.now = 5.0
-    desk.book.release_dirty(slot, desk.now)
+    desk.state.release_dirty(slot, desk.now)
     first, second, third = (desk.join(patience=patience) for _ in range(3))
     assert (first.outcome, second.outcome, third.outcome) == ("waiting", "waiting", refused_as)
-    desk.book.was_reset(desk.begin("reset"), desk.now)
-    desk.book.pinged(desk.begin("ping"), desk.now)
+    desk.state.reset_succeeded(desk.begin("reset"), desk.now)
+    desk.state.ping_succeeded(desk.begin("ping"), desk.now)
     assert (first.outcome, second.outcome) == ("served", "served")
 
 
 def test_slow_reset_is_not_waited_for_by_who_waits_for_no_other_user() -> None:
     """Nobody counts on it any more."""
     desk = Desk(max_size=1).open()
-    desk.book.release_dirty(desk.take(), desk.now)
-    assert desk.book.next_tick() == NEVER
+    desk.state.release_dirty(desk.take(), desk.now)
+    assert desk.state.next_tick() == NEVER
     desk.tick(0.5)
     assert desk.join(patience=0.0).outcome == "timed_out"
 
@@ -120,7 +120,7 @@ def test_caller_without_time_is_in_line_for_half_a_second() -> None:
     desk.now = 5.0
     waiter = desk.join(patience=0.0)
     assert len(desk.jobs("ping")) == 1
-    assert desk.book.next_tick() == 5.5
+    assert desk.state.next_tick() == 5.5
     desk.tick(5.5)
     assert waiter.outcome == "timed_out"
 
@@ -130,7 +130,7 @@ def test_opener_without_time_waits_for_one_connect(limit: float | None) -> None:
     """As long as that may take."""
     desk = Desk(min_size=1, connect_timeout=limit)
     opener = desk.waiter(patience=0.0)
-    desk.book.open(opener, desk.now)
+    desk.state.open(opener, desk.now)
     assert opener.deadline == (NEVER if limit is None else 7.0)
     desk.connect()
     assert opener.outcome == "served"
@@ -146,9 +146,9 @@ def test_newcomer_does_not_pass_those_in_line() -> None:
         desk.release(slot)
     desk.now = 5.0
     waiter = desk.join()
-    assert len(desk.book.idle) == 1
-    desk.book.idle[0].good_until = 9.0
-    assert desk.book.take(desk.now) is None
+    assert len(desk.state.idle) == 1
+    desk.state.idle[0].good_until = 9.0
+    assert desk.state.take(desk.now) is None
     assert waiter.outcome == "waiting"
 
 
@@ -156,13 +156,13 @@ def test_opener_that_gives_up_is_told_nothing_more() -> None:
     """It counts among no acquires."""
     desk = Desk(min_size=1)
     opener = desk.waiter()
-    desk.book.open(opener, desk.now)
-    desk.book.give_up_opening(opener)
+    desk.state.open(opener, desk.now)
+    desk.state.give_up_opening(opener)
     assert opener.outcome == "cancelled"
     desk.connect()
-    assert not desk.book.openers
-    assert not desk.book.woken
-    assert desk.book.stats(desk.now).cancelled == 0
+    assert not desk.state.openers
+    assert not desk.state.to_wake
+    assert desk.state.stats(desk.now).cancelled == 0
 
 
 def test_given_and_taken_back_before_it_was_noticed_is_not_released_again() -> None:
@@ -172,11 +172,11 @@ def test_given_and_taken_back_before_it_was_noticed_is_not_released_again() -> N
     waiter = desk.join()
     desk.release(slot)
     assert waiter.slot is slot
-    desk.book.close()
-    desk.book.abandon_leases(desk.now)
-    desk.book.give_up(waiter, desk.now)
+    desk.state.close()
+    desk.state.abandon_leases(desk.now)
+    desk.state.give_up(waiter, desk.now)
     assert slot.state == "gone"
-    assert list(desk.book.doomed) == ["c1"]
+    assert list(desk.state.to_terminate) == ["c1"]
     assert waiter.slot is None
 
 
@@ -184,13 +184,13 @@ def test_what_is_noted_on_a_slot_is_forgotten_with_the_reset() -> None:
     """Its next user starts afresh; and the reset is a sign of life."""
     desk = Desk(max_size=1, ping_after=2.0).open()
     slot = desk.take()
-    slot.touched = slot.cancelled = slot.derived = True
+    slot.touched = slot.cancelled = slot.has_derived = True
     desk.now = 4.0
-    desk.book.release_dirty(slot, desk.now)
+    desk.state.release_dirty(slot, desk.now)
     desk.begin("reset").sent_at = 5.0
     desk.now = 6.0
-    desk.book.was_reset(slot, desk.now)
-    assert not (slot.touched or slot.cancelled or slot.derived)
+    desk.state.reset_succeeded(slot, desk.now)
+    assert not (slot.touched or slot.cancelled or slot.has_derived)
     assert (slot.used_at, slot.alive_at, slot.good_until) == (4.0, 5.0, 7.0)
 
 
@@ -203,22 +203,22 @@ def test_touched_lease_is_a_sign_of_life_once() -> None:
     desk.release(slot)
     assert (slot.touched, slot.alive_at) == (False, 1.0)
     desk.now = 2.0
-    desk.book.release(desk.take(), desk.now)
+    desk.state.release(desk.take(), desk.now)
     assert (slot.alive_at, slot.used_at, slot.good_until) == (1.0, 2.0, 3.0)
 
 
 def test_good_until_is_the_earlier_of_ping_and_age() -> None:
     """Both on the hot path and on the other."""
     desk = Desk(jitter=0.0, max_size=1, ping_after=5.0, max_lifetime=10.0).open()
-    slot = desk.book.idle[0]
+    slot = desk.state.idle[0]
     assert slot.good_until == 5.0
     desk.now = 4.5
     desk.release(desk.take())
     assert slot.good_until == 9.0, "its age, not 9.5"
     slot = desk.take()
-    desk.book.release_dirty(slot, desk.now)
+    desk.state.release_dirty(slot, desk.now)
     desk.now = 4.75
-    desk.book.was_reset(desk.begin("reset"), desk.now)
+    desk.state.reset_succeeded(desk.begin("reset"), desk.now)
     assert slot.good_until == 9.0
 
 
@@ -247,48 +247,48 @@ def test_connection_that_arrives_after_the_end_is_terminated() -> None:
     desk = Desk(min_size=0, max_size=1).open()
     desk.join()
     slot = desk.begin("connect")
-    desk.book.collapse(None)
-    desk.book.connected(slot, "late", desk.now)
-    assert list(desk.book.doomed) == ["late"]
-    assert desk.book.connected_total == 0
-    assert desk.book.size == 0
+    desk.state.abort(None)
+    desk.state.connect_succeeded(slot, "late", desk.now)
+    assert list(desk.state.to_terminate) == ["late"]
+    assert desk.state.connected_total == 0
+    assert desk.state.size == 0
 
 
 def test_outcomes_of_jobs_after_the_end_change_nothing() -> None:
     """Each of them: the slots are gone, and each connection has been ended once."""
     desk = Desk(min_size=3, max_size=5, ping_after=None).open()
-    reset, ping, close = desk.take(), desk.book.idle[0], desk.book.idle[1]
-    desk.book.release_dirty(reset, desk.now)
-    desk.book._begin("ping", ping, "recycling", 1.0, desk.now)
-    desk.book._retire(close, "unused")
-    desk.book._schedule_jobs(desk.now)
+    reset, ping, close = desk.take(), desk.state.idle[0], desk.state.idle[1]
+    desk.state.release_dirty(reset, desk.now)
+    desk.state._begin("ping", ping, "recycling", 1.0, desk.now)
+    desk.state._retire(close, "unused")
+    desk.state._schedule_jobs(desk.now)
     connect = desk.begin("connect")
     cause = OSError("the loop has failed")
-    desk.book.collapse(cause)
-    assert sorted(desk.book.doomed) == ["c1", "c2", "c3"]
-    assert gone(desk.book) == {"unused": 1, "pool_closed": 2}
-    assert not desk.book.jobs
-    desk.book.was_reset(reset, desk.now)
-    desk.book.recycle_failed(reset, desk.now, suspect_others=True)
-    desk.book.pinged(ping, desk.now)
-    desk.book.closed(close, desk.now)
-    desk.book.connect_failed(connect, OSError(), Verdict.FATAL, desk.now)
-    desk.book.died(ping, desk.now)
-    assert sorted(desk.book.doomed) == ["c1", "c2", "c3"]
-    assert (desk.book.size, desk.book.connect_failures, desk.book.outage) == (0, 0, None)
+    desk.state.abort(cause)
+    assert sorted(desk.state.to_terminate) == ["c1", "c2", "c3"]
+    assert gone(desk.state) == {"unused": 1, "pool_closed": 2}
+    assert not desk.state.to_start
+    desk.state.reset_succeeded(reset, desk.now)
+    desk.state.recycle_failed(reset, desk.now, suspect_others=True)
+    desk.state.ping_succeeded(ping, desk.now)
+    desk.state.close_finished(close, desk.now)
+    desk.state.connect_failed(connect, OSError(), Verdict.FATAL, desk.now)
+    desk.state.found_dead(ping, desk.now)
+    assert sorted(desk.state.to_terminate) == ["c1", "c2", "c3"]
+    assert (desk.state.size, desk.state.connect_failures, desk.state.outage) == (0, 0, None)
 
 
 def test_collapse_tells_those_who_wait_why() -> None:
     """And those who open."""
     desk = Desk(min_size=1, max_size=1)
     opener = desk.waiter()
-    desk.book.open(opener, desk.now)
+    desk.state.open(opener, desk.now)
     waiter = desk.join()
     cause = OSError("the loop has failed")
-    desk.book.collapse(cause)
+    desk.state.abort(cause)
     assert (opener.outcome, opener.cause) == ("closed", cause)
     assert (waiter.outcome, waiter.cause) == ("closed", cause)
-    assert list(desk.book.woken) == [opener, waiter]
+    assert list(desk.state.to_wake) == [opener, waiter]
 
 
 def test_close_ends_an_outage() -> None:
@@ -296,19 +296,19 @@ def test_close_ends_an_outage() -> None:
     desk = Desk(min_size=0).open()
     desk.join()
     desk.fail()
-    assert desk.book.last_error is not None
-    desk.book.close()
-    assert desk.book.last_error is None
+    assert desk.state.last_error is not None
+    desk.state.close()
+    assert desk.state.last_error is None
 
 
 def test_fatal_failure_tells_those_who_open() -> None:
     """With the error; a passing one they wait for."""
     desk = Desk(min_size=1)
     opener = desk.waiter()
-    desk.book.open(opener, desk.now)
+    desk.state.open(opener, desk.now)
     desk.fail(Verdict.TRANSIENT)
-    assert opener in desk.book.openers
-    desk.tick(desk.book.next_tick())
+    assert opener in desk.state.openers
+    desk.tick(desk.state.next_tick())
     desk.fail(Verdict.FATAL)
     assert opener.outcome == "failed"
     assert isinstance(opener.cause, OSError)
@@ -318,24 +318,24 @@ def test_opener_is_told_when_its_time_is_up() -> None:
     """A deadline of its own, beside those of the queue."""
     desk = Desk(min_size=1)
     opener = desk.waiter(patience=3.0)
-    desk.book.open(opener, desk.now)
+    desk.state.open(opener, desk.now)
     desk.begin("connect")
-    assert desk.book.stats(desk.now).waiting == 0
+    assert desk.state.stats(desk.now).waiting == 0
     desk.tick(2.9)
-    assert opener in desk.book.openers
-    assert desk.book.next_tick() == 3.0
+    assert opener in desk.state.openers
+    assert desk.state.next_tick() == 3.0
     desk.tick(3.0)
     assert opener.outcome == "timed_out"
-    assert desk.book.stats(desk.now).timed_out == 0
+    assert desk.state.stats(desk.now).timed_out == 0
 
 
 def test_opener_is_served_by_connections_wherever_they_are() -> None:
     """Idle, leased or being reset: they are there."""
     desk = Desk(min_size=3).open()
     leased = desk.take()
-    desk.book.release_dirty(desk.take(), desk.now)
+    desk.state.release_dirty(desk.take(), desk.now)
     another = desk.waiter()
-    desk.book.open(another, desk.now)
+    desk.state.open(another, desk.now)
     assert another.outcome == "served"
     assert leased.state == "leased"
 
@@ -345,25 +345,25 @@ def test_abandoned_lease_is_terminated_and_its_handle_is_dead() -> None:
     desk = Desk(min_size=2, max_size=2, reset_timeout=3.0).open()
     quiet, busy = desk.take(), desk.take()
     busy.busy = 1
-    turns = quiet.turn, busy.turn
-    desk.book.close()
-    desk.book.abandon_leases(5.0)
-    assert (quiet.turn, busy.turn) == (turns[0] + 1, turns[1] + 1)
+    turns = quiet.release_count, busy.release_count
+    desk.state.close()
+    desk.state.abandon_leases(5.0)
+    assert (quiet.release_count, busy.release_count) == (turns[0] + 1, turns[1] + 1)
     assert quiet.state == "gone"
-    assert list(desk.book.doomed) == [quiet.connection]
+    assert list(desk.state.to_terminate) == [quiet.connection]
     assert desk.begin("reset") is busy
-    assert (busy.begun_at, busy.overdue_at) == (5.0, 9.0)
-    desk.book.was_reset(busy, 6.0)
+    assert (busy.job_began_at, busy.overdue_at) == (5.0, 9.0)
+    desk.state.reset_succeeded(busy, 6.0)
     assert (busy.state, busy.reason) == ("closing", "pool_closed")
-    assert gone(desk.book) == {"pool_closed": 2}
+    assert gone(desk.state) == {"pool_closed": 2}
 
 
 def test_leased_connection_outlives_neither_a_close_nor_a_reopening() -> None:
     """It is of the life before."""
     desk = Desk(max_size=1).open()
     slot = desk.take()
-    desk.book.close()
-    desk.book.open(desk.waiter(), desk.now)
+    desk.state.close()
+    desk.state.open(desk.waiter(), desk.now)
     desk.release(slot, touched=False)
     assert (slot.state, slot.reason) == ("closing", "pool_closed")
 
@@ -372,24 +372,24 @@ def test_renew_replaces_what_is_being_reset() -> None:
     """When the reset has ended."""
     desk = Desk(max_size=1).open()
     slot = desk.take()
-    desk.book.release_dirty(slot, desk.now)
-    desk.book.renew(desk.now)
-    desk.book.was_reset(desk.begin("reset"), desk.now)
+    desk.state.release_dirty(slot, desk.now)
+    desk.state.renew(desk.now)
+    desk.state.reset_succeeded(desk.begin("reset"), desk.now)
     assert (slot.state, slot.reason) == ("closing", "stale")
 
 
 def test_renew_refills_at_once() -> None:
     """Nobody has to come first, if there is room."""
     desk = Desk(min_size=1, max_size=2).open()
-    desk.book.renew(desk.now)
+    desk.state.renew(desk.now)
     assert len(desk.jobs("connect")) == 1
 
 
 def test_resize_closes_the_coldest_first_and_no_more_than_needed() -> None:
     """The hot ones stay."""
     desk = Desk(min_size=3, max_size=3).open()
-    coldest, *others = list(desk.book.idle)
-    desk.book.resize(Options(min_size=1, max_size=2), desk.now)
+    coldest, *others = list(desk.state.idle)
+    desk.state.resize(Options(min_size=1, max_size=2), desk.now)
     assert coldest.reason == "surplus"
     assert [slot.state for slot in others] == ["idle", "idle"]
 
@@ -397,10 +397,10 @@ def test_resize_closes_the_coldest_first_and_no_more_than_needed() -> None:
 def test_suspects_are_pinged_under_the_time_limit_for_pings() -> None:
     """And nobody counts on them."""
     desk = Desk(min_size=2, ping_timeout=3.0).open()
-    desk.book.suspect(5.0)
+    desk.state.suspect(5.0)
     pings = desk.jobs("ping")
-    assert [(slot.begun_at, slot.overdue_at) for slot in pings] == [(5.0, 9.0)] * 2
-    assert desk.book.prospects.recycles() == 0
+    assert [(slot.job_began_at, slot.overdue_at) for slot in pings] == [(5.0, 9.0)] * 2
+    assert desk.state.progress.recycles() == 0
 
 
 def test_jobs_have_the_limits_of_their_kind() -> None:
@@ -436,14 +436,14 @@ def test_next_tick_is_the_earliest_deadline_of_those_who_still_wait() -> None:
     desk.take()
     early, late = desk.waiter(patience=20.0), desk.waiter(patience=30.0)
     for waiter in (late, early):
-        desk.book.join(waiter, desk.now)
-    slow = desk.book.prospects.next_look(NEVER)
+        desk.state.enqueue(waiter, desk.now)
+    slow = desk.state.progress.next_look(NEVER)
     assert slow == NEVER, "nothing is under way"
-    assert desk.book.next_tick() == 20.0
-    desk.book.give_up(early, desk.now)
-    assert desk.book.next_tick() == 30.0
-    desk.book.give_up(late, desk.now)
-    assert desk.book.next_tick() == NEVER
+    assert desk.state.next_tick() == 20.0
+    desk.state.give_up(early, desk.now)
+    assert desk.state.next_tick() == 30.0
+    desk.state.give_up(late, desk.now)
+    assert desk.state.next_tick() == NEVER
 
 
 def test_next_tick_is_when_the_next_attempt_is_due() -> None:
@@ -451,22 +451,22 @@ def test_next_tick_is_when_the_next_attempt_is_due() -> None:
     desk = Desk(min_size=0, max_size=2, backoff_min=1.0).open()
     waiter = desk.join()
     desk.fail()
-    assert desk.book.next_tick() == 1.0
-    desk.book.give_up(waiter, desk.now)
-    assert desk.book.next_tick() == NEVER, "nobody wants it"
+    assert desk.state.next_tick() == 1.0
+    desk.state.give_up(waiter, desk.now)
+    assert desk.state.next_tick() == NEVER, "nobody wants it"
     desk.join()
     desk.tick(1.0)
-    assert desk.book.next_tick() == 1.5, "one is under way: when it will be slow"
+    assert desk.state.next_tick() == 1.5, "one is under way: when it will be slow"
 
 
 def test_lingering_surplus_is_due_only_while_there_is_one() -> None:
     """An ordinary idle connection rings no alarm."""
     desk = Desk(max_size=1, max_overflow=1, overflow_linger=5.0).open()
-    assert desk.book.next_tick() == NEVER
+    assert desk.state.next_tick() == NEVER
     desk.take()
     desk.join()
     desk.connect()
-    assert desk.book.next_tick() == NEVER, "all are leased"
+    assert desk.state.next_tick() == NEVER, "all are leased"
     desk = Desk(max_size=1, max_overflow=1).open()
     first = desk.take()
     desk.join()
@@ -474,7 +474,7 @@ def test_lingering_surplus_is_due_only_while_there_is_one() -> None:
     desk.release(second)
     assert second.state == "closing"
     desk.release(first)
-    assert desk.book.next_tick() == NEVER
+    assert desk.state.next_tick() == NEVER
 
 
 def test_lingering_surplus_is_closed_down_to_max_size() -> None:
@@ -490,7 +490,7 @@ def test_lingering_surplus_is_closed_down_to_max_size() -> None:
     assert [slot.state for slot in slots] == ["closing", "idle", "idle"]
     desk.tick(60.0)
     assert [slot.state for slot in slots] == ["closing", "closing", "idle"]
-    assert gone(desk.book) == {"surplus": 2}
+    assert gone(desk.state) == {"surplus": 2}
 
 
 def test_cold_connection_is_closed_on_the_very_second() -> None:
@@ -532,9 +532,9 @@ def test_stuck_jobs_have_no_surplus_connections_opened_in_their_place() -> None:
             desk.connect()
     slots = [desk.take() for _ in range(2)]
     for slot in slots:
-        desk.book.release_dirty(slot, desk.now)
+        desk.state.release_dirty(slot, desk.now)
     desk.tick(100.0)  # both resets have outlasted even their limits
-    assert len(desk.book.prospects.stuck) == 2
+    assert len(desk.state.progress.stuck) == 2
     assert desk.jobs("connect") == []
     waiter = desk.join()  # for whom there is room
     desk.connect()
@@ -586,7 +586,7 @@ def test_growth_does_not_double_while_nobody_lacks_anything() -> None:
 def test_opening_connects_all_at_once() -> None:
     """As many as may be under way, not as few as upkeep takes."""
     desk = Desk(min_size=5, max_connecting=3)
-    desk.book.open(desk.waiter(), desk.now)
+    desk.state.open(desk.waiter(), desk.now)
     assert len(desk.jobs("connect")) == 3
 
 
@@ -620,7 +620,7 @@ def test_aged_but_not_expired_is_handed_out_while_two_are_being_replaced() -> No
     """Between the two limits of its age; also when it comes back, and by hand-off."""
     desk = Desk(jitter=0.0, min_size=4, max_size=4, max_lifetime=100.0, ping_after=None).open()
     desk.tick(90.0)
-    assert len(desk.book.closing) == 2
+    assert len(desk.state.closing) == 2
     slot = desk.take()
     desk.release(slot)
     assert slot.state == "idle"
@@ -635,9 +635,9 @@ def test_aged_connection_that_was_quiet_is_pinged_first() -> None:
     """Although it may be handed out, two others being replaced."""
     desk = Desk(jitter=0.0, min_size=3, max_size=3, max_lifetime=100.0, ping_after=5.0).open()
     desk.tick(90.0)
-    assert len(desk.book.closing) == 2
-    assert desk.book.take(92.0) is None
-    assert desk.book.idle[0].state == "idle"
+    assert len(desk.state.closing) == 2
+    assert desk.state.take(92.0) is None
+    assert desk.state.idle[0].state == "idle"
 
 
 def test_newcomers_are_not_refused_while_something_may_come_back() -> None:
@@ -645,11 +645,11 @@ def test_newcomers_are_not_refused_while_something_may_come_back() -> None:
     desk = Desk(min_size=1, max_size=3, ping_after=0.0, backoff_min=9.0, backoff_max=9.0).open()
     desk.join()
     slot = desk.begin("ping")
-    desk.book.pinged(slot, desk.now)
+    desk.state.ping_succeeded(slot, desk.now)
     desk.join()
     desk.fail(Verdict.FATAL)
     assert desk.join().outcome == "waiting", "one is leased"
-    desk.book.release_dirty(slot, desk.now)
+    desk.state.release_dirty(slot, desk.now)
     assert desk.join().outcome == "waiting", "one is being reset"
 
 
@@ -660,11 +660,11 @@ def test_deadlines_of_those_who_wait_survive_the_tidying_up() -> None:
     kept = [desk.join(patience=50.0 - number) for number in range(3)]
     for _ in range(200):
         waiter = desk.waiter(patience=49.5)
-        desk.book.join(waiter, desk.now)
-        desk.book.give_up(waiter, desk.now)
+        desk.state.enqueue(waiter, desk.now)
+        desk.state.give_up(waiter, desk.now)
     ends = []
-    while desk.book.queue:
-        desk.tick(desk.book.next_tick())
+    while desk.state.queue:
+        desk.tick(desk.state.next_tick())
         ends.append([waiter.outcome for waiter in kept].count("timed_out"))
     assert ends == [1, 2, 3]
     assert desk.now == 50.0
@@ -676,11 +676,11 @@ def test_deadline_of_somebody_served_passes_without_a_word() -> None:
     slot = desk.take()
     waiter = desk.join(patience=2.0)
     desk.release(slot)
-    desk.book.woken.clear()
+    desk.state.to_wake.clear()
     desk.tick(2.0)
     assert waiter.outcome == "served"
-    assert not desk.book.woken
-    assert desk.book.stats(desk.now).timed_out == 0
+    assert not desk.state.to_wake
+    assert desk.state.stats(desk.now).timed_out == 0
 
 
 def test_growth_is_not_held_back_once_nothing_is_leased() -> None:
@@ -690,7 +690,7 @@ def test_growth_is_not_held_back_once_nothing_is_leased() -> None:
     for _ in range(4):
         desk.join()
     assert len(desk.jobs("connect")) == 1
-    desk.book.release_dirty(slot, desk.now)
+    desk.state.release_dirty(slot, desk.now)
     assert len(desk.jobs("connect")) == 3
 
 
@@ -712,9 +712,9 @@ def test_ping_that_nobody_waits_for_any_more_was_a_sign_of_life() -> None:
     desk.now = 5.0
     waiter = desk.join()
     slot = desk.begin("ping")
-    desk.book.give_up(waiter, desk.now)
+    desk.state.give_up(waiter, desk.now)
     desk.now = 6.0
-    desk.book.pinged(slot, desk.now)
+    desk.state.ping_succeeded(slot, desk.now)
     assert (slot.state, slot.good_until, slot.used_at) == ("idle", 7.0, 0.0)
     desk.now = 6.9
     assert desk.take() is slot
@@ -725,7 +725,7 @@ def test_failed_ping_says_nothing_about_the_others() -> None:
     desk = Desk(min_size=3, ping_after=2.0).open()
     desk.now = 3.0
     desk.join()
-    desk.book.recycle_failed(desk.begin("ping"), desk.now, suspect_others=False)
+    desk.state.recycle_failed(desk.begin("ping"), desk.now, suspect_others=False)
     assert len(desk.jobs("ping")) == 1, "for the waiter"
     assert len(desk.idle) == 1
 
@@ -733,9 +733,9 @@ def test_failed_ping_says_nothing_about_the_others() -> None:
 def test_resize_that_only_moves_the_line_closes_the_surplus_too() -> None:
     """As much capacity as before, but more of it is overflow."""
     desk = Desk(min_size=3, max_size=3).open()
-    desk.book.resize(Options(min_size=0, max_size=1, max_overflow=2), desk.now)
+    desk.state.resize(Options(min_size=0, max_size=1, max_overflow=2), desk.now)
     assert len(desk.idle) == 1
-    assert gone(desk.book) == {"surplus": 2}
+    assert gone(desk.state) == {"surplus": 2}
 
 
 def test_next_tick_is_not_for_an_attempt_that_cannot_be_made() -> None:
@@ -743,34 +743,34 @@ def test_next_tick_is_not_for_an_attempt_that_cannot_be_made() -> None:
     desk = Desk(min_size=0, max_size=1, backoff_min=1.0).open()
     desk.join()
     desk.fail()
-    assert desk.book.next_tick() == 1.0, "the last slot is free"
+    assert desk.state.next_tick() == 1.0, "the last slot is free"
     desk = Desk(min_size=0, max_size=3, backoff_min=1.0).open()
     desk.join()
     desk.fail()
     desk.join()
     desk.tick(1.0)
-    assert desk.book.next_tick() == 1.5, "under way: when it will be slow"
+    assert desk.state.next_tick() == 1.5, "under way: when it will be slow"
     desk = Desk(min_size=0, max_size=2, backoff_min=1.0, ping_after=None).open()
     desk.join()
     slot = desk.connect()
     desk.join()
     desk.fail()
-    desk.book.resize(Options(min_size=0, max_size=1), desk.now)
+    desk.state.resize(Options(min_size=0, max_size=1), desk.now)
     assert slot.state == "leased"
-    assert desk.book.next_tick() == NEVER, "taken: whatever comes back serves"
+    assert desk.state.next_tick() == NEVER, "taken: whatever comes back serves"
 
 
 def test_jobs_that_nobody_waits_for_ring_no_alarm() -> None:
     """Slow or not."""
     desk = Desk(min_size=2, max_size=3)
     opener = desk.waiter()
-    desk.book.open(opener, desk.now)
+    desk.state.open(opener, desk.now)
     assert len(desk.jobs("connect")) == 2
-    assert desk.book.next_tick() == 0.5, "for the opener's sake"
-    desk.book.give_up_opening(opener)
-    assert desk.book.next_tick() == NEVER
+    assert desk.state.next_tick() == 0.5, "for the opener's sake"
+    desk.state.give_up_opening(opener)
+    assert desk.state.next_tick() == NEVER
     desk.tick(0.5)
-    assert desk.book.next_tick() == NEVER
+    assert desk.state.next_tick() == NEVER
     assert len(desk.jobs("connect")) == 2
 
 
@@ -779,9 +779,9 @@ def test_connect_that_was_begun_before_the_close_says_nothing_when_it_fails() ->
     desk = Desk(min_size=0).open()
     desk.join()
     slot = desk.begin("connect")
-    desk.book.close()
-    desk.book.connect_failed(slot, OSError(), Verdict.FATAL, desk.now)
-    assert (desk.book.connect_failures, desk.book.outage, desk.book.size) == (0, None, 0)
+    desk.state.close()
+    desk.state.connect_failed(slot, OSError(), Verdict.FATAL, desk.now)
+    assert (desk.state.connect_failures, desk.state.outage, desk.state.size) == (0, None, 0)
 
 
 def test_one_waiter_is_worth_one_ping() -> None:
@@ -792,7 +792,7 @@ def test_one_waiter_is_worth_one_ping() -> None:
     slot = desk.begin("ping")
     desk.tick(5.1)
     assert not desk.jobs("ping")
-    desk.book.pinged(slot, desk.now)
+    desk.state.ping_succeeded(slot, desk.now)
     assert len(desk.idle) == 2
 
 
@@ -812,24 +812,24 @@ def test_probe_is_the_only_attempt_while_it_is_under_way() -> None:
 def test_renewal_over_time_is_a_new_end_of_life_for_each() -> None:
     """The coldest goes first; past its time none is handed out, though nothing has ticked."""
     desk = Desk(min_size=2, ping_after=None, max_lifetime=None).open()
-    cold, hot = list(desk.book.idle)
-    desk.book.renew(desk.now, 10.0)
+    cold, hot = list(desk.state.idle)
+    desk.state.renew(desk.now, 10.0)
     assert (cold.expires_at, hot.expires_at) == (5.0, 10.0)
     desk.now = 9.9
     assert desk.take() is hot
     desk.release(hot)
     desk.now = 10.0
-    assert desk.book.take(desk.now) is None
-    assert gone(desk.book) == {"stale": 2}
+    assert desk.state.take(desk.now) is None
+    assert gone(desk.state) == {"stale": 2}
 
 
 def test_renewal_over_time_lets_connects_go_on() -> None:
     """They are as good as others for a while, and when they fail, that is a failure."""
     desk = Desk(min_size=0).open()
     desk.join()
-    desk.book.renew(desk.now, 10.0)
+    desk.state.renew(desk.now, 10.0)
     desk.fail(Verdict.TRANSIENT)
-    assert desk.book.connect_failures == 1
+    assert desk.state.connect_failures == 1
 
 
 @pytest.mark.parametrize("held", [0, 1])
@@ -838,7 +838,7 @@ def test_refilling_takes_two_at_a_time_whoever_holds_one(held: int) -> None:
     desk = Desk(min_size=5, max_size=20, max_connecting=4).open()
     for _ in range(held):
         desk.take()
-    desk.book.renew(desk.now)
+    desk.state.renew(desk.now)
     assert len(desk.jobs("connect")) == 2
 
 
@@ -878,7 +878,7 @@ def test_connection_that_comes_back_to_a_closed_pool_goes_for_that_reason() -> N
     """Worn out or not."""
     desk = Desk(max_size=1, max_uses=1).open()
     slot = desk.take()
-    desk.book.close()
+    desk.state.close()
     desk.release(slot)
     assert slot.reason == "pool_closed"
 
@@ -909,7 +909,7 @@ def test_upkeep_pings_half_of_the_quiet_ones_and_none_while_somebody_waits() -> 
 def test_newcomer_is_not_refused_beside_an_idle_connection() -> None:
     """The database is down, they say; this one may answer."""
     desk = Desk(min_size=2, ping_after=1.0, backoff_min=9.0, backoff_max=9.0).open()
-    desk.book.died(desk.book.idle[0], desk.now)
+    desk.state.found_dead(desk.state.idle[0], desk.now)
     desk.fail(Verdict.FATAL)
     desk.now = 5.0
     assert desk.join().outcome == "waiting"
@@ -923,9 +923,9 @@ def test_slow_connect_is_forgotten_when_it_ends() -> None:
     slow = desk.begin("connect")
     desk.tick(0.5)
     assert len(desk.jobs("connect")) == 1
-    desk.book.connected(slow, "c1", desk.now)
+    desk.state.connect_succeeded(slow, "c1", desk.now)
     assert first.slot is slow
-    desk.book.release_broken(slow, desk.now)
+    desk.state.release_broken(slow, desk.now)
     desk.join()
     assert len(desk.jobs("connect")) == 1
 
@@ -937,8 +937,8 @@ def test_task_that_waits_twice_at_once_is_served_twice() -> None:
     waiters = [desk.waiter(), desk.waiter()]
     for waiter in waiters:
         waiter.holder = ("the task", None, 0)
-        desk.book.join(waiter, desk.now)
-    assert len(desk.book.queue) == 2
+        desk.state.enqueue(waiter, desk.now)
+    assert len(desk.state.queue) == 2
     for waiter in waiters:
         desk.release(slot)
         assert waiter.slot is slot
@@ -950,8 +950,8 @@ def test_new_connection_counts_as_used_when_it_came() -> None:
     desk.now = 100.0
     waiter = desk.join()
     slot = desk.begin("connect")
-    desk.book.give_up(waiter, desk.now)
-    desk.book.connected(slot, "c1", desk.now)
+    desk.state.give_up(waiter, desk.now)
+    desk.state.connect_succeeded(slot, "c1", desk.now)
     desk.tick(101.0)
     assert (slot.state, slot.used_at) == ("idle", 100.0)
 
@@ -960,10 +960,10 @@ def test_reasons_of_the_end_are_counted() -> None:
     """A failed reset, and a close."""
     desk = Desk(min_size=2, max_size=2).open()
     slot = desk.take()
-    desk.book.release_dirty(slot, desk.now)
-    desk.book.recycle_failed(desk.begin("reset"), desk.now, suspect_others=False)
-    desk.book.close()
-    assert gone(desk.book) == {"broken": 1, "pool_closed": 1}
+    desk.state.release_dirty(slot, desk.now)
+    desk.state.recycle_failed(desk.begin("reset"), desk.now, suspect_others=False)
+    desk.state.close()
+    assert gone(desk.state) == {"broken": 1, "pool_closed": 1}
 
 
 def test_caller_who_is_refused_is_in_line_no_more() -> None:
@@ -971,17 +971,17 @@ def test_caller_who_is_refused_is_in_line_no_more() -> None:
     desk = Desk(max_size=1).open()
     desk.take()
     waiter = desk.join()
-    desk.book.end_wait(waiter, "deadlocked", desk.now)
+    desk.state.end_wait(waiter, "deadlocked", desk.now)
     assert waiter.outcome == "deadlocked"
-    assert desk.book.woken[-1] is waiter
-    stats = desk.book.stats(desk.now)
+    assert desk.state.to_wake[-1] is waiter
+    stats = desk.state.stats(desk.now)
     assert (stats.waiting, stats.deadlocked) == (0, 1)
 
 
 def test_every_reason_to_go_is_counted_from_the_beginning() -> None:
     """A metric that appears with its first event misses that one."""
     desk = Desk()
-    assert desk.book.stats(0.0).retired == dict.fromkeys(get_args(Reason), 0)
+    assert desk.state.stats(0.0).retired == dict.fromkeys(get_args(Reason), 0)
 
 
 @pytest.mark.parametrize("end", ["timed_out", "closed"])
@@ -993,13 +993,13 @@ def test_refused_waiter_that_is_cancelled_before_it_notices_counts_as_cancelled(
     desk.take()
     waiter = desk.join(patience=1.0)
     if end == "closed":
-        desk.book.close()
+        desk.state.close()
     else:
         desk.now = 2.0
-        desk.book.tick(desk.now)
-    assert desk.book.outcomes[end] == 1
-    desk.book.give_up(waiter, desk.now)
-    assert (desk.book.outcomes[end], desk.book.outcomes["cancelled"]) == (0, 1)
+        desk.state.tick(desk.now)
+    assert desk.state.outcomes[end] == 1
+    desk.state.give_up(waiter, desk.now)
+    assert (desk.state.outcomes[end], desk.state.outcomes["cancelled"]) == (0, 1)
 
 
 def test_connection_that_its_holder_has_closed_by_half_keeps_its_slot_until_it_is_closed() -> None:
@@ -1007,10 +1007,10 @@ def test_connection_that_its_holder_has_closed_by_half_keeps_its_slot_until_it_i
     desk = Desk(max_size=1).open()
     slot = desk.take()
     waiter = desk.join()
-    desk.book.release_closing(slot, desk.now)
+    desk.state.release_closing(slot, desk.now)
     assert (slot.state, slot.reason) == ("closing", "broken")
     assert not desk.jobs("connect")
-    desk.book.closed(desk.begin("close"), desk.now)
+    desk.state.close_finished(desk.begin("close"), desk.now)
     assert desk.jobs("connect")
     assert waiter.outcome == "waiting"
-    assert gone(desk.book) == {"broken": 1}
+    assert gone(desk.state) == {"broken": 1}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from poolkit import Options, Verdict
 from poolkit._core.slot import NEVER, Slot, Waiter
 from poolkit._core.state import PoolState
-from poolkit.testing._invariants import check_book
+from poolkit.testing._invariants import check_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,8 +51,8 @@ class Caller:
 class World:
     """One book, with ``callers`` who use it."""
 
-    def __init__(self, book: PoolState, callers: int) -> None:
-        self.book = book
+    def __init__(self, state: PoolState, callers: int) -> None:
+        self.state = state
         self.now = 100.0
         self.callers = [Caller() for _ in range(callers)]
         self.opener: Waiter | None = None
@@ -64,7 +64,7 @@ class World:
         self.stale_at: dict[Slot, float] = {}  # from when on a renewal forbids its use
         self.proved_at: dict[Slot, float] = {}  # when what it has last answered was sent
         self.blocked_until = -NEVER  # the event loop was away
-        self.size_limit = book.options.capacity
+        self.size_limit = state.options.capacity
         self.acquires = 0
         self.held = 0  # as the event began
         self.turned_away = False  # somebody, a moment ago
@@ -84,7 +84,7 @@ class World:
         lives: bool = True,
     ) -> Iterator[Event]:
         """Return everything that may happen next; of callers that are alike, the first."""
-        book = self.book
+        state = self.state
         out = next((i for i, caller in enumerate(self.callers) if caller.is_out), None)
         if out is not None:
             yield from (("acquire", out, seconds) for seconds in patience)
@@ -97,8 +97,8 @@ class World:
                 yield from (("release", i, how) for how in RELEASES)
         for i, job in enumerate(self.at_work.values()):
             yield from (("end_job", i, outcome) for outcome in OUTCOMES[job])
-        for state in ("idle", "leased", "recycling"):
-            yield from (("die", state, i) for i in range(len(getattr(book, state))))
+        for where in ("idle", "leased", "recycling"):
+            yield from (("die", where, i) for i in range(len(getattr(state, where))))
         yield from (("wait", length) for length in seconds)
         yield from (("oversleep", length) for length in late)
         yield from (("block", length) for length in blocks)
@@ -107,9 +107,9 @@ class World:
         yield from (("resize", *size) for size in sizes)
         yield from (("renew", span) for span in spans)
         if lives:
-            if book.phase == "closed":
+            if state.phase == "closed":
                 yield ("open",)
-            elif book.is_open:
+            elif state.is_open:
                 yield ("renew",)
                 yield ("close",)
             else:
@@ -126,14 +126,14 @@ class World:
     def open(self) -> None:
         """Open, or open again."""
         self.opener = Waiter(self.now + 30.0, None, None)
-        self.book.open(self.opener, self.now)
+        self.state.open(self.opener, self.now)
 
     def acquire(self, i: int, patience: float) -> None:
         """Acquire: at once, or in line."""
         caller = self.callers[i]
         self.acquires += 1
         waiting = any(self.now < w.waiter.deadline for w in self.line if w.waiter)
-        slot = self.book.take(self.now)
+        slot = self.state.take(self.now)
         if slot is not None:
             assert not waiting, "I4: barging"
             self.check_handed_out(slot)
@@ -141,20 +141,20 @@ class World:
             return
         caller.waiter = Waiter(self.now + patience, None, None)
         self.line.append(caller)
-        self.book.join(caller.waiter, self.now)
-        limit = 0 if patience == 0 else self.book.options.max_waiting
-        coming = len(self.book.idle) + self.book.prospects.recycles()
+        self.state.enqueue(caller.waiter, self.now)
+        limit = 0 if patience == 0 else self.state.options.max_waiting
+        coming = len(self.state.idle) + self.state.progress.recycles()
         if caller.waiter.outcome in ("busy", "timed_out"):
             self.turned_away = True
-            assert len(self.book.queue) >= coming, "I3: refused, and only a ping is missing"
+            assert len(self.state.queue) >= coming, "I3: refused, and only a ping is missing"
         elif limit is not None and caller.waiter.outcome == "waiting":
-            assert len(self.book.queue) <= max(limit, coming), "a longer queue than allowed"
+            assert len(self.state.queue) <= max(limit, coming), "a longer queue than allowed"
 
     def give_up(self, i: int) -> None:
         """Cancel a caller who waits, or was served and has not noticed yet."""
         caller = self.callers[i]
         assert caller.waiter is not None
-        self.book.give_up(caller.waiter, self.now)
+        self.state.give_up(caller.waiter, self.now)
         if caller in self.line:
             self.line.remove(caller)
         caller.waiter = None
@@ -175,7 +175,7 @@ class World:
         assert slot.connection not in self.dead, "I10: handed out after its death"
         assert self.now < slot.expires_at, "I10: handed out past its lifetime"
         assert self.now < self.stale_at.get(slot, NEVER), "I10: handed out after a renewal"
-        if self.book.options.ping_after is not None:
+        if self.state.options.ping_after is not None:
             proved = self.proved_at[slot] >= self.blocked_until
             assert proved, "I13: handed out on news from before the loop was away"
 
@@ -186,29 +186,29 @@ class World:
         if how in VERDICTS:
             self.heed(slot, VERDICTS[how])
         elif how in ("dirty", "broken", "closing"):
-            getattr(self.book, f"release_{how}")(slot, self.now)
-            for waiter in self.book.queue.values():
+            getattr(self.state, f"release_{how}")(slot, self.now)
+            for waiter in self.state.queue.values():
                 assert self.now < waiter.deadline, "I13: will be told of what comes after"
         else:
             slot.touched = how == "used"
             if slot.touched:
                 self.proved_at[slot] = slot.leased_at
-            self.book.release(slot, self.now)
+            self.state.release(slot, self.now)
 
     def heed(self, slot: Slot, verdict: Verdict | None) -> None:
         """Give back after an error that says something of the connection, and of the others."""
         assert verdict is not None
-        book = self.book
+        state = self.state
         slot.verdicts |= {verdict}
-        generation = book.generation
-        there = (*book.connecting, *book.idle, *book.leased, *book.recycling)
-        broken = book.learn(slot, self.now)
-        if book.generation > generation:
+        generation = state.generation
+        there = (*state.connecting, *state.idle, *state.leased, *state.recycling)
+        broken = state.learn(slot, self.now)
+        if state.generation > generation:
             self.stale_at.update(dict.fromkeys(there, self.now))
         if broken:
-            book.release_broken(slot, self.now)
+            state.release_broken(slot, self.now)
         else:
-            book.release(slot, self.now)
+            state.release(slot, self.now)
 
     def end_job(self, i: int, outcome: str) -> None:
         """End a job."""
@@ -218,29 +218,29 @@ class World:
             self.opened += 1
             self.alive.add(connection := self.opened)
             self.proved_at[slot] = self.now
-            self.book.connected(slot, connection, self.now)
+            self.state.connect_succeeded(slot, connection, self.now)
         elif job == "connect":
-            self.book.connect_failed(slot, OSError("refused"), VERDICTS[outcome], self.now)
+            self.state.connect_failed(slot, OSError("refused"), VERDICTS[outcome], self.now)
         elif job == "close":
             if slot.state == "closing":
                 self.end(slot.connection)
-            self.book.closed(slot, self.now)
+            self.state.close_finished(slot, self.now)
         elif outcome != "ok":
-            self.book.recycle_failed(slot, self.now, suspect_others=outcome == "timed_out")
+            self.state.recycle_failed(slot, self.now, suspect_others=outcome == "timed_out")
         else:
-            if self.book.was_away_since(slot.sent_at, self.now):
+            if self.state.was_away_since(slot.sent_at, self.now):
                 slot.sent_at = self.now  # the shell pings again
             self.proved_at[slot] = slot.sent_at
             if job == "ping":
-                self.book.pinged(slot, self.now)
+                self.state.ping_succeeded(slot, self.now)
             else:
-                self.book.was_reset(slot, self.now)
+                self.state.reset_succeeded(slot, self.now)
 
-    def die(self, state: str, i: int) -> None:
+    def die(self, where: str, i: int) -> None:
         """Find a connection dead."""
-        slot = list(getattr(self.book, state))[i]
+        slot = list(getattr(self.state, where))[i]
         self.dead.add(slot.connection)
-        self.book.died(slot, self.now)
+        self.state.found_dead(slot, self.now)
 
     def wait(self, seconds: float) -> None:
         """Let time pass; the alarm rings when the book has said it would."""
@@ -249,30 +249,30 @@ class World:
             self.settle()
         until = self.now + seconds
         for _ in range(200):
-            due = self.book.next_tick()
+            due = self.state.next_tick()
             if due > until:
                 break
             self.now = max(self.now, due)
-            self.book.tick(self.now)
+            self.state.tick(self.now)
             self.settle()
         else:
             raise AssertionError("I12: the alarm never comes to rest")
         self.now = until
         before = self.what_upkeep_sees()
-        self.book.tick(self.now)
+        self.state.tick(self.now)
         if self.what_upkeep_sees() == before:
-            begun = any(job == "connect" for job, _ in self.book.jobs)
+            begun = any(job == "connect" for job, _ in self.state.to_start)
             assert not begun, "I12: a connect was due, and the alarm did not ring"
         self.settle()
-        for waiter in self.book.queue.values():
+        for waiter in self.state.queue.values():
             assert self.now < waiter.deadline, "I11: still waiting after its deadline"
-        for waiter in list(self.book.queue.values())[:1]:
-            assert self.now < self.book._refuse_at(waiter), "I12: not refused, as the policy says"
+        for waiter in list(self.state.queue.values())[:1]:
+            assert self.now < self.state._refuse_at(waiter), "I12: not refused, as the policy says"
 
     def what_upkeep_sees(self) -> tuple[int, int, int]:
         """Count what is found without an alarm, every second: who has to go, and what is stuck."""
-        book = self.book
-        return sum(book.retired.values()), book.aging, len(book.prospects.stuck)
+        state = self.state
+        return sum(state.retired.values()), state.aging, len(state.progress.stuck)
 
     def oversleep(self, seconds: float) -> None:
         """Let time pass in which the event loop is kept from ringing the alarm."""
@@ -282,82 +282,82 @@ class World:
         """Let time pass in which nothing of the event loop runs; others may run before the alarm."""
         self.now += seconds
         self.blocked_until = self.now
-        self.book._awake_by = self.now
+        self.state._awake_by = self.now
 
     @property
     def is_overdue(self) -> bool:
         """Tell whether the loop was away and the alarm has not rung since."""
-        return self.now >= self.book._awake_by
+        return self.now >= self.state._awake_by
 
     def ring(self) -> None:
         """Let the alarm ring that is overdue."""
-        self.book.is_awake(self.now, NEVER)
-        self.book.tick(self.now)
+        self.state.is_awake(self.now, NEVER)
+        self.state.tick(self.now)
 
     def resize(self, max_size: int, overflow: int) -> None:
         """Change the sizes; after shrinking the size only falls."""
-        options = self.book.options
+        options = self.state.options
         given = {**options.__dict__, "max_size": max_size, "max_overflow": overflow}
         given["min_size"] = min(options.min_size, max_size)
-        self.book.resize(Options(**given), self.now)
-        self.size_limit = max(self.book.options.capacity, self.book.size)
+        self.state.resize(Options(**given), self.now)
+        self.size_limit = max(self.state.options.capacity, self.state.size)
 
     def renew(self, over: float = 0.0) -> None:
         """Have everything older than now replaced, one after the other in so many seconds."""
-        book = self.book
-        for slot in (*book.connecting, *book.idle, *book.leased, *book.recycling):
+        state = self.state
+        for slot in (*state.connecting, *state.idle, *state.leased, *state.recycling):
             until = self.now + over
             self.stale_at[slot] = min(until, self.stale_at.get(slot, until))
-        book.renew(self.now, over)
+        state.renew(self.now, over)
 
     def close(self) -> None:
         """Close politely."""
-        self.book.close()
-        assert not self.book.queue
-        assert not self.book.idle
+        self.state.close()
+        assert not self.state.queue
+        assert not self.state.idle
 
     def abandon(self) -> None:
         """Let the grace end."""
-        self.book.abandon_leases(self.now)
+        self.state.abandon_leases(self.now)
         for caller in self.callers:
             caller.slot = None
 
     def collapse(self) -> None:
         """End the event loop: nobody is there to run jobs."""
-        self.book.collapse(None)
+        self.state.abort(None)
         self.settle()
         for caller in self.callers:
             caller.slot = None
         # The jobs under way will still report; nothing may come of that, in the next life either.
-        assert self.book.size == 0
+        assert self.state.size == 0
 
     # -- what the shell does after each event ----------------------------------------------------
 
     def settle(self) -> None:
         """Empty the three queues as the shell does, and check what comes out of them."""
-        book = self.book
-        while book.doomed:
-            self.end(book.doomed.popleft())
-        while book.woken:
-            self.wake(book.woken.popleft())
-        if any(job == "connect" for job, _ in book.jobs):
-            assert len(self.alive) + len(book.connecting) <= book.options.capacity, (
+        state = self.state
+        while state.to_terminate:
+            self.end(state.to_terminate.popleft())
+        while state.to_wake:
+            self.wake(state.to_wake.popleft())
+        if any(job == "connect" for job, _ in state.to_start):
+            assert len(self.alive) + len(state.connecting) <= state.options.capacity, (
                 "I1: a connect above capacity"
             )
-            prospects = book.prospects
-            self.check_pace(sum(job == "connect" for job, _ in book.jobs))
-            others = book.live - len(prospects.stuck) - prospects.underway()
-            missing = book.options.min_size - others + book.aging
-            waiting = len(book.queue) + self.turned_away  # for whom one may be begun, too
+            prospects = state.progress
+            self.check_pace(sum(job == "connect" for job, _ in state.to_start))
+            others = state.live - len(prospects.stuck) - prospects.underway()
+            missing = state.options.min_size - others + state.aging
+            waiting = len(state.queue) + self.turned_away  # for whom one may be begun, too
             assert prospects.connects() <= max(waiting, missing), (
                 "I9: more connects than anybody waits for"
             )
         self.turned_away = False
-        while book.jobs:
-            job, slot = book.jobs.popleft()
+        while state.to_start:
+            job, slot = state.to_start.popleft()
             assert slot not in self.at_work, "I1: a slot with two jobs"
             self.at_work[slot] = job
-        self.held = len(book.leased)
+        self.held = len(state.leased)
 
     def check_facts(self, waiter: Waiter) -> None:
         """Check that an error tells of the pool as it was, not of what has become of it."""
@@ -368,8 +368,8 @@ class World:
 
     def check_pace(self, begun: int) -> None:
         """Check that connects beyond the usual number begin one by one."""
-        options, underway = self.book.options, self.book.prospects.underway()
-        usual = max(1 if self.book.outage else options.max_connecting, underway - begun)
+        options, underway = self.state.options, self.state.progress.underway()
+        usual = max(1 if self.state.outage else options.max_connecting, underway - begun)
         if underway > usual and options.backoff_min > 0:
             assert underway == usual + 1, "I9: several extra attempts at once"
             assert self.now >= self.attempt_at + options.backoff_min, "I9: a hasty extra attempt"
@@ -381,7 +381,7 @@ class World:
         if waiter is self.opener:
             self.opener = None
             if waiter.outcome == "served":
-                self.book.opened()
+                self.state.opened()
             return
         caller = next(c for c in self.callers if c.waiter is waiter)
         place = self.line.index(caller)
@@ -406,22 +406,22 @@ class World:
 
     def check(self) -> None:
         """Check the invariants that one look can tell; the others are checked as things happen."""
-        book = self.book
-        check_book(book, self.now, at_work=set(self.at_work))
+        state = self.state
+        check_state(state, self.now, at_work=set(self.at_work))
         held = [caller.slot for caller in self.callers if caller.slot]
         held += [c.waiter.slot for c in self.callers if c.waiter and c.waiter.slot]
         held = [slot for slot in held if slot.state == "leased"]
         assert len(held) == len(set(held)), "I2: two holders"
-        assert set(held) == set(book.leased), "I8: leased, and held by nobody"
-        assert book.size <= self.size_limit, "I1: above capacity"
-        self.size_limit = max(book.options.capacity, book.size)
-        young = (s for s in book.closing if s.reason == "expired" and self.now < s.expires_at)
-        few = max(2, max(book.size, book.options.min_size) // 10)
+        assert set(held) == set(state.leased), "I8: leased, and held by nobody"
+        assert state.size <= self.size_limit, "I1: above capacity"
+        self.size_limit = max(state.options.capacity, state.size)
+        young = (s for s in state.closing if s.reason == "expired" and self.now < s.expires_at)
+        few = max(2, max(state.size, state.options.min_size) // 10)
         assert sum(1 for _ in young) <= few, "I9: too many are replaced at once"
-        there = [*book.idle, *book.leased, *book.recycling, *book.closing]
+        there = [*state.idle, *state.leased, *state.recycling, *state.closing]
         assert {slot.connection for slot in there} == self.alive, "I7: lost, or in two places"
         assert len(there) == len(self.alive)
-        s = book.stats(self.now)
+        s = state.stats(self.now)
         ended = s.direct + s.waited + s.timed_out + s.cancelled + s.busy + s.failed + s.closed
         ended += s.shed + s.deadlocked
         assert ended + s.waiting == self.acquires, "I6: an acquire ends once, in one way"
@@ -435,10 +435,10 @@ class World:
             self.do(event)
         else:
             raise AssertionError("I12: it never comes to rest")
-        book = self.book
-        assert not book.queue, "I12: somebody waits, and the database answers"
-        assert book.size == len(book.idle), "I8: a slot is lost"
-        assert not book.is_open or not book.openers, "I12: open() never returns"
+        state = self.state
+        assert not state.queue, "I12: somebody waits, and the database answers"
+        assert state.size == len(state.idle), "I8: a slot is lost"
+        assert not state.is_open or not state.openers, "I12: open() never returns"
 
     def _next_to_rest(self) -> Event | None:
         for i, caller in enumerate(self.callers):
@@ -448,6 +448,6 @@ class World:
                 return ("notice", i)
         if self.at_work:
             return ("end_job", 0, "ok")
-        if self.book.queue or self.book.openers:
+        if self.state.queue or self.state.openers:
             return ("wait", 1.0)
         return None

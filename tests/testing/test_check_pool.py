@@ -84,7 +84,7 @@ async def test_job_that_does_not_end_is_told() -> None:
 async def test_books_out_of_order_are_told() -> None:
     """A slot in a container that its state does not say: a defect of the pool's."""
     async with Pool(FakeDriver()) as pool:
-        (slot,) = pool._book.idle
+        (slot,) = pool._state.idle
         slot.state = "leased"
         with pytest.raises(AssertionError, match="I1"):
             await check_pool(pool)

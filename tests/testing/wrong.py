@@ -331,9 +331,9 @@ class ResetEndsIt(FakeDriver):
 @breaks("reset returns None or a str, and leaves a clean connection usable, also twice")
 class ResetOnce(FakeDriver):
     async def reset(self, c: Any, /) -> str | None:
-        if hasattr(c, "was_reset"):
+        if hasattr(c, "reset_succeeded"):
             raise Fault("not again")
-        c.was_reset = True
+        c.reset_succeeded = True
         return await super().reset(c)
 
 

@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 CERTAIN_FOR: Final = 1.0
 
 
-def closed_by(waiter: Waiter, book: PoolState, now: float) -> list[Waiter]:
+def closed_by(waiter: Waiter, state: PoolState, now: float) -> list[Waiter]:
     """Return who waits for each other, if the last one in line has just closed the circle."""
     circle = {waiter: None}
     holds = False
-    for slot in list(book.leased):  # a finalizer may release meanwhile
-        if slot.holder is None or slot.loose_turn == slot.turn:
+    for slot in list(state.leased):  # a finalizer may release meanwhile
+        if slot.holder is None or slot.awaited_release_count == slot.release_count:
             return []  # anybody may release it
         task = slot.holder[0]
-        other = None if task() is None else book.queue.get(task)
+        other = None if task() is None else state.queue.get(task)
         if other is None:
             return []
         holds = holds or other is waiter
         circle[other] = None
-    if book.idle or book.connecting or book.recycling or book.closing:
+    if state.idle or state.connecting or state.recycling or state.closing:
         return []
     until = now + CERTAIN_FOR
-    if book.refuses_at() < until or any(other.deadline < until for other in circle):
+    if state.refuses_at() < until or any(other.deadline < until for other in circle):
         return []  # a place in the circle is about to be given up
-    return list(circle) if holds and len(book.leased) >= book.options.capacity else []
+    return list(circle) if holds and len(state.leased) >= state.options.capacity else []

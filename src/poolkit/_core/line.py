@@ -21,7 +21,7 @@ class Line:
         self.queue: OrderedDict[Any, Waiter] = OrderedDict()  # by the task that waits
         self.openers: dict[Waiter, None] = {}
         self.outcomes: dict[Outcome, int] = dict.fromkeys(get_args(Outcome), 0)
-        self.woken: deque[Waiter] = deque()
+        self.to_wake: deque[Waiter] = deque()
         self.shedder: Shedder | None = None
         self._deadlines = Deadlines(self.queue)
 
@@ -48,7 +48,7 @@ class Line:
             self.outcomes[outcome] += 1
         waiter.outcome = outcome
         waiter.cause = cause
-        self.woken.append(waiter)
+        self.to_wake.append(waiter)
 
     def forget(self, waiter: Waiter) -> None:
         """Let a caller go who has given up: nobody is to be woken."""

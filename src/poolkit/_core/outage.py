@@ -38,7 +38,7 @@ class Outage:
         self,
         error: BaseException,
         verdict: Verdict | None,
-        begun_at: float,
+        job_began_at: float,
         now: float,
         options: Options,
         jitter: float,
@@ -47,7 +47,7 @@ class Outage:
 
         Attempts that were under way together and fail one after the other count once.
         """
-        if not self.failures or begun_at >= self._failed_at:
+        if not self.failures or job_began_at >= self._failed_at:
             self.failures += 1
         self._failed_at = now
         self.error = error

@@ -34,7 +34,7 @@ class Placement(Slots):
         self.line = line = Line()
         self.queue = line.queue  # what the hot edges look at, without a step more
         self.openers = line.openers
-        self.woken = line.woken
+        self.to_wake = line.to_wake
         self.outcomes = line.outcomes
         self.direct = 0
 
@@ -248,7 +248,7 @@ class Placement(Slots):
         if self.outage is None or self.idle or self.leased or self.recycling:
             return False
         return self.outage.refuses_newcomers(
-            now, self.options, probing=self.prospects.underway() > 0
+            now, self.options, probing=self.progress.underway() > 0
         )
 
     # -- who goes --------------------------------------------------------------------------------

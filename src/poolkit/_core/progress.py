@@ -39,11 +39,11 @@ class _AtWork:
         slow = self.slow
         for slot in self.slots:
             if slot not in slow:
-                return slot.begun_at + PATIENCE * 2.0 ** min(len(slow), _DOUBLINGS), slot
+                return slot.job_began_at + PATIENCE * 2.0 ** min(len(slow), _DOUBLINGS), slot
         return None
 
 
-class Prospects:
+class JobProgress:
     """The slots with a job under way, by what is to be expected of them."""
 
     __slots__ = ("_connecting", "_recycling", "stuck")
@@ -72,7 +72,7 @@ class Prospects:
         at_work.slow.update(
             slot
             for slot in at_work.slots
-            if slot.begun_at < by.begun_at and now >= slot.begun_at + PATIENCE
+            if slot.job_began_at < by.job_began_at and now >= slot.job_began_at + PATIENCE
         )
 
     def look(self, now: float) -> None:

@@ -25,7 +25,7 @@ def stats_of(state: Placement, now: float) -> PoolStats:
         connecting=len(state.connecting),
         recycling=len(state.recycling),
         closing=len(state.closing),
-        stuck=len(state.prospects.stuck),
+        stuck=len(state.progress.stuck),
         waiting=len(state.queue),
         oldest_wait=now - first.since if first else 0.0,
         direct=state.direct,

@@ -27,36 +27,36 @@ class Slot:
     __slots__ = (
         "alive_at",
         "attributes",
-        "begun_at",
+        "awaited_release_count",
         "block",
         "busy",
         "cancelled",
         "closing",
         "connection",
-        "derived",
         "expires_at",
         "generation",
         "good_until",
+        "has_derived",
         "holder",
+        "job_began_at",
         "leased_at",
-        "loose_turn",
         "overdue_at",
         "reason",
+        "release_count",
         "retire_at",
         "sent_at",
         "state",
         "touched",
-        "turn",
         "used_at",
         "uses",
         "verdicts",
-        "view",
+        "view_class",
     )
 
     def __init__(self, generation: int) -> None:
         self.state = "new"
         self.connection: Any = None
-        self.view: Any = None  # the class of the handles on this connection
+        self.view_class: Any = None  # the class of the handles on this connection
         self.generation = generation
         self.reason: Reason | None = None  # why it goes, or will when its time has come
         # Ages are data, compared with the time when the slot is touched.
@@ -65,19 +65,19 @@ class Slot:
         self.retire_at = NEVER  # from here on it is replaced, a few at a time
         self.expires_at = NEVER  # from here on it is not handed out
         self.good_until = 0.0  # while idle: until here it is handed out with no further question
-        self.begun_at = 0.0  # when its job was owed
+        self.job_began_at = 0.0  # when its job was owed
         self.sent_at = 0.0  # when the last request of its job was sent
         self.overdue_at = NEVER  # from here on its job has outlasted even its time limit
         self.uses = 0
         # The lease. The shell keeps this part; a handle is valid while its turn is the slot's.
-        self.turn = 0
+        self.release_count = 0
         self.holder: Any = None
         self.leased_at = 0.0
-        self.loose_turn = -1  # the turn in which no block ends the lease: it was awaited
+        self.awaited_release_count = -1  # the turn in which no block ends the lease: it was awaited
         self.touched = False  # something was done on the connection
         self.busy = 0  # operations under way, of whatever lease
         self.cancelled = False  # an operation, or the block, was cancelled
-        self.derived = False  # objects were made from the connection
+        self.has_derived = False  # objects were made from the connection
         self.closing = 0  # closes that its holder has begun, and that have not returned
         self.block: Any = None  # the transaction block it is in: asked before each operation
         self.attributes: dict[str, Any] | None = None  # set through a handle: as they were before

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, get_args
 
-from poolkit._core.progress import Prospects
+from poolkit._core.progress import JobProgress
 from poolkit._core.slot import NEVER, Job, Reason, Slot
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ class Slots:
         self.leased: dict[Slot, None] = {}  # the longest held first
         self.recycling: dict[Slot, None] = {}
         self.closing: dict[Slot, None] = {}
-        self.prospects = Prospects(self.connecting, self.recycling)
-        self.doomed: deque[Any] = deque()
-        self.jobs: deque[tuple[Job, Slot]] = deque()
+        self.progress = JobProgress(self.connecting, self.recycling)
+        self.to_terminate: deque[Any] = deque()
+        self.to_start: deque[tuple[Job, Slot]] = deque()
         self.retired: dict[str, int] = dict.fromkeys(get_args(Reason), 0)
 
     @property
@@ -68,7 +68,7 @@ class Slots:
     def _move(self, slot: Slot, to: str) -> None:
         """Move a slot: the one door between the containers."""
         assert to in MOVES[slot.state], f"{slot.state} -> {to}"
-        self.prospects.ended(slot)  # first: it is a call, which may fail for want of stack
+        self.progress.ended(slot)  # first: it is a call, which may fail for want of stack
         if slot.state == "idle":
             if self.idle[-1] is slot:
                 self.idle.pop()
@@ -87,9 +87,9 @@ class Slots:
     def _begin(self, job: Job, slot: Slot, state: str, limit: float | None, now: float) -> None:
         """Have a job done for a slot, within so many seconds."""
         self._move(slot, state)
-        slot.begun_at = slot.sent_at = now
+        slot.job_began_at = slot.sent_at = now
         slot.overdue_at = NEVER if limit is None else now + limit + 1.0
-        self.jobs.append((job, slot))
+        self.to_start.append((job, slot))
 
     def _ping(self, slot: Slot, now: float) -> None:
         self._begin("ping", slot, "recycling", self.options.ping_timeout, now)
@@ -100,7 +100,7 @@ class Slots:
     def _retire(self, slot: Slot, reason: Reason) -> None:
         """Close a connection: gracefully if it is healthy, at once if it is not."""
         if reason in ("broken", "derived"):
-            self._doom(slot, reason)
+            self._terminate(slot, reason)
         else:
             self._close(slot, reason)
 
@@ -109,10 +109,10 @@ class Slots:
         self.retired[reason] += 1
         slot.reason = reason
         self._move(slot, "closing")
-        self.jobs.append(("close", slot))
+        self.to_start.append(("close", slot))
 
-    def _doom(self, slot: Slot, reason: Reason) -> None:
+    def _terminate(self, slot: Slot, reason: Reason) -> None:
         """Terminate a connection now: its slot is free as soon as the shell has read this."""
         self.retired[reason] += 1
-        self.doomed.append(slot.connection)
+        self.to_terminate.append(slot.connection)
         self._move(slot, "gone")

@@ -64,12 +64,12 @@ class PoolState(Placement):
         self.direct += 1
         return slot
 
-    def untake(self, slot: Slot, now: float) -> None:
+    def undo_take(self, slot: Slot, now: float) -> None:
         """Take back a `take` whose connection turned out to be dead: nobody got anything."""
         self.direct -= 1
         self.release_broken(slot, now)
 
-    def join(self, waiter: Waiter, now: float) -> bool:
+    def enqueue(self, waiter: Waiter, now: float) -> bool:
         """Put a caller at the end of the queue, unless it is refused at once.
 
         One without time waits for no other user, and for a moment for a connection that is only to
@@ -86,7 +86,7 @@ class PoolState(Placement):
         if self.phase != "open" and not self.is_open:  # a call less
             self.line.end(waiter, "closed")
         elif limit is not None and len(self.queue) >= max(
-            limit, len(self.idle) + self.prospects.recycles()
+            limit, len(self.idle) + self.progress.recycles()
         ):
             self._turn_away(waiter, "timed_out" if in_haste else "busy", now)
         elif self._refuses_newcomers(now):
@@ -176,7 +176,7 @@ class PoolState(Placement):
         waiter.slot = slot
         waiter.outcome = "served"
         self.outcomes["served"] += 1
-        self.woken.append(waiter)
+        self.to_wake.append(waiter)
         return True
 
     def release_dirty(self, slot: Slot, now: float) -> None:
@@ -203,10 +203,10 @@ class PoolState(Placement):
 
     # -- outcomes of jobs ------------------------------------------------------------------------
 
-    def connected(self, slot: Slot, connection: Any, now: float) -> None:
+    def connect_succeeded(self, slot: Slot, connection: Any, now: float) -> None:
         """Record a new connection: it goes to the first in line, or idle."""
         if slot.state != "connecting":  # given up meanwhile
-            self.doomed.append(connection)
+            self.to_terminate.append(connection)
             return
         slot.connection = connection
         slot.used_at = now
@@ -221,7 +221,7 @@ class PoolState(Placement):
         if self.outage or not self.leased:
             self._fit_since = now
         self.outage = None
-        self.prospects.overtaken(slot, now)
+        self.progress.overtaken(slot, now)
         self._place(slot, now)
         if supply.shortage(self) > 0:
             self.ramp = min(self.ramp * 2, self.options.max_connecting)
@@ -239,24 +239,26 @@ class PoolState(Placement):
             return
         self.connect_failures += 1
         self.outage = self.outage or Outage(now)
-        told = self.outage.record(error, verdict, slot.begun_at, now, self.options, self._random())
+        told = self.outage.record(
+            error, verdict, slot.job_began_at, now, self.options, self._random()
+        )
         if told != "nobody":
             told_of = len(self.queue) if told == "everybody" else 1
             waiters = [*self.openers, *itertools.islice(self.queue.values(), told_of)]
             self._end_waits(waiters, "failed", now, error)
         self._follow_up(now)
 
-    def pinged(self, slot: Slot, now: float) -> None:
+    def ping_succeeded(self, slot: Slot, now: float) -> None:
         """Record that an idle connection is alive."""
         if slot.state == "recycling":
             self._heard_from(slot, slot.sent_at)
             self._place(slot, now, cold=True)
             self._follow_up(now)
 
-    def was_reset(self, slot: Slot, now: float) -> None:
+    def reset_succeeded(self, slot: Slot, now: float) -> None:
         """Record that a connection is fit for its next user."""
         if slot.state == "recycling":
-            slot.touched = slot.cancelled = slot.derived = False
+            slot.touched = slot.cancelled = slot.has_derived = False
             self._heard_from(slot, slot.sent_at)
             self._place(slot, now)
             self._follow_up(now)
@@ -269,7 +271,7 @@ class PoolState(Placement):
                 self.suspect(now)
             self._follow_up(now)
 
-    def closed(self, slot: Slot, now: float) -> None:
+    def close_finished(self, slot: Slot, now: float) -> None:
         """Record that a connection is closed: only now is its slot free."""
         if slot.state == "closing":
             self._move(slot, "gone")
@@ -277,7 +279,7 @@ class PoolState(Placement):
 
     # -- other events ----------------------------------------------------------------------------
 
-    def died(self, slot: Slot, now: float) -> None:
+    def found_dead(self, slot: Slot, now: float) -> None:
         """Drop a connection that is known to be dead: now if it is idle, else on its return."""
         if slot.state == "idle":
             self._retire(slot, "broken")
@@ -304,7 +306,7 @@ class PoolState(Placement):
         """Ping every idle connection before its next use, all together."""
         while self.idle:
             self._ping(self.idle[-1], now)
-        self.prospects.doubt()
+        self.progress.doubt()
 
     def is_awake(self, now: float, until: float) -> None:
         """Note that the event loop runs, and that the shell will be heard of again by then."""
@@ -356,7 +358,7 @@ class PoolState(Placement):
         self._end_overdue(now)
         self._first_in_line(now)  # dismisses those before
         self._look_at_returns()
-        self.prospects.look(now)
+        self.progress.look(now)
         self._ticked_at = now
         if self.aging or now >= self._age_at:
             self._pace_ages(now)
@@ -370,10 +372,10 @@ class PoolState(Placement):
         due = self.line.next_deadline()
         if self.queue or self.openers:
             if self.connecting or self.recycling:
-                due = self.prospects.next_look(due)
+                due = self.progress.next_look(due)
             if self.line.shedder is not None:
                 due = min(due, self.refuses_at())
-        if self.is_open and (self.outage or self.prospects.slow_connects()):
+        if self.is_open and (self.outage or self.progress.slow_connects()):
             due = min(due, supply.next_connect_at(self))
         if self._age_at < self._ticked_at + _VISIT:
             due = min(due, self._age_at)
@@ -427,24 +429,24 @@ class PoolState(Placement):
         A reset ends the operations that are under way, on the server as well; then it is closed.
         """
         for slot in list(self.leased):
-            slot.turn += 1
+            slot.release_count += 1
             if slot.busy:
                 self._reset(slot, now)
             else:
-                self._doom(slot, "pool_closed")
+                self._terminate(slot, "pool_closed")
 
-    def collapse(self, cause: BaseException | None) -> None:
+    def abort(self, cause: BaseException | None) -> None:
         """End a life with nobody left to run jobs: terminate all there is; its leases end too."""
         self.close(cause)
         self.phase = "closed"
-        self.jobs.clear()
+        self.to_start.clear()
         for slot in list(self.leased):
-            slot.turn += 1
-            self._doom(slot, "pool_closed")
+            slot.release_count += 1
+            self._terminate(slot, "pool_closed")
         for slot in list(self.recycling):
-            self._doom(slot, "pool_closed")
+            self._terminate(slot, "pool_closed")
         for slot in list(self.closing):
-            self.doomed.append(slot.connection)
+            self.to_terminate.append(slot.connection)
             self._move(slot, "gone")
         for slot in list(self.connecting):
             self._move(slot, "gone")

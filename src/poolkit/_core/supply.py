@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def shortage(state: Placement) -> int:
     """Return for how many waiters nothing is under way that will serve them soon."""
-    return len(state.queue) - state.prospects.count()
+    return len(state.queue) - state.progress.count()
 
 
 def connects_due(state: Placement, now: float) -> int:
@@ -42,7 +42,7 @@ def untrusted_wanted(state: Placement) -> int:
 
     They are idle, but not to be trusted without a ping, which beats any connect under way.
     """
-    return min(len(state.queue) - state.prospects.recycles(), len(state.idle))
+    return min(len(state.queue) - state.progress.recycles(), len(state.idle))
 
 
 def silent(state: Placement, now: float) -> list[Slot]:
@@ -63,8 +63,8 @@ def _spare(state: Placement) -> tuple[int, float]:
     hung ones do not keep others from an answer. These begin one by one, for a server that is
     merely slow must not be stormed.
     """
-    options, prospects = state.options, state.prospects
-    underway, slow = prospects.underway(), prospects.slow_connects()
+    options, progress = state.options, state.progress
+    underway, slow = progress.underway(), progress.slow_connects()
     most, due = options.max_connecting, -NEVER
     if state.outage:
         most, due = 1, state.outage.retry_at
@@ -74,7 +74,7 @@ def _spare(state: Placement) -> tuple[int, float]:
         due = max(due, state.attempt_at + options.backoff_min)
     short = shortage(state)
     if not (state.outage or state.openers) and (short <= 0 or state.leased):
-        spare = min(spare, (state.ramp if short > 0 else few(state)) - prospects.connects())
+        spare = min(spare, (state.ramp if short > 0 else few(state)) - progress.connects())
     return spare, due
 
 
@@ -85,9 +85,9 @@ def _wanted(state: Placement) -> int:
     if there may be another beside it.
     """
     options = state.options
-    away = len(state.prospects.stuck)
+    away = len(state.progress.stuck)
     if state.openers:
-        away += state.prospects.slow_connects()
+        away += state.progress.slow_connects()
     if state.aging:
         away += min(state.aging, few(state), options.max_size - options.min_size)
     # One beyond `max_size` would be a surplus one: closed at once, and missing again.

@@ -297,7 +297,9 @@ def _note(view: Any, what: str) -> None:
     """Have a connection go, and say what for."""
     lease = view._poolkit_lease
     slot: Slot = lease._slot
-    slot.derived = True
-    if slot.turn != lease._turn:  # the operation has outlived its lease: after the reset, then
+    slot.has_derived = True
+    if (
+        slot.release_count != lease._release_count
+    ):  # the operation has outlived its lease: after the reset, then
         slot.reason, slot.retire_at, slot.expires_at = "derived", -NEVER, -NEVER
     lease._pool._hooks.tell_of_derived(what)

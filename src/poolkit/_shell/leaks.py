@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from poolkit._shell import messages as words
+from poolkit._shell import messages
 from poolkit._shell.log import say
 
 if TYPE_CHECKING:
@@ -16,31 +16,31 @@ if TYPE_CHECKING:
 class Leaks:
     """What has been said of one pool's leases."""
 
-    def __init__(self, pool: str, book: PoolState) -> None:
+    def __init__(self, pool: str, state: PoolState) -> None:
         self._pool = pool
-        self._book = book
+        self._state = state
         self._told: dict[Slot, tuple[int, float, str]] = {}
 
     def look(self, now: float) -> None:
         """Warn of the leases older than ``leak_after``; tell of those that have ended meanwhile."""
-        limit = self._book.options.leak_after
+        limit = self._state.options.leak_after
         if limit is None:
             return
-        for slot in self._book.leased:  # the longest held first
+        for slot in self._state.leased:  # the longest held first
             if now < slot.leased_at + limit:
                 break
             turn, *_ = self._told.get(slot, (None,))
-            if turn != slot.turn:
-                place = words.place_of(slot.holder)
-                self._told[slot] = (slot.turn, slot.leased_at, place)
-                info = words.lease(slot, now)
+            if turn != slot.release_count:
+                place = messages.place_of(slot.holder)
+                self._told[slot] = (slot.release_count, slot.leased_at, place)
+                info = messages.lease(slot, now)
                 say(
                     logging.WARNING,
                     "pool %r: leak_after=%s: a connection is held by %s%s",
-                    *(self._pool, limit, info, words.indented(info.stack)),
+                    *(self._pool, limit, info, messages.indented(info.stack)),
                 )
         for slot, (turn, since, place) in list(self._told.items()):
-            if slot.turn != turn:
+            if slot.release_count != turn:
                 del self._told[slot]
                 until = slot.used_at if slot.used_at > since else now
                 say(
@@ -55,5 +55,5 @@ class Leaks:
 
     def forget_leases(self) -> None:
         """Say no more of the leases that have not come back: they never will."""
-        for slot in self._book.leased:
+        for slot in self._state.leased:
             self._told.pop(slot, None)

@@ -41,7 +41,16 @@ class Lease(Generic[C]):
     """
 
     __slots__ = (
-        *("_code", "_has_waited", "_lasti", "_over", "_pool", "_slot", "_timeout", "_turn"),
+        *(
+            "_code",
+            "_has_waited",
+            "_lasti",
+            "_over",
+            "_pool",
+            "_slot",
+            "_timeout",
+            "_release_count",
+        ),
     )
 
     # Set by `Pool.acquire`, which makes one without a call more than it takes.
@@ -51,7 +60,7 @@ class Lease(Generic[C]):
     _lasti: int
     #: What is leased, once something is: until the slot's turn is another.
     _slot: Slot | None
-    _turn: int
+    _release_count: int
     #: Whether it was served in the queue; not set on the fast path, where it was not.
     _has_waited: bool
     #: Where it was given back: a code and an offset in it, or "block", at the end of its block; or
@@ -65,7 +74,7 @@ class Lease(Generic[C]):
     async def _acquire(self) -> C:
         view = await Lease.__aenter__(self)  # and not of the subclass, which notes a stack
         slot: Any = self._slot
-        slot.loose_turn = self._turn
+        slot.awaited_release_count = self._release_count
         return view
 
     async def __aenter__(self) -> C:
@@ -74,15 +83,15 @@ class Lease(Generic[C]):
             raise self.is_used()
         pool = self._pool
         try:
-            view: C | None = pool._lease_now(self)
+            view: C | None = pool._acquire_nowait(self)
         except PoolClosed:
             try:
                 await checkpoint()  # whoever tries again and again lets others run
             except BaseException:
-                pool._tell(pool._book.recount, "closed", "cancelled")
+                pool._tell(pool._state.recount, "closed", "cancelled")
                 raise
             raise
-        return await pool._lease_later(self) if view is None else view
+        return await pool._acquire_wait(self) if view is None else view
 
     def is_used(self) -> PoolError:
         """Return the error for a second use."""
@@ -95,14 +104,14 @@ class Lease(Generic[C]):
         traceback: types.TracebackType | None,
     ) -> None:
         """Give the connection back; nothing is awaited. Released inside already: nothing to do."""
-        self._pool._give_back(self, "block", error)
+        self._pool._end_lease(self, "block", error)
 
     def __del__(self) -> None:
         """Have a connection taken back that nobody can give back any more."""
         slot = self._slot
-        if slot is not None and slot.turn == self._turn:
+        if slot is not None and slot.release_count == self._release_count:
             # Collected anywhere, in the middle of any line, in any thread: only leave a note.
-            self._pool._dropped(slot, self._turn)
+            self._pool._dropped(slot, self._release_count)
 
 
 class TracedLease(Lease[C]):
@@ -130,7 +139,7 @@ class TracedLease(Lease[C]):
 class UngreetedLease(Lease[C]):
     """A lease that ``on_acquire`` comes to later: whoever takes it has to set up something first.
 
-    See `Pool._lease_later`.
+    See `Pool._acquire_wait`.
     """
 
     __slots__ = ()
@@ -147,4 +156,4 @@ class Released:
         yield
 
 
-RELEASED: Final = Released()
+DONE: Final = Released()

@@ -121,7 +121,7 @@ def _leased(view: Any) -> Any:
     """Return the connection of a view; `_OVER` if its lease is."""
     lease = view._poolkit_lease
     slot = lease._slot
-    return slot.connection if slot.turn == lease._turn else _OVER
+    return slot.connection if slot.release_count == lease._release_count else _OVER
 
 
 def _hash(_: str) -> Callable[..., int]:

@@ -126,10 +126,10 @@ def _lease(task: str, seconds: float, holder: Holder) -> LeaseInfo:
     )
 
 
-def leases(book: PoolState, now: float) -> list[LeaseInfo]:
+def leases(state: PoolState, now: float) -> list[LeaseInfo]:
     """Return who holds what, the longest first."""
     # A finalizer may ask while a connection is on its way to a holder.
-    return [lease(slot, now) for slot in book.leased if slot.holder is not None]
+    return [lease(slot, now) for slot in state.leased if slot.holder is not None]
 
 
 #: Where the event loop begins, which says nothing; or a thread.
@@ -288,10 +288,10 @@ def _failed(pool: str, cause: BaseException | None, facts: Facts) -> str:
     return f"pool {pool!r}: connecting failed: {_brief(cause)} ({facts.stats})"
 
 
-def deadlock(pool: str, book: PoolState, circle: list[Waiter], now: float) -> PoolDeadlock:
+def deadlock(pool: str, state: PoolState, circle: list[Waiter], now: float) -> PoolDeadlock:
     """Return the error for a circle of tasks that wait for each other, the last one first."""
     held: dict[Any, list[tuple[float, Holder]]] = {}
-    for slot in book.leased:
+    for slot in state.leased:
         held.setdefault(slot.holder[0], []).append((now - slot.leased_at, slot.holder))
     tasks = [
         (task_name(waiter.holder), waiter.holder, held.get(waiter.holder[0], []))
@@ -299,7 +299,7 @@ def deadlock(pool: str, book: PoolState, circle: list[Waiter], now: float) -> Po
     ]
     most = max(map(len, held.values()))
     return PoolDeadlock.composed_by(
-        functools.partial(_deadlock, pool, tasks, len(held), most, book.stats(now))
+        functools.partial(_deadlock, pool, tasks, len(held), most, state.stats(now))
     )
 
 

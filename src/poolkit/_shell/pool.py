@@ -1,8 +1,8 @@
 """The shell: parks and wakes the callers, and runs what the book decides.
 
-Every public method follows one pattern: tell the book what happened, then `_settle`: terminate what
-is doomed, wake whose wait is over, set the workers to the jobs owed, and set the alarm. Nothing is
-awaited between taking a thing and owning it, and giving back never awaits at all.
+Every public method follows one pattern: tell the state what happened, then `_carry_out` what it has
+decided: terminate connections, wake waiters, start jobs, set the alarm. Nothing is awaited between
+taking a thing and owning it, and giving back never awaits at all.
 
 The book handles one event at a time. The garbage collector may run a `finally` that releases, or
 close a waiting task, in the middle of any line of ours: while `_amid` is True, an event is noted in
@@ -32,11 +32,11 @@ from poolkit._core.state import PoolState
 from poolkit._driver import C, require_driver
 from poolkit._errors import NotLeased, PoolClosed, PoolDeadlock, PoolError, PoolTimeout
 from poolkit._options import check_seconds, make_options
-from poolkit._shell import messages as words
+from poolkit._shell import messages
 from poolkit._shell.blocks import Blocks
 from poolkit._shell.driver_calls import GuardedPolicy, Hooks
 from poolkit._shell.leaks import Leaks
-from poolkit._shell.lease import RELEASED, Closed, Lease, Released, TracedLease, UngreetedLease
+from poolkit._shell.lease import DONE, Closed, Lease, Released, TracedLease, UngreetedLease
 from poolkit._shell.life import Life
 from poolkit._shell.log import say, warn
 from poolkit._shell.runtime import BETWEEN, current_runtime
@@ -109,7 +109,7 @@ class Pool(Generic[C]):
         if given.shedding is not None:
             policy = GuardedPolicy(given.shedding, self._hooks)
             given = dataclasses.replace(given, shedding=policy)
-        self._book = PoolState(given, random.random)
+        self._state = PoolState(given, random.random)
         self._is_dead = self._hooks.is_dead
         self._driver_is_dead = driver.is_dead
         self._default_limit = given.acquire_timeout
@@ -144,24 +144,24 @@ class Pool(Generic[C]):
 
     async def _open(self, join: Callable[[Life], None]) -> None:
         """Open the pool, unless it is open; `join` counts the caller in with those who use it."""
-        book = self._book
+        state = self._state
         if self._life is not None and self._runtime.has_ended():
             self._loop_ended(self._life, None)
         if self._life is None:
             self._begin()
-        elif book.phase == "closing":
+        elif state.phase == "closing":
             raise PoolClosed(f"pool {self.name!r} is being closed: await that, then open it")
         runtime, life = self._runtime, self._life
         assert life is not None
         runtime.check()  # raises WrongLoop
-        if book.phase == "open":
+        if state.phase == "open":
             join(life)
             return
         now = runtime.now()
-        limit = book.options.acquire_timeout
+        limit = state.options.acquire_timeout
         waiter = Waiter(NEVER if limit is None else now + limit, None, runtime.create_parking())
         try:
-            self._tell(book.open, waiter, now)
+            self._tell(state.open, waiter, now)
         except BaseException:  # an overload policy that cannot begin
             self._collapse(life, None)
             await self._wait_ended(life)
@@ -169,17 +169,17 @@ class Pool(Generic[C]):
         life.openers += 1
         try:
             try:
-                self._settle()
+                self._carry_out()
                 await waiter.parking
                 if waiter.outcome != "served" or self._life is not life:
-                    raise words.refusal(self.name, waiter, limit)
-                book.opened()
+                    raise messages.refusal(self.name, waiter, limit)
+                state.opened()
                 join(life)
             finally:
                 life.openers -= 1
         except BaseException:
-            self._tell(book.give_up_opening, waiter)
-            if life is self._life and book.is_open and not self._is_used(life):
+            self._tell(state.give_up_opening, waiter)
+            if life is self._life and state.is_open and not self._is_used(life):
                 self._collapse(life, None)  # nobody else has opened it, or is about to
                 await self._wait_ended(life)
                 self._hooks.raise_again()
@@ -202,7 +202,7 @@ class Pool(Generic[C]):
         begun_in, life = self._blocks.end(), self._life
         if life is None:
             await self.aclose()  # raises what the driver's calls have
-        elif begun_in is life and self._book.phase != "closing" and not self._is_used(life):
+        elif begun_in is life and self._state.phase != "closing" and not self._is_used(life):
             await self.aclose()
 
     def _is_used(self, life: Life) -> bool:
@@ -211,15 +211,15 @@ class Pool(Generic[C]):
 
     async def _wait_closed(self) -> None:
         """Wait until a pool that is being closed is, unless the caller is waited for itself."""
-        book, life = self._book, self._life
-        if life is None or book.phase != "closing" or life.runtime.has_ended():
+        state, life = self._state, self._life
+        if life is None or state.phase != "closing" or life.runtime.has_ended():
             return
         runtime = life.runtime
         own = runtime.task()  # raises WrongLoop
-        if any(_task(slot) is own for slot in book.leased):
+        if any(_task(slot) is own for slot in state.leased):
             return
-        with runtime.limited(runtime.after(book.options.acquire_timeout)):
-            while life is not None and book.phase == "closing":
+        with runtime.limited(runtime.after(state.options.acquire_timeout)):
+            while life is not None and state.phase == "closing":
                 await self._wait_over(life)
                 life = self._life if self._runtime is runtime else None
 
@@ -246,7 +246,7 @@ class Pool(Generic[C]):
         return held
 
     async def _close(self, grace: float | None) -> list[LeaseInfo]:
-        life, book = self._life, self._book
+        life, state = self._life, self._state
         if life is not None and life.runtime.has_ended():
             self._collapse(life, None)
             life = None
@@ -255,12 +255,12 @@ class Pool(Generic[C]):
             return held
         runtime = life.runtime
         own = runtime.task()
-        self._tell(book.close)
+        self._tell(state.close)
         life.workers.abort_connects()
-        self._settle()
+        self._carry_out()
 
         def is_given_back() -> bool:
-            return all(_task(slot) is own for slot in book.leased)
+            return all(_task(slot) is own for slot in state.leased)
 
         held = []
         try:
@@ -268,11 +268,11 @@ class Pool(Generic[C]):
                 await life.wait_until(lambda: self._life is not life or self._look(is_given_back))
             held = self.leases()
             self._abandon_leases(life)
-            options = book.options
+            options = state.options
             limits = (options.reset_timeout, options.close_timeout, options.ping_timeout)
             limit = None if None in limits else sum(filter(None, limits)) + 0.5
             with runtime.limited(runtime.after(limit)):
-                await life.wait_until(lambda: self._life is not life or not book.size)
+                await life.wait_until(lambda: self._life is not life or not state.size)
         except BaseException:
             self._collapse(life, None)
             self._held_at_end = held or self._held_at_end  # for who closes it once more
@@ -296,18 +296,18 @@ class Pool(Generic[C]):
     def _abandon_leases(self, life: Life) -> None:
         if self._life is life:
             self._tell(self._leaks.forget_leases)
-            self._tell(self._book.abandon_leases, self._runtime.now())
-            self._settle()
+            self._tell(self._state.abandon_leases, self._runtime.now())
+            self._carry_out()
 
     def _begin(self) -> None:
         runtime = current_runtime(self.name, self._on_alarm)
         workers = Workers(
-            self._book,
+            self._state,
             self._driver,
             self._hooks,
             runtime,
             self._tell,
-            self._settle,
+            self._carry_out,
             self._found_dead,
         )
         runtime.protect(Pool, Lease, TracedLease, Transaction, Workers, Life, upkeep, but=awaited)
@@ -315,7 +315,7 @@ class Pool(Generic[C]):
         self._suspended = Suspended()
         self._hooks.end_run = runtime.end_run
         self._hooks.pool_opens()
-        self._leaks = Leaks(self.name, self._book)
+        self._leaks = Leaks(self.name, self._state)
         self._life = life = Life(runtime, workers)
         _opened.add(self)
         life.begin(self.name, self._upkeep, lambda cause: self._loop_ended(life, cause))
@@ -333,8 +333,8 @@ class Pool(Generic[C]):
             _opened.discard(self)
             self._held_at_end = self.leases()
             self._tell(self._leaks.forget_leases)
-            self._tell(self._book.collapse, cause)
-            self._settle()
+            self._tell(self._state.abort, cause)
+            self._carry_out()
             life.cancel()
         life.changed()
 
@@ -381,15 +381,15 @@ class Pool(Generic[C]):
         covers the wait for the lock of the file.
         """
         lease = self.acquire(timeout=timeout)
-        lease._code, lease._lasti = words.caller(2)
+        lease._code, lease._lasti = messages.caller(2)
         return Transaction(lease, None, settings)
 
-    def _lease_now(self, lease: Lease[C]) -> C | None:
+    def _acquire_nowait(self, lease: Lease[C]) -> C | None:
         """Lease an idle connection, without waiting; None if there is none, or others wait."""
-        book = self._book
-        if book.phase != "open" and not book.is_open:
-            book.outcomes["closed"] += 1
-            raise words.not_open(self.name)
+        state = self._state
+        if state.phase != "open" and not state.is_open:
+            state.outcomes["closed"] += 1
+            raise messages.not_open(self.name)
         runtime = self._runtime
         home = runtime.home
         if self._amid or runtime.where() is not home:
@@ -397,62 +397,62 @@ class Pool(Generic[C]):
             raise self._busy_with_itself()
         if self._inbox:
             self._drain()
-        if book.queue or self._greets:
+        if state.queue or self._greets:
             return None  # waiting, or awaiting the hook, makes this no fast path
         try:
             task = ref(runtime.current_task(home))
         except (TypeError, RuntimeError):  # None of asyncio, or an error of trio's
-            raise words.no_task(self.name) from None
+            raise messages.no_task(self.name) from None
         self._amid = True
         try:
             now = runtime.now()
-            slot = book.take(now)
+            slot = state.take(now)
             if slot is not None:
                 try:
                     is_sound = not self._driver_is_dead(slot.connection)
                 except BaseException as error:
-                    book.untake(slot, now)
+                    state.undo_take(slot, now)
                     self._hooks.report("is_dead", error)
-                    slot, is_sound = book.take(now), False
+                    slot, is_sound = state.take(now), False
                 if not is_sound:
                     slot = self._take_another(slot, now)
                 if slot is not None:
                     slot.holder = (task, lease._code, lease._lasti)
-                    lease._turn = slot.turn
+                    lease._release_count = slot.release_count
                     lease._slot = slot
         finally:
             self._amid = False
-        if book.jobs or book.doomed:  # the dead and the overaged ones passed over
-            self._settle()
+        if state.to_start or state.to_terminate:  # the dead and the overaged ones passed over
+            self._carry_out()
         if slot is None:
             return None
-        view = new(slot.view)
+        view = new(slot.view_class)
         bind(view, lease)
         return view  # type: ignore[no-any-return]
 
     def _busy_with_itself(self) -> PoolError:
         """Return the error for a finalizer that acquires in the middle of a line of ours."""
-        self._tell(self._book.count, "busy")
-        return words.amid(self.name)
+        self._tell(self._state.count, "busy")
+        return messages.amid(self.name)
 
     def _take_another(self, slot: Slot | None, now: float) -> Slot | None:
         """Take an idle connection that is not known to be dead, in place of one that may be."""
         while slot is not None and self._is_dead(slot.connection):
-            self._book.untake(slot, now)
-            slot = self._book.take(now)
+            self._state.undo_take(slot, now)
+            slot = self._state.take(now)
         return slot
 
-    async def _lease_later(self, lease: Lease[C]) -> Any:
+    async def _acquire_wait(self, lease: Lease[C]) -> Any:
         """Wait in line for a connection; then greet it, if there is a hook for that.
 
         For an `UngreetedLease` return the connection and what is to be called for the greeting.
         """
-        runtime, book = self._runtime, self._book
-        hook = book.options.on_acquire
+        runtime, state = self._runtime, self._state
+        hook = state.options.on_acquire
         now = runtime.read_clock() if "time" in runtime.overrides else runtime.now()
         deadline = NEVER if lease._timeout is None else now + lease._timeout
         if (task := runtime.current_task(runtime.home)) is None:
-            raise words.no_task(self.name)
+            raise messages.no_task(self.name)
         holder = (ref(task), lease._code, lease._lasti)
         slot = self._take_for_hook(holder, now) if hook is not None else None
         direct = slot is not None
@@ -461,37 +461,39 @@ class Pool(Generic[C]):
             try:
                 self._amid = True
                 try:
-                    is_all = book.join(waiter, now)
+                    is_all = state.enqueue(waiter, now)
                 finally:
                     self._amid = False
                 if is_all:
                     runtime.set_alarm(waiter.deadline)
                 else:
-                    self._settle()
+                    self._carry_out()
                 if waiter.outcome == "waiting" and not (
-                    book.options.deadlock != "off"
-                    and (circle := closed_by(waiter, book, now))
+                    state.options.deadlock != "off"
+                    and (circle := closed_by(waiter, state, now))
                     and self._is_refused(waiter, circle)
                 ):
                     await waiter.parking
                 elif waiter.slot is None:
                     await checkpoint()  # refused at once: who tries again and again lets others run
             except BaseException:
-                self._tell(book.give_up, waiter, runtime.now())
-                self._settle()
+                self._tell(state.give_up, waiter, runtime.now())
+                self._carry_out()
                 raise
             slot = waiter.slot
             if slot is None or slot.state != "leased":
                 raise self._refusal(waiter, lease._timeout)
         if lease._slot is not None:  # used a second time while this one waited
-            self._tell(book.recount, "direct" if direct else "served", "failed")
-            self._tell(book.release, slot, runtime.now())
-            self._settle()
+            self._tell(state.recount, "direct" if direct else "served", "failed")
+            self._tell(state.release, slot, runtime.now())
+            self._carry_out()
             raise lease.is_used()
         lease._has_waited = not direct
         view: C = make_view(lease, slot)
         if hook is not None:
-            greet = functools.partial(self._greet, hook, view, slot, lease, now, direct=direct)
+            greet = functools.partial(
+                self._run_on_acquire, hook, view, slot, lease, now, direct=direct
+            )
             if isinstance(lease, UngreetedLease):
                 return view, greet
             await greet()
@@ -500,7 +502,7 @@ class Pool(Generic[C]):
     def _uncount(self, lease: Lease[Any]) -> None:
         """Forget that a lease was acquired: its caller acquires another one in its place."""
         was = "served" if getattr(lease, "_has_waited", False) else "direct"
-        self._tell(self._book.uncount, was)
+        self._tell(self._state.uncount, was)
 
     def _refusal(self, waiter: Waiter, limit: float | None) -> PoolError:
         """Return the error for a wait that ended without a connection."""
@@ -509,42 +511,42 @@ class Pool(Generic[C]):
             waiter.cause = None  # its traceback will hold the waiter
             return cause
         if waiter.slot is not None:  # taken back between hand-off and now
-            self._tell(self._book.recount, "served", "closed")
-        return words.refusal(self.name, waiter, limit, self._count_dead)
+            self._tell(self._state.recount, "served", "closed")
+        return messages.refusal(self.name, waiter, limit, self._count_dead)
 
     def _count_dead(self) -> int:
         """Count the leases whose connections are dead, which nobody gives back."""
-        return sum(self._is_dead(slot.connection) for slot in list(self._book.leased))
+        return sum(self._is_dead(slot.connection) for slot in list(self._state.leased))
 
     def _take_for_hook(self, holder: Holder, now: float) -> Slot | None:
         """Take an idle connection, as the fast path does, for a caller that has a hook to await."""
 
         def take() -> Slot | None:
-            slot = self._take_another(self._book.take(now), now)
+            slot = self._take_another(self._state.take(now), now)
             if slot is not None:
                 slot.holder = holder
             return slot
 
         slot = self._look(take)
-        self._settle()
+        self._carry_out()
         return slot
 
     def _is_refused(self, waiter: Waiter, circle: list[Waiter]) -> bool:
         """Refuse a caller that waits for itself by now, or warn; the others are in line."""
-        book = self._book
+        state = self._state
         others = (other.parking for other in circle if other is not waiter)
         if not all(map(self._runtime.is_parked, others)):
             return False  # somebody is being cancelled
-        error = self._look(words.deadlock, self.name, book, circle, self._runtime.now())
-        if book.options.deadlock == "warn":
+        error = self._look(messages.deadlock, self.name, state, circle, self._runtime.now())
+        if state.options.deadlock == "warn":
             say(logging.WARNING, "%s", error)
             return False
-        self._tell(book.end_wait, waiter, "deadlocked", self._runtime.now())
+        self._tell(state.end_wait, waiter, "deadlocked", self._runtime.now())
         waiter.cause = error
-        self._settle()
+        self._carry_out()
         return True
 
-    async def _greet(
+    async def _run_on_acquire(
         self, hook: Hook, view: C, slot: Slot, lease: Lease[C], since: float, *, direct: bool
     ) -> None:
         """Run ``on_acquire`` like the first line of the caller's block, within its deadline."""
@@ -556,9 +558,9 @@ class Pool(Generic[C]):
                 try:
                     await awaited("on_acquire", hook, view)
                 finally:
-                    if slot.turn == lease._turn:
+                    if slot.release_count == lease._release_count:
                         self._hooks.greeted(slot.connection)
-            if slot.turn != lease._turn:
+            if slot.release_count != lease._release_count:
                 held_slot(view)  # raises: the hook has closed it, or given it back
             if scope.cancelled_caught:
                 slot.cancelled = True
@@ -567,8 +569,8 @@ class Pool(Generic[C]):
                 )
         except BaseException as error:
             was = "direct" if direct else "served"
-            self._tell(self._book.recount, was, _outcome_of(error))
-            self._give_back(lease, (lease._code, lease._lasti), error)
+            self._tell(self._state.recount, was, _outcome_of(error))
+            self._end_lease(lease, (lease._code, lease._lasti), error)
             raise
 
     # -- release ---------------------------------------------------------------------------------
@@ -593,90 +595,92 @@ class Pool(Generic[C]):
             )
         self._runtime.check()  # raises WrongLoop
         lease = connection._poolkit_lease  # type: ignore[attr-defined]  # held_slot saw a view
-        self._give_back(lease, words.caller(2), None)
-        return RELEASED
+        self._end_lease(lease, messages.caller(2), None)
+        return DONE
 
     def _ends_with(self, lease: Lease[C], over: Closed) -> bool:
         """End a lease if its holder has ended the connection; say whether. From any thread."""
         slot: Any = lease._slot
-        if lease._turn != slot.turn or not self._is_dead(slot.connection):
+        if lease._release_count != slot.release_count or not self._is_dead(slot.connection):
             return False
-        give_back = functools.partial(self._give_back, lease, over, None)
+        give_back = functools.partial(self._end_lease, lease, over, None)
         if self._runtime.where() in (self._runtime.home, BETWEEN):
             give_back()
         else:
             self._post(give_back)
         return True
 
-    def _give_back(self, lease: Lease[C], over: Over, error: BaseException | None) -> None:
+    def _end_lease(self, lease: Lease[C], over: Over, error: BaseException | None) -> None:
         """End a lease, unless it has ended. Never awaits, hence cannot be interrupted."""
-        book = self._book
+        state = self._state
         slot: Any = lease._slot
         runtime = self._runtime
         where = runtime.where()
         here = where is runtime.home
         if self._inbox and here:
             self._drain()
-        if lease._turn != slot.turn:
+        if lease._release_count != slot.release_count:
             return
         lease._over = over
         if not here and where is not BETWEEN:
             # A block that is closed by the garbage collector, in whatever thread.
-            self._dropped(slot, slot.turn)
+            self._dropped(slot, slot.release_count)
             return
-        slot.turn += 1
+        slot.release_count += 1
         holder = slot.holder
         if self._amid or not here:  # closed by the collector, in the middle of a line of ours
-            self._post(functools.partial(self._take_back, slot, slot.turn, error))
+            self._post(functools.partial(self._take_back, slot, slot.release_count, error))
             return
         self._amid = True
         try:
-            if not slot.touched and not (book.queue and self._is_dead(slot.connection)):
-                if not book.release(slot, runtime.now()):
+            if not slot.touched and not (state.queue and self._is_dead(slot.connection)):
+                if not state.release(slot, runtime.now()):
                     return
             else:
-                self._take_back(slot, slot.turn, error)
-            if book.woken:
+                self._take_back(slot, slot.release_count, error)
+            if state.to_wake:
                 self._wake()
         except BaseException:  # a RecursionError: there is no stack left to call anything with
             if slot.holder is holder:
-                self._inbox.append(functools.partial(self._take_back, slot, slot.turn, error))
+                self._inbox.append(
+                    functools.partial(self._take_back, slot, slot.release_count, error)
+                )
             raise
         finally:
             self._amid = False
-        if book.jobs or book.doomed or book.line.shedder:
-            self._settle()
+        if state.to_start or state.to_terminate or state.line.shedder:
+            self._carry_out()
 
     def _take_back(self, slot: Slot, turn: int, error: BaseException | None) -> None:
         """Tell the book how a lease has left its connection, unless that was taken away already."""
-        if slot.turn != turn or slot.state != "leased":
+        if slot.release_count != turn or slot.state != "leased":
             return
-        book = self._book
+        state = self._state
         now = self._runtime.now()
         slot.block = None
         if error is not None and not isinstance(error, Exception):
             slot.cancelled = slot.touched
-        if not slot.touched and not (book.queue and self._is_dead(slot.connection)):
-            book.release(slot, now)
+        if not slot.touched and not (state.queue and self._is_dead(slot.connection)):
+            state.release(slot, now)
         elif (reason := self._why_not_again(slot, error, now)) is not None:
             if slot.closing:
-                book.release_closing(slot, now)
+                state.release_closing(slot, now)
             else:
-                book.release_broken(slot, now, reason)
-        elif (
-            slot.busy or slot.cancelled or slot.derived or not self._hooks.is_clean(slot.connection)
-        ):
-            book.release_dirty(slot, now)
+                state.release_broken(slot, now, reason)
+        elif slot.busy or slot.cancelled or slot.has_derived:
+            state.release_dirty(slot, now)
+        elif not self._hooks.is_clean(slot.connection):
+            state.release_dirty(slot, now)
         else:
-            book.release(slot, now)
+            state.release(slot, now)
 
     def _why_not_again(self, slot: Slot, error: BaseException | None, now: float) -> Reason | None:
         """Say why a used connection must not be used again, if so; renew or suspect the others."""
         # If this gives a reason: whoever kept the cursor would read the next user's session.
-        reason = self._hooks.revoke(slot.connection, derived=slot.derived)
+        reason = self._hooks.revoke(slot.connection, derived=slot.has_derived)
         if error is not None:
             self._hooks.heed(slot, error, passed=True)
-        if slot.verdicts and self._book.learn(slot, now):
+        if slot.verdicts and self._state.learn(slot, now):
             return "broken"
         if self._is_dead(slot.connection):
             return "broken"
@@ -688,11 +692,11 @@ class Pool(Generic[C]):
 
     def stats(self) -> PoolStats:
         """Return the sizes and counters, as they are now."""
-        return self._read(self._book.stats, self._now())
+        return self._read(self._state.stats, self._now())
 
     def leases(self) -> list[LeaseInfo]:
         """Return who holds what, for how long, and where it was acquired; the longest first."""
-        return self._read(words.leases, self._book, self._now())
+        return self._read(messages.leases, self._state, self._now())
 
     def resize(
         self,
@@ -707,12 +711,12 @@ class Pool(Generic[C]):
         """
         sizes = {"min_size": min_size, "max_size": max_size, "max_overflow": max_overflow}
         given: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
-        options = dataclasses.replace(self._book.options, **given)
+        options = dataclasses.replace(self._state.options, **given)
         self._check_options(options)
-        if self._book.is_open:
+        if self._state.is_open:
             self._runtime.check()  # raises WrongLoop
-        self._tell(self._book.resize, options, self._now())
-        self._settle()
+        self._tell(self._state.resize, options, self._now())
+        self._carry_out()
 
     def renew(self, *, over: float = 0.0) -> None:
         """Replace every connection older than now: the idle ones at once, others on their return.
@@ -725,15 +729,15 @@ class Pool(Generic[C]):
 
         """
         check_seconds("over", over, optional=False)
-        if self._book.is_open:
+        if self._state.is_open:
             self._runtime.check()  # raises WrongLoop
-            self._tell(self._book.renew, self._runtime.now(), over)
-            self._settle()
+            self._tell(self._state.renew, self._runtime.now(), over)
+            self._carry_out()
 
     def __repr__(self) -> str:
         """Return the name and the sizes."""
-        state = "" if self._book.is_open else " closed"
-        return f"<Pool {self.name!r}{state}: {self.stats()}>"
+        closed = "" if self._state.is_open else " closed"
+        return f"<Pool {self.name!r}{closed}: {self.stats()}>"
 
     # -- the shell's own -------------------------------------------------------------------------
 
@@ -765,21 +769,21 @@ class Pool(Generic[C]):
                 return look(*arguments)
         return look(*arguments)
 
-    def _settle(self) -> None:
+    def _carry_out(self) -> None:
         """Do what the book has decided: after every event, in this order."""
         if self._is_interrupted():
             return  # what is noted is settled when it is done
         self._amid = True
         try:
-            book, life = self._book, self._life
-            while book.doomed:
-                self._hooks.terminate(book.doomed.popleft())
-            if book.woken:
+            state, life = self._state, self._life
+            while state.to_terminate:
+                self._hooks.terminate(state.to_terminate.popleft())
+            if state.to_wake:
                 self._wake()
             if life is not None:
-                if book.jobs:
+                if state.to_start:
                     life.workers.work()
-                self._runtime.set_alarm(book.next_tick())
+                self._runtime.set_alarm(state.next_tick())
                 if life.watchers:
                     life.changed()
         finally:
@@ -789,18 +793,18 @@ class Pool(Generic[C]):
 
     def _wake(self) -> None:
         """Wake whose wait is over. That alone makes nothing due earlier."""
-        woken, unpark = self._book.woken, self._runtime.unpark
-        while woken:
-            unpark(woken.popleft().parking)
+        to_wake, unpark = self._state.to_wake, self._runtime.unpark
+        while to_wake:
+            unpark(to_wake.popleft().parking)
 
     def _on_alarm(self) -> None:
         self._drain()
         now = self._runtime.now()
         if self._life is not None:
             self._life.workers.attend(now)
-            self._look(self._life.workers.mind_limits, now)
-        self._tell(self._book.tick, now)
-        self._settle()
+            self._look(self._life.workers.cancel_overdue, now)
+        self._tell(self._state.tick, now)
+        self._carry_out()
 
     def _upkeep(self) -> None:
         self._drain()
@@ -812,11 +816,11 @@ class Pool(Generic[C]):
 
     def _bury_the_dead(self) -> None:
         now = self._runtime.now()
-        for slot in list(self._book.idle):
+        for slot in list(self._state.idle):
             if self._is_dead(slot.connection):
-                self._book.died(slot, now)
-        if self._suspended.since_asked() >= 4.0 * self._book.pulse:
-            self._book.was_away(now)
+                self._state.found_dead(slot, now)
+        if self._suspended.since_asked() >= 4.0 * self._state.pulse:
+            self._state.was_away(now)
 
     def _dropped(self, slot: Slot, turn: int) -> None:
         """Note that a handle was collected without a release; callable from anywhere."""
@@ -825,7 +829,7 @@ class Pool(Generic[C]):
     def _found_dead(self, slot: Slot, error: BaseException | None = None) -> None:
         """Note that a connection has died, from anywhere; or what its user's error says of it."""
         if error is None:
-            self._post(lambda: self._book.died(slot, self._runtime.now()))
+            self._post(lambda: self._state.found_dead(slot, self._runtime.now()))
         elif slot.state == "leased":
             self._hooks.heed(slot, error)
             slot.touched = slot.touched or bool(slot.verdicts)
@@ -846,22 +850,22 @@ class Pool(Generic[C]):
                 except IndexError:  # a finalizer has seen to it in between
                     break
                 self._tell(note)
-            self._settle()
+            self._carry_out()
 
     def _reclaim(self, slot: Slot, turn: int) -> None:
-        if slot.turn != turn or slot.state != "leased":
+        if slot.release_count != turn or slot.state != "leased":
             return
-        slot.turn += 1
+        slot.release_count += 1
         self._leaks.forget(slot)
         holder = slot.holder
         # Terminated, never reused: nobody knows what was going on with it.
         now = self._runtime.now()
-        self._book.learn(slot, now)
-        self._book.release_broken(slot, now)
+        self._state.learn(slot, now)
+        self._state.release_broken(slot, now)
         self._hooks.tell(
             warn,
             f"pool {self.name!r}: a connection was never released; acquired at "
-            f"{words.place_of(holder)}{words.indented(words.stack_of(holder))}",
+            f"{messages.place_of(holder)}{messages.indented(messages.stack_of(holder))}",
         )
 
     def _now(self) -> float:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self
 
 from poolkit._driver import C
 from poolkit._errors import PoolConfigError
-from poolkit._shell import messages as words
+from poolkit._shell import messages
 from poolkit._shell.view import held_slot, watched
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Transaction(Generic[C]):
 
     __slots__ = (
         *("_exchange", "_has_ended", "_lease", "_manager", "_outer", "_place", "_settings"),
-        *("_since", "_slot", "_spoiled", "_timeout", "_turn", "_view"),
+        *("_since", "_slot", "_in_doubt", "_timeout", "_release_count", "_view"),
     )
 
     def __init__(self, lease: Lease[C] | None, view: Any, settings: dict[str, Any]) -> None:
@@ -45,7 +45,7 @@ class Transaction(Generic[C]):
         self._settings = settings
         self._timeout: float | None = None
         self._exchange: Exchange | None = None
-        self._spoiled = False
+        self._in_doubt = False
         #: The block that this one is inside of, as `Slot.block`.
         self._outer: Transaction[C] | None = None
         self._has_ended: Callable[[], bool] | None = None
@@ -75,7 +75,7 @@ class Transaction(Generic[C]):
         except BaseException as error:
             exchange = self._exchange if lease is None else self._acquire_another
             if exchange is None or not (is_new and self._was_lost(slot, error)):
-                await self._give_back(error)
+                await self._end_lease(error)
                 raise
             self._view = await exchange(error)  # what this raises has the error in its context
             await self._begin_again()
@@ -86,33 +86,33 @@ class Transaction(Generic[C]):
         try:
             await self._begin()
         except BaseException as error:
-            await self._give_back(error)
+            await self._end_lease(error)
             raise
 
     def _was_lost(self, slot: Slot, error: BaseException) -> bool:
         """Tell whether beginning has failed because there is no connection any more."""
         pool = self._view._poolkit_pool
-        return isinstance(error, Exception) and pool._book.is_open and pool._hooks.has_lost(slot)
+        return isinstance(error, Exception) and pool._state.is_open and pool._hooks.has_lost(slot)
 
     async def _acquire_another(self, error: BaseException) -> C:
         """Acquire another connection in place of the one that was lost."""
         assert self._lease is not None
         pool = self._lease._pool
-        await self._give_back(error)
+        await self._end_lease(error)
         pool._uncount(self._lease)
         limit = None if self._timeout is None else self._left(self._timeout)
         self._lease = lease = pool.acquire(timeout=limit)
         lease._code, lease._lasti = self._place
         return await lease.__aenter__()
 
-    async def _give_back(self, error: BaseException) -> None:
+    async def _end_lease(self, error: BaseException) -> None:
         """Give back what was acquired here; nothing is awaited."""
         if self._lease is not None:
             await self._lease.__aexit__(type(error), error, None)
 
     async def _begin(self) -> None:
         self._slot = slot = held_slot(self._view)
-        self._turn = slot.turn
+        self._release_count = slot.release_count
         driver = self._view._poolkit_pool._driver
         if not hasattr(driver, "transaction"):
             raise PoolConfigError(
@@ -133,17 +133,17 @@ class Transaction(Generic[C]):
             if is_limited and isinstance(error, TimeoutError):
                 raise self._too_late(error) from error.__cause__
             raise
-        if slot.turn == self._turn:
+        if slot.release_count == self._release_count:
             slot.block = self
 
     def check(self, name: str) -> None:
         """Raise if nothing more can be done in this block, or in those around it."""
         block: Transaction[C] | None = self
         while block is not None:
-            if block._spoiled:
-                raise words.was_cancelled(self._view._poolkit_pool.name, name)
+            if block._in_doubt:
+                raise messages.was_cancelled(self._view._poolkit_pool.name, name)
             if block._has_ended is not None and block._has_ended():
-                raise words.transaction_ended(self._view._poolkit_pool.name)
+                raise messages.transaction_ended(self._view._poolkit_pool.name)
             block = block._outer
 
     def _left(self, timeout: float) -> float:
@@ -152,7 +152,7 @@ class Transaction(Generic[C]):
 
     def _too_late(self, error: TimeoutError) -> PoolTimeout:
         pool = self._view._poolkit_pool
-        return words.not_begun(pool.name, self._timeout, str(error), pool.stats())
+        return messages.not_begun(pool.name, self._timeout, str(error), pool.stats())
 
     async def __aexit__(
         self,
@@ -162,10 +162,10 @@ class Transaction(Generic[C]):
     ) -> None:
         """Commit or roll back, then give back what was acquired here."""
         try:
-            if self._slot.turn != self._turn:
+            if self._slot.release_count != self._release_count:
                 if error is None:  # released inside the block, hence rolled back: say so
                     held_slot(self._view)
-            elif self._is_spoiled():
+            elif self._is_in_doubt():
                 if error is None:  # half of it was cancelled: not to be committed
                     self._slot.block.check("commit")
             elif error is None:
@@ -189,7 +189,7 @@ class Transaction(Generic[C]):
 
     def _unlink(self) -> None:
         """Let operations ask this block no more; one that another task has begun in it goes on."""
-        if self._slot.turn != self._turn or self._is_spoiled():
+        if self._slot.release_count != self._release_count or self._is_in_doubt():
             return
         block: Transaction[C] | None = self._slot.block
         if block is self:
@@ -199,21 +199,21 @@ class Transaction(Generic[C]):
                 block._outer = self._outer
             block = block._outer
 
-    def _is_spoiled(self) -> bool:
+    def _is_in_doubt(self) -> bool:
         """Tell whether this block, or one inside of it, was cancelled."""
         block: Transaction[C] | None = self._slot.block
-        return block is not None and block._spoiled
+        return block is not None and block._in_doubt
 
     async def _commit(self) -> None:
         if self._has_ended is not None and self._has_ended():
-            ended = words.transaction_ended(self._view._poolkit_pool.name)
+            ended = messages.transaction_ended(self._view._poolkit_pool.name)
             await self._roll_back(ended)  # what was begun in its place
             raise ended
         await watched(self._view, self._manager.__aexit__(None, None, None))
 
     async def _roll_back(self, error: Exception) -> None:
         pool = self._view._poolkit_pool
-        runtime, limit = pool._runtime, pool._book.options.reset_timeout
+        runtime, limit = pool._runtime, pool._state.options.reset_timeout
         rolled_back = False
         try:
             with runtime.limited(runtime.after(limit)):
@@ -234,8 +234,8 @@ class Transaction(Generic[C]):
 
     def _spoil(self) -> None:
         """Let nothing more be done in this lease: the transaction may be open still."""
-        if self._slot.turn == self._turn:
-            self._slot.cancelled = self._spoiled = True
+        if self._slot.release_count == self._release_count:
+            self._slot.cancelled = self._in_doubt = True
             self._slot.block = self
 
 

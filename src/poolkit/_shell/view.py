@@ -53,8 +53,8 @@ class Handle:
         return slot  # type: ignore[no-any-return]
 
     @property
-    def _poolkit_turn(self) -> int:
-        return self._poolkit_lease._turn
+    def _poolkit_release_count(self) -> int:
+        return self._poolkit_lease._release_count
 
     @property
     def _poolkit_pool(self) -> Pool[Any]:
@@ -67,9 +67,9 @@ bind: Final[Callable[[Any, Lease[Any]], None]] = Handle._poolkit_lease.__set__  
 
 def make_view(lease: Lease[Any], slot: Slot) -> Any:
     """Return a new view of a leased connection."""
-    lease._turn = slot.turn
+    lease._release_count = slot.release_count
     lease._slot = slot
-    view = object.__new__(slot.view)
+    view = object.__new__(slot.view_class)
     bind(view, lease)
     return view
 
@@ -82,7 +82,7 @@ def held_slot(view: Any) -> Slot:
         )
     lease = view._poolkit_lease
     slot: Slot = lease._slot
-    if slot.turn != lease._turn:
+    if slot.release_count != lease._release_count:
         _refuse(view, "")
     return slot
 
@@ -92,7 +92,7 @@ def is_closed(view: Any) -> bool:
     if not issubclass(type(view), _View):
         return False
     lease = view._poolkit_lease
-    return type(lease._over) is Closed and bool(lease._slot.turn != lease._turn)
+    return type(lease._over) is Closed and bool(lease._slot.release_count != lease._release_count)
 
 
 def _check(view: Any, name: str) -> None:
@@ -103,7 +103,7 @@ def _check(view: Any, name: str) -> None:
     """
     lease = view._poolkit_lease
     slot = lease._slot
-    if slot.turn != lease._turn:
+    if slot.release_count != lease._release_count:
         if not is_harmless(name) or not is_closed(view) or lease._over.is_final:
             _refuse(view, name)
         return
@@ -141,7 +141,7 @@ class _View(Handle):
     def _poolkit_touch(self, name: str) -> Slot:
         lease = self._poolkit_lease
         slot: Any = lease._slot
-        if slot.turn != lease._turn or slot.block is not None:
+        if slot.release_count != lease._release_count or slot.block is not None:
             _check(self, name)
         slot.touched = True
         return slot  # type: ignore[no-any-return]
@@ -158,7 +158,7 @@ class _View(Handle):
             elif not _attached[kind]:
                 return
         slot: Any = self._poolkit_lease._slot
-        slot.derived = True
+        slot.has_derived = True
 
     # For connections that nothing protects from what was made from them: see `Unrevoked`.
 
@@ -189,7 +189,7 @@ class _View(Handle):
             if callable(value):
                 if may_end(name):
                     return types.MethodType(ending(_call(name)), self)
-                slot.derived = True
+                slot.has_derived = True
             self._poolkit_look(name, value, own=True)
             if name == "__dict__":  # what is written there nobody would undo
                 attributes: Any = value
@@ -224,7 +224,7 @@ class _View(Handle):
     def __repr__(self) -> str:
         slot = self._poolkit_slot
         pool = self._poolkit_pool.name
-        if slot.turn != self._poolkit_turn:
+        if slot.release_count != self._poolkit_release_count:
             how = "closed" if is_closed(self) else "released"
             return f"<{how} connection of pool {pool!r}>"
         return f"<{_without_secrets(slot.connection)} leased from pool {pool!r}>"
@@ -357,7 +357,7 @@ class _Method:
             return self._call
         lease = view._poolkit_lease
         slot = lease._slot
-        if slot.turn != lease._turn or slot.block is not None:
+        if slot.release_count != lease._release_count or slot.block is not None:
             _check(view, self._name)
         return _bound(self._call, view)
 
@@ -443,7 +443,7 @@ def _generating(name: str, function: Any) -> Callable[..., Any]:
 
     def call(view: Any, /, *args: Any, **kwargs: Any) -> Any:
         slot: Slot = view._poolkit_touch(name)
-        slot.derived = True
+        slot.has_derived = True
         made = function(view, *args, **kwargs)
         view._poolkit_look(name, made)
         steps = _steps_of(view, name, made)
@@ -536,7 +536,7 @@ def _watch_future(view: Any, name: str, future: Any) -> Any:
         # Not by exception(): that would count as its user's having seen it.
         error = getattr(future, "_exception", None)
         if future.cancelled():
-            slot.cancelled |= slot.turn == view._poolkit_turn
+            slot.cancelled |= slot.release_count == view._poolkit_release_count
         elif error is not None:
             _failed(view, error, may_restate=False)
         else:
@@ -592,7 +592,7 @@ class Operation(Coroutine[Any, Any, Any]):
     async def __aenter__(self) -> Any:
         view, made = self._poolkit_view, self._poolkit_made
         slot: Slot = view._poolkit_touch(self._poolkit_name)
-        slot.derived = True
+        slot.has_derived = True
         result = await watched(view, made.__aenter__())
         return view if result is slot.connection else result
 
@@ -606,7 +606,7 @@ class Operation(Coroutine[Any, Any, Any]):
         return self.__getattr__("__aiter__")()
 
     def __getattr__(self, name: str) -> Any:
-        self._poolkit_view._poolkit_touch(self._poolkit_name).derived = True
+        self._poolkit_view._poolkit_touch(self._poolkit_name).has_derived = True
         return getattr(self._poolkit_made, name)
 
     @property  # type: ignore[misc]
@@ -650,7 +650,7 @@ def _failed(
     lease = view._poolkit_lease
     slot: Slot = lease._slot
     passed = any(arg is error for arg in args)
-    if slot.turn == lease._turn:
+    if slot.release_count == lease._release_count:
         if not isinstance(error, Exception):
             slot.cancelled = True
         if isinstance(error, AttributeError) and error.obj is slot.connection:

@@ -84,7 +84,7 @@ class Workers:
 
     def __init__(
         self,
-        book: PoolState,
+        state: PoolState,
         driver: Driver[Any],
         hooks: Hooks,
         runtime: Runtime,
@@ -92,13 +92,13 @@ class Workers:
         settle: Callable[[], None],
         found_dead: Callable[[Slot], None],
     ) -> None:
-        self._book = book
+        self._state = state
         self._driver = driver
         self._hooks = hooks
         self._say = functools.partial(hooks.tell, say)
         self._runtime = runtime
         self._tell = tell
-        self._settle = settle
+        self._carry_out = settle
         self._found_dead = found_dead
         self._group: TaskGroup | None = None
         self._parked: list[_Worker] = []
@@ -114,7 +114,7 @@ class Workers:
 
     def work(self) -> None:
         """See to it that every job owed is taken up."""
-        jobs = self._book.jobs
+        jobs = self._state.to_start
         while jobs and self._group is not None:
             if self._parked:
                 worker = self._parked.pop()
@@ -145,8 +145,8 @@ class Workers:
     def attend(self, now: float) -> None:
         """Note that the event loop runs; call when the alarm rings, and while there are jobs."""
         busy = bool(self._busy)
-        until = now + (self._book.pulse if busy else PERIOD)
-        self._tell(self._book.is_awake, now, until)
+        until = now + (self._state.pulse if busy else PERIOD)
+        self._tell(self._state.is_awake, now, until)
         self._attend_at = until if busy else now
         if busy:
             self._runtime.set_alarm(until)
@@ -155,7 +155,7 @@ class Workers:
         """Return the driver calls under way, in words."""
         return ", ".join(f"{job} ({n})" for job, n in Counter(self._busy.values()).items())
 
-    def mind_limits(self, now: float) -> None:
+    def cancel_overdue(self, now: float) -> None:
         """Cancel the jobs whose time is over; call when the alarm rings."""
         for worker in self._busy:
             if now >= worker.limit_at:
@@ -189,7 +189,7 @@ class Workers:
         if ending:
             self._group = None
         # Others go on, in whose tasks nothing is left of what was done in this one.
-        self._settle()
+        self._carry_out()
         if not ending:
             await runtime.forget_cancellations()
 
@@ -211,7 +211,7 @@ class Workers:
                     if worker.job is None:
                         self._parked.remove(worker)
                     elif worker.job[1].state == _STATES[worker.job[0]]:  # else nobody owes it now
-                        self._book.jobs.appendleft(worker.job)
+                        self._state.to_start.appendleft(worker.job)
                     if self._is_ending() or not is_cancellation(error):
                         raise
                     return
@@ -230,7 +230,7 @@ class Workers:
             # Parked before the outcome is settled: what is owed next needs no new worker.
             worker.parking = runtime.create_parking()
             self._parked.append(worker)
-            self._settle()
+            self._carry_out()
 
     @staticmethod
     def _differ(before: object, after: object) -> bool:
@@ -248,10 +248,10 @@ class Workers:
     # -- the four jobs ---------------------------------------------------------------------------
 
     async def _connect(self, slot: Slot, worker: _Worker) -> None:
-        options = self._book.options
-        if slot.generation != self._book.generation:  # nobody wants it any more
+        options = self._state.options
+        if slot.generation != self._state.generation:  # nobody wants it any more
             unwanted = TimeoutError("the pool was closed or renewed before this connect began")
-            self._tell(self._book.connect_failed, slot, unwanted, None, self._runtime.now())
+            self._tell(self._state.connect_failed, slot, unwanted, None, self._runtime.now())
             return
         self._limit(worker, options.connect_timeout)
         connection, error = await self._try("connect", worker, self._driver.connect)
@@ -273,7 +273,7 @@ class Workers:
         if error is None and self._hooks.is_dead(connection):  # the watch tells of what comes
             error = ConnectionError("the connection died, or was closed, while it was set up")
         if error is None:
-            self._tell(self._book.connected, slot, connection, self._runtime.now())
+            self._tell(self._state.connect_succeeded, slot, connection, self._runtime.now())
             return
         if made:
             self._hooks.terminate(connection)
@@ -283,7 +283,7 @@ class Workers:
         verdict = Verdict.TRANSIENT if late else self._hooks.classify(error, None)
         if isinstance(error, PoolConfigError):  # whatever the driver makes of it
             verdict = Verdict.FATAL
-        self._tell(self._book.connect_failed, slot, error, verdict, self._runtime.now())
+        self._tell(self._state.connect_failed, slot, error, verdict, self._runtime.now())
 
     async def _ask_anew(
         self, worker: _Worker, connection: Any
@@ -296,17 +296,17 @@ class Workers:
 
     async def _introduce(self, slot: Slot, connection: Any) -> None:
         """Find out what its handles are like, and have the driver tell when it dies."""
-        slot.view = view_class(type(connection), self._hooks.view)
+        slot.view_class = view_class(type(connection), self._hooks.view)
         if self._hooks.watch is not None:
             self._hooks.watch(connection, functools.partial(self._found_dead, slot))
 
     async def _ping(self, slot: Slot, worker: _Worker) -> None:
         if await self._answers(slot, worker):
-            self._tell(self._book.pinged, slot, self._runtime.now())
+            self._tell(self._state.ping_succeeded, slot, self._runtime.now())
 
     async def _answers(self, slot: Slot, worker: _Worker) -> bool:
         """Ping; return whether there is an answer that is not old, having told the book if not."""
-        limit = self._book.options.ping_timeout
+        limit = self._state.options.ping_timeout
         for _ in range(_PINGS):
             if worker.scope.cancel_called:  # the answer was there in time, and is of no use
                 self._recycle_failed(slot, suspect_others=False)
@@ -318,13 +318,13 @@ class Workers:
 
     def _is_old_news(self, worker: _Worker) -> bool:
         """Tell whether the loop was away since the last request was sent."""
-        return self._book.was_away_since(worker.slot.sent_at, self._runtime.now())
+        return self._state.was_away_since(worker.slot.sent_at, self._runtime.now())
 
     async def _reset(self, slot: Slot, worker: _Worker) -> None:
         left_behind: str | None = None
         error: BaseException | None = None
         for _ in range(2):
-            limit = self._book.options.reset_timeout
+            limit = self._state.options.reset_timeout
             # What an operation that was under way at release has made since then is revoked, too.
             was_busy = slot.busy
             self._hooks.revoke(slot.connection, derived=False)
@@ -337,7 +337,7 @@ class Workers:
                     return
                 if left_behind and not slot.cancelled:
                     self._tell_once(left_behind, place_of(slot.holder))
-                self._tell(self._book.was_reset, slot, self._runtime.now())
+                self._tell(self._state.reset_succeeded, slot, self._runtime.now())
                 return
             if worker.scope.cancel_called:
                 break  # the driver did not notice; here the next await would, and tell nobody
@@ -370,7 +370,7 @@ class Workers:
         return False, None
 
     async def _close(self, slot: Slot, worker: _Worker) -> None:
-        options = self._book.options
+        options = self._state.options
         connection = slot.connection
         self._limit(worker, options.close_timeout)
         error: BaseException | None = None
@@ -383,12 +383,12 @@ class Workers:
         if slot.state == "closing" and not (worker.scope.cancel_called or self._is_ending()):
             _, error = await self._try("close", worker, self._driver.close, connection)
             if error is None and is_healthy:
-                self._tell(self._book.closed, slot, self._runtime.now())
+                self._tell(self._state.close_finished, slot, self._runtime.now())
                 return
             if error is not None:
                 self._say(logging.DEBUG, "closing a connection failed: %s", shown(error))
         self._hooks.terminate(connection)
-        self._tell(self._book.closed, slot, self._runtime.now())
+        self._tell(self._state.close_finished, slot, self._runtime.now())
 
     async def _try(
         self, job: str, worker: _Worker, call: Callable[..., Awaitable[T]], *arguments: Any
@@ -434,7 +434,7 @@ class Workers:
     # -- helpers ---------------------------------------------------------------------------------
 
     def _recycle_failed(self, slot: Slot, *, suspect_others: bool) -> None:
-        failed = functools.partial(self._book.recycle_failed, suspect_others=suspect_others)
+        failed = functools.partial(self._state.recycle_failed, suspect_others=suspect_others)
         self._tell(failed, slot, self._runtime.now())
 
     def _checked(self, note: object) -> str | None:

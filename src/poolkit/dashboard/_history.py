@@ -1,7 +1,7 @@
 """What a pool does not keep: how long each wait has taken, and what was where a while ago.
 
-A watch stands before the method of a pool where callers wait, `_lease_later`; those who find an
-idle connection at once do not come by. For `ServerTiming` it stands before `_give_back` as well.
+A watch stands before the method of a pool where callers wait, `_acquire_wait`; those who find an
+idle connection at once do not come by. For `ServerTiming` it stands before `_end_lease` as well.
 Looked at no longer, a watch for the page alone steps aside at the next wait: there is no task and
 no timer.
 """
@@ -80,9 +80,9 @@ class Watch:
         self._samples: deque[Sample] = deque(maxlen=_KEPT)
         self._ended = _ended(pool)
         self._places: list[Slot | None] = []
-        self._lease_later = pool._lease_later
-        self._give_back = pool._give_back
-        vars(pool)["_lease_later"] = self._wait
+        self._acquire_wait = pool._acquire_wait
+        self._end_lease = pool._end_lease
+        vars(pool)["_acquire_wait"] = self._wait
 
     # -- for `ServerTiming` ----------------------------------------------------------------------
 
@@ -90,13 +90,13 @@ class Watch:
         """From now on tell each request what it has spent, for good."""
         if not self._times:
             self._times = True
-            vars(self._pool)["_give_back"] = self._end
+            vars(self._pool)["_end_lease"] = self._end
 
     async def _wait(self, lease: Lease[Any]) -> Any:
         pool = self._pool
         began = pool._now()
         try:
-            return await self._lease_later(lease)
+            return await self._acquire_wait(lease)
         finally:
             now = pool._now()
             for timing in _timings(pool):
@@ -110,21 +110,21 @@ class Watch:
     def _end(self, lease: Lease[Any], over: Any, error: BaseException | None) -> None:
         slot: Any = lease._slot
         # Giving back twice is harmless, and is to count once.
-        if lease._turn == slot.turn:
+        if lease._release_count == slot.release_count:
             for timing in _timings(self._pool):
                 timing.held += timing.held_since(self._pool, slot)
-        self._give_back(lease, over, error)
+        self._end_lease(lease, over, error)
 
     def _step_aside(self) -> None:
         own = vars(self._pool)
         if own.get("_watch") is self:
-            del own["_watch"], own["_lease_later"]
+            del own["_watch"], own["_acquire_wait"]
 
     # -- for the page ----------------------------------------------------------------------------
 
     def look(self) -> None:
         """Take a sample, if the last one is old enough."""
-        pool, book = self._pool, self._pool._book
+        pool, state = self._pool, self._pool._state
         now = pool._now()
         gap = now - self._looked_at >= _GONE
         self._looked_at = now
@@ -137,7 +137,7 @@ class Watch:
             self._ended = ended
             self._waits.clear()
             self._waited = 0
-        waits = [*self._waits, *(now - waiter.since for waiter in book.queue.values())]
+        waits = [*self._waits, *(now - waiter.since for waiter in state.queue.values())]
         # Whoever has not waited has waited 0 s.
         at_once = max(0, ended - self._ended - self._waited)
         if self._waited > _MOST_WAITS:  # not all are kept: keep the proportion
@@ -149,9 +149,9 @@ class Watch:
         self._samples.append(
             Sample(
                 now,
-                len(book.leased),
-                len(book.idle),
-                len(book.queue),
+                len(state.leased),
+                len(state.idle),
+                len(state.queue),
                 percentile(waits, at_once, 0.50),
                 percentile(waits, at_once, 0.99),
             )
@@ -197,5 +197,5 @@ def percentile(waits: Sequence[float], at_once: int, share: float) -> float | No
 
 
 def _ended(pool: Pool[Any]) -> int:
-    book = pool._book
-    return book.direct + sum(book.outcomes.values())
+    state = pool._state
+    return state.direct + sum(state.outcomes.values())

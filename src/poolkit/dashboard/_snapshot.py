@@ -7,7 +7,7 @@ import itertools
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-from poolkit._shell import messages as words
+from poolkit._shell import messages
 from poolkit.dashboard._history import watch
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ def snapshot(pool: Pool[Any], after: float) -> dict[str, Any]:
     """Return what is to be seen of a pool now, and the samples taken after a time."""
     looked = watch(pool)
     looked.look()
-    book, now = pool._book, pool._now()
+    state, now = pool._state, pool._now()
     stats = pool.stats()
-    slots = [*book.leased, *book.idle, *book.connecting, *book.recycling, *book.closing]
+    slots = [*state.leased, *state.idle, *state.connecting, *state.recycling, *state.closing]
     places = looked.places(slots)
     numbers = {slot: n for n, slot in enumerate(places, 1) if slot is not None}
     level, sentence = judge(pool)
@@ -41,8 +41,8 @@ def snapshot(pool: Pool[Any], after: float) -> dict[str, Any]:
         "sentence": sentence,
         "slots": squares[:_MOST],
         "queue": [
-            {"seconds": now - waiter.since, "label": words.label_of(waiter.holder)}
-            for waiter in itertools.islice(book.queue.values(), _MOST)
+            {"seconds": now - waiter.since, "label": messages.label_of(waiter.holder)}
+            for waiter in itertools.islice(state.queue.values(), _MOST)
             if waiter.holder is not None
         ],
         "waiting": stats.waiting,
@@ -52,13 +52,13 @@ def snapshot(pool: Pool[Any], after: float) -> dict[str, Any]:
                 # Not its turn: the next slot in this place begins with the same.
                 "key": f"{numbers[slot]}-{slot.leased_at}",
                 "slot": numbers[slot],
-                **dataclasses.asdict(words.lease(slot, now)),
+                **dataclasses.asdict(messages.lease(slot, now)),
             }
-            for slot in itertools.islice(book.leased, _MOST)
+            for slot in itertools.islice(state.leased, _MOST)
         ],
         "settings": {
-            field.name: _shown(getattr(book.options, field.name))
-            for field in dataclasses.fields(book.options)
+            field.name: _shown(getattr(state.options, field.name))
+            for field in dataclasses.fields(state.options)
             if field.name != "name"
         },
         "counters": {"size": stats.size, **_counters(dataclasses.asdict(stats))},
@@ -67,16 +67,16 @@ def snapshot(pool: Pool[Any], after: float) -> dict[str, Any]:
 
 def judge(pool: Pool[Any]) -> tuple[str, str]:  # noqa: PLR0911  # a list of cases, in order
     """Return how things are in one sentence, and as a level: ``good``, ``busy`` or ``bad``."""
-    book, now = pool._book, pool._now()
-    if not book.is_open:
+    state, now = pool._state, pool._now()
+    if not state.is_open:
         return "bad", "The pool is closed"
     stats = pool.stats()
-    if book.outage is not None and not (book.idle or book.leased):
-        error = type(book.outage.error).__name__
-        seconds = now - book.outage.since
+    if state.outage is not None and not (state.idle or state.leased):
+        error = type(state.outage.error).__name__
+        seconds = now - state.outage.since
         return "bad", f"The database cannot be reached for {seconds:.0f} s: {error}"
     most = _most(pool)
-    long = sum(now - waiter.since >= LONG_WAIT for waiter in book.queue.values())
+    long = sum(now - waiter.since >= LONG_WAIT for waiter in state.queue.values())
     if long:
         have = "request has" if long == 1 else "requests have"
         return "bad", f"{long} {have} waited more than {LONG_WAIT:.0f} s{most}"
@@ -85,21 +85,21 @@ def judge(pool: Pool[Any]) -> tuple[str, str]:  # noqa: PLR0911  # a list of cas
         return "busy", f"{stats.waiting} {wait}, for less than {LONG_WAIT:.0f} s{most}"
     if stats.leased >= stats.capacity:
         return "busy", f"All {stats.capacity} connections are held, and nobody waits{most}"
-    longest = next(iter(book.leased), None)
-    limit = book.options.leak_after or LONG_LEASE
+    longest = next(iter(state.leased), None)
+    limit = state.options.leak_after or LONG_LEASE
     if longest is not None and now - longest.leased_at >= limit:
-        label, seconds = words.label_of(longest.holder), now - longest.leased_at
+        label, seconds = messages.label_of(longest.holder), now - longest.leased_at
         return "busy", f"{label} has held a connection for {seconds:.0f} s; nobody waits"
     return "good", f"Nobody waits; {stats.leased} of {stats.capacity} connections are held"
 
 
 def _most(pool: Pool[Any]) -> str:
     """Say who holds the most, unless all hold one each."""
-    book = pool._book
-    labels = Counter(words.label_of(slot.holder) for slot in book.leased)
+    state = pool._state
+    labels = Counter(messages.label_of(slot.holder) for slot in state.leased)
     for label, held in labels.most_common(1):
         if held > 1 or len(labels) == 1:
-            return f"; {label} holds {held} of {book.options.capacity}"
+            return f"; {label} holds {held} of {state.options.capacity}"
     return ""
 
 
@@ -108,8 +108,8 @@ def _square(slot: Slot | None, now: float) -> dict[str, Any]:
         return {"state": "free", "seconds": None, "label": ""}
     if slot.state == "closing":  # since when, nobody has noted
         return {"state": "closing", "seconds": None, "label": ""}
-    since = {"leased": slot.leased_at, "idle": slot.used_at}.get(slot.state, slot.begun_at)
-    label = words.label_of(slot.holder) if slot.state == "leased" else ""
+    since = {"leased": slot.leased_at, "idle": slot.used_at}.get(slot.state, slot.job_began_at)
+    label = messages.label_of(slot.holder) if slot.state == "leased" else ""
     return {"state": slot.state, "seconds": max(0.0, now - since), "label": label}
 
 

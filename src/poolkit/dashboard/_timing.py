@@ -53,14 +53,14 @@ class ServerTiming:
         tasks = {
             pool: pool._runtime.task()
             for pool in pools
-            if pool._book.is_open and pool._runtime.is_here()
+            if pool._state.is_open and pool._runtime.is_here()
         }
 
         async def send_timed(message: Any) -> None:
             if message["type"] == "http.response.start":
                 held = timing.held
                 for pool, this in tasks.items():
-                    for slot in pool._book.leased:  # to the end of the response, by this task
+                    for slot in pool._state.leased:  # to the end of the response, by this task
                         task = slot.holder[0]() if slot.holder else None
                         if task is not None and task is this:
                             held += timing.held_since(pool, slot)

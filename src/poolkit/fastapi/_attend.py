@@ -10,7 +10,7 @@ import contextvars
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from poolkit._shell import messages as words
+from poolkit._shell import messages
 from poolkit._shell.log import Told
 from poolkit.fastapi import _routes as routes
 
@@ -27,14 +27,14 @@ current: Final = contextvars.ContextVar["RequestLeases"]("poolkit_request")
 
 def attend(pool: Pool[Any]) -> None:
     """Look at each acquire from a pool before it happens."""
-    if "_lease_now" not in vars(pool):
-        vars(pool)["_lease_now"] = _Attendant(pool)
+    if "_acquire_nowait" not in vars(pool):
+        vars(pool)["_acquire_nowait"] = _Attendant(pool)
 
 
 def dismiss(pool: Pool[Any]) -> None:
     """Look no longer, unless the pool goes on serving: another application, for example."""
-    if not pool._book.is_open:
-        vars(pool).pop("_lease_now", None)
+    if not pool._state.is_open:
+        vars(pool).pop("_acquire_nowait", None)
 
 
 class _Attendant:
@@ -42,14 +42,14 @@ class _Attendant:
 
     def __init__(self, pool: Pool[Any]) -> None:
         self._pool = pool
-        self._acquire = pool._lease_now
+        self._acquire = pool._acquire_nowait
         self._reported = Told()
 
     def __call__(self, lease: Lease[Any]) -> Any:
         request = current.get(None)
         if request is not None and lease._code is not request.code:
             new = request.label not in self._reported
-            if new and self._pool._book.is_open and self._is_second(request):
+            if new and self._pool._state.is_open and self._is_second(request):
                 self._report(request.label, lease)
             lease._code = routes.labelled(lease._code, request.label)
         return self._acquire(lease)
@@ -63,7 +63,7 @@ class _Attendant:
         if request.holds(self._pool):
             return True
         task = self._pool._runtime.task()
-        holders = (slot.holder for slot in self._pool._book.leased if slot.holder)
+        holders = (slot.holder for slot in self._pool._state.leased if slot.holder)
         return any(one[0]() is task and one[1].co_name == request.label for one in holders)
 
     def _report(self, label: str, lease: Lease[Any]) -> None:
@@ -74,5 +74,5 @@ class _Attendant:
             "(depend on poolkit.fastapi.lazy, or on pool); told once for each route",
             label,
             self._pool.name,
-            words.place(lease._code, lease._lasti),
+            messages.place(lease._code, lease._lasti),
         )

@@ -87,18 +87,18 @@ async def _livez(_: Request) -> JSONResponse:
 
 def _trouble(pool: Pool[Any], patience: float) -> str | None:
     """Say why nobody can be served, if so."""
-    book = pool._book
-    if not book.is_open:
+    state = pool._state
+    if not state.is_open:
         return "closed"
-    outage = book.outage
-    if outage is None or book.idle or book.leased or book.recycling:
+    outage = state.outage
+    if outage is None or state.idle or state.leased or state.recycling:
         return None
     now = pool._now()
     if now - outage.since < patience:
         return None
     # Without traffic a pool of `min_size=0` does not find out that the database is back: it has to
     # be called ready for that.
-    is_trying = book.options.min_size > 0 or book.queue or book.connecting
+    is_trying = state.options.min_size > 0 or state.queue or state.connecting
     if not is_trying and now >= outage.retry_at:
         return None
     return f"cannot connect for {now - outage.since:.0f} s"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar, cast
 import anyio
 
 from poolkit._errors import NotLeased, PoolConfigError
-from poolkit._shell.lease import RELEASED, Released
+from poolkit._shell.lease import DONE, Released
 from poolkit.fastapi import _routes as routes
 from poolkit.fastapi._threads import in_a_loop, needs_a_loop, refuse_in_threads
 
@@ -109,7 +109,7 @@ class LazyConnection(Generic[T]):
         """
         self._awaited = False
         self._leave(", by release()", None)
-        return RELEASED
+        return DONE
 
     def __enter__(self) -> NoReturn:
         """Raise: there is no connection without an event loop."""
@@ -124,7 +124,7 @@ class LazyConnection(Generic[T]):
     def is_held(self) -> bool:
         """Tell whether there is a connection."""
         view = self._view
-        return view is not None and view._poolkit_turn == view._poolkit_slot.turn
+        return view is not None and view._poolkit_release_count == view._poolkit_slot.release_count
 
     @property
     def is_in_block(self) -> bool:
@@ -199,7 +199,7 @@ class LazyConnection(Generic[T]):
         if view is not None:
             request = self._request
             place = routes.labelled(request.endpoint, request.label, remark)
-            self._pool._give_back(view._poolkit_lease, (place, routes.ITS_BEGINNING), error)
+            self._pool._end_lease(view._poolkit_lease, (place, routes.ITS_BEGINNING), error)
 
 
 def _is_here(view: Any) -> bool:

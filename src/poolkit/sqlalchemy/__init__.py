@@ -78,7 +78,7 @@ def create_async_engine(pool: Pool[Any], /, **options: Any) -> AsyncEngine:
         if name in options:
             shown = f"={options[name]!r}" if isinstance(options[name], (int, float, bool)) else "="
             raise PoolConfigError(f"{name}{shown} is for the pool to say: {remedy}")
-    if options.get("pool_pre_ping") and pool._book.options.ping_after is None:
+    if options.get("pool_pre_ping") and pool._state.options.ping_after is None:
         raise PoolConfigError(
             "pool_pre_ping=True, but the pool never pings (ping_after=None): give create_pool() "
             "ping_after=0 to ping before every use, or 1.0 for what was idle for a second"

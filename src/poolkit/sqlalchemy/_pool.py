@@ -34,7 +34,7 @@ import poolkit
 from poolkit._core.slot import Slot
 from poolkit._errors import PoolClosed, PoolConfigError, WrongLoop
 from poolkit._errors import PoolTimeout as _PoolTimeout
-from poolkit._shell import messages as words
+from poolkit._shell import messages
 from poolkit._shell.lease import UngreetedLease
 from poolkit.sqlalchemy._internals import ConnectionRecord, await_only
 
@@ -91,14 +91,14 @@ class _Record(ConnectionRecord):
             adapter = super().get_connection()
             if adapter is not before:
                 self.set_up = self.pool._adapters.connected(adapter)
-                self.pool._greet(self.greet)
+                self.pool._run_on_acquire(self.greet)
                 self.greet = None
                 self.pool._adapters.lend(adapter, self.view, self.set_up)
         except BaseException as error:
             view, self.greet = self.view, None
             if self.dbapi_connection is None and view is not None:  # nothing SQLAlchemy could close
                 self.view = None
-                self.pool._lender._give_back(view._poolkit_lease, _HERE, error)
+                self.pool._lender._end_lease(view._poolkit_lease, _HERE, error)
             raise
         return adapter
 
@@ -161,12 +161,12 @@ class PoolkitPool(_Pool):
         try:
             record = self._records.get(view._poolkit_slot)
             if record is not None and record.dbapi_connection is not None:
-                self._greet(greet)
+                self._run_on_acquire(greet)
                 greet = None
             record = self._record_for(view, stack)
             record.greet = greet  # when the connect events have run
         except BaseException as error:
-            self._lender._give_back(view._poolkit_lease, _HERE, error)
+            self._lender._end_lease(view._poolkit_lease, _HERE, error)
             raise
         return record
 
@@ -177,10 +177,10 @@ class PoolkitPool(_Pool):
         lease.__class__ = UngreetedLease
         lease._code, lease._lasti = place
         try:
-            view: Any = lender._lease_now(lease)  # without a switch of greenlets
+            view: Any = lender._acquire_nowait(lease)  # without a switch of greenlets
             greet = None
             if view is None:
-                view = await_only(lender._lease_later(lease))
+                view = await_only(lender._acquire_wait(lease))
                 if isinstance(view, tuple):
                     view, greet = view
         except _PoolTimeout as error:
@@ -189,12 +189,12 @@ class PoolkitPool(_Pool):
             _check_loop()
             raise
         slot = view._poolkit_slot
-        slot.loose_turn = slot.turn  # any task may close a session
+        slot.awaited_release_count = slot.release_count  # any task may close a session
         slot.holder = (slot.holder[0], *place, stack)
         return view, greet
 
     @staticmethod
-    def _greet(greet: Greeting | None) -> None:
+    def _run_on_acquire(greet: Greeting | None) -> None:
         """Run `on_acquire`: what it sets is the lease's, and no part of what is set up for all."""
         if greet is not None:
             try:
@@ -244,7 +244,11 @@ class PoolkitPool(_Pool):
         if adapter is None:  # closed, which has ended the lease; or detached, and lives on without
             caller = sys._getframe(1).f_back
             dropped = caller is not None and caller.f_code.co_name == "_finalize_fairy"
-            if dropped and view is not None and view._poolkit_turn == record.slot.turn:
+            if (
+                dropped
+                and view is not None
+                and view._poolkit_release_count == record.slot.release_count
+            ):
                 # Detached, and not by its user: that one was collected without having given back.
                 self._lender._post(functools.partial(self._report, record.stack))
             self._spare(record)
@@ -255,13 +259,13 @@ class PoolkitPool(_Pool):
 
     def _give_back(self, record: _Record, adapter: Any, view: Any) -> None:
         lender, slot = self._lender, record.slot
-        if view._poolkit_turn == slot.turn and lender._runtime.is_here():
+        if view._poolkit_release_count == slot.release_count and lender._runtime.is_here():
             now = lender._runtime.now()
             if record.is_invalid or not self._adapters.keeps:
                 slot.generation, slot.retire_at, slot.expires_at = -1, now, now
             if self._adapters.settle(adapter, slot.connection):
-                slot.derived = False  # by the adapter, and what it has made has ended
-        lender._give_back(view._poolkit_lease, _HERE, None)
+                slot.has_derived = False  # by the adapter, and what it has made has ended
+        lender._end_lease(view._poolkit_lease, _HERE, None)
 
     def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:
         view = connection._connection
@@ -272,22 +276,22 @@ class PoolkitPool(_Pool):
         self.logger.debug(
             "%s connection %r", "Hard-closing" if terminate else "Closing", connection
         )
-        if view._poolkit_turn == slot.turn:
+        if view._poolkit_release_count == slot.release_count:
             self._lender._post(functools.partial(self._give_up, view, error))
 
     def _give_up(self, view: Any, error: BaseException | None) -> None:
         """End the lease of a connection that SQLAlchemy has closed."""
         slot: Slot = view._poolkit_slot
-        if view._poolkit_turn != slot.turn:
+        if view._poolkit_release_count != slot.release_count:
             return
         slot.touched = True
         if error is None or (isinstance(error, Exception) and not isinstance(error, TimeoutError)):
             self._lender._hooks.terminate(slot.connection)
         # Else it may be good: the driver's reset rolls back, and finds out.
-        self._lender._give_back(view._poolkit_lease, _HERE, error)
+        self._lender._end_lease(view._poolkit_lease, _HERE, error)
 
     def _report(self, stack: Stack) -> None:
-        where = "".join(f"\n    {words.place(*frame)}" for frame in stack)
+        where = "".join(f"\n    {messages.place(*frame)}" for frame in stack)
         logger.error(
             "pool %r: a connection of SQLAlchemy's was never given back: whoever had it was "
             "garbage-collected. It is terminated. It was acquired at%s",
@@ -305,9 +309,9 @@ class PoolkitPool(_Pool):
     ) -> None:
         """Have the idle connections pinged before their next use: one of them was found dead."""
         lender = self._lender
-        if lender._book.is_open:
-            lender._tell(lender._book.suspect, lender._runtime.now())
-            lender._settle()
+        if lender._state.is_open:
+            lender._tell(lender._state.suspect, lender._runtime.now())
+            lender._carry_out()
         if _checkin and getattr(connection, "is_valid", False):
             connection.invalidate(exception)
 
@@ -341,7 +345,7 @@ class PoolkitPool(_Pool):
         poolkit's pool stays open. On another event loop, or after a fork, nothing is done.
         """
         lender = self._lender
-        if lender._book.is_open and lender._runtime.is_here():
+        if lender._state.is_open and lender._runtime.is_here():
             lender.renew()
         self._forget_closed()
 
@@ -373,11 +377,11 @@ class PoolkitPool(_Pool):
 
     def size(self) -> int:
         """Return ``max_size``."""
-        return self._lender._book.options.max_size
+        return self._lender._state.options.max_size
 
     def timeout(self) -> float | None:
         """Return ``acquire_timeout``, in seconds."""
-        return self._lender._book.options.acquire_timeout
+        return self._lender._state.options.acquire_timeout
 
     def checkedin(self) -> int:
         """Return how many connections are idle."""

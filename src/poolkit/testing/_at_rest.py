@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from poolkit._shell import messages as words
-from poolkit.testing._invariants import check_book
+from poolkit._shell import messages
+from poolkit.testing._invariants import check_state
 
 if TYPE_CHECKING:
     from poolkit._core.state import PoolState
@@ -26,29 +26,29 @@ async def check_pool(pool: Pool[Any], *, timeout: float = 5.0) -> None:
         WrongLoop: the pool was opened on another event loop.
 
     """
-    book = pool._book
+    state = pool._state
     life = pool._life
     if life is not None:
         pool._runtime.check()  # raises WrongLoop
         pool._drain()
         with anyio.move_on_after(timeout):
-            await life.wait_until(lambda: pool._life is not life or not _under_way(book))
-    complaints = _complaints(book, pool._now(), timeout)
+            await life.wait_until(lambda: pool._life is not life or not _under_way(state))
+    complaints = _complaints(state, pool._now(), timeout)
     if complaints:
         raise AssertionError(f"pool {pool.name!r} is not at rest: {'; '.join(complaints)}")
-    check_book(book, pool._now())
+    check_state(state, pool._now())
 
 
-def _under_way(book: PoolState) -> int:
-    return len(book.jobs) + len(book.connecting) + len(book.recycling) + len(book.closing)
+def _under_way(state: PoolState) -> int:
+    return len(state.to_start) + len(state.connecting) + len(state.recycling) + len(state.closing)
 
 
-def _complaints(book: PoolState, now: float, timeout: float) -> list[str]:
-    found = [f"held by {info}" for info in words.leases(book, now)]
-    for waiter in (*book.queue.values(), *book.openers):
-        place = "open()" if waiter in book.openers else words.place_of(waiter.holder)
+def _complaints(state: PoolState, now: float, timeout: float) -> list[str]:
+    found = [f"held by {info}" for info in messages.leases(state, now)]
+    for waiter in (*state.queue.values(), *state.openers):
+        place = "open()" if waiter in state.openers else messages.place_of(waiter.holder)
         found.append(f"waited for, for {now - waiter.since:.2f} s, at {place}")
     states = ("connecting", "recycling", "closing")
-    many = {state: len(getattr(book, state)) for state in states}
-    found += [f"{n} still {state} after {timeout} s" for state, n in many.items() if n]
+    many = {name: len(getattr(state, name)) for name in states}
+    found += [f"{n} still {name} after {timeout} s" for name, n in many.items() if n]
     return found

@@ -59,8 +59,8 @@ async def rollback(pool: Pool[C]) -> AsyncIterator[Pool[C]]:
     async with pool.acquire() as view:
         slot = held_slot(view)
         # The reset at the end has something to undo, whatever happens here.
-        slot.touched = slot.cancelled = slot.derived = True
-        options = pool._book.options
+        slot.touched = slot.cancelled = slot.has_derived = True
+        options = pool._state.options
         driver = _PinnedDriver(pool._driver, slot.connection, options.reset_timeout)
         given: PoolOptions = {
             "min_size": 0,

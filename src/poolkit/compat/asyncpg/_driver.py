@@ -37,7 +37,7 @@ class ReleasedError(NotLeased, asyncpg.InterfaceError):
 def _refuse(view: Any, name: str, error: NotLeased) -> NoReturn:
     lease = view._poolkit_lease
     why = f"connection has been released back to the pool; {error}"
-    if lease._slot.turn == lease._turn:  # it is held still, but of no more use
+    if lease._slot.release_count == lease._release_count:  # it is held still, but of no more use
         why = str(error)
     elif lease._over is None and lease._slot.reason == "broken":  # see `Pool._free`
         why = "connection has been released back to the pool; it was lost"
@@ -74,7 +74,7 @@ class PoolConnectionProxy(Handle):
     @property
     def _con(self: Any) -> Any:
         """The handle itself, while it holds a connection: in asyncpg the connection is there."""
-        return self if self._poolkit_slot.turn == self._poolkit_turn else None
+        return self if self._poolkit_slot.release_count == self._poolkit_release_count else None
 
     async def add_listener(self: Any, channel: str, callback: Any) -> None:
         try:
@@ -119,13 +119,15 @@ def _touch(view: Any, name: str) -> Slot:
 def _hold(view: Any) -> None:
     """Have a connection that is listened to hold its handle: nobody else may, in asyncpg."""
     slot = view._poolkit_slot
-    if slot.turn == view._poolkit_turn:
+    if slot.release_count == view._poolkit_release_count:
         slot.connection._handle = lambda: view
 
 
 def _represent(view: Any) -> str:
     slot = view._poolkit_slot
-    what = repr(slot.connection) if slot.turn == view._poolkit_turn else "[released]"
+    what = (
+        repr(slot.connection) if slot.release_count == view._poolkit_release_count else "[released]"
+    )
     return f"<PoolConnectionProxy {what} {id(view):#x}>"
 
 

@@ -48,8 +48,8 @@ class Internals:
 
     @property
     def _holders(self: Any) -> list[Holder]:
-        book = self._book
-        slots = [*book.idle, *book.recycling, *book.leased]
+        state = self._state
+        slots = [*state.idle, *state.recycling, *state.leased]
         return [Holder(slot) for slot in slots] + [Holder(None)] * (self._maxsize - len(slots))
 
     @property
@@ -70,11 +70,11 @@ class Internals:
 
     @property
     def _closing(self: Any) -> bool:
-        return bool(self._book.phase == "closing")
+        return bool(self._state.phase == "closing")
 
     @property
     def _closed(self: Any) -> bool:
-        return bool(self._phase == "used" and self._book.phase == "closed")
+        return bool(self._phase == "used" and self._state.phase == "closed")
 
     @property
     def _loop(self: Any) -> Any:

@@ -18,7 +18,7 @@ from asyncpg import InterfaceError
 
 from poolkit._awaits import awaited, check_hook
 from poolkit._errors import ConnectFailed, PoolClosed, PoolError
-from poolkit._shell import messages as words
+from poolkit._shell import messages
 from poolkit._shell.lease import Lease, Released, TracedLease
 from poolkit._shell.pool import Pool as _Pool
 from poolkit.compat.asyncpg._driver import CompatDriver, PoolConnectionProxy, ReleasedError
@@ -114,7 +114,7 @@ def _on_one(
 
     async def call(pool: Pool, /, *args: P.args, **kwargs: P.kwargs) -> R:
         lease = pool.acquire()
-        lease._code, lease._lasti = words.caller(2)
+        lease._code, lease._lasti = messages.caller(2)
         async with lease as conn:
             run: Callable[P, Coroutine[Any, Any, R]] = getattr(conn, method.__name__)
             return await run(*args, **kwargs)
@@ -184,7 +184,7 @@ class Pool(Internals, _Pool[asyncpg.Connection]):
         self._new_lease = _TracedContext if is_traced else PoolAcquireContext
         self._compat = driver
         self._asked_loop = loop
-        self._sizes = self._book.options.min_size, min_size
+        self._sizes = self._state.options.min_size, min_size
         self._max_queries = max_queries
         self._max_idle = max_inactive_connection_lifetime
         self._always_resets = reset is not None
@@ -199,7 +199,7 @@ class Pool(Internals, _Pool[asyncpg.Connection]):
             raise InterfaceError("pool is being initialized in another task")
         if self._asked_loop not in (None, asyncio.get_running_loop()):
             raise InterfaceError("the pool was made for another event loop (loop=)")
-        if self._book.is_open and self._life is not None and not self._runtime.has_ended():
+        if self._state.is_open and self._life is not None and not self._runtime.has_ended():
             return await super().open()  # raises WrongLoop
         self._phase = "opening"
         try:
@@ -243,15 +243,15 @@ class Pool(Internals, _Pool[asyncpg.Connection]):
         try:
             asyncio.get_running_loop()
         except RuntimeError:  # its tasks end when it runs again
-            self._tell(self._book.collapse, None)
-            self._settle()
+            self._tell(self._state.abort, None)
+            self._carry_out()
             life.runtime.call_soon(lambda: self._collapse(life, None))
         else:
             self._collapse(life, None)
 
     def is_closing(self) -> bool:
         """Tell whether the pool is being closed, or is closed."""
-        return self._phase == "used" and not self._book.is_open
+        return self._phase == "used" and not self._state.is_open
 
     async def expire_connections(self) -> None:
         """Replace every connection: the idle ones now, the others when they come back."""
@@ -284,20 +284,20 @@ class Pool(Internals, _Pool[asyncpg.Connection]):
         if isinstance(timeout, (int, float)) and timeout < 0:  # what is left of a deadline
             timeout = 0.0
         lease = super().acquire(timeout=timeout)
-        lease._code, lease._lasti = words.caller(2)
+        lease._code, lease._lasti = messages.caller(2)
         return lease
 
-    def _lease_now(self, lease: Lease[Any]) -> Any:
+    def _acquire_nowait(self, lease: Lease[Any]) -> Any:
         if self._phase != "used":
             self._check_initialized()
         try:
-            return super()._lease_now(lease)
+            return super()._acquire_nowait(lease)
         except PoolClosed as error:
             raise self._not_open() from error
 
-    async def _lease_later(self, lease: Lease[Any]) -> Any:
+    async def _acquire_wait(self, lease: Lease[Any]) -> Any:
         try:
-            return await super()._lease_later(lease)
+            return await super()._acquire_wait(lease)
         except ConnectFailed as failed:
             error = failed.__cause__ or failed
         except PoolClosed as closed:
@@ -316,22 +316,22 @@ class Pool(Internals, _Pool[asyncpg.Connection]):
                 "this pool"
             )
         self._runtime.check()  # raises WrongLoop
-        self._give_back(connection._poolkit_lease, words.caller(2), None)
+        self._end_lease(connection._poolkit_lease, messages.caller(2), None)
         return _DONE
 
-    def _give_back(self, lease: Lease[Any], over: Any, error: BaseException | None) -> None:
+    def _end_lease(self, lease: Lease[Any], over: Any, error: BaseException | None) -> None:
         slot: Any = lease._slot
-        if slot.turn == lease._turn:
+        if slot.release_count == lease._release_count:
             slot.touched |= self._always_resets
             if queries_count(slot.connection) >= self._max_queries:
                 slot.reason = "used_up"
                 slot.retire_at = slot.expires_at = slot.good_until = 0.0
-        super()._give_back(lease, over, error)
+        super()._end_lease(lease, over, error)
 
     def _found_dead(self, slot: Slot, error: BaseException | None = None) -> None:
         super()._found_dead(slot, error)
         if error is None:
-            turn = slot.turn
+            turn = slot.release_count
             self._post(lambda: self._free(slot, turn))
 
     def _free(self, slot: Slot, turn: int) -> None:
@@ -339,29 +339,29 @@ class Pool(Internals, _Pool[asyncpg.Connection]):
 
         One with which nothing was done may be on its way to its holder, who is to find out.
         """
-        if slot.state == "leased" and slot.turn == turn and slot.touched:
-            slot.turn += 1
+        if slot.state == "leased" and slot.release_count == turn and slot.touched:
+            slot.release_count += 1
             self._leaks.forget(slot)
-            self._book.release_broken(slot, self._now())
+            self._state.release_broken(slot, self._now())
             slot.reason = "broken"  # for whoever still uses the handle
 
-    def _settle(self) -> None:
-        if self._book.outage is not self._outage_told:
+    def _carry_out(self) -> None:
+        if self._state.outage is not self._outage_told:
             self._tell_of_outage()
-        super()._settle()
+        super()._carry_out()
 
     def _tell_of_outage(self) -> None:
         """Log, once an outage, that `min_size` cannot be kept, unless a caller is told why."""
-        book = self._book
-        if book.outage is not None and all(waiter.outcome != "failed" for waiter in book.woken):
-            if len(book.idle) + len(book.leased) + len(book.recycling) >= self.get_min_size():
+        state = self._state
+        if state.outage is not None and all(waiter.outcome != "failed" for waiter in state.to_wake):
+            if len(state.idle) + len(state.leased) + len(state.recycling) >= self.get_min_size():
                 return
             with contextlib.suppress(Exception):  # a handler must not end the pool's tasks
                 logger.warning(
                     "Failed to restore the pool connection floor; retrying",
-                    exc_info=book.outage.error,
+                    exc_info=state.outage.error,
                 )
-        self._outage_told = book.outage
+        self._outage_told = state.outage
 
     # -- on a connection of its own --------------------------------------------------------------
 
@@ -380,13 +380,13 @@ class Pool(Internals, _Pool[asyncpg.Connection]):
 
     def get_size(self) -> int:
         """Return how many connections are open."""
-        return self.get_idle_size() + sum(map(_is_open, self._book.leased))
+        return self.get_idle_size() + sum(map(_is_open, self._state.leased))
 
     def get_idle_size(self) -> int:
         """Return how many connections are open and nobody's, those being reset included."""
-        now, book = self._now(), self._book
+        now, state = self._now(), self._state
         return sum(
-            _is_open(slot) and now < slot.expires_at for slot in (*book.idle, *book.recycling)
+            _is_open(slot) and now < slot.expires_at for slot in (*state.idle, *state.recycling)
         )
 
     def get_init_size(self) -> int:
@@ -395,17 +395,17 @@ class Pool(Internals, _Pool[asyncpg.Connection]):
 
     def get_min_size(self) -> int:
         """Return how many connections are kept."""
-        return self._min_to_keep() if self._phase != "used" else self._book.options.min_size
+        return self._min_to_keep() if self._phase != "used" else self._state.options.min_size
 
     def _min_to_keep(self) -> int:
         """Return what `init_size` has the place of until the pool is open, unless resized."""
         init_size, min_size = self._sizes
-        now = self._book.options.min_size
+        now = self._state.options.min_size
         return min_size if now == init_size else now
 
     def get_max_size(self) -> int:
         """Return how many connections there can be."""
-        return self._book.options.max_size
+        return self._state.options.max_size
 
 
 def _as_function(make: Callable[P, R]) -> Callable[P, R]:
@@ -424,7 +424,7 @@ create_pool = _as_function(Pool)
 def _look_for_unused(ref: weakref.ref[Pool], life: weakref.ref[Life]) -> None:
     """Look, and again, until the pool is closed; opened again, it has another life."""
     pool = ref()
-    if pool is not None and pool._life is not None and pool._life is life() and pool._book.is_open:
+    if pool is not None and pool._life is not None and pool._life is life() and pool._state.is_open:
         pool._on_alarm()
         pause = max(pool._max_idle / 4, 0.02)
         asyncio.get_running_loop().call_later(pause, _look_for_unused, ref, life)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import asyncpg
 from asyncpg import exceptions as pg
 
-from poolkit._shell import messages as words
+from poolkit._shell import messages
 from poolkit._shell.view import watched
 from poolkit.drivers.asyncpg import _internals as internals
 from poolkit.drivers.asyncpg._base import Restoration, Statements
@@ -553,7 +553,7 @@ class Transaction:
     def check(self) -> None:
         """Raise `TransactionEnded` if it has ended."""
         if self.has_ended():
-            raise words.transaction_ended(self._pool)
+            raise messages.transaction_ended(self._pool)
 
     async def __aexit__(
         self,

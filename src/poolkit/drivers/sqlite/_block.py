@@ -17,7 +17,7 @@ import sqlite3
 from typing import TYPE_CHECKING, Any, Final
 
 from poolkit._errors import TransactionEnded
-from poolkit._shell import messages as words
+from poolkit._shell import messages
 from poolkit._text import shown
 from poolkit.drivers.sqlite._state import Session
 from poolkit.drivers.sqlite._waits import Waits
@@ -96,7 +96,7 @@ class Blocks(Waits, Session):
     def begin(self, mode: str) -> None:
         """Begin the transaction of a block."""
         if self._in_block and self._ended is not None:
-            raise words.has_ended(self._ended)
+            raise messages.has_ended(self._ended)
         if self.guard.loose:
             self._install()
         self.command(f"BEGIN {mode}")
@@ -106,7 +106,7 @@ class Blocks(Waits, Session):
     def commit_block(self) -> None:
         """End a block well, or raise; then it is to be rolled back."""
         if not self.in_transaction:
-            raise words.has_ended(self._ended or _SOMEHOW)
+            raise messages.has_ended(self._ended or _SOMEHOW)
         self._pass(sqlite3.Connection.commit)
         self._in_block = False
 
@@ -144,7 +144,7 @@ class Blocks(Waits, Session):
         if name in _ALWAYS:
             return
         if self._in_block:
-            raise words.has_ended(self._ended or _SOMEHOW)
+            raise messages.has_ended(self._ended or _SOMEHOW)
         if name == "rollback" or (sql is not None and _ANEW.match(sql)):
             self._ended = None
             return
@@ -168,8 +168,8 @@ class Blocks(Waits, Session):
         if not refused or getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_AUTH:
             return error
         if name != "executescript" or getattr(self, "autocommit", _LEGACY) != _LEGACY:
-            return words.would_end(refused)
-        return words.would_end(
+            return messages.would_end(refused)
+        return messages.would_end(
             "executescript(), which begins with a COMMIT,",
             "; execute the statements of the script one by one",
         )
