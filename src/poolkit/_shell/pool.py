@@ -667,12 +667,12 @@ class Pool(Generic[C]):
                 state.release_closing(slot, now)
             else:
                 state.release_broken(slot, now, reason)
-        elif slot.busy or slot.cancelled or slot.has_derived:
-            state.release_dirty(slot, now)
-        elif not self._hooks.is_clean(slot.connection):
-            state.release_dirty(slot, now)
         else:
-            state.release(slot, now)
+            is_in_doubt = slot.busy or slot.cancelled or slot.has_derived
+            if is_in_doubt or not self._hooks.is_clean(slot.connection):
+                state.release_dirty(slot, now)
+            else:
+                state.release(slot, now)
 
     def _why_not_again(self, slot: Slot, error: BaseException | None, now: float) -> Reason | None:
         """Say why a used connection must not be used again, if so; renew or suspect the others."""
