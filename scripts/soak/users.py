@@ -29,7 +29,7 @@ class Ask:
     """One acquire from its beginning to its end, in one of the ways there are."""
 
     def __init__(
-        self, world: World, pool: poolkit.Pool[Any], who: str, way: str, **timeout: float
+        self, world: World, pool: poolkit.Pool[Any], who: str, way: str, **timeout: Any
     ) -> None:
         self._world = world
         self._pool = pool

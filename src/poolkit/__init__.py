@@ -24,7 +24,9 @@ from poolkit._errors import (
     WrongLoop,
 )
 from poolkit._options import Options, PoolOptions
+from poolkit._shell.labels import labelled
 from poolkit._shell.lease import Lease
+from poolkit._shell.observe import Observer
 from poolkit._shell.pool import Pool
 from poolkit._shell.transaction import Transaction, transaction
 from poolkit._stats import LeaseInfo, PoolStats
@@ -46,6 +48,7 @@ __all__ = [
     "Lease",
     "LeaseInfo",
     "NotLeased",
+    "Observer",
     "Options",
     "Pool",
     "PoolBusy",
@@ -64,6 +67,7 @@ __all__ = [
     "Verdict",
     "WrongLoop",
     "create_pool",
+    "labelled",
     "transaction",
 ]
 

@@ -63,6 +63,12 @@ Optional methods, looked up once when the pool is made:
 ``check_options(options)``
     Sync. Raise `PoolConfigError` for pool options that this driver cannot work with; asked when the
     pool is made and at every resize.
+``is_used_up(c) -> bool``
+    Sync, no I/O. Whether a connection with which something was done is to be replaced, because it
+    has done as much as it may; asked when it is given back.
+``ends_lost_leases``
+    An attribute: if true, a connection that `watch` reports dead is no longer leased from then on,
+    and its slot is free, although its holder has not given it back.
 ``pool_opens()``
     Sync, no I/O. The pool is being opened, for the first time or again: the driver forgets what it
     knows of the database, whose place another one may have taken.

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 from poolkit._awaits import check_hook
 from poolkit._elsewhere import advice, name_shown, near, value_shown
 from poolkit._errors import PoolConfigError
+from poolkit._text import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from poolkit._core.shedding import Shedding
 
@@ -54,6 +55,7 @@ class PoolOptions(TypedDict, total=False):
     on_connect: Hook | None
     on_close: Hook | None
     on_acquire: Hook | None
+    observers: Sequence[object]
     name: str | None
 
 
@@ -158,6 +160,9 @@ class Options:
     """Awaited in the caller's task with the connection it just got, as if it were the first line of
     its block, but within the deadline of the acquire; half a second for ``acquire(timeout=0)``."""
 
+    observers: Sequence[object] = ()
+    """Told of the pool's events, never awaited: objects with some methods of `poolkit.Observer`."""
+
     name: str | None = None
     """Names the pool in errors, logs and metrics."""
 
@@ -197,6 +202,10 @@ class Options:
         for name in ("on_connect", "on_close", "on_acquire"):
             if (hook := getattr(self, name)) is not None:
                 check_hook(name, hook)
+        if not isinstance(self.observers, (list, tuple)):
+            raise PoolConfigError(
+                f"observers={shown(self.observers)} is no list: give [observer], also for one"
+            )
         if self.name is not None and not isinstance(self.name, str):
             raise PoolConfigError(f"name={self.name!r} is not a string")
 

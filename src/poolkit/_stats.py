@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
+    import types
+    from collections.abc import Callable, Mapping
 
     from poolkit._options import Options
-
-    #: The task, weakly; where it has acquired: a code and an offset in it; and how it got there, if
-    #: that was noted.
-    Holder = tuple[Any, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +92,8 @@ class LeaseInfo:
     place: str
     """Where it was acquired: ``file:line in function``."""
     label: str = ""
-    """What it is for: the route in FastAPI, ``GET /items/{id}``; else the acquiring function."""
+    """What it is for: its label, in FastAPI the route, ``GET /items/{id}``; else the acquiring
+    function."""
     stack: tuple[str, ...] = ()
     """The places that led there, the innermost first; noted if ``leak_after`` is set, and in
     Python's development mode."""
@@ -104,6 +101,20 @@ class LeaseInfo:
     def __str__(self) -> str:
         """Return it as it stands in error messages."""
         return f"{self.task} for {self.seconds:.2f} s, acquired at {self.place}"
+
+
+class Holder(NamedTuple):
+    """Who holds a connection, or waits for one; put into words only if asked."""
+
+    task: Callable[[], Any]
+    """The task, weakly."""
+    code: types.CodeType
+    """Where it has acquired, with ``lasti``."""
+    lasti: int
+    label: str | None
+    """What for, if that was said."""
+    stack: tuple[tuple[types.CodeType, int], ...] = ()
+    """How it got there, if that was noted: the innermost place first."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
@@ -125,7 +136,7 @@ class Facts:
 
 def task_name(holder: Holder) -> str:
     """Return the name of the task that has acquired."""
-    task = holder[0]()
+    task = holder.task()
     if task is None:
         return "a task that has ended"
     name: str = task.get_name() if hasattr(task, "get_name") else task.name

@@ -18,3 +18,12 @@ def told(error: BaseException) -> str:
         return f"{name}: {error}"
     except BaseException:  # whatever its own code does
         return f"{name}, whose str() raises"
+
+
+def one_line(text: str, longest: int) -> str:
+    """Return a text as one line: what cannot be printed is escaped, and what is too long is cut."""
+    if len(text) <= longest and text.isprintable():
+        return text
+    # Cut before it is escaped, which costs time for each character, and after, as that adds some.
+    escaped = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:longest])
+    return escaped if len(escaped) <= longest >= len(text) else f"{escaped[: longest - 1]}…"

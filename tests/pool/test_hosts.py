@@ -177,9 +177,7 @@ def test_cancelling_a_caller_when_the_time_of_its_hook_ends_is_not_lost(*, soon:
 
     async def main() -> None:
         async with Pool(CleanDriver(), max_size=1, on_acquire=hook) as pool:
-            await check_cancelled(
-                5.0, lambda: pool._acquire_wait(pool.acquire(timeout=5.0)), soon=soon
-            )
+            await check_cancelled(5.0, lambda: pool.acquire(timeout=5.0).__aenter__(), soon=soon)
             await asyncio.sleep(1.0)
             assert pool.stats().idle == 1
 

@@ -26,6 +26,7 @@ from poolkit import (
     Verdict,
     WrongLoop,
 )
+from poolkit._shell.callsite import place
 from poolkit.testing import OneStepLoop
 from tests.fakes import Boom, CleanDriver, FakeConnection, FakeDriver, FullDriver
 from tests.pool.virtual import RUNNERS, on_asyncio
@@ -417,6 +418,6 @@ def test_places_of_equal_code_in_two_files_are_two() -> None:
     source = "def function():\n    pass\n"
     codes = [compile(source, name, "exec").co_consts[0] for name in ("one.py", "other.py")]
     assert codes[0] == codes[1]
-    assert [words.place(code, 0).partition(":")[0] for code in codes] == ["one.py", "other.py"]
+    assert [place(code, 0).partition(":")[0] for code in codes] == ["one.py", "other.py"]
     labelled = codes[0].replace(co_qualname="GET / (function)")
-    assert words.place(labelled, 0).endswith("in GET / (function)")
+    assert place(labelled, 0).endswith("in GET / (function)")

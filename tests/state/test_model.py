@@ -291,7 +291,9 @@ def test_planted_end_of_the_same_connection_twice_is_found() -> None:
 
 def test_planted_reuse_after_a_death_is_found() -> None:
     """Its library has said so while it was leased, or being reset."""
-    check_found("I10", "slot.retire_at = -NEVER\n\n", "pass\n\n", SIMPLE)
+    check_found(
+        "I10", "slot.retire_at = -NEVER\n            if slot.state", "if slot.state", SIMPLE
+    )
 
 
 def test_planted_renewal_that_leaves_the_role_of_a_server_out_is_found() -> None:

@@ -98,7 +98,7 @@ class Office:
     def __init__(self, **options: Any) -> None:
         given = {"max_size": 1, "shedding": POLICY, "ping_every": None, **options}
         self.state = PoolState(Options(**given), lambda: 1.0)
-        self.state.open(Waiter(NEVER, None, None), 0.0)
+        self.state.open(Waiter(NEVER, None), 0.0)
         _, slot = self.state.to_start.popleft()
         self.state.connect_succeeded(slot, "c", 0.0)
         taken = self.state.take(0.0)
@@ -107,7 +107,7 @@ class Office:
 
     def join(self, now: float, patience: float = NEVER) -> Waiter:
         """Put somebody in line."""
-        waiter = Waiter(now + patience, None, None)
+        waiter = Waiter(now + patience, None)
         self.state.enqueue(waiter, now)
         return waiter
 
@@ -175,8 +175,8 @@ def test_nobody_is_refused_while_the_database_is_down() -> None:
 def test_nobody_is_refused_before_anything_is_leased() -> None:
     """The first connections are still being opened."""
     state = PoolState(Options(min_size=0, shedding=POLICY, connect_timeout=None), lambda: 1.0)
-    state.open(Waiter(NEVER, None, None), 0.0)
-    waiter = Waiter(NEVER, None, None)
+    state.open(Waiter(NEVER, None), 0.0)
+    waiter = Waiter(NEVER, None)
     state.enqueue(waiter, 0.0)
     state.tick(50.0)
     assert waiter.outcome == "waiting"
@@ -197,12 +197,12 @@ def test_reopened_pool_has_forgotten_its_overload() -> None:
     office.serve(1000.3)
     office.state.close()
     office.state.abort(None)
-    office.state.open(Waiter(NEVER, None, None), 0.0)
+    office.state.open(Waiter(NEVER, None), 0.0)
     job, slot = office.state.to_start.popleft()
     assert job == "connect"
     office.state.connect_succeeded(slot, "new", 0.0)
     assert office.state.take(0.0) is slot
-    assert office.state._refuse_at(Waiter(NEVER, None, None)) == pytest.approx(1.0)
+    assert office.state._refuse_at(Waiter(NEVER, None)) == pytest.approx(1.0)
 
 
 def test_overload_is_remembered_although_the_first_in_line_gives_up() -> None:
@@ -244,6 +244,6 @@ def test_second_opener_does_not_make_an_overload_forgotten() -> None:
     for tenth in range(12):
         office.join(1.0 + tenth / 10)
     office.serve(1.3)
-    office.state.open(Waiter(NEVER, None, None), 1.4)
+    office.state.open(Waiter(NEVER, None), 1.4)
     office.state.tick(2.0)
     assert office.state.stats(2.0).shed > 0

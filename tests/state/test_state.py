@@ -34,7 +34,7 @@ class Desk:
 
     def waiter(self, patience: float = NEVER) -> Waiter:
         """Return a caller."""
-        return Waiter(self.now + patience, None, None)
+        return Waiter(self.now + patience, None)
 
     def join(self, patience: float = NEVER) -> Waiter:
         """Put a caller in line."""

@@ -936,7 +936,7 @@ def test_task_that_waits_twice_at_once_is_served_twice() -> None:
     slot = desk.take()
     waiters = [desk.waiter(), desk.waiter()]
     for waiter in waiters:
-        waiter.holder = ("the task", None, 0)
+        waiter.task = lambda: "the task"
         desk.state.enqueue(waiter, desk.now)
     assert len(desk.state.queue) == 2
     for waiter in waiters:

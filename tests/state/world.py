@@ -125,7 +125,7 @@ class World:
 
     def open(self) -> None:
         """Open, or open again."""
-        self.opener = Waiter(self.now + 30.0, None, None)
+        self.opener = Waiter(self.now + 30.0, None)
         self.state.open(self.opener, self.now)
 
     def acquire(self, i: int, patience: float) -> None:
@@ -139,7 +139,7 @@ class World:
             self.check_handed_out(slot)
             caller.slot = slot
             return
-        caller.waiter = Waiter(self.now + patience, None, None)
+        caller.waiter = Waiter(self.now + patience, None)
         self.line.append(caller)
         self.state.enqueue(caller.waiter, self.now)
         limit = 0 if patience == 0 else self.state.options.max_waiting

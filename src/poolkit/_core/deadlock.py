@@ -24,9 +24,9 @@ def closed_by(waiter: Waiter, state: PoolState, now: float) -> list[Waiter]:
     circle = {waiter: None}
     holds = False
     for slot in list(state.leased):  # a finalizer may release meanwhile
-        if slot.holder is None or slot.awaited_release_count == slot.release_count:
+        task = slot.task
+        if task is None or slot.awaited_release_count == slot.release_count:
             return []  # anybody may release it
-        task = slot.holder[0]
         other = None if task() is None else state.queue.get(task)
         if other is None:
             return []

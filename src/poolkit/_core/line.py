@@ -28,7 +28,7 @@ class Line:
     def enqueue(self, waiter: Waiter) -> None:
         """Put a caller at the end of the line."""
         self._deadlines.joins(waiter)
-        key = waiter.holder[0] if waiter.holder else waiter
+        key: Any = waiter.task or waiter
         if self.queue.setdefault(key, waiter) is not waiter:  # one task, waiting twice at once
             key = waiter
             self.queue[key] = waiter

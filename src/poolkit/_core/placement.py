@@ -125,6 +125,7 @@ class Placement(Slots):
             self.attempt_at = now
             slot = Slot(self.generation)
             self._begin("connect", slot, "connecting", self.options.connect_timeout, now)
+            self._tell("connect_began")
 
     def _is_full(self) -> bool:
         """Tell whether there is neither an idle connection nor room for another."""
@@ -160,8 +161,7 @@ class Placement(Slots):
     def _hand_off(self, slot: Slot, waiter: Waiter, now: float) -> None:
         self._move(slot, "leased")
         slot.uses += 1
-        slot.holder = waiter.holder
-        slot.leased_at = now
+        slot.lease_to(waiter, now)
         waiter.slot = slot
         self.end_wait(waiter, "served", now)
 

@@ -54,9 +54,9 @@ def facts_of(state: Placement, now: float) -> Facts:
         failures=outage.failures if outage else 0,
         error=outage.error if outage else None,
         longest=tuple(
-            (task_name(slot.holder), now - slot.leased_at, slot.holder)
+            (task_name(holder), now - slot.leased_at, holder)
             for slot in held[:3]
-            if slot.holder
+            if (holder := slot.holder)
         ),
         holders=tuple([slot.holder for slot in held]),  # a third faster than a generator
     )

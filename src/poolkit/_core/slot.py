@@ -1,10 +1,15 @@
-"""What the book writes about: slots, waiters, and where a slot may go from where it is."""
+"""What the state is made of: slots and waiters, and the caller that each of them is for."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from poolkit._stats import Holder
+
 if TYPE_CHECKING:
+    import types
+    from collections.abc import Callable
+
     from poolkit._driver import Verdict
 
 #: Of a pool: *opening* until an `open()` has returned, *closing* while jobs and leases end.
@@ -17,11 +22,51 @@ Outcome = Literal[
     "waiting", "served", "timed_out", "cancelled", "busy", "shed", "deadlocked", "failed", "closed"
 ]
 
+#: What observers are told of.
+Event = Literal[
+    "acquire_began",
+    "wait_ended",
+    "leased",
+    "released",
+    "connect_began",
+    "connected",
+    "connect_failed",
+    "lost",
+    "retired",
+    "outage_began",
+    "outage_ended",
+]
+
+#: Places, the innermost first: codes, and offsets in them.
+Stack = tuple[tuple["types.CodeType", int], ...]
+
 NEVER: Final = float("inf")
 NO_VERDICTS: Final[frozenset[Verdict]] = frozenset()
 
 
-class Slot:
+class Caller:
+    """Who acquires, from where and what for, as it is noted in a slot and in a waiter.
+
+    Field by field, because the hot path would pay for a tuple.
+    """
+
+    __slots__ = ("code", "label", "lasti", "task")
+
+    task: Callable[[], Any] | None  # weakly; None: nobody. Set last, so that the rest is there
+    code: types.CodeType | None  # with `lasti`, the place
+    lasti: int
+    label: str | None
+
+    @property
+    def holder(self) -> Holder | None:
+        """Return all of it, or None if there is nobody."""
+        if self.task is None:
+            return None
+        assert self.code is not None
+        return Holder(self.task, self.code, self.lasti, self.label)
+
+
+class Slot(Caller):
     """One unit of capacity, and the connection that lives in it."""
 
     __slots__ = (
@@ -37,7 +82,6 @@ class Slot:
         "generation",
         "good_until",
         "has_derived",
-        "holder",
         "job_began_at",
         "leased_at",
         "overdue_at",
@@ -45,6 +89,8 @@ class Slot:
         "release_count",
         "retire_at",
         "sent_at",
+        "stack",
+        "stack_noted_at",
         "state",
         "touched",
         "used_at",
@@ -56,7 +102,7 @@ class Slot:
     def __init__(self, generation: int) -> None:
         self.state = "new"
         self.connection: Any = None
-        self.view_class: Any = None  # the class of the handles on this connection
+        self.view_class: Any = None  # the class of the views of this connection
         self.generation = generation
         self.reason: Reason | None = None  # why it goes, or will when its time has come
         # Ages are data, compared with the time when the slot is touched.
@@ -69,33 +115,53 @@ class Slot:
         self.sent_at = 0.0  # when the last request of its job was sent
         self.overdue_at = NEVER  # from here on its job has outlasted even its time limit
         self.uses = 0
-        # The lease. The shell keeps this part; a handle is valid while its turn is the slot's.
+        # The lease. A view is valid while the release count is what it was when it was made.
         self.release_count = 0
-        self.holder: Any = None
+        self.task = self.code = self.label = None
+        self.lasti = 0
+        self.stack: Stack = ()  # how its holder came to acquire, if that is noted
+        self.stack_noted_at = -1  # the release count then: later it is an old lease's
         self.leased_at = 0.0
-        self.awaited_release_count = -1  # the turn in which no block ends the lease: it was awaited
+        self.awaited_release_count = -1  # then no block ends the lease: it was awaited
         self.touched = False  # something was done on the connection
         self.busy = 0  # operations under way, of whatever lease
         self.cancelled = False  # an operation, or the block, was cancelled
         self.has_derived = False  # objects were made from the connection
         self.closing = 0  # closes that its holder has begun, and that have not returned
         self.block: Any = None  # the transaction block it is in: asked before each operation
-        self.attributes: dict[str, Any] | None = None  # set through a handle: as they were before
+        self.attributes: dict[str, Any] | None = None  # set through a view: as they were before
         self.verdicts = NO_VERDICTS  # what the errors of the lease have said of the connection
+
+    @property
+    def holder(self) -> Holder | None:
+        """Return who holds it, or has held it last; None if nobody has."""
+        holder = super().holder
+        if holder is None or self.stack_noted_at != self.release_count:
+            return holder
+        return holder._replace(stack=self.stack)
+
+    def note_stack(self, stack: Stack) -> None:
+        """Note how the holder came to acquire."""
+        self.stack, self.stack_noted_at = stack, self.release_count
+
+    def lease_to(self, caller: Caller, now: float) -> None:
+        """Note who holds it from now on."""
+        self.code, self.lasti, self.label = caller.code, caller.lasti, caller.label
+        self.task = caller.task
+        self.leased_at = now
 
     def __repr__(self) -> str:
         """Return the state, for debugging."""
         return f"<Slot {self.state} {self.connection!r}>"
 
 
-class Waiter:
+class Waiter(Caller):
     """A caller in line: until when, and how it ended."""
 
     __slots__ = (
         "cause",
         "deadline",
         "facts",
-        "holder",
         "key",
         "outcome",
         "parking",
@@ -103,9 +169,20 @@ class Waiter:
         "slot",
     )
 
-    def __init__(self, deadline: float, holder: Any, parking: Any) -> None:
+    def __init__(
+        self,
+        deadline: float,
+        parking: Any,
+        task: Callable[[], Any] | None = None,
+        code: types.CodeType | None = None,
+        lasti: int = 0,
+        label: str | None = None,
+    ) -> None:
         self.deadline = deadline
-        self.holder = holder  # what the slot's will be: first of all, the task
+        self.task = task
+        self.code = code
+        self.lasti = lasti
+        self.label = label
         self.key: Any = None  # in the queue
         self.parking = parking
         self.since = 0.0

@@ -18,7 +18,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from poolkit._core.progress import JobProgress
-from poolkit._core.slot import NEVER, Job, Reason, Slot
+from poolkit._core.slot import NEVER, Event, Job, Reason, Slot
 
 if TYPE_CHECKING:
     from poolkit._options import Options
@@ -48,6 +48,8 @@ class Slots:
         self.progress = JobProgress(self.connecting, self.recycling)
         self.to_terminate: deque[Any] = deque()
         self.to_start: deque[tuple[Job, Slot]] = deque()
+        self.to_tell: deque[tuple[Any, ...]] = deque()  # the name of an event, and its values
+        self.is_observed = False  # while it is not, nothing is to be told
         self.retired: dict[str, int] = dict.fromkeys(get_args(Reason), 0)
 
     @property
@@ -84,6 +86,11 @@ class Slots:
             container = getattr(self, to)
             container[slot] = None
 
+    def _tell(self, event: Event, *values: object) -> None:
+        """Have observers told of an event."""
+        if self.is_observed:
+            self.to_tell.append((event, *values))
+
     def _begin(self, job: Job, slot: Slot, state: str, limit: float | None, now: float) -> None:
         """Have a job done for a slot, within so many seconds."""
         self._move(slot, state)
@@ -107,6 +114,7 @@ class Slots:
     def _close(self, slot: Slot, reason: Reason) -> None:
         """Have a connection closed gracefully: its slot is free when that has ended."""
         self.retired[reason] += 1
+        self._tell("retired", reason)
         slot.reason = reason
         self._move(slot, "closing")
         self.to_start.append(("close", slot))
@@ -114,5 +122,8 @@ class Slots:
     def _terminate(self, slot: Slot, reason: Reason) -> None:
         """Terminate a connection now: its slot is free as soon as the shell has read this."""
         self.retired[reason] += 1
+        if reason == "broken" and slot.reason != "broken":
+            self._tell("lost")
+        self._tell("retired", reason)
         self.to_terminate.append(slot.connection)
         self._move(slot, "gone")

@@ -1,12 +1,13 @@
 """What decides: events in, decisions out, as plain synchronous code.
 
 Rule 1: nothing here waits, looks at a clock or logs. Events come in as method calls that carry the
-time; decisions go out through three queues, which the shell empties after every event, in this
+time; decisions go out through four queues, which the shell empties after every event, in this
 order:
 
-    doomed   connections to terminate, at once
-    woken    waiters whose wait is over
-    jobs     driver calls owed to a slot, each at most one at a time: connect, ping, reset, close
+    to_terminate   connections, at once
+    to_wake        waiters whose wait is over
+    to_start       jobs, at most one for a slot at a time: connect, ping, reset, close
+    to_tell        events, for observers
 
 Rule 2: a slot is in exactly one of five containers, with one door between them (`slots`).
 
@@ -162,7 +163,7 @@ class PoolState(Placement):
             del self.leased[slot]
             slot.state = "idle"
             self.idle.append(slot)
-            return False
+            return self.is_observed
         waiter = next(iter(self.queue.values()))
         if now >= waiter.deadline or self.line.shedder is not None or now >= self._awake_by:
             self._place(slot, now)
@@ -171,7 +172,10 @@ class PoolState(Placement):
         del self.leased[slot]
         self.leased[slot] = None  # the last one now
         slot.uses += 1
-        slot.holder = waiter.holder
+        slot.code = waiter.code
+        slot.lasti = waiter.lasti
+        slot.label = waiter.label
+        slot.task = waiter.task
         slot.leased_at = now
         waiter.slot = slot
         waiter.outcome = "served"
@@ -218,8 +222,11 @@ class PoolState(Placement):
             self._age_at = min(self._age_at, now + lifetime - old_age)
         self._heard_from(slot, now)
         self.connected_total += 1
+        self._tell("connected", now - slot.job_began_at)
         if self.outage or not self.leased:
             self._fit_since = now
+        if self.outage:
+            self._tell("outage_ended", now - self.outage.since)
         self.outage = None
         self.progress.overtaken(slot, now)
         self._place(slot, now)
@@ -238,14 +245,18 @@ class PoolState(Placement):
             self._follow_up(now)
             return
         self.connect_failures += 1
-        self.outage = self.outage or Outage(now)
+        if self.outage is None:
+            self.outage = Outage(now)
+            self._tell("outage_began", error)
         told = self.outage.record(
             error, verdict, slot.job_began_at, now, self.options, self._random()
         )
+        most = {"nobody": 0, "first": 1, "everybody": len(self.queue)}[told]
+        waiters = list(itertools.islice(self.queue.values(), most))
         if told != "nobody":
-            told_of = len(self.queue) if told == "everybody" else 1
-            waiters = [*self.openers, *itertools.islice(self.queue.values(), told_of)]
-            self._end_waits(waiters, "failed", now, error)
+            waiters += self.openers
+        self._tell("connect_failed", now - slot.job_began_at, error, len(waiters))
+        self._end_waits(waiters, "failed", now, error)
         self._follow_up(now)
 
     def ping_succeeded(self, slot: Slot, now: float) -> None:
@@ -287,6 +298,9 @@ class PoolState(Placement):
         else:
             slot.verdicts |= {Verdict.DEAD}
             slot.retire_at = -NEVER
+            if slot.state in ("leased", "recycling") and slot.reason != "broken":
+                slot.reason = "broken"
+                self._tell("lost")
 
     def learn(self, slot: Slot, now: float) -> bool:
         """Do to the others what the errors of a lease ask for; tell whether this one is to go.

@@ -17,15 +17,15 @@ import re
 import types
 from typing import TYPE_CHECKING, Any, Final
 
+from poolkit._shell.callsite import users_place
 from poolkit._shell.lease import Closed
-from poolkit._shell.messages import users_place
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from poolkit._core.slot import Slot
+    from poolkit._shell.callsite import Place
     from poolkit._shell.lease import Lease
-    from poolkit._shell.messages import Place
 
 #: How the names begin of what may end a connection: all that it costs is a question after a call.
 _ENDS: Final = re.compile(

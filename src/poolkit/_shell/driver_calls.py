@@ -77,6 +77,8 @@ class Hooks:
             driver, "restate", None
         )
         self._set_up: Callable[..., Awaitable[object]] = getattr(driver, "set_up", _set_up)
+        self._is_used_up: Callable[[Any], bool] | None = getattr(driver, "is_used_up", None)
+        self.ends_lost_leases = bool(getattr(driver, "ends_lost_leases", False))
         self._greeted: Callable[[Any], None] | None = getattr(driver, "greeted", None)
         self._pool_opens: Callable[[], None] | None = getattr(driver, "pool_opens", None)
         #: What calls have raised that is neither an error nor a cancellation.
@@ -106,6 +108,14 @@ class Hooks:
             return self._is_clean is not None and bool(self._is_clean(connection))
         except BaseException as error:
             self.report("is_clean", error)
+            return False
+
+    def is_used_up(self, connection: Any) -> bool:
+        """Tell whether a connection is to be replaced, since it has done as much as it may."""
+        try:
+            return self._is_used_up is not None and bool(self._is_used_up(connection))
+        except BaseException as error:
+            self.report("is_used_up", error)
             return False
 
     def set_up(self, connection: Any, on_connect: Hook) -> Awaitable[object]:

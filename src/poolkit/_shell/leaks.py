@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from poolkit._shell import messages
+from poolkit._shell.callsite import indented
 from poolkit._shell.log import say
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Leaks:
                 say(
                     logging.WARNING,
                     "pool %r: leak_after=%s: a connection is held by %s%s",
-                    *(self._pool, limit, info, messages.indented(info.stack)),
+                    *(self._pool, limit, info, indented(info.stack)),
                 )
         for slot, (turn, since, place) in list(self._told.items()):
             if slot.release_count != turn:

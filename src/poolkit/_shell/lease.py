@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, Self
 
 from anyio.lowlevel import checkpoint
 
 from poolkit._driver import C
 from poolkit._errors import PoolClosed, PoolError
-from poolkit._shell.messages import callers
+from poolkit._shell.callsite import callers
 
 if TYPE_CHECKING:
     import types
     from collections.abc import Generator
 
     from poolkit._core.slot import Slot
-    from poolkit._shell.messages import Place
+    from poolkit._shell.callsite import Place
     from poolkit._shell.pool import Pool
 
 
@@ -28,29 +28,30 @@ class Closed(NamedTuple):
     """Whether not even a question may be asked, nor another close be made."""
 
 
+class Returned(NamedTuple):
+    """How a lease has ended that somebody has given back for its holder."""
+
+    place: Place
+    """The holder's."""
+    how: str
+    """The end of a sentence: ``released at file:line in function``, and how."""
+
+
 if TYPE_CHECKING:
     #: How a lease has ended.
-    Over = Place | Literal["block"] | Closed
+    Over = Place | Literal["block"] | Returned | Closed
 
 
 class Lease(Generic[C]):
     """The right to use a connection: enter it with ``async with``, or await it and release.
 
     One that is never awaited owns nothing, and each is good for one connection. The view refers to
-    it, and it to no view: it lives as long as somebody can still give back, and no longer.
+    the lease, and the lease to no view: so it is collected when nobody can give back any more.
     """
 
     __slots__ = (
-        *(
-            "_code",
-            "_has_waited",
-            "_lasti",
-            "_over",
-            "_pool",
-            "_slot",
-            "_timeout",
-            "_release_count",
-        ),
+        *("_code", "_has_waited", "_label", "_lasti", "_over", "_pool", "_release_count"),
+        *("_since", "_slot", "_timeout"),
     )
 
     # Set by `Pool.acquire`, which makes one without a call more than it takes.
@@ -58,11 +59,14 @@ class Lease(Generic[C]):
     _timeout: float | None
     _code: types.CodeType
     _lasti: int
-    #: What is leased, once something is: until the slot's turn is another.
+    _label: str | None
+    #: What is leased, once something is: until the slot's release count is another.
     _slot: Slot | None
     _release_count: int
     #: Whether it was served in the queue; not set on the fast path, where it was not.
     _has_waited: bool
+    #: When the acquire began; set only where there was something to wait for.
+    _since: float
     #: Where it was given back: a code and an offset in it, or "block", at the end of its block; or
     #: where its connection was closed.
     _over: Over | None
@@ -82,6 +86,8 @@ class Lease(Generic[C]):
         if self._slot is not None:
             raise self.is_used()
         pool = self._pool
+        if pool._observers is not None:
+            pool._tell_observers("acquire_began", self._label)
         try:
             view: C | None = pool._acquire_nowait(self)
         except PoolClosed:
@@ -91,11 +97,53 @@ class Lease(Generic[C]):
                 pool._tell(pool._state.recount, "closed", "cancelled")
                 raise
             raise
-        return await pool._acquire_wait(self) if view is None else view
+        if view is None:
+            view = await pool._acquire_wait(self)
+            if pool._has_hook:
+                await pool._run_on_acquire(self, view)
+        return view
 
     def is_used(self) -> PoolError:
         """Return the error for a second use."""
         return PoolError("this acquire() is used already: call acquire() once per block")
+
+    # -- for integrations, which acquire for somebody else ---------------------------------------
+
+    def at(self, place: Place) -> Self:
+        """Have errors name this place for the one that acquires; return the lease."""
+        self._code, self._lasti = place
+        return self
+
+    def take_nowait(self) -> C | None:
+        """Take an idle connection, or return None if there is none to be had at once.
+
+        Then `wait`. Raises what `Pool.acquire` does that needs no waiting.
+        """
+        if self._pool._observers is not None:
+            self._pool._tell_observers("acquire_began", self._label)
+        return self._pool._acquire_nowait(self)
+
+    async def wait(self) -> C:
+        """Wait for a connection; ``on_acquire`` is left to `run_on_acquire`.
+
+        Raises what `Pool.acquire` does.
+        """
+        return await self._pool._acquire_wait(self)
+
+    async def run_on_acquire(self, view: C) -> None:
+        """Run ``on_acquire``, if there is one; if that fails, the lease has ended."""
+        if self._pool._has_hook:
+            await self._pool._run_on_acquire(self, view)
+
+    def end(self, over: Over, error: BaseException | None = None) -> None:
+        """Give the connection back, unless it is given back already: done when this returns.
+
+        Args:
+            over: what a view that is used later says about it.
+            error: what has ended the holder's work, if something has: the driver may learn from it.
+
+        """
+        self._pool._end_lease(self, over, error)
 
     async def __aexit__(
         self,
@@ -131,18 +179,8 @@ class TracedLease(Lease[C]):
     def _traced(self, view: Any, stack: tuple[Place, ...]) -> C:
         codes = [code for code, _ in stack]
         inner = codes.index(self._code) + 1 if self._code in codes else 0
-        slot = view._poolkit_slot
-        slot.holder = (*slot.holder, ((self._code, self._lasti), *stack[inner:]))
+        view._poolkit_slot.note_stack(((self._code, self._lasti), *stack[inner:]))
         return view  # type: ignore[no-any-return]
-
-
-class UngreetedLease(Lease[C]):
-    """A lease that ``on_acquire`` comes to later: whoever takes it has to set up something first.
-
-    See `Pool._acquire_wait`.
-    """
-
-    __slots__ = ()
 
 
 class Released:

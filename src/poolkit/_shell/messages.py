@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
-import sys
 import weakref
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
@@ -20,100 +18,40 @@ from poolkit._errors import (
     TransactionEnded,
     WrongLoop,
 )
+from poolkit._shell.callsite import place, stack_shown
 from poolkit._stats import LeaseInfo, task_name
 from poolkit._text import shown, told
 
 if TYPE_CHECKING:
-    import types
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from poolkit._core.slot import Slot, Waiter
     from poolkit._core.state import PoolState
     from poolkit._stats import Facts, Holder, PoolStats
 
-    Place = tuple[types.CodeType, int]
 
-
-#: Where in a holder that is.
-_STACK = 3
-
-# -- places and people ---------------------------------------------------------------------------
-
-
-def caller(depth: int) -> Place:
-    """Return where the caller's caller is: cheap to note, and turned into words only if asked."""
-    frame = sys._getframe(depth)
-    return frame.f_code, frame.f_lasti
-
-
-def callers(depth: int, most: int = 16) -> tuple[Place, ...]:
-    """Return where the caller's caller is, and who has called it in turn."""
-    frame: types.FrameType | None = sys._getframe(depth)
-    places: list[Place] = []
-    while frame is not None and len(places) < most:
-        places.append((frame.f_code, frame.f_lasti))
-        frame = frame.f_back
-    return tuple(places)
-
-
-def users_place(depth: int, *, awaited: bool = False) -> Place | None:
-    """Return where the caller's caller is in a program, past the libraries of the event loop.
-
-    ``awaited``: it is a coroutine. None in a task, or a thread, that was made for the call.
-    """
-    frame: types.FrameType | None = sys._getframe(depth)
-    while frame is not None:
-        code = frame.f_code
-        if code.co_filename.replace("\\", "/").endswith((*_LOOPS, *_THREADS)):
-            return None
-        if awaited and not code.co_flags & _PAUSES:  # of the loop, or below it: this is a task
-            return None
-        if not _is_between(code.co_filename):
-            return code, frame.f_lasti
-        frame = frame.f_back
-    return None
-
-
-@functools.lru_cache(maxsize=256)
-def _is_between(filename: str) -> bool:
-    """Tell whether a file is of what stands between a program and what it has called."""
-    for name in ("asyncio", "anyio", "trio", "uvloop", "outcome", "contextlib"):
-        origin = getattr(sys.modules.get(name), "__file__", None)
-        if origin and filename.startswith(origin.removesuffix("__init__.py")):
-            return True
-    return False
-
-
-def place(code: types.CodeType, lasti: int) -> str:
-    """Return ``file:line in function``."""
-    return f"{code.co_filename}:{_line(code, lasti)} in {code.co_qualname}"
-
-
-@functools.lru_cache(maxsize=256)  # equal codes have the same lines, in whatever files they are
-def _line(code: types.CodeType, lasti: int) -> int:
-    lines = [start for start, *_ in code.co_positions()]
-    line = lines[lasti // 2] if lasti // 2 < len(lines) else None
-    return code.co_firstlineno if line is None else line
+# -- who holds what ------------------------------------------------------------------------------
 
 
 def place_of(holder: Holder | None) -> str:
-    """Return where a lease was acquired."""
-    return "an unknown place" if holder is None else place(holder[1], holder[2])
+    """Return where a lease was acquired, and what for if it has a label."""
+    if holder is None:
+        return "an unknown place"
+    return place(holder.code, holder.lasti, holder.label)
 
 
-def label_of(holder: Holder) -> str:
-    """Return what a lease is for.
-
-    The code of a lease of a request is a copy that has the name of the route: see
-    ``poolkit.fastapi``. Routes have a space, functions have not.
-    """
-    code: types.CodeType = holder[1]
-    return code.co_name if " " in code.co_name else code.co_qualname
+def label_of(holder: Holder | None) -> str:
+    """Return what a lease is for: its label, or the function that acquired it."""
+    if holder is None:
+        return "an unknown place"
+    return holder.code.co_qualname if holder.label is None else holder.label
 
 
 def lease(slot: Slot, now: float) -> LeaseInfo:
     """Return who holds a connection."""
-    return _lease(task_name(slot.holder), now - slot.leased_at, slot.holder)
+    holder = slot.holder
+    assert holder is not None
+    return _lease(task_name(holder), now - slot.leased_at, holder)
 
 
 def _lease(task: str, seconds: float, holder: Holder) -> LeaseInfo:
@@ -122,41 +60,14 @@ def _lease(task: str, seconds: float, holder: Holder) -> LeaseInfo:
         seconds=seconds,
         place=place_of(holder),
         label=label_of(holder),
-        stack=stack_of(holder),
+        stack=stack_shown(holder.stack),
     )
 
 
 def leases(state: PoolState, now: float) -> list[LeaseInfo]:
     """Return who holds what, the longest first."""
     # A finalizer may ask while a connection is on its way to a holder.
-    return [lease(slot, now) for slot in state.leased if slot.holder is not None]
-
-
-#: Where the event loop begins, which says nothing; or a thread.
-_LOOPS = ("asyncio/events.py", "asyncio/runners.py", "trio/_core/_run.py")
-_THREADS = ("/threading.py", "concurrent/futures/thread.py")
-#: What awaits something has one of these flags.
-_PAUSES = (
-    inspect.CO_COROUTINE
-    | inspect.CO_GENERATOR
-    | inspect.CO_ASYNC_GENERATOR
-    | inspect.CO_ITERABLE_COROUTINE
-)
-
-
-def stack_of(holder: Holder | None) -> tuple[str, ...]:
-    """Return the places that led to an acquire, the innermost first, if they were noted."""
-    places = []
-    for code, lasti in holder[_STACK] if holder is not None and len(holder) > _STACK else ():
-        if code.co_filename.replace("\\", "/").endswith(_LOOPS):
-            break
-        places.append(place(code, lasti))
-    return tuple(places)
-
-
-def indented(lines: Iterable[str]) -> str:
-    """Return lines to follow a line of a log."""
-    return "".join(f"\n    {line}" for line in lines)
+    return [lease(slot, now) for slot in state.leased if slot.task is not None]
 
 
 # -- transactions --------------------------------------------------------------------------------
@@ -292,10 +203,12 @@ def deadlock(pool: str, state: PoolState, circle: list[Waiter], now: float) -> P
     """Return the error for a circle of tasks that wait for each other, the last one first."""
     held: dict[Any, list[tuple[float, Holder]]] = {}
     for slot in state.leased:
-        held.setdefault(slot.holder[0], []).append((now - slot.leased_at, slot.holder))
+        if (holder := slot.holder) is not None:
+            held.setdefault(holder.task, []).append((now - slot.leased_at, holder))
     tasks = [
-        (task_name(waiter.holder), waiter.holder, held.get(waiter.holder[0], []))
+        (task_name(holder), holder, held.get(holder.task, []))
         for waiter in circle
+        if (holder := waiter.holder) is not None
     ]
     most = max(map(len, held.values()))
     return PoolDeadlock.composed_by(

@@ -34,11 +34,17 @@ from poolkit._errors import NotLeased, PoolClosed, PoolDeadlock, PoolError, Pool
 from poolkit._options import check_seconds, make_options
 from poolkit._shell import messages
 from poolkit._shell.blocks import Blocks
+from poolkit._shell.callsite import caller, indented, stack_shown
 from poolkit._shell.driver_calls import GuardedPolicy, Hooks
+from poolkit._shell.labels import checked as checked_label
+from poolkit._shell.labels import current as current_label
+from poolkit._shell.labels import get as get_label
+from poolkit._shell.labels import in_use as labels_in_use
 from poolkit._shell.leaks import Leaks
-from poolkit._shell.lease import DONE, Closed, Lease, Released, TracedLease, UngreetedLease
+from poolkit._shell.lease import DONE, Closed, Lease, Released, TracedLease
 from poolkit._shell.life import Life
 from poolkit._shell.log import say, warn
+from poolkit._shell.observe import Observers
 from poolkit._shell.runtime import BETWEEN, current_runtime
 from poolkit._shell.transaction import Transaction
 from poolkit._shell.upkeep import Suspended, upkeep
@@ -50,12 +56,12 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from poolkit._core.slot import Outcome, Reason
+    from poolkit._core.slot import Event, Outcome, Reason
     from poolkit._driver import Driver
-    from poolkit._options import Hook, Options, PoolOptions
+    from poolkit._options import Options, PoolOptions
     from poolkit._shell.lease import Over
     from poolkit._shell.runtime import Runtime
-    from poolkit._stats import Holder, LeaseInfo, PoolStats
+    from poolkit._stats import LeaseInfo, PoolStats
 
 
 T = TypeVar("T")
@@ -113,7 +119,11 @@ class Pool(Generic[C]):
         self._is_dead = self._hooks.is_dead
         self._driver_is_dead = driver.is_dead
         self._default_limit = given.acquire_timeout
-        self._greets = given.on_acquire is not None
+        self._has_hook = given.on_acquire is not None
+        #: None while there is nobody to be told.
+        self._observers: Observers | None = None
+        for observer in given.observers:
+            self.observe(observer)
         traces = given.leak_after is not None or sys.flags.dev_mode
         self._new_lease: type[Lease[C]] = TracedLease if traces else Lease
 
@@ -159,7 +169,7 @@ class Pool(Generic[C]):
             return
         now = runtime.now()
         limit = state.options.acquire_timeout
-        waiter = Waiter(NEVER if limit is None else now + limit, None, runtime.create_parking())
+        waiter = Waiter(NEVER if limit is None else now + limit, runtime.create_parking())
         try:
             self._tell(state.open, waiter, now)
         except BaseException:  # an overload policy that cannot begin
@@ -295,9 +305,16 @@ class Pool(Generic[C]):
 
     def _abandon_leases(self, life: Life) -> None:
         if self._life is life:
-            self._tell(self._leaks.forget_leases)
+            self._tell(self._end_leases)
             self._tell(self._state.abandon_leases, self._runtime.now())
             self._carry_out()
+
+    def _end_leases(self) -> None:
+        """Say that the leases end which have not been given back, just before they do."""
+        self._leaks.forget_leases()
+        if self._state.is_observed:
+            for slot in self._state.leased:
+                self._note_released(slot)
 
     def _begin(self) -> None:
         runtime = current_runtime(self.name, self._on_alarm)
@@ -332,7 +349,7 @@ class Pool(Generic[C]):
             self._life = None
             _opened.discard(self)
             self._held_at_end = self.leases()
-            self._tell(self._leaks.forget_leases)
+            self._tell(self._end_leases)
             self._tell(self._state.abort, cause)
             self._carry_out()
             life.cancel()
@@ -340,7 +357,9 @@ class Pool(Generic[C]):
 
     # -- acquire ---------------------------------------------------------------------------------
 
-    def acquire(self, *, timeout: float | _NotGiven | None = NOT_GIVEN) -> Lease[C]:
+    def acquire(
+        self, *, timeout: float | _NotGiven | None = NOT_GIVEN, label: str | None = None
+    ) -> Lease[C]:
         """Return the right to a connection: ``async with pool.acquire() as conn``, or await it.
 
         What is awaited has to be given back with `release`.
@@ -350,6 +369,9 @@ class Pool(Generic[C]):
                 other user; only a ping or a reset of a connection that nobody holds, and
                 ``on_acquire``, may take a moment, half a second in all. Without it, the pool's
                 ``acquire_timeout``.
+            label: what the connection is for, as errors, `leases` and observers name it; one line
+                of at most 200 characters. Without it, that of the `poolkit.labelled` block around,
+                or none.
 
         Raises:
             PoolTimeout: none became free in time; the message says what the pool was doing.
@@ -359,6 +381,7 @@ class Pool(Generic[C]):
             ConnectFailed: the database cannot be reached.
             PoolClosed: the pool is not open, or was closed meanwhile.
             WrongLoop: the pool was opened on another event loop, or before a fork.
+            PoolConfigError: the timeout or the label is none.
 
         """
         # The hot path begins: what follows is written out, for the sake of two calls less.
@@ -369,27 +392,38 @@ class Pool(Generic[C]):
         lease._timeout = self._default_limit if timeout is NOT_GIVEN else _checked(timeout)
         lease._code = frame.f_code
         lease._lasti = frame.f_lasti
+        if label is None and not labels_in_use:
+            lease._label = None
+        elif label is None:
+            lease._label = found if type(found := get_label()) is str else current_label()
+        else:
+            lease._label = checked_label(label)
         return lease
 
     def transaction(
-        self, *, timeout: float | _NotGiven | None = NOT_GIVEN, **settings: Any
+        self,
+        *,
+        timeout: float | _NotGiven | None = NOT_GIVEN,
+        label: str | None = None,
+        **settings: Any,
     ) -> Transaction[C]:
         """Acquire a connection and run a block in a transaction: commit at its end, or roll back.
 
-        ``settings`` are the driver's (isolation, readonly, ...). Raises what `acquire` raises, and
-        `TransactionEnded` for what ends the transaction inside of the block. On SQLite ``timeout``
-        covers the wait for the lock of the file.
+        ``timeout`` and ``label`` are those of `acquire`, ``settings`` the driver's (isolation,
+        readonly, ...). Raises what `acquire` raises, and `TransactionEnded` for what ends the
+        transaction inside of the block. On SQLite ``timeout`` covers the wait for the lock of the
+        file.
         """
-        lease = self.acquire(timeout=timeout)
-        lease._code, lease._lasti = messages.caller(2)
+        lease = self.acquire(timeout=timeout).at(caller(2))
+        if label is not None:
+            lease._label = checked_label(label)
         return Transaction(lease, None, settings)
 
-    def _acquire_nowait(self, lease: Lease[C]) -> C | None:
+    def _acquire_nowait(self, lease: Lease[C]) -> C | None:  # noqa: PLR0912  # the hot path
         """Lease an idle connection, without waiting; None if there is none, or others wait."""
         state = self._state
         if state.phase != "open" and not state.is_open:
-            state.outcomes["closed"] += 1
-            raise messages.not_open(self.name)
+            raise self._is_not_open(lease)
         runtime = self._runtime
         home = runtime.home
         if self._amid or runtime.where() is not home:
@@ -397,7 +431,7 @@ class Pool(Generic[C]):
             raise self._busy_with_itself()
         if self._inbox:
             self._drain()
-        if state.queue or self._greets:
+        if state.queue or self._has_hook:
             return None  # waiting, or awaiting the hook, makes this no fast path
         try:
             task = ref(runtime.current_task(home))
@@ -417,7 +451,10 @@ class Pool(Generic[C]):
                 if not is_sound:
                     slot = self._take_another(slot, now)
                 if slot is not None:
-                    slot.holder = (task, lease._code, lease._lasti)
+                    slot.code = lease._code
+                    slot.lasti = lease._lasti
+                    slot.label = lease._label
+                    slot.task = task
                     lease._release_count = slot.release_count
                     lease._slot = slot
         finally:
@@ -428,7 +465,15 @@ class Pool(Generic[C]):
             return None
         view = new(slot.view_class)
         bind(view, lease)
+        if self._observers is not None:
+            self._tell_observers("leased", lease._label, 0.0)
         return view  # type: ignore[no-any-return]
+
+    def _is_not_open(self, lease: Lease[Any]) -> PoolClosed:
+        """Return the error for an acquire from a pool that is not open."""
+        self._state.outcomes["closed"] += 1
+        self._tell_observers("wait_ended", lease._label, 0.0, "closed")
+        return messages.not_open(self.name)
 
     def _busy_with_itself(self) -> PoolError:
         """Return the error for a finalizer that acquires in the middle of a line of ours."""
@@ -442,22 +487,24 @@ class Pool(Generic[C]):
             slot = self._state.take(now)
         return slot
 
-    async def _acquire_wait(self, lease: Lease[C]) -> Any:
-        """Wait in line for a connection; then greet it, if there is a hook for that.
+    async def _acquire_wait(self, lease: Lease[C]) -> C:  # noqa: PLR0912  # a call less
+        """Wait for a connection; ``on_acquire``, if set, is still to be run.
 
-        For an `UngreetedLease` return the connection and what is to be called for the greeting.
+        The steps are those of `_acquire_nowait`, and may find an idle connection at once if only
+        the hook has led here.
         """
         runtime, state = self._runtime, self._state
-        hook = state.options.on_acquire
         now = runtime.read_clock() if "time" in runtime.overrides else runtime.now()
         deadline = NEVER if lease._timeout is None else now + lease._timeout
         if (task := runtime.current_task(runtime.home)) is None:
             raise messages.no_task(self.name)
-        holder = (ref(task), lease._code, lease._lasti)
-        slot = self._take_for_hook(holder, now) if hook is not None else None
+        lease._since = now
+        waiter = Waiter(
+            deadline, runtime.create_parking(), ref(task), lease._code, lease._lasti, lease._label
+        )
+        slot = self._take_for_hook(waiter, now) if self._has_hook else None
         direct = slot is not None
         if slot is None:
-            waiter = Waiter(deadline, holder, runtime.create_parking())
             try:
                 self._amid = True
                 try:
@@ -476,9 +523,13 @@ class Pool(Generic[C]):
                     await waiter.parking
                 elif waiter.slot is None:
                     await checkpoint()  # refused at once: who tries again and again lets others run
+                if self._observers is not None:
+                    self._tell_wait_ended(lease, waiter.outcome)
             except BaseException:
                 self._tell(state.give_up, waiter, runtime.now())
                 self._carry_out()
+                if self._observers is not None:
+                    self._tell_wait_ended(lease, waiter.outcome)
                 raise
             slot = waiter.slot
             if slot is None or slot.state != "leased":
@@ -490,13 +541,8 @@ class Pool(Generic[C]):
             raise lease.is_used()
         lease._has_waited = not direct
         view: C = make_view(lease, slot)
-        if hook is not None:
-            greet = functools.partial(
-                self._run_on_acquire, hook, view, slot, lease, now, direct=direct
-            )
-            if isinstance(lease, UngreetedLease):
-                return view, greet
-            await greet()
+        if self._observers is not None:
+            self._tell_observers("leased", lease._label, runtime.now() - now)
         return view
 
     def _uncount(self, lease: Lease[Any]) -> None:
@@ -518,13 +564,13 @@ class Pool(Generic[C]):
         """Count the leases whose connections are dead, which nobody gives back."""
         return sum(self._is_dead(slot.connection) for slot in list(self._state.leased))
 
-    def _take_for_hook(self, holder: Holder, now: float) -> Slot | None:
+    def _take_for_hook(self, caller: Waiter, now: float) -> Slot | None:
         """Take an idle connection, as the fast path does, for a caller that has a hook to await."""
 
         def take() -> Slot | None:
             slot = self._take_another(self._state.take(now), now)
             if slot is not None:
-                slot.holder = holder
+                slot.lease_to(caller, now)
             return slot
 
         slot = self._look(take)
@@ -546,15 +592,15 @@ class Pool(Generic[C]):
         self._carry_out()
         return True
 
-    async def _run_on_acquire(
-        self, hook: Hook, view: C, slot: Slot, lease: Lease[C], since: float, *, direct: bool
-    ) -> None:
+    async def _run_on_acquire(self, lease: Lease[C], view: C) -> None:
         """Run ``on_acquire`` like the first line of the caller's block, within its deadline."""
-        limit = lease._timeout
+        hook, slot, limit = self._state.options.on_acquire, lease._slot, lease._timeout
+        assert hook is not None
+        assert slot is not None
         if limit == 0:  # it waits for no other user, and this is none
             limit = PATIENCE
         try:
-            with self._runtime.limited(NEVER if limit is None else since + limit) as scope:
+            with self._runtime.limited(NEVER if limit is None else lease._since + limit) as scope:
                 try:
                     await awaited("on_acquire", hook, view)
                 finally:
@@ -568,7 +614,7 @@ class Pool(Generic[C]):
                     f"pool {self.name!r}: on_acquire was not done {limit} s after the acquire began"
                 )
         except BaseException as error:
-            was = "direct" if direct else "served"
+            was = "served" if lease._has_waited else "direct"
             self._tell(self._state.recount, was, _outcome_of(error))
             self._end_lease(lease, (lease._code, lease._lasti), error)
             raise
@@ -595,7 +641,7 @@ class Pool(Generic[C]):
             )
         self._runtime.check()  # raises WrongLoop
         lease = connection._poolkit_lease  # type: ignore[attr-defined]  # held_slot saw a view
-        self._end_lease(lease, messages.caller(2), None)
+        self._end_lease(lease, caller(2), None)
         return DONE
 
     def _ends_with(self, lease: Lease[C], over: Closed) -> bool:
@@ -610,7 +656,9 @@ class Pool(Generic[C]):
             self._post(give_back)
         return True
 
-    def _end_lease(self, lease: Lease[C], over: Over, error: BaseException | None) -> None:
+    def _end_lease(  # noqa: PLR0912  # the hot path
+        self, lease: Lease[C], over: Over, error: BaseException | None
+    ) -> None:
         """End a lease, unless it has ended. Never awaits, hence cannot be interrupted."""
         state = self._state
         slot: Any = lease._slot
@@ -627,7 +675,9 @@ class Pool(Generic[C]):
             self._dropped(slot, slot.release_count)
             return
         slot.release_count += 1
-        holder = slot.holder
+        uses = slot.uses
+        if state.is_observed:
+            self._note_released(slot)
         if self._amid or not here:  # closed by the collector, in the middle of a line of ours
             self._post(functools.partial(self._take_back, slot, slot.release_count, error))
             return
@@ -641,14 +691,14 @@ class Pool(Generic[C]):
             if state.to_wake:
                 self._wake()
         except BaseException:  # a RecursionError: there is no stack left to call anything with
-            if slot.holder is holder:
+            if slot.uses == uses:  # it has not gone to the next one
                 self._inbox.append(
                     functools.partial(self._take_back, slot, slot.release_count, error)
                 )
             raise
         finally:
             self._amid = False
-        if state.to_start or state.to_terminate or state.line.shedder:
+        if state.to_start or state.to_terminate or state.to_tell or state.line.shedder:
             self._carry_out()
 
     def _take_back(self, slot: Slot, turn: int, error: BaseException | None) -> None:
@@ -686,6 +736,8 @@ class Pool(Generic[C]):
             return "broken"
         if slot.attributes is not None and not self._hooks.restore(slot):
             return "broken"
+        if self._hooks.is_used_up(slot.connection):
+            slot.reason, slot.retire_at, slot.expires_at = "used_up", -NEVER, -NEVER
         return reason
 
     # -- inspect and adjust ----------------------------------------------------------------------
@@ -733,6 +785,23 @@ class Pool(Generic[C]):
             self._runtime.check()  # raises WrongLoop
             self._tell(self._state.renew, self._runtime.now(), over)
             self._carry_out()
+
+    def observe(self, observer: object, /) -> Callable[[], None]:
+        """Tell an observer of the pool's events from now on; call what this returns to end that.
+
+        `poolkit.Observer` has the events. Raises `PoolConfigError` for what has no method for any.
+        """
+        observers = self._observers or Observers(self._hooks)
+        observers.add(observer)
+        self._observers, self._state.is_observed = observers, True
+
+        def stop() -> None:
+            nonlocal observers
+            observers.remove(observer)
+            if not observers and self._observers is observers:
+                self._observers, self._state.is_observed = None, False
+
+        return stop
 
     def __repr__(self) -> str:
         """Return the name and the sizes."""
@@ -790,12 +859,39 @@ class Pool(Generic[C]):
             self._amid = False
         if self._inbox:
             self._drain()
+        if state.to_tell:
+            self._tell_news()
 
     def _wake(self) -> None:
         """Wake whose wait is over. That alone makes nothing due earlier."""
         to_wake, unpark = self._state.to_wake, self._runtime.unpark
         while to_wake:
             unpark(to_wake.popleft().parking)
+
+    # -- observers -------------------------------------------------------------------------------
+
+    def _tell_observers(self, event: Event, *values: object) -> None:
+        """Tell observers of an event of the caller's, after all that has come before it."""
+        self._tell_news()
+        if self._observers is not None:
+            self._observers.tell(self, event, *values)
+
+    def _tell_wait_ended(self, lease: Lease[Any], outcome: Outcome) -> None:
+        seconds = self._runtime.now() - lease._since
+        self._tell_observers("wait_ended", lease._label, seconds, outcome)
+
+    def _note_released(self, slot: Slot) -> None:
+        """Have observers told that a lease has ended."""
+        held = self._runtime.now() - slot.leased_at
+        self._state.to_tell.append(("released", slot.label, held))
+
+    def _tell_news(self) -> None:
+        """Tell observers what the state has noted; call when its books are in order."""
+        news = self._state.to_tell
+        while news and not self._is_interrupted():
+            event = news.popleft()
+            if self._observers is not None:
+                self._observers.tell(self, *event)
 
     def _on_alarm(self) -> None:
         self._drain()
@@ -829,10 +925,25 @@ class Pool(Generic[C]):
     def _found_dead(self, slot: Slot, error: BaseException | None = None) -> None:
         """Note that a connection has died, from anywhere; or what its user's error says of it."""
         if error is None:
-            self._post(lambda: self._state.found_dead(slot, self._runtime.now()))
+            self._post(functools.partial(self._note_dead, slot, slot.release_count))
         elif slot.state == "leased":
             self._hooks.heed(slot, error)
             slot.touched = slot.touched or bool(slot.verdicts)
+
+    def _note_dead(self, slot: Slot, release_count: int) -> None:
+        self._state.found_dead(slot, self._runtime.now())
+        # One with which nothing was done may be on its way to its holder, who is to find out.
+        is_in_use = slot.state == "leased" and slot.touched
+        if is_in_use and slot.release_count == release_count and self._hooks.ends_lost_leases:
+            self._end_lost(slot)
+            self._state.release_broken(slot, self._runtime.now())
+
+    def _end_lost(self, slot: Slot) -> None:
+        """End a lease whose connection goes although its holder has not given it back."""
+        if self._state.is_observed:
+            self._note_released(slot)
+        slot.release_count += 1
+        self._leaks.forget(slot)
 
     def _post(self, note: Callable[[], object]) -> None:
         self._inbox.append(note)
@@ -855,9 +966,8 @@ class Pool(Generic[C]):
     def _reclaim(self, slot: Slot, turn: int) -> None:
         if slot.release_count != turn or slot.state != "leased":
             return
-        slot.release_count += 1
-        self._leaks.forget(slot)
         holder = slot.holder
+        self._end_lost(slot)
         # Terminated, never reused: nobody knows what was going on with it.
         now = self._runtime.now()
         self._state.learn(slot, now)
@@ -865,7 +975,7 @@ class Pool(Generic[C]):
         self._hooks.tell(
             warn,
             f"pool {self.name!r}: a connection was never released; acquired at "
-            f"{messages.place_of(holder)}{messages.indented(messages.stack_of(holder))}",
+            f"{messages.place_of(holder)}{indented(stack_shown(holder.stack if holder else ()))}",
         )
 
     def _now(self) -> float:
@@ -914,4 +1024,4 @@ def _checked(timeout: Any) -> float | None:
 
 
 def _task(slot: Slot) -> object:
-    return slot.holder[0]() if slot.holder else None
+    return slot.task() if slot.task is not None else None

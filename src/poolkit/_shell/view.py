@@ -18,8 +18,9 @@ from collections.abc import AsyncGenerator, Coroutine
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from poolkit._errors import NotLeased, PoolConfigError, TransactionEnded
+from poolkit._shell.callsite import place
 from poolkit._shell.closing import ending, is_harmless, may_end
-from poolkit._shell.lease import Closed
+from poolkit._shell.lease import Closed, Returned
 from poolkit._shell.members import (
     OWN,
     defined_by,
@@ -29,7 +30,6 @@ from poolkit._shell.members import (
     like,
     other_member,
 )
-from poolkit._shell.messages import place
 from poolkit._text import shown
 
 if TYPE_CHECKING:
@@ -125,7 +125,10 @@ def _refuse(view: Any, name: str) -> NoReturn:
         at = "" if closed_at is None else f" at {place(*closed_at)}"
         where = f"closed{at} by its holder, which has given it back"
     elif lease._over == "block":
-        where = f"released at the end of the block entered at {place(lease._code, lease._lasti)}"
+        entered = place(lease._code, lease._lasti, lease._label)
+        where = f"released at the end of the block entered at {entered}"
+    elif type(lease._over) is Returned:
+        where = f"released at {place(*lease._over.place, lease._label)}{lease._over.how}"
     elif lease._over is not None:
         where = f"released at {place(*lease._over)}"
     else:

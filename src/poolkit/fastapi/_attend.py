@@ -10,7 +10,7 @@ import contextvars
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from poolkit._shell import messages
+from poolkit._shell.callsite import place
 from poolkit._shell.log import Told
 from poolkit.fastapi import _routes as routes
 
@@ -74,5 +74,5 @@ class _Attendant:
             "(depend on poolkit.fastapi.lazy, or on pool); told once for each route",
             label,
             self._pool.name,
-            messages.place(lease._code, lease._lasti),
+            place(lease._code, lease._lasti),
         )

@@ -34,21 +34,17 @@ import poolkit
 from poolkit._core.slot import Slot
 from poolkit._errors import PoolClosed, PoolConfigError, WrongLoop
 from poolkit._errors import PoolTimeout as _PoolTimeout
-from poolkit._shell import messages
-from poolkit._shell.lease import UngreetedLease
+from poolkit._shell.callsite import place
 from poolkit.sqlalchemy._internals import ConnectionRecord, await_only
 
 if TYPE_CHECKING:
     import types
-    from collections.abc import Awaitable, Callable
 
     from sqlalchemy.engine import Dialect
 
     from poolkit._shell.pool import Pool
     from poolkit.sqlalchemy._adapters import Adapters
 
-    #: Runs `on_acquire`.
-    Greeting = Callable[[], Awaitable[None]]
     #: The innermost frame first: a code, and an offset in it.
     Stack = tuple[tuple[types.CodeType, int], ...]
 
@@ -77,8 +73,8 @@ class _Record(ConnectionRecord):
         self.stack = stack
         #: What the connection has of SQLAlchemy's in its leases only, as the events have left it.
         self.set_up: Any = None
-        #: Runs `on_acquire`, if that is still to be done.
-        self.greet: Greeting | None = None
+        #: Whether `on_acquire` is still to be run.
+        self.has_hook_to_run = False
         #: Why SQLAlchemy gives the connection up.
         self.error: BaseException | None = None
         #: Whether the connection is to be replaced when it comes back.
@@ -91,14 +87,15 @@ class _Record(ConnectionRecord):
             adapter = super().get_connection()
             if adapter is not before:
                 self.set_up = self.pool._adapters.connected(adapter)
-                self.pool._run_on_acquire(self.greet)
-                self.greet = None
+                if self.has_hook_to_run:
+                    self.has_hook_to_run = False
+                    self.pool._run_on_acquire(self.view)
                 self.pool._adapters.lend(adapter, self.view, self.set_up)
         except BaseException as error:
-            view, self.greet = self.view, None
+            view, self.has_hook_to_run = self.view, False
             if self.dbapi_connection is None and view is not None:  # nothing SQLAlchemy could close
                 self.view = None
-                self.pool._lender._end_lease(view._poolkit_lease, _HERE, error)
+                view._poolkit_lease.end(_HERE, error)
             raise
         return adapter
 
@@ -147,6 +144,7 @@ class PoolkitPool(_Pool):
         self._lender = lender
         self._adapters = adapters
         self._asked_to_ping = pre_ping
+        self._has_hook = lender._state.options.on_acquire is not None
         #: Set by `create_async_engine`.
         self.dialect: Dialect
         self._records: dict[Slot, _Record] = {}
@@ -157,32 +155,26 @@ class PoolkitPool(_Pool):
 
     def _do_get(self) -> ConnectionRecord:
         stack = _stack()
-        view, greet = self._acquire(stack)
+        view = self._acquire(stack)
         try:
             record = self._records.get(view._poolkit_slot)
-            if record is not None and record.dbapi_connection is not None:
-                self._run_on_acquire(greet)
-                greet = None
+            is_set_up = record is not None and record.dbapi_connection is not None
+            if is_set_up:
+                self._run_on_acquire(view)
             record = self._record_for(view, stack)
-            record.greet = greet  # when the connect events have run
+            record.has_hook_to_run = not is_set_up  # when the connect events have run
         except BaseException as error:
-            self._lender._end_lease(view._poolkit_lease, _HERE, error)
+            view._poolkit_lease.end(_HERE, error)
             raise
         return record
 
-    def _acquire(self, stack: Stack) -> tuple[Any, Greeting | None]:
+    def _acquire(self, stack: Stack) -> Any:
         """Wait for a lease, in the name of SQLAlchemy's user; `on_acquire` is still to be run."""
-        lender, place = self._lender, stack[0]
-        lease = lender.acquire()
-        lease.__class__ = UngreetedLease
-        lease._code, lease._lasti = place
+        lease = self._lender.acquire().at(stack[0])
         try:
-            view: Any = lender._acquire_nowait(lease)  # without a switch of greenlets
-            greet = None
+            view: Any = lease.take_nowait()  # without a switch of greenlets
             if view is None:
-                view = await_only(lender._acquire_wait(lease))
-                if isinstance(view, tuple):
-                    view, greet = view
+                view = await_only(lease.wait())
         except _PoolTimeout as error:
             raise PoolTimeout(str(error)) from error.__cause__
         except (PoolClosed, WrongLoop):
@@ -190,15 +182,14 @@ class PoolkitPool(_Pool):
             raise
         slot = view._poolkit_slot
         slot.awaited_release_count = slot.release_count  # any task may close a session
-        slot.holder = (slot.holder[0], *place, stack)
-        return view, greet
+        slot.note_stack(stack)
+        return view
 
-    @staticmethod
-    def _run_on_acquire(greet: Greeting | None) -> None:
+    def _run_on_acquire(self, view: Any) -> None:
         """Run `on_acquire`: what it sets is the lease's, and no part of what is set up for all."""
-        if greet is not None:
+        if self._has_hook:
             try:
-                await_only(greet())
+                await_only(view._poolkit_lease.run_on_acquire(view))
             except _PoolTimeout as error:
                 raise PoolTimeout(str(error)) from error.__cause__
 
@@ -228,7 +219,7 @@ class PoolkitPool(_Pool):
 
     def _exchange(self, record: _Record) -> Any:
         """Borrow another connection for a record whose own was closed during its checkout."""
-        view, record.greet = self._acquire(record.stack)
+        view, record.has_hook_to_run = self._acquire(record.stack), True
         if self._records.get(record.slot) is record:
             del self._records[record.slot]
         record.slot = view._poolkit_slot
@@ -265,7 +256,7 @@ class PoolkitPool(_Pool):
                 slot.generation, slot.retire_at, slot.expires_at = -1, now, now
             if self._adapters.settle(adapter, slot.connection):
                 slot.has_derived = False  # by the adapter, and what it has made has ended
-        lender._end_lease(view._poolkit_lease, _HERE, None)
+        view._poolkit_lease.end(_HERE)
 
     def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:
         view = connection._connection
@@ -288,10 +279,10 @@ class PoolkitPool(_Pool):
         if error is None or (isinstance(error, Exception) and not isinstance(error, TimeoutError)):
             self._lender._hooks.terminate(slot.connection)
         # Else it may be good: the driver's reset rolls back, and finds out.
-        self._lender._end_lease(view._poolkit_lease, _HERE, error)
+        view._poolkit_lease.end(_HERE, error)
 
     def _report(self, stack: Stack) -> None:
-        where = "".join(f"\n    {messages.place(*frame)}" for frame in stack)
+        where = "".join(f"\n    {place(*frame)}" for frame in stack)
         logger.error(
             "pool %r: a connection of SQLAlchemy's was never given back: whoever had it was "
             "garbage-collected. It is terminated. It was acquired at%s",

@@ -34,6 +34,7 @@ _TAKES: Final = {
     "transaction": ("c",),
     "check_options": ("options",),
     "pool_opens": (),
+    "is_used_up": ("c",),
 }
 
 

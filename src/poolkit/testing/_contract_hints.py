@@ -88,6 +88,16 @@ async def _(bench: Bench) -> None:
         await bench.ping(c, "after pool_opens")
 
 
+@LINES.line("is_used_up tells without changing anything", needs="is_used_up")
+async def _(bench: Bench) -> None:
+    async with bench.connection() as c:
+        for _ in range(2):
+            told = bench.ask("is_used_up", c)
+            if not isinstance(told, bool):
+                raise Broken(f"it returned {told!r}")
+        await bench.ping(c, "after is_used_up")
+
+
 @LINES.line("classify returns a Verdict or None, and never raises", needs="classify")
 async def _(bench: Bench) -> None:
     async with bench.connection() as live, bench.connection() as dead:

@@ -11,14 +11,15 @@ import asyncpg
 from poolkit._awaits import awaited
 from poolkit._driver import Verdict
 from poolkit._errors import NotLeased, PoolConfigError
+from poolkit._shell.callsite import users_place
 from poolkit._shell.lease import Closed
-from poolkit._shell.messages import users_place
 from poolkit._shell.view import _Method, _View, watched
 from poolkit._url import text_of
 from poolkit.drivers.asyncpg import AsyncpgDriver
 from poolkit.drivers.asyncpg import _internals as internals
 from poolkit.drivers.asyncpg._connection import Handle, pooled
 from poolkit.drivers.asyncpg._dsn import check_dsn
+from poolkit.drivers.asyncpg._internals import queries_count
 from poolkit.drivers.asyncpg._reset import forget_named
 from poolkit.drivers.asyncpg._settings import Settings
 
@@ -39,7 +40,7 @@ def _refuse(view: Any, name: str, error: NotLeased) -> NoReturn:
     why = f"connection has been released back to the pool; {error}"
     if lease._slot.release_count == lease._release_count:  # it is held still, but of no more use
         why = str(error)
-    elif lease._over is None and lease._slot.reason == "broken":  # see `Pool._free`
+    elif lease._over is None and lease._slot.reason == "broken":  # see `ends_lost_leases`
         why = "connection has been released back to the pool; it was lost"
     raise ReleasedError(f"cannot call Connection.{name}(): {why}") from None
 
@@ -96,12 +97,12 @@ class PoolConnectionProxy(Handle):
         try:
             await watched(self, slot.connection.close(timeout=timeout))
         finally:
-            self._poolkit_pool._give_back(self._poolkit_lease, over, None)
+            self._poolkit_lease.end(over)
 
     def terminate(self: Any) -> None:
         self._poolkit_touch("terminate").connection.terminate()
         over = Closed(users_place(2), is_final=True)
-        self._poolkit_pool._give_back(self._poolkit_lease, over, None)
+        self._poolkit_lease.end(over)
 
 
 for _name, _method in vars(PoolConnectionProxy).items():
@@ -139,6 +140,7 @@ class CompatDriver(AsyncpgDriver):
     """Connects as `asyncpg.Pool` does; an unreachable database is the next caller's error."""
 
     view = (PoolConnectionProxy,)
+    ends_lost_leases = True
 
     def __init__(
         self,
@@ -149,6 +151,7 @@ class CompatDriver(AsyncpgDriver):
         connection_class: Any,
         record_class: type[asyncpg.Record],
         reset: Callable[[Any], Awaitable[object]] | None,
+        max_queries: int,
     ) -> None:
         if reset is None and not internals.is_asyncpgs(connection_class, "reset"):
             reset = _reset_itself
@@ -159,6 +162,7 @@ class CompatDriver(AsyncpgDriver):
         self._class = connection_class
         self._kind = pooled(connection_class, is_noting=self._sets_up())
         self._records = record_class
+        self._max_queries = max_queries
         self.set_arguments(dsn, arguments)
         try:
             _, self.name = check_dsn(self._dsn, Settings(connect_kwargs=arguments))
@@ -230,6 +234,10 @@ class CompatDriver(AsyncpgDriver):
         if c is None and verdict in (Verdict.TRANSIENT, None):
             return Verdict.OK  # of this attempt only: the next caller has one of their own
         return verdict
+
+    def is_used_up(self, c: asyncpg.Connection) -> bool:
+        """Tell whether a connection has sent as many queries as it may."""
+        return queries_count(c) >= self._max_queries
 
     def _undo(self, c: Any) -> str:
         if not internals.is_odd(c):

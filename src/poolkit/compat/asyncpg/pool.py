@@ -10,7 +10,7 @@ import contextlib
 import functools
 import logging
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Self, TypeVar
 
 import asyncpg
@@ -18,15 +18,13 @@ from asyncpg import InterfaceError
 
 from poolkit._awaits import awaited, check_hook
 from poolkit._errors import ConnectFailed, PoolClosed, PoolError
-from poolkit._shell import messages
+from poolkit._shell.callsite import caller
 from poolkit._shell.lease import Lease, Released, TracedLease
 from poolkit._shell.pool import Pool as _Pool
 from poolkit.compat.asyncpg._driver import CompatDriver, PoolConnectionProxy, ReleasedError
 from poolkit.compat.asyncpg._internals import Internals
-from poolkit.drivers.asyncpg._internals import queries_count
 
 if TYPE_CHECKING:
-    from poolkit._core.outage import Outage
     from poolkit._core.slot import Slot
     from poolkit._shell.life import Life
     from poolkit._shell.pool import _NotGiven
@@ -62,6 +60,36 @@ class PoolAcquireContext(Lease[asyncpg.Connection]):
     """What `acquire` returns: for ``async with``, or to be awaited, once."""
 
     __slots__ = ()
+
+    async def __aenter__(self) -> asyncpg.Connection:
+        """Acquire; the connection is the caller's until the end of the block."""
+        with self._in_asyncpgs_words():
+            return self._noted(await super().__aenter__())
+
+    async def _acquire(self) -> asyncpg.Connection:
+        with self._in_asyncpgs_words():
+            return self._noted(await super()._acquire())
+
+    @contextlib.contextmanager
+    def _in_asyncpgs_words(self) -> Iterator[None]:
+        """Raise the errors that asyncpg's pool raises."""
+        pool: Any = self._pool
+        pool.check_initialized()
+        try:
+            yield
+        except ConnectFailed as failed:
+            error = failed.__cause__ or failed
+        except PoolClosed as closed:
+            raise pool.not_open() from closed
+        else:
+            return
+        raise error.with_traceback(None)  # of the connect, and of others who were told
+
+    def _noted(self, view: asyncpg.Connection) -> asyncpg.Connection:
+        """Have a custom ``reset`` run at each release, as asyncpg does, also if nothing is done."""
+        if self._pool.always_resets:  # type: ignore[attr-defined]  # a pool of this module
+            view._poolkit_touch("reset")  # type: ignore[attr-defined]  # it is a view
+        return view
 
     def is_used(self) -> AcquiredError:
         """Return the error for a second use."""
@@ -113,9 +141,7 @@ def _on_one(
     """Return the pool's method that calls this one on a connection of its own."""
 
     async def call(pool: Pool, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        lease = pool.acquire()
-        lease._code, lease._lasti = messages.caller(2)
-        async with lease as conn:
+        async with pool.acquire().at(caller(2)) as conn:
             run: Callable[P, Coroutine[Any, Any, R]] = getattr(conn, method.__name__)
             return await run(*args, **kwargs)
 
@@ -165,6 +191,7 @@ class Pool(Internals, _Pool[asyncpg.Connection]):
             connection_class=connection_class,
             record_class=record_class,
             reset=reset,
+            max_queries=max_queries,
         )
         own_limit = connect_kwargs.get("timeout") or 0
         super().__init__(
@@ -179,16 +206,15 @@ class Pool(Internals, _Pool[asyncpg.Connection]):
             deadlock="warn",  # whoever waits with a timeout expects a timeout
             on_connect=None if init is None else functools.partial(awaited, "init", init),
             on_acquire=None if setup is None else _or_terminate(setup),
+            observers=[_Floor()],
         )
         is_traced = self._new_lease is TracedLease
         self._new_lease = _TracedContext if is_traced else PoolAcquireContext
         self._compat = driver
         self._asked_loop = loop
         self._sizes = self._state.options.min_size, min_size
-        self._max_queries = max_queries
         self._max_idle = max_inactive_connection_lifetime
-        self._always_resets = reset is not None
-        self._outage_told: Outage | None = None  # to a caller or to the log
+        self.always_resets = reset is not None
         self._phase: Literal["new", "opening", "used"] = "new"
 
     # -- open and close --------------------------------------------------------------------------
@@ -231,12 +257,12 @@ class Pool(Internals, _Pool[asyncpg.Connection]):
 
     async def close(self) -> None:
         """Close the pool: wait for every connection to be given back; cancelled, terminate them."""
-        self._check_initialized()
+        self.check_initialized()
         await self.aclose(grace=None)
 
     def terminate(self) -> None:
         """Close the pool and all its connections at once."""
-        self._check_initialized()
+        self.check_initialized()
         if (life := self._life) is None:
             return
         self._abandon_leases(life)
@@ -261,7 +287,8 @@ class Pool(Internals, _Pool[asyncpg.Connection]):
         """Connect with other arguments from now on."""
         self._compat.set_arguments(dsn, connect_kwargs)
 
-    def _check_initialized(self) -> None:
+    def check_initialized(self) -> None:
+        """Raise `PoolClosedError` for a pool that nobody has opened."""
         if self._phase == "new":
             raise PoolClosedError("pool is not initialized")
         if self._phase == "opening":
@@ -270,12 +297,15 @@ class Pool(Internals, _Pool[asyncpg.Connection]):
                 "creating a pool and using it"
             )
 
-    def _not_open(self) -> PoolClosedError:
+    def not_open(self) -> PoolClosedError:
+        """Return the error for a pool that was open."""
         return PoolClosedError(f"pool is {'closed' if self._life is None else 'closing'}")
 
     # -- acquire and release ---------------------------------------------------------------------
 
-    def acquire(self, *, timeout: float | _NotGiven | None = None) -> Lease[asyncpg.Connection]:
+    def acquire(  # type: ignore[override]  # whose signature is asyncpg's
+        self, *, timeout: float | _NotGiven | None = None
+    ) -> Lease[asyncpg.Connection]:
         """Return what gives a connection: ``async with pool.acquire()``, or await it.
 
         Raises `TimeoutError` after so many seconds; asyncpg's error, or the system's, when
@@ -283,26 +313,7 @@ class Pool(Internals, _Pool[asyncpg.Connection]):
         """
         if isinstance(timeout, (int, float)) and timeout < 0:  # what is left of a deadline
             timeout = 0.0
-        lease = super().acquire(timeout=timeout)
-        lease._code, lease._lasti = messages.caller(2)
-        return lease
-
-    def _acquire_nowait(self, lease: Lease[Any]) -> Any:
-        if self._phase != "used":
-            self._check_initialized()
-        try:
-            return super()._acquire_nowait(lease)
-        except PoolClosed as error:
-            raise self._not_open() from error
-
-    async def _acquire_wait(self, lease: Lease[Any]) -> Any:
-        try:
-            return await super()._acquire_wait(lease)
-        except ConnectFailed as failed:
-            error = failed.__cause__ or failed
-        except PoolClosed as closed:
-            raise self._not_open() from closed
-        raise error.with_traceback(None)  # of the connect, and of others who were told
+        return super().acquire(timeout=timeout).at(caller(2))
 
     def release(self, connection: Any, *, timeout: float | None = None) -> Released:  # noqa: ARG002
         """Give a connection back: done when this returns; a second time changes nothing.
@@ -316,52 +327,8 @@ class Pool(Internals, _Pool[asyncpg.Connection]):
                 "this pool"
             )
         self._runtime.check()  # raises WrongLoop
-        self._end_lease(connection._poolkit_lease, messages.caller(2), None)
+        connection._poolkit_lease.end(caller(2))
         return _DONE
-
-    def _end_lease(self, lease: Lease[Any], over: Any, error: BaseException | None) -> None:
-        slot: Any = lease._slot
-        if slot.release_count == lease._release_count:
-            slot.touched |= self._always_resets
-            if queries_count(slot.connection) >= self._max_queries:
-                slot.reason = "used_up"
-                slot.retire_at = slot.expires_at = slot.good_until = 0.0
-        super()._end_lease(lease, over, error)
-
-    def _found_dead(self, slot: Slot, error: BaseException | None = None) -> None:
-        super()._found_dead(slot, error)
-        if error is None:
-            turn = slot.release_count
-            self._post(lambda: self._free(slot, turn))
-
-    def _free(self, slot: Slot, turn: int) -> None:
-        """Give the place of a lost connection back, whoever still holds it.
-
-        One with which nothing was done may be on its way to its holder, who is to find out.
-        """
-        if slot.state == "leased" and slot.release_count == turn and slot.touched:
-            slot.release_count += 1
-            self._leaks.forget(slot)
-            self._state.release_broken(slot, self._now())
-            slot.reason = "broken"  # for whoever still uses the handle
-
-    def _carry_out(self) -> None:
-        if self._state.outage is not self._outage_told:
-            self._tell_of_outage()
-        super()._carry_out()
-
-    def _tell_of_outage(self) -> None:
-        """Log, once an outage, that `min_size` cannot be kept, unless a caller is told why."""
-        state = self._state
-        if state.outage is not None and all(waiter.outcome != "failed" for waiter in state.to_wake):
-            if len(state.idle) + len(state.leased) + len(state.recycling) >= self.get_min_size():
-                return
-            with contextlib.suppress(Exception):  # a handler must not end the pool's tasks
-                logger.warning(
-                    "Failed to restore the pool connection floor; retrying",
-                    exc_info=state.outage.error,
-                )
-        self._outage_told = state.outage
 
     # -- on a connection of its own --------------------------------------------------------------
 
@@ -406,6 +373,29 @@ class Pool(Internals, _Pool[asyncpg.Connection]):
     def get_max_size(self) -> int:
         """Return how many connections there can be."""
         return self._state.options.max_size
+
+
+class _Floor:
+    """Logs, once an outage, that `min_size` cannot be kept, unless a caller is told why."""
+
+    def __init__(self) -> None:
+        self._is_said = False
+
+    def outage_began(self, pool: Any, error: BaseException) -> None:  # noqa: ARG002
+        self._is_said = False
+
+    def connect_failed(self, pool: Any, seconds: float, error: BaseException, told: int) -> None:  # noqa: ARG002
+        if self._is_said:
+            return
+        stats = pool.stats()
+        if not told:
+            if stats.idle + stats.leased + stats.recycling >= pool.get_min_size():
+                return
+            with contextlib.suppress(Exception):  # a handler must not end the pool's tasks
+                logger.warning(
+                    "Failed to restore the pool connection floor; retrying", exc_info=error
+                )
+        self._is_said = True
 
 
 def _as_function(make: Callable[P, R]) -> Callable[P, R]:

@@ -1,0 +1,81 @@
+"""Labels: what a lease is for, as errors, `Pool.leases`, observers and metrics name it.
+
+A lease has the label that its `Pool.acquire` was given, or that of the innermost `labelled` block
+around it: a context variable leads there from child tasks and threads, too. Integrations may set
+something to call in place of a text, for what is known only later: which route a request has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from typing import TYPE_CHECKING, Any, Final
+
+from poolkit._errors import PoolConfigError
+from poolkit._text import one_line, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    #: A text, or what returns one, or None for no label.
+    Label = str | Callable[[], str | None]
+
+#: Characters of a label that are kept.
+LONGEST: Final = 200
+
+_current: Final = contextvars.ContextVar["Label | None"]("poolkit_label", default=None)
+#: Not empty once anybody has set a label: until then nobody looks for one.
+in_use: Final[list[None]] = []
+#: Return the label of the running code, or what returns it: for the hot path.
+get: Final = _current.get
+
+
+def labelled(label: str, /) -> contextlib.AbstractContextManager[None]:
+    """Say what everything is for that is acquired in a block, in child tasks and threads too.
+
+    ``with poolkit.labelled("nightly import"): ...`` Errors, warnings about leaks, `Pool.leases` and
+    observers then say so. Of blocks within each other the innermost counts; ``acquire(label=...)``
+    goes before all of them.
+
+    Args:
+        label: one line of at most 200 characters; the rest is cut off, and what cannot be printed
+            is escaped. Use few different ones: a label is for a kind of work, not for each item.
+
+    Raises `PoolConfigError` for what is no text, or empty.
+    """
+    return within(checked(label))
+
+
+@contextlib.contextmanager
+def within(label: Label) -> Iterator[None]:
+    """Set the label of the code in a block, or what is to be called for it."""
+    in_use[:] = [None]
+    token = _current.set(label)
+    try:
+        yield
+    finally:
+        # A generator that is closed elsewhere, in another context, has nothing to set back there.
+        with contextlib.suppress(ValueError):
+            _current.reset(token)
+
+
+def set_for_context(label: Label) -> None:
+    """Set the label of all that runs in this context from now on."""
+    in_use[:] = [None]
+    _current.set(label)
+
+
+def current() -> str | None:
+    """Return the label of the running code, or None."""
+    label = get()
+    return label if label is None or isinstance(label, str) else label()
+
+
+def checked(label: Any) -> str:
+    """Return a label as it may stand in a log: one line, not too long."""
+    if not isinstance(label, str) or not label:
+        raise PoolConfigError(
+            f"label={one_line(shown(label), LONGEST)} says nothing: give a text, for example "
+            "'nightly import'"
+        )
+    return one_line(label, LONGEST)

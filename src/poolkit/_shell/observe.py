@@ -1,0 +1,150 @@
+"""Observers: what is told of the events of a pool, in order, and is never awaited.
+
+An observer has any of the methods of `Observer`. It gets plain values, and nothing that it could
+hold on to but the pool. It is told after the pool's own books are in order, so it may ask the pool
+for whatever it likes: `Pool.stats`, `Pool.leases`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, get_args
+
+from poolkit._core.slot import Event
+from poolkit._errors import PoolConfigError
+from poolkit._text import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from poolkit._core.slot import Outcome, Reason
+    from poolkit._shell.driver_calls import Hooks
+    from poolkit._shell.pool import Pool
+
+
+class Observer:
+    """The events of a pool; every method is optional, and any object with some of them will do.
+
+    Give it to a pool as ``observers=[...]``, or to `Pool.observe`. Its methods are called, never
+    awaited, in the order of the events, on the pool's event loop: what an acquire or a release
+    causes, in the caller's task and context; the rest in the pool's own tasks. What takes long
+    there keeps everybody waiting. What one raises is logged once, and the caller feels nothing.
+
+    ``label`` is what the lease is for (`labelled`), or None. Times are seconds.
+    """
+
+    def acquire_began(self, pool: Pool[Any], label: str | None) -> None:
+        """Somebody acquires."""
+
+    def wait_ended(
+        self, pool: Pool[Any], label: str | None, seconds: float, outcome: Outcome
+    ) -> None:
+        """An acquire has ended that found no idle connection at once.
+
+        ``outcome``: ``served``, or why there was no connection: ``timed_out``, ``cancelled``,
+        ``busy``, ``shed``, ``deadlocked``, ``failed`` or ``closed``.
+        """
+
+    def leased(self, pool: Pool[Any], label: str | None, seconds: float) -> None:
+        """Somebody has a connection, after so many seconds; ``on_acquire`` is still to run."""
+
+    def released(self, pool: Pool[Any], label: str | None, seconds: float) -> None:
+        """A lease has ended, in whatever way, after so many seconds."""
+
+    def connect_began(self, pool: Pool[Any]) -> None:
+        """A connection is being opened."""
+
+    def connected(self, pool: Pool[Any], seconds: float) -> None:
+        """A connection is open, ``on_connect`` included, after so many seconds."""
+
+    def connect_failed(
+        self, pool: Pool[Any], seconds: float, error: BaseException, told: int
+    ) -> None:
+        """A connect has failed, and so many callers were told its error."""
+
+    def lost(self, pool: Pool[Any]) -> None:
+        """A connection was found dead or broken; `retired` follows when it is given up."""
+
+    def retired(self, pool: Pool[Any], reason: Reason) -> None:
+        """A connection is given up: closed or terminated, for a reason of `PoolStats.retired`."""
+
+    def outage_began(self, pool: Pool[Any], error: BaseException) -> None:
+        """A connect has failed, the first one since one has succeeded."""
+
+    def outage_ended(self, pool: Pool[Any], seconds: float) -> None:
+        """A connect has succeeded again, so many seconds after the outage began."""
+
+
+EVENTS: Final[tuple[Event, ...]] = get_args(Event)
+
+
+def check_observer(observer: object) -> None:
+    """Raise `PoolConfigError` for what could be told nothing."""
+    if isinstance(observer, type):
+        raise PoolConfigError(
+            f"observer {observer.__name__} is the class: give an instance, {observer.__name__}()"
+        )
+    if not any(callable(getattr(observer, event, None)) for event in EVENTS):
+        raise PoolConfigError(
+            f"{shown(observer)} is no observer: it has none of the methods {', '.join(EVENTS)}"
+        )
+
+
+class Observers:
+    """Those who are told of one pool's events."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self._hooks = hooks
+        self._observers: list[object] = []
+        self._calls: dict[Event, tuple[Callable[..., object], ...]] = {}
+        self._failed: set[tuple[int, Event]] = set()
+
+    def __bool__(self) -> bool:
+        """Tell whether there is anybody."""
+        return bool(self._observers)
+
+    def add(self, observer: object) -> None:
+        """Tell this one as well, after those before it."""
+        check_observer(observer)
+        self._observers.append(observer)
+        self._look()
+
+    def remove(self, observer: object) -> None:
+        """Tell this one no more; of one that is there twice, once less."""
+        for place, one in enumerate(self._observers):
+            if one is observer:
+                del self._observers[place]
+                self._failed = {key for key in self._failed if key[0] != id(observer)}
+                break
+        self._look()
+
+    def _look(self) -> None:
+        """Look the methods up, once for all events to come."""
+        self._calls = {
+            event: tuple(
+                call
+                for one in self._observers
+                if callable(call := getattr(one, event, None)) and not _does_nothing(call, event)
+            )
+            for event in EVENTS
+        }
+
+    def tell(self, pool: Pool[Any], event: Event, *values: object) -> None:
+        """Tell all of one event; what one of them raises the others do not feel, nor the caller."""
+        for call in self._calls[event]:
+            try:
+                call(pool, *values)
+            except BaseException as error:
+                self._report(call, event, error)
+
+    def _report(self, call: Any, event: Event, error: BaseException) -> None:
+        """Log what an observer has raised, once for each of its methods."""
+        observer = getattr(call, "__self__", call)
+        key = id(observer), event
+        if key not in self._failed or not isinstance(error, Exception):
+            self._failed.add(key)
+            self._hooks.report(event, error, whose=type(observer).__name__)
+
+
+def _does_nothing(call: Any, event: Event) -> bool:
+    """Tell whether a method is `Observer`'s own, so that whoever inherits it pays nothing."""
+    return getattr(call, "__func__", None) is getattr(Observer, event)
