@@ -52,7 +52,7 @@ async def test_asyncpg_driver_keeps_every_line(database: str, reset: str) -> Non
         report = await check_driver(driver, probe)
     finally:
         await outside.close()
-    assert set(report.skipped.values()) == {"the driver's check_options"}
+    assert set(report.skipped.values()) == {"the driver's check_options", "the driver's is_used_up"}
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,9 @@ async def test_sqlite_drivers_keep_every_line(tmp_path: Path, kind: Any) -> None
     ask("CREATE TABLE t (x)")
     probe = probes.of_sqlite(path, lambda: int(ask("SELECT count(*) FROM t")[0]))
     report = await check_driver(kind(path), probe)
-    wanting = {"Probe(kill=)", "the driver's set_up", "the driver's greeted"}
+    wanting = {"Probe(kill=)"} | {
+        f"the driver's {name}" for name in ("set_up", "greeted", "is_used_up")
+    }
     if probe.count is None:
         wanting.add("Probe(count=)")
     assert set(report.skipped.values()) == wanting

@@ -192,6 +192,7 @@ async def test_driver_of_psycopg_keeps_every_line(database: str) -> None:
         await outside.execute("CREATE TABLE t (x int)")
         report = await check_driver(driver, of_psycopg(outside, "hunter2"))
         wants = {"set_up", "greeted", "pool_opens", "is_clean", "watch", "view", "check_options"}
+        wants.add("is_used_up")
         for want in report.skipped.values():
             assert want.removeprefix("the driver's ").split()[0] in wants, want
         await outside.execute("TRUNCATE t")
@@ -525,7 +526,7 @@ async def test_driver_of_a_callable_connection_keeps_every_line() -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", LOOPS[:1], indirect=True)
-@pytest.mark.parametrize("name", ["set_up", "greeted", "pool_opens"])
+@pytest.mark.parametrize("name", ["set_up", "greeted", "pool_opens", "is_used_up"])
 async def test_method_that_only_bears_an_optional_name_is_told(name: str) -> None:
     """The driver's own, of another signature: the pool would call it."""
     async with echoing() as port:

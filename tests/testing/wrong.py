@@ -610,6 +610,12 @@ class GreetedIsAsync(FakeDriver):
         await checkpoint()
 
 
+@breaks("is_used_up tells without changing anything")
+class IsUsedUpIsAsync(FakeDriver):
+    async def is_used_up(self, c: Any, /) -> bool:  # type: ignore[override]
+        return False
+
+
 @breaks("pool_opens is sync, and may be called again")
 class PoolOpensIsAsync(FakeDriver):
     async def pool_opens(self) -> None:  # type: ignore[override]

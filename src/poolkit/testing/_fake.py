@@ -374,6 +374,10 @@ class FakeDriver(BareDriver[F], Generic[F]):
     def pool_opens(self) -> None:
         """Do nothing: there is no database to forget."""
 
+    def is_used_up(self, _: F, /) -> bool:
+        """Say no: it may be used for ever."""
+        return False
+
     def watch(self, c: F, dead: Callable[..., None], /) -> None:
         """Remember whom `crash` has to tell, and a cursor that fails."""
         self._watchers[c] = dead

@@ -1,0 +1,403 @@
+"""Observers: told of every event of a pool, in order, and never felt."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from typing import Any
+
+import anyio
+import pytest
+from anyio import wait_all_tasks_blocked
+
+from poolkit import (
+    ConnectFailed,
+    Observer,
+    Pool,
+    PoolBusy,
+    PoolClosed,
+    PoolConfigError,
+    PoolDeadlock,
+    PoolTimeout,
+    Verdict,
+)
+from poolkit._shell.observe import EVENTS
+from tests.fakes import Boom, CleanDriver, FakeConnection, FakeDriver, FullDriver, own
+from tests.pool.virtual import RUNNERS
+
+
+class Notes:
+    """An observer of all events, which notes them without the pool and the seconds."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[Any, ...]] = []
+        self.seconds: list[tuple[str, float]] = []
+
+    def __getattr__(self, event: str) -> Any:
+        if event not in EVENTS:
+            raise AttributeError(event)
+
+        def note(pool: Pool[Any], *values: Any) -> None:
+            assert isinstance(pool, Pool)
+            self.seconds += [(event, value) for value in values if isinstance(value, float)]
+            kept = [value for value in values if not isinstance(value, float)]
+            self.events.append((event, *kept))
+
+        return note
+
+    def take(self, *only: str) -> list[tuple[Any, ...]]:
+        """Return what was noted since the last time, of some events or of all."""
+        events, self.events = self.events, []
+        return [event for event in events if not only or event[0] in only]
+
+
+async def test_life_of_a_lease_is_told_in_order() -> None:
+    """From the connect to the end of the pool."""
+    notes = Notes()
+    async with Pool(FakeDriver(), max_size=1, observers=[notes]) as pool:
+        assert notes.take() == [("connect_began",), ("connected",)]
+        async with pool.acquire(label="import"):
+            assert notes.take() == [("acquire_began", "import"), ("leased", "import")]
+        assert notes.take() == [("released", "import")]
+        conn = await pool.acquire()
+        assert notes.take() == [("acquire_began", None), ("leased", None)]
+        pool.release(conn)
+        assert notes.take() == [("released", None)]
+    assert notes.take() == [("retired", "pool_closed")]
+
+
+async def test_acquire_that_is_never_awaited_is_no_event() -> None:
+    """It owns nothing."""
+    notes = Notes()
+    async with Pool(FakeDriver(), observers=[notes]) as pool:
+        notes.take()
+        pool.acquire()
+        assert notes.take() == []
+
+
+async def test_wait_that_is_served_is_told_before_the_lease() -> None:
+    """And the release that serves it before both."""
+    notes = Notes()
+    async with Pool(CleanDriver(), max_size=1, observers=[notes]) as pool:
+
+        async def wait() -> None:
+            async with pool.acquire(label="second"):
+                pass
+
+        async with anyio.create_task_group() as group:
+            async with pool.acquire(label="first"):
+                notes.take()
+                group.start_soon(wait)
+                await wait_all_tasks_blocked()
+                assert notes.take() == [("acquire_began", "second")]
+        assert notes.take() == [
+            ("released", "first"),
+            ("wait_ended", "second", "served"),
+            ("leased", "second"),
+            ("released", "second"),
+        ]
+
+
+@RUNNERS
+def test_seconds_are_those_that_have_passed(run: Any) -> None:
+    """Of waiting, of holding, and of connecting."""
+
+    async def main() -> None:
+        notes = Notes()
+        async with Pool(CleanDriver(), max_size=1, observers=[notes]) as pool:
+
+            async def wait() -> None:
+                async with pool.acquire():
+                    await anyio.sleep(2.0)
+
+            notes.seconds.clear()
+            async with anyio.create_task_group() as group:
+                async with pool.acquire():
+                    group.start_soon(wait)
+                    await anyio.sleep(3.0)
+            assert notes.seconds == [
+                ("leased", 0.0),
+                ("released", pytest.approx(3.0)),
+                ("wait_ended", pytest.approx(3.0)),
+                ("leased", pytest.approx(3.0)),
+                ("released", pytest.approx(2.0)),
+            ]
+
+    run(main)
+
+
+async def test_every_end_of_a_wait_is_told() -> None:
+    """One way after the other."""
+    notes = Notes()
+    pool = Pool(FullDriver(), max_size=1, max_waiting=1, observers=[notes])
+    with pytest.raises(PoolClosed):
+        await pool.acquire()
+    assert notes.take("wait_ended", "leased") == [("wait_ended", None, "closed")]
+    async with pool:
+        async with pool.acquire():
+            notes.take()
+            with pytest.raises(PoolTimeout):
+                await pool.acquire(timeout=0)
+            assert notes.take("wait_ended") == [("wait_ended", None, "timed_out")]
+            with pytest.raises(PoolDeadlock):
+                await pool.acquire()
+            assert notes.take("wait_ended") == [("wait_ended", None, "deadlocked")]
+
+            async def wait() -> None:
+                async with pool.acquire():
+                    raise AssertionError("served")
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(wait)
+                await wait_all_tasks_blocked()
+                with pytest.raises(PoolBusy):
+                    await pool.acquire()
+                assert notes.take("wait_ended") == [("wait_ended", None, "busy")]
+                group.cancel_scope.cancel()
+            assert notes.take("wait_ended") == [("wait_ended", None, "cancelled")]
+
+
+@RUNNERS
+def test_outage_is_told_from_its_first_failure_to_its_end(run: Any) -> None:
+    """With how many callers were told of each failure."""
+
+    async def main() -> None:
+        notes = Notes()
+        driver = FullDriver(connect=[Boom("down"), Boom("down")])
+        driver.verdicts[Boom] = Verdict.FATAL
+        async with Pool(driver, min_size=0, max_size=1, observers=[notes]) as pool:
+            with pytest.raises(ConnectFailed):
+                await pool.acquire()
+            kinds = [event[0] for event in notes.take()]
+            assert kinds == [
+                "acquire_began",
+                "connect_began",
+                "outage_began",
+                "connect_failed",
+                "wait_ended",
+            ]
+            notes.seconds.clear()
+            await anyio.sleep(1.0)
+            with pytest.raises(ConnectFailed):
+                await pool.acquire()
+            (failed,) = notes.take("outage_began", "connect_failed")
+            assert (str(failed[1]), failed[2]) == ("down", 1)
+            await anyio.sleep(1.0)
+            async with pool.acquire():
+                pass
+            kinds = [event[0] for event in notes.take()]
+            assert kinds == [
+                "acquire_began",
+                "connect_began",
+                "connected",
+                "outage_ended",
+                "wait_ended",
+                "leased",
+                "released",
+            ]
+            assert ("outage_ended", pytest.approx(2.0)) in notes.seconds
+
+    run(main)
+
+
+@pytest.mark.parametrize("where", ["idle", "leased"])
+async def test_connection_that_dies_is_lost_once_and_then_retired(where: str) -> None:
+    """Idle it goes at once; leased it is known to be lost before it comes back."""
+    driver = FullDriver()
+    notes = Notes()
+    async with Pool(driver, min_size=0, max_size=1, observers=[notes]) as pool:
+        async with pool.acquire() as conn:
+            await conn.query()
+            real = own(conn)
+            notes.take()
+            if where == "leased":
+                driver.watched[real]()
+                await wait_all_tasks_blocked()
+                assert notes.take() == [("lost",)]
+        if where == "idle":
+            await wait_all_tasks_blocked()
+            notes.take()
+            driver.watched[real]()
+            await wait_all_tasks_blocked()
+            assert notes.take() == [("lost",), ("retired", "broken")]
+        else:
+            assert notes.take() == [("released", None), ("retired", "broken")]
+
+
+async def test_lease_that_nobody_gives_back_is_released_all_the_same(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    """Collected, or ended with the pool."""
+    notes = Notes()
+    async with Pool(FakeDriver(), max_size=2, observers=[notes]) as pool:
+        conn = await pool.acquire(label="dropped")
+        del conn
+        gc.collect()
+        await wait_all_tasks_blocked()
+        assert ("released", "dropped") in notes.take()
+        kept = await pool.acquire(label="kept")
+        await pool.aclose(grace=0)
+        assert notes.take("released") == [("released", "kept")]
+        del kept
+    assert recwarn
+
+
+async def test_cancelled_aclose_tells_the_end_of_each_lease_once() -> None:
+    """However it ends."""
+    notes = Notes()
+    pool = await Pool(FakeDriver(), max_size=1, observers=[notes]).open()
+    kept: Any = None
+
+    async def hold() -> None:
+        nonlocal kept
+        kept = await pool.acquire()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(hold)
+        await wait_all_tasks_blocked()
+        with anyio.move_on_after(0) as scope:
+            await pool.aclose(grace=None)
+    assert scope.cancelled_caught
+    assert notes.take("released") == [("released", None)]
+
+
+async def test_hook_runs_after_the_lease_is_told() -> None:
+    """And if it fails, the lease is over."""
+    notes = Notes()
+
+    async def hook(_: FakeConnection) -> None:
+        notes.events.append(("hook",))
+        raise Boom
+
+    async with Pool(FakeDriver(), max_size=1, on_acquire=hook, observers=[notes]) as pool:
+        notes.take()
+        with pytest.raises(Boom):
+            await pool.acquire()
+        assert notes.take() == [
+            ("acquire_began", None),
+            ("leased", None),
+            ("hook",),
+            ("released", None),
+        ]
+
+
+# -- observers come, go and fail -----------------------------------------------------------------
+
+
+async def test_observer_that_raises_is_logged_once_and_never_felt(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """By the caller, the others, and the pool's tasks."""
+
+    class Rude(Observer):
+        def acquire_began(self, pool: Any, label: str | None) -> None:
+            raise Boom("began")
+
+        def connected(self, pool: Any, seconds: float) -> None:
+            raise asyncio.CancelledError
+
+        def released(self, pool: Any, label: str | None, seconds: float) -> None:
+            raise Boom("released")
+
+    notes = Notes()
+    with caplog.at_level(logging.DEBUG, "poolkit"):
+        async with Pool(FakeDriver(), observers=[Rude(), notes]) as pool:
+            for _ in range(3):
+                async with pool.acquire():
+                    pass
+    errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert sorted(text.split(" raised ")[0] for text in errors) == [
+        "Rude.acquire_began",
+        "Rude.connected",
+        "Rude.released",
+    ]
+    assert len(notes.take("released")) == 3
+
+
+async def test_observers_come_and_go_in_any_order() -> None:
+    """Each is told as long as it is there, in the order in which they came."""
+    told: list[str] = []
+
+    class Named(Observer):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def leased(self, pool: Any, label: str | None, seconds: float) -> None:
+            told.append(self.name)
+
+    async with Pool(FakeDriver()) as pool:
+        stops = [pool.observe(Named(name)) for name in "abc"]
+        for gone in (1, 0, 2, 2):
+            async with pool.acquire():
+                pass
+            stops[gone]()
+        async with pool.acquire():
+            pass
+        assert told == [*"abc", *"ac", *"c"]
+        assert pool._observers is None
+        assert not pool._state.is_observed
+        pool.observe(Named("d"))
+        async with pool.acquire():
+            pass
+        assert told[-1] == "d"
+
+
+async def test_observer_may_ask_the_pool() -> None:
+    """It is told when the books are in order."""
+    seen: list[tuple[int, int]] = []
+
+    class Asking(Observer):
+        def leased(self, pool: Pool[Any], label: str | None, seconds: float) -> None:
+            seen.append((pool.stats().leased, len(pool.leases())))
+
+        def released(self, pool: Pool[Any], label: str | None, seconds: float) -> None:
+            seen.append((pool.stats().leased, len(pool.leases())))
+
+        def retired(self, pool: Pool[Any], reason: str) -> None:
+            pool.renew()
+
+    async with Pool(FakeDriver(), observers=[Asking()]) as pool:
+        async with pool.acquire():
+            pass
+        assert seen == [(1, 1), (0, 0)]
+
+
+@pytest.mark.parametrize(
+    "wrong", [object(), Observer, 3, "leased"], ids=["object", "class", "3", "str"]
+)
+def test_what_is_no_observer_is_refused(wrong: Any) -> None:
+    """With what is missing."""
+    with pytest.raises(PoolConfigError, match="observer"):
+        Pool(FakeDriver(), observers=[wrong])
+    with pytest.raises(PoolConfigError, match="observer"):
+        Pool(FakeDriver()).observe(wrong)
+
+
+@pytest.mark.parametrize("wrong", [Notes(), iter([Notes()]), None], ids=["one", "iterator", "None"])
+def test_observers_that_are_no_list_are_refused(wrong: Any) -> None:
+    """Also one that is given by itself."""
+    with pytest.raises(PoolConfigError, match="is no list: give"):
+        Pool(FakeDriver(), observers=wrong)
+
+
+async def test_wrapped_methods_of_a_pool_go_on_working(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent may wrap the public methods of the class, or of one pool, before or after."""
+    calls: list[str] = []
+    original = Pool.acquire
+
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append("acquire")
+        return original(self, *args, **kwargs)
+
+    notes = Notes()
+    async with Pool(FakeDriver(), max_size=1, observers=[notes]) as pool:
+        monkeypatch.setattr(Pool, "acquire", wrapped)
+        stop = pool.observe(Notes())
+        async with pool.acquire(label="x"):
+            pass
+        stop()
+        async with pool.acquire():
+            pass
+        assert calls == ["acquire", "acquire"]
+        assert len(notes.take("leased")) == 2
