@@ -19,7 +19,7 @@ import trio
 import trio.testing
 from anyio import wait_all_tasks_blocked
 
-import poolkit._shell.pool
+import poolkit._shell.life
 from poolkit import Pool, PoolConfigError
 from tests.fakes import CleanDriver, FakeConnection, FullDriver, gone
 from tests.pool.virtual import RUNNERS
@@ -365,9 +365,9 @@ def test_pool_on_a_loop_that_was_closed_without_a_word_is_told_of_at_exit() -> N
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # as meant here
     loop.close()
     with pytest.warns(ResourceWarning, match="'forgotten' was never closed"):
-        poolkit._shell.pool._at_exit()
+        poolkit._shell.life._at_exit()
     anyio.run(pool.aclose)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        poolkit._shell.pool._at_exit()
+        poolkit._shell.life._at_exit()
     assert not driver.alive

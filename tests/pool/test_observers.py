@@ -196,7 +196,7 @@ def test_outage_is_told_from_its_first_failure_to_its_end(run: Any) -> None:
                 "leased",
                 "released",
             ]
-            assert ("outage_ended", pytest.approx(2.0)) in notes.seconds
+            assert dict(notes.seconds)["outage_ended"] == pytest.approx(2.0)
 
     run(main)
 

@@ -14,7 +14,7 @@ import pytest
 import trio
 from anyio import wait_all_tasks_blocked
 
-import poolkit._shell.pool
+import poolkit._shell.life
 import poolkit._shell.runtime
 from poolkit import Pool, PoolClosed, WrongLoop
 from poolkit._shell.runtime import BETWEEN
@@ -429,10 +429,10 @@ def test_exit_warns_of_the_pools_of_this_process_only(
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         monkeypatch.setattr(pool._runtime, "forked", True)
-        poolkit._shell.pool._at_exit()
+        poolkit._shell.life._at_exit()
         monkeypatch.setattr(pool._runtime, "forked", False)
         assert not warned
-        poolkit._shell.pool._at_exit()
-        poolkit._shell.pool._warn_of_the_open(pool)
+        poolkit._shell.life._at_exit()
+        poolkit._shell.life._warn_of_the_open(pool)
     assert [str(warning.message)[:13] for warning in warned] == ["pool 'parents"]
     loop.run_until_complete(pool.aclose())

@@ -1,22 +1,44 @@
-"""One life of a pool, from `open` to `aclose`: its event loop, its workers, its root task."""
+"""The life of a pool: opened, closed, or ended by its event loop or its process.
+
+`Life` is one life, with its event loop, its workers and its root task; `Living` begins and ends it.
+"""
 
 from __future__ import annotations
 
+import atexit
 import logging
-from typing import TYPE_CHECKING, Any
+import weakref
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import anyio
 
-from poolkit._shell.log import say
-from poolkit._shell.runtime import is_cancellation
-from poolkit._shell.upkeep import upkeep
+from poolkit._awaits import awaited
+from poolkit._core.slot import NEVER, Slot, Waiter
+from poolkit._driver import C
+from poolkit._errors import PoolClosed
+from poolkit._options import check_seconds
+from poolkit._shell import messages
+from poolkit._shell.blocks import Blocks
+from poolkit._shell.leaks import Leaks
+from poolkit._shell.lease import Lease, TracedLease
+from poolkit._shell.log import say, warn
+from poolkit._shell.returning import Returning
+from poolkit._shell.runtime import current_runtime, is_cancellation
+from poolkit._shell.transaction import Transaction
+from poolkit._shell.upkeep import Suspended, upkeep
+from poolkit._shell.workers import Workers
 from poolkit._text import told
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from poolkit._driver import Driver
+    from poolkit._options import Options
     from poolkit._shell.runtime import Runtime
-    from poolkit._shell.workers import Workers
+    from poolkit._stats import LeaseInfo
+
+#: Seconds for tasks that have been cancelled to end.
+_LAST_WAIT: Final = 1.0
 
 
 class Life:
@@ -98,3 +120,264 @@ class Life:
         watchers, self.watchers = self.watchers, []
         for parking in watchers:
             self.runtime.unpark(parking)
+
+
+class Living(Returning[C]):
+    """How a pool is opened and closed."""
+
+    def __init__(self, driver: Driver[C], options: Options, name: str) -> None:
+        super().__init__(driver, options, name)
+        self._blocks = Blocks()
+        self._held_at_end: list[LeaseInfo] = []  # when a life has ended without `aclose`
+
+    async def open(self) -> Self:
+        """Open the pool and wait until ``min_size`` connections are there.
+
+        Opening an open pool changes nothing. Whoever opens it this way closes it with `aclose`: the
+        end of an ``async with`` leaves it open, also of ``async with await pool.open()``. A closed
+        pool may be opened again, on another loop too.
+
+        Raises:
+            ConnectFailed: the database refused; its error is the ``__cause__``. An error that may
+                pass is waited out for ``acquire_timeout`` first, then it is the cause of a
+                `PoolTimeout`. The pool is closed again.
+            PoolClosed: it is being closed, or was while this waited.
+            WrongLoop: the pool is open on another event loop.
+
+        """
+        await self._open(Life.keep)
+        return self
+
+    async def _open(self, join: Callable[[Life], None]) -> None:
+        """Open the pool, unless it is open; `join` counts the caller in with those who use it."""
+        state = self._state
+        if self._life is not None and self._runtime.has_ended():
+            self._loop_ended(self._life, None)
+        if self._life is None:
+            self._begin()
+        elif state.phase == "closing":
+            raise PoolClosed(f"pool {self.name!r} is being closed: await that, then open it")
+        runtime, life = self._runtime, self._life
+        assert life is not None
+        runtime.check()  # raises WrongLoop
+        if state.phase == "open":
+            join(life)
+            return
+        now = runtime.now()
+        limit = state.options.acquire_timeout
+        waiter = Waiter(NEVER if limit is None else now + limit, runtime.create_parking())
+        try:
+            self._tell(state.open, waiter, now)
+        except BaseException:  # an overload policy that cannot begin
+            self._collapse(life, None)
+            await self._wait_ended(life)
+            raise
+        life.openers += 1
+        try:
+            try:
+                self._carry_out()
+                await waiter.parking
+                if waiter.outcome != "served" or self._life is not life:
+                    raise messages.refusal(self.name, waiter, limit)
+                state.opened()
+                join(life)
+            finally:
+                life.openers -= 1
+        except BaseException:
+            self._tell(state.give_up_opening, waiter)
+            if life is self._life and state.is_open and not self._is_used(life):
+                self._collapse(life, None)  # nobody else has opened it, or is about to
+                await self._wait_ended(life)
+                self._hooks.raise_again()
+            raise
+
+    async def __aenter__(self) -> Self:
+        """Open the pool, or join those who are inside; wait for the end of one that is closing.
+
+        Raises what `open` raises, and `PoolClosed` if closing outlasts ``acquire_timeout``.
+        """
+        await self._wait_closed()
+        await self._open(self._blocks.begin)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the pool, as `aclose` does, if nobody else is inside or has called `open`.
+
+        Does nothing if the pool was closed meanwhile, also if it was opened again.
+        """
+        begun_in, life = self._blocks.end(), self._life
+        if life is None:
+            await self.aclose()  # raises what the driver's calls have
+        elif begun_in is life and self._state.phase != "closing" and not self._is_used(life):
+            await self.aclose()
+
+    def _is_used(self, life: Life) -> bool:
+        """Tell whether anybody counts on the pool's being open, or is about to."""
+        return life.is_kept or life.openers > 0 or self._blocks.has_any(life)
+
+    async def _wait_closed(self) -> None:
+        """Wait until a pool that is being closed is, unless the caller is waited for itself."""
+        state, life = self._state, self._life
+        if life is None or state.phase != "closing" or life.runtime.has_ended():
+            return
+        runtime = life.runtime
+        own = runtime.task()  # raises WrongLoop
+        if any(_task(slot) is own for slot in state.leased):
+            return
+        with runtime.limited(runtime.after(state.options.acquire_timeout)):
+            while life is not None and state.phase == "closing":
+                await self._wait_over(life)
+                life = self._life if self._runtime is runtime else None
+
+    async def _wait_over(self, life: Life) -> None:
+        await life.wait_until(lambda: self._life is not life)
+        with life.runtime.limited(life.runtime.after(_LAST_WAIT)):
+            await life.wait_until(lambda: life.ended)
+
+    async def aclose(self, *, grace: float | None = 10.0) -> list[LeaseInfo]:
+        """Close the pool: decide first, wait second.
+
+        Idle connections are closed and waiters get `PoolClosed` at once. Leases are waited for,
+        for ``grace`` seconds (``None``: without limit; cancelling means 0), except the caller's
+        own; then they are terminated and their handles are dead. Closing twice is harmless.
+
+        Returns: who had not given back.
+
+        Raises what calls of the driver have raised meanwhile that is neither an `Exception` nor a
+        cancellation: it has cost its connection, and nobody has seen it yet.
+        """
+        check_seconds("grace", grace)
+        held = await self._close(grace)
+        self._hooks.raise_again()
+        return held
+
+    async def _close(self, grace: float | None) -> list[LeaseInfo]:
+        life, state = self._life, self._state
+        if life is not None and life.runtime.has_ended():
+            self._collapse(life, None)
+            life = None
+        if life is None:
+            held, self._held_at_end = self._held_at_end, []
+            return held
+        runtime = life.runtime
+        own = runtime.task()
+        self._tell(state.close)
+        life.workers.abort_connects()
+        self._carry_out()
+
+        def is_given_back() -> bool:
+            return all(_task(slot) is own for slot in state.leased)
+
+        held = []
+        try:
+            with runtime.limited(runtime.after(grace)):
+                await life.wait_until(lambda: self._life is not life or self._look(is_given_back))
+            held = self.leases()
+            self._abandon_leases(life)
+            options = state.options
+            limits = (options.reset_timeout, options.close_timeout, options.ping_timeout)
+            limit = None if None in limits else sum(filter(None, limits)) + 0.5
+            with runtime.limited(runtime.after(limit)):
+                await life.wait_until(lambda: self._life is not life or not state.size)
+        except BaseException:
+            self._collapse(life, None)
+            self._held_at_end = held or self._held_at_end  # for who closes it once more
+            raise
+        finally:
+            self._collapse(life, None)
+            await self._wait_ended(life)
+        return held
+
+    async def _wait_ended(self, life: Life) -> None:
+        """Wait until the tasks of a life have ended; leave behind those that ignore their end."""
+        with life.runtime.limited(life.runtime.after(_LAST_WAIT), shield=True):
+            await life.wait_until(lambda: life.ended)
+        if not life.ended:
+            say(
+                logging.WARNING,
+                "pool %r: abandoned what ignores its cancellation: %s",
+                *(self.name, life.workers.under_way() or "its root task"),
+            )
+
+    def _abandon_leases(self, life: Life) -> None:
+        if self._life is life:
+            self._tell(self._end_leases)
+            self._tell(self._state.abandon_leases, self._runtime.now())
+            self._carry_out()
+
+    def _begin(self) -> None:
+        runtime = current_runtime(self.name, self._on_alarm)
+        workers = Workers(
+            self._state,
+            self._driver,
+            self._hooks,
+            runtime,
+            self._tell,
+            self._carry_out,
+            self._found_dead,
+        )
+        runtime.protect(
+            *_own_classes(type(self)),
+            Lease,
+            TracedLease,
+            Transaction,
+            Workers,
+            Life,
+            upkeep,
+            but=awaited,
+        )
+        self._runtime = runtime
+        self._suspended = Suspended()
+        self._hooks.end_run = runtime.end_run
+        self._hooks.pool_opens()
+        self._leaks = Leaks(self.name, self._state)
+        self._life = life = Life(runtime, workers)
+        _opened.add(self)
+        life.begin(self.name, self._upkeep, lambda cause: self._loop_ended(life, cause))
+
+    def _loop_ended(self, life: Life, cause: BaseException | None) -> None:
+        """End a life whose tasks have ended, or will never run again."""
+        if self._life is life and cause is None:
+            _warn_of_the_open(self)
+        self._collapse(life, cause)
+
+    def _collapse(self, life: Life, cause: BaseException | None) -> None:
+        """End a life at once, without waiting for anything."""
+        if self._life is life:
+            self._life = None
+            _opened.discard(self)
+            self._held_at_end = self.leases()
+            self._tell(self._end_leases)
+            self._tell(self._state.abort, cause)
+            self._carry_out()
+            life.cancel()
+        life.changed()
+
+
+_opened: Final[weakref.WeakSet[Living[Any]]] = weakref.WeakSet()
+
+
+@atexit.register
+def _at_exit() -> None:
+    # Those on a loop that was closed without a word to its tasks; others have noticed its end.
+    for pool in list(_opened):
+        if not pool._runtime.forked:
+            _warn_of_the_open(pool)
+
+
+def _warn_of_the_open(pool: Living[Any]) -> None:
+    if pool in _opened:
+        _opened.discard(pool)
+        warn(
+            f"pool {pool.name!r} was never closed, and its event loop has ended: use "
+            "`async with pool:` or `await pool.aclose()`"
+        )
+
+
+def _own_classes(kind: type) -> list[type]:
+    """Return the classes of ours that a pool's class is made of."""
+    return [one for one in kind.__mro__ if one.__module__.startswith("poolkit.")]
+
+
+def _task(slot: Slot) -> object:
+    return slot.task() if slot.task is not None else None

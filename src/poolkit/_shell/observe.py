@@ -128,7 +128,7 @@ class Observers:
             for event in EVENTS
         }
 
-    def tell(self, pool: Pool[Any], event: Event, *values: object) -> None:
+    def tell(self, pool: Any, event: Event, *values: object) -> None:
         """Tell all of one event; what one of them raises the others do not feel, nor the caller."""
         for call in self._calls[event]:
             try:

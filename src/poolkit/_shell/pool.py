@@ -1,70 +1,44 @@
-"""The shell: parks and wakes the callers, and runs what the book decides.
+"""The pool: acquires and releases connections, and tells what it has.
 
-Every public method follows one pattern: tell the state what happened, then `_carry_out` what it has
-decided: terminate connections, wake waiters, start jobs, set the alarm. Nothing is awaited between
-taking a thing and owning it, and giving back never awaits at all.
-
-The book handles one event at a time. The garbage collector may run a `finally` that releases, or
-close a waiting task, in the middle of any line of ours: while `_amid` is True, an event is noted in
-the inbox, and handled as soon as the other one is done.
+Nothing is awaited between taking a connection and owning it. What is common to all events is in
+`events`, the end of a lease in `returning`, opening and closing in `life`.
 """
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import dataclasses
-import functools
 import logging
-import random
 import sys
 import weakref
-from collections import deque
-from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from anyio.lowlevel import checkpoint
 
 from poolkit._awaits import awaited
 from poolkit._core.deadlock import closed_by
 from poolkit._core.progress import PATIENCE
-from poolkit._core.slot import NEVER, Slot, Waiter
-from poolkit._core.state import PoolState
+from poolkit._core.slot import NEVER, Waiter
 from poolkit._driver import C, require_driver
 from poolkit._errors import NotLeased, PoolClosed, PoolDeadlock, PoolError, PoolTimeout
 from poolkit._options import check_seconds, make_options
 from poolkit._shell import messages
-from poolkit._shell.blocks import Blocks
-from poolkit._shell.callsite import caller, indented, stack_shown
-from poolkit._shell.driver_calls import GuardedPolicy, Hooks
+from poolkit._shell.callsite import caller
 from poolkit._shell.labels import checked as checked_label
 from poolkit._shell.labels import current as current_label
 from poolkit._shell.labels import get as get_label
 from poolkit._shell.labels import in_use as labels_in_use
-from poolkit._shell.leaks import Leaks
-from poolkit._shell.lease import DONE, Closed, Lease, Released, TracedLease
-from poolkit._shell.life import Life
-from poolkit._shell.log import say, warn
-from poolkit._shell.observe import Observers
-from poolkit._shell.runtime import BETWEEN, current_runtime
+from poolkit._shell.lease import DONE, Lease, Released, TracedLease
+from poolkit._shell.life import Living
+from poolkit._shell.log import say
 from poolkit._shell.transaction import Transaction
-from poolkit._shell.upkeep import Suspended, upkeep
 from poolkit._shell.view import bind, held_slot, is_closed, make_view
-from poolkit._shell.workers import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from typing_extensions import Unpack
 
-    from poolkit._core.slot import Event, Outcome, Reason
+    from poolkit._core.slot import Outcome, Slot
     from poolkit._driver import Driver
     from poolkit._options import Options, PoolOptions
-    from poolkit._shell.lease import Over
-    from poolkit._shell.runtime import Runtime
-    from poolkit._stats import LeaseInfo, PoolStats
-
-
-T = TypeVar("T")
 
 
 class _NotGiven:
@@ -76,19 +50,13 @@ class _NotGiven:
 
 NOT_GIVEN: Final = _NotGiven()
 
-#: Seconds for tasks that have been cancelled to end.
-_LAST_WAIT: Final = 1.0
-
-#: How often another thread looks again at what changes under its eyes.
-_LOOKS: Final = 100
-
 # What the hot path calls, without the look-ups.
 new: Final = object.__new__
 getframe: Final = sys._getframe
 ref: Final = weakref.ref
 
 
-class Pool(Generic[C]):
+class Pool(Living[C]):
     """A pool of connections: ``async with pool``, then ``async with pool.acquire() as conn``.
 
     Made from a driver and options (`Options` has them all), for example
@@ -101,259 +69,14 @@ class Pool(Generic[C]):
     def __init__(self, driver: Driver[C], /, **options: Unpack[PoolOptions]) -> None:
         require_driver(driver)
         given = make_options(options)
-        self._driver = driver
-        self._check_options(given)
-        self.name: Final[str] = given.name or str(
-            getattr(driver, "name", None) or type(driver).__name__
-        )
-        self._life: Life | None = None
-        self._blocks = Blocks()
-        self._held_at_end: list[LeaseInfo] = []  # when a life has ended without `aclose`
-        self._amid = False
-        self._inbox: deque[Callable[[], object]] = deque()
-        self._hooks = Hooks(driver)
-        if given.shedding is not None:
-            policy = GuardedPolicy(given.shedding, self._hooks)
-            given = dataclasses.replace(given, shedding=policy)
-        self._state = PoolState(given, random.random)
-        self._is_dead = self._hooks.is_dead
+        _check_options(driver, given)
+        name = given.name or str(getattr(driver, "name", None) or type(driver).__name__)
+        super().__init__(driver, given, name)
         self._driver_is_dead = driver.is_dead
         self._default_limit = given.acquire_timeout
         self._has_hook = given.on_acquire is not None
-        #: None while there is nobody to be told.
-        self._observers: Observers | None = None
-        for observer in given.observers:
-            self.observe(observer)
         traces = given.leak_after is not None or sys.flags.dev_mode
         self._new_lease: type[Lease[C]] = TracedLease if traces else Lease
-
-    # Set by open(); nothing asks for them before.
-    _runtime: Runtime
-    _suspended: Suspended
-    _leaks: Leaks
-
-    # -- open and close --------------------------------------------------------------------------
-
-    async def open(self) -> Self:
-        """Open the pool and wait until ``min_size`` connections are there.
-
-        Opening an open pool changes nothing. Whoever opens it this way closes it with `aclose`: the
-        end of an ``async with`` leaves it open, also of ``async with await pool.open()``. A closed
-        pool may be opened again, on another loop too.
-
-        Raises:
-            ConnectFailed: the database refused; its error is the ``__cause__``. An error that may
-                pass is waited out for ``acquire_timeout`` first, then it is the cause of a
-                `PoolTimeout`. The pool is closed again.
-            PoolClosed: it is being closed, or was while this waited.
-            WrongLoop: the pool is open on another event loop.
-
-        """
-        await self._open(Life.keep)
-        return self
-
-    async def _open(self, join: Callable[[Life], None]) -> None:
-        """Open the pool, unless it is open; `join` counts the caller in with those who use it."""
-        state = self._state
-        if self._life is not None and self._runtime.has_ended():
-            self._loop_ended(self._life, None)
-        if self._life is None:
-            self._begin()
-        elif state.phase == "closing":
-            raise PoolClosed(f"pool {self.name!r} is being closed: await that, then open it")
-        runtime, life = self._runtime, self._life
-        assert life is not None
-        runtime.check()  # raises WrongLoop
-        if state.phase == "open":
-            join(life)
-            return
-        now = runtime.now()
-        limit = state.options.acquire_timeout
-        waiter = Waiter(NEVER if limit is None else now + limit, runtime.create_parking())
-        try:
-            self._tell(state.open, waiter, now)
-        except BaseException:  # an overload policy that cannot begin
-            self._collapse(life, None)
-            await self._wait_ended(life)
-            raise
-        life.openers += 1
-        try:
-            try:
-                self._carry_out()
-                await waiter.parking
-                if waiter.outcome != "served" or self._life is not life:
-                    raise messages.refusal(self.name, waiter, limit)
-                state.opened()
-                join(life)
-            finally:
-                life.openers -= 1
-        except BaseException:
-            self._tell(state.give_up_opening, waiter)
-            if life is self._life and state.is_open and not self._is_used(life):
-                self._collapse(life, None)  # nobody else has opened it, or is about to
-                await self._wait_ended(life)
-                self._hooks.raise_again()
-            raise
-
-    async def __aenter__(self) -> Self:
-        """Open the pool, or join those who are inside; wait for the end of one that is closing.
-
-        Raises what `open` raises, and `PoolClosed` if closing outlasts ``acquire_timeout``.
-        """
-        await self._wait_closed()
-        await self._open(self._blocks.begin)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """Close the pool, as `aclose` does, if nobody else is inside or has called `open`.
-
-        Does nothing if the pool was closed meanwhile, also if it was opened again.
-        """
-        begun_in, life = self._blocks.end(), self._life
-        if life is None:
-            await self.aclose()  # raises what the driver's calls have
-        elif begun_in is life and self._state.phase != "closing" and not self._is_used(life):
-            await self.aclose()
-
-    def _is_used(self, life: Life) -> bool:
-        """Tell whether anybody counts on the pool's being open, or is about to."""
-        return life.is_kept or life.openers > 0 or self._blocks.has_any(life)
-
-    async def _wait_closed(self) -> None:
-        """Wait until a pool that is being closed is, unless the caller is waited for itself."""
-        state, life = self._state, self._life
-        if life is None or state.phase != "closing" or life.runtime.has_ended():
-            return
-        runtime = life.runtime
-        own = runtime.task()  # raises WrongLoop
-        if any(_task(slot) is own for slot in state.leased):
-            return
-        with runtime.limited(runtime.after(state.options.acquire_timeout)):
-            while life is not None and state.phase == "closing":
-                await self._wait_over(life)
-                life = self._life if self._runtime is runtime else None
-
-    async def _wait_over(self, life: Life) -> None:
-        await life.wait_until(lambda: self._life is not life)
-        with life.runtime.limited(life.runtime.after(_LAST_WAIT)):
-            await life.wait_until(lambda: life.ended)
-
-    async def aclose(self, *, grace: float | None = 10.0) -> list[LeaseInfo]:
-        """Close the pool: decide first, wait second.
-
-        Idle connections are closed and waiters get `PoolClosed` at once. Leases are waited for,
-        for ``grace`` seconds (``None``: without limit; cancelling means 0), except the caller's
-        own; then they are terminated and their handles are dead. Closing twice is harmless.
-
-        Returns: who had not given back.
-
-        Raises what calls of the driver have raised meanwhile that is neither an `Exception` nor a
-        cancellation: it has cost its connection, and nobody has seen it yet.
-        """
-        check_seconds("grace", grace)
-        held = await self._close(grace)
-        self._hooks.raise_again()
-        return held
-
-    async def _close(self, grace: float | None) -> list[LeaseInfo]:
-        life, state = self._life, self._state
-        if life is not None and life.runtime.has_ended():
-            self._collapse(life, None)
-            life = None
-        if life is None:
-            held, self._held_at_end = self._held_at_end, []
-            return held
-        runtime = life.runtime
-        own = runtime.task()
-        self._tell(state.close)
-        life.workers.abort_connects()
-        self._carry_out()
-
-        def is_given_back() -> bool:
-            return all(_task(slot) is own for slot in state.leased)
-
-        held = []
-        try:
-            with runtime.limited(runtime.after(grace)):
-                await life.wait_until(lambda: self._life is not life or self._look(is_given_back))
-            held = self.leases()
-            self._abandon_leases(life)
-            options = state.options
-            limits = (options.reset_timeout, options.close_timeout, options.ping_timeout)
-            limit = None if None in limits else sum(filter(None, limits)) + 0.5
-            with runtime.limited(runtime.after(limit)):
-                await life.wait_until(lambda: self._life is not life or not state.size)
-        except BaseException:
-            self._collapse(life, None)
-            self._held_at_end = held or self._held_at_end  # for who closes it once more
-            raise
-        finally:
-            self._collapse(life, None)
-            await self._wait_ended(life)
-        return held
-
-    async def _wait_ended(self, life: Life) -> None:
-        """Wait until the tasks of a life have ended; leave behind those that ignore their end."""
-        with life.runtime.limited(life.runtime.after(_LAST_WAIT), shield=True):
-            await life.wait_until(lambda: life.ended)
-        if not life.ended:
-            say(
-                logging.WARNING,
-                "pool %r: abandoned what ignores its cancellation: %s",
-                *(self.name, life.workers.under_way() or "its root task"),
-            )
-
-    def _abandon_leases(self, life: Life) -> None:
-        if self._life is life:
-            self._tell(self._end_leases)
-            self._tell(self._state.abandon_leases, self._runtime.now())
-            self._carry_out()
-
-    def _end_leases(self) -> None:
-        """Say that the leases end which have not been given back, just before they do."""
-        self._leaks.forget_leases()
-        if self._state.is_observed:
-            for slot in self._state.leased:
-                self._note_released(slot)
-
-    def _begin(self) -> None:
-        runtime = current_runtime(self.name, self._on_alarm)
-        workers = Workers(
-            self._state,
-            self._driver,
-            self._hooks,
-            runtime,
-            self._tell,
-            self._carry_out,
-            self._found_dead,
-        )
-        runtime.protect(Pool, Lease, TracedLease, Transaction, Workers, Life, upkeep, but=awaited)
-        self._runtime = runtime
-        self._suspended = Suspended()
-        self._hooks.end_run = runtime.end_run
-        self._hooks.pool_opens()
-        self._leaks = Leaks(self.name, self._state)
-        self._life = life = Life(runtime, workers)
-        _opened.add(self)
-        life.begin(self.name, self._upkeep, lambda cause: self._loop_ended(life, cause))
-
-    def _loop_ended(self, life: Life, cause: BaseException | None) -> None:
-        """End a life whose tasks have ended, or will never run again."""
-        if self._life is life and cause is None:
-            _warn_of_the_open(self)
-        self._collapse(life, cause)
-
-    def _collapse(self, life: Life, cause: BaseException | None) -> None:
-        """End a life at once, without waiting for anything."""
-        if self._life is life:
-            self._life = None
-            _opened.discard(self)
-            self._held_at_end = self.leases()
-            self._tell(self._end_leases)
-            self._tell(self._state.abort, cause)
-            self._carry_out()
-            life.cancel()
-        life.changed()
 
     # -- acquire ---------------------------------------------------------------------------------
 
@@ -545,6 +268,10 @@ class Pool(Generic[C]):
             self._tell_observers("leased", lease._label, runtime.now() - now)
         return view
 
+    def _tell_wait_ended(self, lease: Lease[Any], outcome: Outcome) -> None:
+        seconds = self._runtime.now() - lease._since
+        self._tell_observers("wait_ended", lease._label, seconds, outcome)
+
     def _uncount(self, lease: Lease[Any]) -> None:
         """Forget that a lease was acquired: its caller acquires another one in its place."""
         was = "served" if getattr(lease, "_has_waited", False) else "direct"
@@ -619,7 +346,7 @@ class Pool(Generic[C]):
             self._end_lease(lease, (lease._code, lease._lasti), error)
             raise
 
-    # -- release ---------------------------------------------------------------------------------
+    # -- release, inspect and adjust --------------------------------------------------------------
 
     def release(self, connection: C, /) -> Released:
         """Give a connection back: done when this returns; the result may be awaited or not.
@@ -644,112 +371,6 @@ class Pool(Generic[C]):
         self._end_lease(lease, caller(2), None)
         return DONE
 
-    def _ends_with(self, lease: Lease[C], over: Closed) -> bool:
-        """End a lease if its holder has ended the connection; say whether. From any thread."""
-        slot: Any = lease._slot
-        if lease._release_count != slot.release_count or not self._is_dead(slot.connection):
-            return False
-        give_back = functools.partial(self._end_lease, lease, over, None)
-        if self._runtime.where() in (self._runtime.home, BETWEEN):
-            give_back()
-        else:
-            self._post(give_back)
-        return True
-
-    def _end_lease(  # noqa: PLR0912  # the hot path
-        self, lease: Lease[C], over: Over, error: BaseException | None
-    ) -> None:
-        """End a lease, unless it has ended. Never awaits, hence cannot be interrupted."""
-        state = self._state
-        slot: Any = lease._slot
-        runtime = self._runtime
-        where = runtime.where()
-        here = where is runtime.home
-        if self._inbox and here:
-            self._drain()
-        if lease._release_count != slot.release_count:
-            return
-        lease._over = over
-        if not here and where is not BETWEEN:
-            # A block that is closed by the garbage collector, in whatever thread.
-            self._dropped(slot, slot.release_count)
-            return
-        slot.release_count += 1
-        uses = slot.uses
-        if state.is_observed:
-            self._note_released(slot)
-        if self._amid or not here:  # closed by the collector, in the middle of a line of ours
-            self._post(functools.partial(self._take_back, slot, slot.release_count, error))
-            return
-        self._amid = True
-        try:
-            if not slot.touched and not (state.queue and self._is_dead(slot.connection)):
-                if not state.release(slot, runtime.now()):
-                    return
-            else:
-                self._take_back(slot, slot.release_count, error)
-            if state.to_wake:
-                self._wake()
-        except BaseException:  # a RecursionError: there is no stack left to call anything with
-            if slot.uses == uses:  # it has not gone to the next one
-                self._inbox.append(
-                    functools.partial(self._take_back, slot, slot.release_count, error)
-                )
-            raise
-        finally:
-            self._amid = False
-        if state.to_start or state.to_terminate or state.to_tell or state.line.shedder:
-            self._carry_out()
-
-    def _take_back(self, slot: Slot, turn: int, error: BaseException | None) -> None:
-        """Tell the book how a lease has left its connection, unless that was taken away already."""
-        if slot.release_count != turn or slot.state != "leased":
-            return
-        state = self._state
-        now = self._runtime.now()
-        slot.block = None
-        if error is not None and not isinstance(error, Exception):
-            slot.cancelled = slot.touched
-        if not slot.touched and not (state.queue and self._is_dead(slot.connection)):
-            state.release(slot, now)
-        elif (reason := self._why_not_again(slot, error, now)) is not None:
-            if slot.closing:
-                state.release_closing(slot, now)
-            else:
-                state.release_broken(slot, now, reason)
-        else:
-            is_in_doubt = slot.busy or slot.cancelled or slot.has_derived
-            if is_in_doubt or not self._hooks.is_clean(slot.connection):
-                state.release_dirty(slot, now)
-            else:
-                state.release(slot, now)
-
-    def _why_not_again(self, slot: Slot, error: BaseException | None, now: float) -> Reason | None:
-        """Say why a used connection must not be used again, if so; renew or suspect the others."""
-        # If this gives a reason: whoever kept the cursor would read the next user's session.
-        reason = self._hooks.revoke(slot.connection, derived=slot.has_derived)
-        if error is not None:
-            self._hooks.heed(slot, error, passed=True)
-        if slot.verdicts and self._state.learn(slot, now):
-            return "broken"
-        if self._is_dead(slot.connection):
-            return "broken"
-        if slot.attributes is not None and not self._hooks.restore(slot):
-            return "broken"
-        if self._hooks.is_used_up(slot.connection):
-            slot.reason, slot.retire_at, slot.expires_at = "used_up", -NEVER, -NEVER
-        return reason
-
-    # -- inspect and adjust ----------------------------------------------------------------------
-
-    def stats(self) -> PoolStats:
-        """Return the sizes and counters, as they are now."""
-        return self._read(self._state.stats, self._now())
-
-    def leases(self) -> list[LeaseInfo]:
-        """Return who holds what, for how long, and where it was acquired; the longest first."""
-        return self._read(messages.leases, self._state, self._now())
-
     def resize(
         self,
         *,
@@ -764,7 +385,7 @@ class Pool(Generic[C]):
         sizes = {"min_size": min_size, "max_size": max_size, "max_overflow": max_overflow}
         given: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
         options = dataclasses.replace(self._state.options, **given)
-        self._check_options(options)
+        _check_options(self._driver, options)
         if self._state.is_open:
             self._runtime.check()  # raises WrongLoop
         self._tell(self._state.resize, options, self._now())
@@ -786,225 +407,16 @@ class Pool(Generic[C]):
             self._tell(self._state.renew, self._runtime.now(), over)
             self._carry_out()
 
-    def observe(self, observer: object, /) -> Callable[[], None]:
-        """Tell an observer of the pool's events from now on; call what this returns to end that.
-
-        `poolkit.Observer` has the events. Raises `PoolConfigError` for what has no method for any.
-        """
-        observers = self._observers or Observers(self._hooks)
-        observers.add(observer)
-        self._observers, self._state.is_observed = observers, True
-
-        def stop() -> None:
-            nonlocal observers
-            observers.remove(observer)
-            if not observers and self._observers is observers:
-                self._observers, self._state.is_observed = None, False
-
-        return stop
-
     def __repr__(self) -> str:
         """Return the name and the sizes."""
         closed = "" if self._state.is_open else " closed"
         return f"<Pool {self.name!r}{closed}: {self.stats()}>"
 
-    # -- the shell's own -------------------------------------------------------------------------
 
-    def _tell(self, event: Callable[..., T], *arguments: Any) -> T | None:
-        """Have the book handle an event; while it is amid another, note it, and return None."""
-        if self._is_interrupted():
-            self._post(functools.partial(event, *arguments))
-            return None
-        return self._look(event, *arguments)
-
-    def _is_interrupted(self) -> bool:
-        """Tell whether a finalizer calls, in the middle of a line of ours or of the event loop."""
-        return self._amid or (self._life is not None and self._runtime.is_interrupted())
-
-    def _look(self, look: Callable[..., T], *arguments: Any) -> T:
-        """Look at the book, or change it, while nobody else changes it."""
-        amid, self._amid = self._amid, True
-        try:
-            return look(*arguments)
-        finally:
-            self._amid = amid
-
-    def _read(self, look: Callable[..., T], *arguments: Any) -> T:
-        """Look at the book, from any thread; another than the loop's sees it change meanwhile."""
-        if self._life is None or self._runtime.is_here():
-            return self._look(look, *arguments)
-        for _ in range(_LOOKS):
-            with contextlib.suppress(RuntimeError):  # what is being looked at has changed
-                return look(*arguments)
-        return look(*arguments)
-
-    def _carry_out(self) -> None:
-        """Do what the book has decided: after every event, in this order."""
-        if self._is_interrupted():
-            return  # what is noted is settled when it is done
-        self._amid = True
-        try:
-            state, life = self._state, self._life
-            while state.to_terminate:
-                self._hooks.terminate(state.to_terminate.popleft())
-            if state.to_wake:
-                self._wake()
-            if life is not None:
-                if state.to_start:
-                    life.workers.work()
-                self._runtime.set_alarm(state.next_tick())
-                if life.watchers:
-                    life.changed()
-        finally:
-            self._amid = False
-        if self._inbox:
-            self._drain()
-        if state.to_tell:
-            self._tell_news()
-
-    def _wake(self) -> None:
-        """Wake whose wait is over. That alone makes nothing due earlier."""
-        to_wake, unpark = self._state.to_wake, self._runtime.unpark
-        while to_wake:
-            unpark(to_wake.popleft().parking)
-
-    # -- observers -------------------------------------------------------------------------------
-
-    def _tell_observers(self, event: Event, *values: object) -> None:
-        """Tell observers of an event of the caller's, after all that has come before it."""
-        self._tell_news()
-        if self._observers is not None:
-            self._observers.tell(self, event, *values)
-
-    def _tell_wait_ended(self, lease: Lease[Any], outcome: Outcome) -> None:
-        seconds = self._runtime.now() - lease._since
-        self._tell_observers("wait_ended", lease._label, seconds, outcome)
-
-    def _note_released(self, slot: Slot) -> None:
-        """Have observers told that a lease has ended."""
-        held = self._runtime.now() - slot.leased_at
-        self._state.to_tell.append(("released", slot.label, held))
-
-    def _tell_news(self) -> None:
-        """Tell observers what the state has noted; call when its books are in order."""
-        news = self._state.to_tell
-        while news and not self._is_interrupted():
-            event = news.popleft()
-            if self._observers is not None:
-                self._observers.tell(self, *event)
-
-    def _on_alarm(self) -> None:
-        self._drain()
-        now = self._runtime.now()
-        if self._life is not None:
-            self._life.workers.attend(now)
-            self._look(self._life.workers.cancel_overdue, now)
-        self._tell(self._state.tick, now)
-        self._carry_out()
-
-    def _upkeep(self) -> None:
-        self._drain()
-        self._runtime.read_clock()
-        self._runtime.mind_alarm()
-        self._tell(self._bury_the_dead)
-        self._tell(self._hooks.tell, self._leaks.look, self._runtime.now())
-        self._on_alarm()
-
-    def _bury_the_dead(self) -> None:
-        now = self._runtime.now()
-        for slot in list(self._state.idle):
-            if self._is_dead(slot.connection):
-                self._state.found_dead(slot, now)
-        if self._suspended.since_asked() >= 4.0 * self._state.pulse:
-            self._state.was_away(now)
-
-    def _dropped(self, slot: Slot, turn: int) -> None:
-        """Note that a handle was collected without a release; callable from anywhere."""
-        self._post(functools.partial(self._reclaim, slot, turn))
-
-    def _found_dead(self, slot: Slot, error: BaseException | None = None) -> None:
-        """Note that a connection has died, from anywhere; or what its user's error says of it."""
-        if error is None:
-            self._post(functools.partial(self._note_dead, slot, slot.release_count))
-        elif slot.state == "leased":
-            self._hooks.heed(slot, error)
-            slot.touched = slot.touched or bool(slot.verdicts)
-
-    def _note_dead(self, slot: Slot, release_count: int) -> None:
-        self._state.found_dead(slot, self._runtime.now())
-        # One with which nothing was done may be on its way to its holder, who is to find out.
-        is_in_use = slot.state == "leased" and slot.touched
-        if is_in_use and slot.release_count == release_count and self._hooks.ends_lost_leases:
-            self._end_lost(slot)
-            self._state.release_broken(slot, self._runtime.now())
-
-    def _end_lost(self, slot: Slot) -> None:
-        """End a lease whose connection goes although its holder has not given it back."""
-        if self._state.is_observed:
-            self._note_released(slot)
-        slot.release_count += 1
-        self._leaks.forget(slot)
-
-    def _post(self, note: Callable[[], object]) -> None:
-        self._inbox.append(note)
-        if not self._runtime.call_soon(self._drain):  # the loop has ended
-            if self._life is not None:
-                self._loop_ended(self._life, None)
-            self._drain()
-
-    def _drain(self) -> None:
-        """Take in what other threads, callbacks and finalizers have noted."""
-        if self._inbox and not self._is_interrupted():
-            while self._inbox:
-                try:
-                    note = self._inbox.popleft()
-                except IndexError:  # a finalizer has seen to it in between
-                    break
-                self._tell(note)
-            self._carry_out()
-
-    def _reclaim(self, slot: Slot, turn: int) -> None:
-        if slot.release_count != turn or slot.state != "leased":
-            return
-        holder = slot.holder
-        self._end_lost(slot)
-        # Terminated, never reused: nobody knows what was going on with it.
-        now = self._runtime.now()
-        self._state.learn(slot, now)
-        self._state.release_broken(slot, now)
-        self._hooks.tell(
-            warn,
-            f"pool {self.name!r}: a connection was never released; acquired at "
-            f"{messages.place_of(holder)}{indented(stack_shown(holder.stack if holder else ()))}",
-        )
-
-    def _now(self) -> float:
-        return self._runtime.read_clock() if hasattr(self, "_runtime") else 0.0
-
-    def _check_options(self, options: Options) -> None:
-        check = getattr(self._driver, "check_options", None)
-        if check is not None:
-            check(options)
-
-
-_opened: Final[weakref.WeakSet[Pool[Any]]] = weakref.WeakSet()
-
-
-@atexit.register
-def _at_exit() -> None:
-    # Those on a loop that was closed without a word to its tasks; others have noticed its end.
-    for pool in list(_opened):
-        if not pool._runtime.forked:
-            _warn_of_the_open(pool)
-
-
-def _warn_of_the_open(pool: Pool[Any]) -> None:
-    if pool in _opened:
-        _opened.discard(pool)
-        warn(
-            f"pool {pool.name!r} was never closed, and its event loop has ended: use "
-            "`async with pool:` or `await pool.aclose()`"
-        )
+def _check_options(driver: Driver[Any], options: Options) -> None:
+    check = getattr(driver, "check_options", None)
+    if check is not None:
+        check(options)
 
 
 def _outcome_of(error: BaseException) -> Outcome:
@@ -1021,7 +433,3 @@ def _checked(timeout: Any) -> float | None:
     check_seconds("timeout", timeout)
     limit: float | None = timeout
     return limit
-
-
-def _task(slot: Slot) -> object:
-    return slot.task() if slot.task is not None else None

@@ -1,0 +1,227 @@
+"""Tells the state what has happened, and carries out what it decides.
+
+Every event follows one pattern: tell the state, then `_carry_out` what it has decided: terminate
+connections, wake waiters, start jobs, set the alarm, tell observers.
+
+The state handles one event at a time. The garbage collector may run a `finally` that releases, or
+close a waiting task, in the middle of any line of ours: while `_amid` is True, an event is noted in
+the inbox, and handled as soon as the other one is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import random
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from poolkit._core.state import PoolState
+from poolkit._driver import C
+from poolkit._shell import messages
+from poolkit._shell.driver_calls import GuardedPolicy, Hooks
+from poolkit._shell.observe import Observers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from poolkit._core.slot import Event, Slot
+    from poolkit._driver import Driver
+    from poolkit._options import Options
+    from poolkit._shell.leaks import Leaks
+    from poolkit._shell.life import Life
+    from poolkit._shell.runtime import Runtime
+    from poolkit._shell.upkeep import Suspended
+    from poolkit._stats import LeaseInfo, PoolStats
+
+T = TypeVar("T")
+
+#: How often another thread looks again at what changes under its eyes.
+_LOOKS: Final = 100
+
+
+class Events(Generic[C]):
+    """The state of a pool, and the way to it for everything that happens."""
+
+    def __init__(self, driver: Driver[C], options: Options, name: str) -> None:
+        self.name: Final[str] = name
+        self._driver = driver
+        self._life: Life | None = None
+        self._amid = False
+        self._inbox: deque[Callable[[], object]] = deque()
+        self._hooks = Hooks(driver)
+        if options.shedding is not None:
+            policy = GuardedPolicy(options.shedding, self._hooks)
+            options = dataclasses.replace(options, shedding=policy)
+        self._state = PoolState(options, random.random)
+        self._is_dead = self._hooks.is_dead
+        #: None while there is nobody to be told.
+        self._observers: Observers | None = None
+        for observer in options.observers:
+            self.observe(observer)
+
+    # Set when the pool is opened; nothing asks for them before.
+    _runtime: Runtime
+    _suspended: Suspended
+    _leaks: Leaks
+
+    if TYPE_CHECKING:
+
+        def _loop_ended(self, life: Life, cause: BaseException | None) -> None: ...
+
+    def _tell(self, event: Callable[..., T], *arguments: Any) -> T | None:
+        """Have the book handle an event; while it is amid another, note it, and return None."""
+        if self._is_interrupted():
+            self._post(functools.partial(event, *arguments))
+            return None
+        return self._look(event, *arguments)
+
+    def _is_interrupted(self) -> bool:
+        """Tell whether a finalizer calls, in the middle of a line of ours or of the event loop."""
+        return self._amid or (self._life is not None and self._runtime.is_interrupted())
+
+    def _look(self, look: Callable[..., T], *arguments: Any) -> T:
+        """Look at the book, or change it, while nobody else changes it."""
+        amid, self._amid = self._amid, True
+        try:
+            return look(*arguments)
+        finally:
+            self._amid = amid
+
+    def _read(self, look: Callable[..., T], *arguments: Any) -> T:
+        """Look at the book, from any thread; another than the loop's sees it change meanwhile."""
+        if self._life is None or self._runtime.is_here():
+            return self._look(look, *arguments)
+        for _ in range(_LOOKS):
+            with contextlib.suppress(RuntimeError):  # what is being looked at has changed
+                return look(*arguments)
+        return look(*arguments)
+
+    def _carry_out(self) -> None:
+        """Do what the book has decided: after every event, in this order."""
+        if self._is_interrupted():
+            return  # what is noted is settled when it is done
+        self._amid = True
+        try:
+            state, life = self._state, self._life
+            while state.to_terminate:
+                self._hooks.terminate(state.to_terminate.popleft())
+            if state.to_wake:
+                self._wake()
+            if life is not None:
+                if state.to_start:
+                    life.workers.work()
+                self._runtime.set_alarm(state.next_tick())
+                if life.watchers:
+                    life.changed()
+        finally:
+            self._amid = False
+        if self._inbox:
+            self._drain()
+        if state.to_tell:
+            self._tell_news()
+
+    def _wake(self) -> None:
+        """Wake whose wait is over. That alone makes nothing due earlier."""
+        to_wake, unpark = self._state.to_wake, self._runtime.unpark
+        while to_wake:
+            unpark(to_wake.popleft().parking)
+
+    # -- inspect ---------------------------------------------------------------------------------
+
+    def stats(self) -> PoolStats:
+        """Return the sizes and counters, as they are now."""
+        return self._read(self._state.stats, self._now())
+
+    def leases(self) -> list[LeaseInfo]:
+        """Return who holds what, for how long, and where it was acquired; the longest first."""
+        return self._read(messages.leases, self._state, self._now())
+
+    # -- what comes from elsewhere ---------------------------------------------------------------
+
+    def _post(self, note: Callable[[], object]) -> None:
+        self._inbox.append(note)
+        if not self._runtime.call_soon(self._drain):  # the loop has ended
+            if self._life is not None:
+                self._loop_ended(self._life, None)
+            self._drain()
+
+    def _drain(self) -> None:
+        """Take in what other threads, callbacks and finalizers have noted."""
+        if self._inbox and not self._is_interrupted():
+            while self._inbox:
+                try:
+                    note = self._inbox.popleft()
+                except IndexError:  # a finalizer has seen to it in between
+                    break
+                self._tell(note)
+            self._carry_out()
+
+    # -- what is due by time ---------------------------------------------------------------------
+
+    def _on_alarm(self) -> None:
+        self._drain()
+        now = self._runtime.now()
+        if self._life is not None:
+            self._life.workers.attend(now)
+            self._look(self._life.workers.cancel_overdue, now)
+        self._tell(self._state.tick, now)
+        self._carry_out()
+
+    def _upkeep(self) -> None:
+        self._drain()
+        self._runtime.read_clock()
+        self._runtime.mind_alarm()
+        self._tell(self._bury_the_dead)
+        self._tell(self._hooks.tell, self._leaks.look, self._runtime.now())
+        self._on_alarm()
+
+    def _bury_the_dead(self) -> None:
+        now = self._runtime.now()
+        for slot in list(self._state.idle):
+            if self._is_dead(slot.connection):
+                self._state.found_dead(slot, now)
+        if self._suspended.since_asked() >= 4.0 * self._state.pulse:
+            self._state.was_away(now)
+
+    def _now(self) -> float:
+        return self._runtime.read_clock() if hasattr(self, "_runtime") else 0.0
+
+    # -- observers -------------------------------------------------------------------------------
+
+    def observe(self, observer: object, /) -> Callable[[], None]:
+        """Tell an observer of the pool's events from now on; call what this returns to end that.
+
+        `poolkit.Observer` has the events. Raises `PoolConfigError` for what has no method for any.
+        """
+        observers = self._observers or Observers(self._hooks)
+        observers.add(observer)
+        self._observers, self._state.is_observed = observers, True
+
+        def stop() -> None:
+            nonlocal observers
+            observers.remove(observer)
+            if not observers and self._observers is observers:
+                self._observers, self._state.is_observed = None, False
+
+        return stop
+
+    def _tell_observers(self, event: Event, *values: object) -> None:
+        """Tell observers of an event of the caller's, after all that has come before it."""
+        self._tell_news()
+        if self._observers is not None:
+            self._observers.tell(self, event, *values)
+
+    def _tell_news(self) -> None:
+        """Tell observers what the state has noted; call when its books are in order."""
+        news = self._state.to_tell
+        while news and not self._is_interrupted():
+            event = news.popleft()
+            if self._observers is not None:
+                self._observers.tell(self, *event)
+
+    def _note_released(self, slot: Slot) -> None:
+        """Have observers told that a lease has ended."""
+        held = self._runtime.now() - slot.leased_at
+        self._state.to_tell.append(("released", slot.label, held))

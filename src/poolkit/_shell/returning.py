@@ -1,0 +1,172 @@
+"""The end of a lease, however it comes: given back, closed, dropped, or lost with its connection.
+
+Giving back never awaits, hence cannot be interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from poolkit._core.slot import NEVER
+from poolkit._driver import C
+from poolkit._shell import messages
+from poolkit._shell.callsite import indented, stack_shown
+from poolkit._shell.events import Events
+from poolkit._shell.log import warn
+from poolkit._shell.runtime import BETWEEN
+
+if TYPE_CHECKING:
+    from poolkit._core.slot import Reason, Slot
+    from poolkit._shell.lease import Closed, Lease, Over
+
+
+class Returning(Events[C]):
+    """How a pool takes back what it has leased."""
+
+    def _ends_with(self, lease: Lease[C], over: Closed) -> bool:
+        """End a lease if its holder has ended the connection; say whether. From any thread."""
+        slot: Any = lease._slot
+        if lease._release_count != slot.release_count or not self._is_dead(slot.connection):
+            return False
+        give_back = functools.partial(self._end_lease, lease, over, None)
+        if self._runtime.where() in (self._runtime.home, BETWEEN):
+            give_back()
+        else:
+            self._post(give_back)
+        return True
+
+    def _end_lease(  # noqa: PLR0912  # the hot path
+        self, lease: Lease[C], over: Over, error: BaseException | None
+    ) -> None:
+        """End a lease, unless it has ended. Never awaits, hence cannot be interrupted."""
+        state = self._state
+        slot: Any = lease._slot
+        runtime = self._runtime
+        where = runtime.where()
+        here = where is runtime.home
+        if self._inbox and here:
+            self._drain()
+        if lease._release_count != slot.release_count:
+            return
+        lease._over = over
+        if not here and where is not BETWEEN:
+            # A block that is closed by the garbage collector, in whatever thread.
+            self._dropped(slot, slot.release_count)
+            return
+        slot.release_count += 1
+        uses = slot.uses
+        if state.is_observed:
+            self._note_released(slot)
+        if self._amid or not here:  # closed by the collector, in the middle of a line of ours
+            self._post(functools.partial(self._take_back, slot, slot.release_count, error))
+            return
+        self._amid = True
+        try:
+            if not slot.touched and not (state.queue and self._is_dead(slot.connection)):
+                if not state.release(slot, runtime.now()):
+                    return
+            else:
+                self._take_back(slot, slot.release_count, error)
+            if state.to_wake:
+                self._wake()
+        except BaseException:  # a RecursionError: there is no stack left to call anything with
+            if slot.uses == uses:  # it has not gone to the next one
+                self._inbox.append(
+                    functools.partial(self._take_back, slot, slot.release_count, error)
+                )
+            raise
+        finally:
+            self._amid = False
+        if state.to_start or state.to_terminate or state.to_tell or state.line.shedder:
+            self._carry_out()
+
+    def _take_back(self, slot: Slot, turn: int, error: BaseException | None) -> None:
+        """Tell the book how a lease has left its connection, unless that was taken away already."""
+        if slot.release_count != turn or slot.state != "leased":
+            return
+        state = self._state
+        now = self._runtime.now()
+        slot.block = None
+        if error is not None and not isinstance(error, Exception):
+            slot.cancelled = slot.touched
+        if not slot.touched and not (state.queue and self._is_dead(slot.connection)):
+            state.release(slot, now)
+        elif (reason := self._why_not_again(slot, error, now)) is not None:
+            if slot.closing:
+                state.release_closing(slot, now)
+            else:
+                state.release_broken(slot, now, reason)
+        else:
+            is_in_doubt = slot.busy or slot.cancelled or slot.has_derived
+            if is_in_doubt or not self._hooks.is_clean(slot.connection):
+                state.release_dirty(slot, now)
+            else:
+                state.release(slot, now)
+
+    def _why_not_again(self, slot: Slot, error: BaseException | None, now: float) -> Reason | None:
+        """Say why a used connection must not be used again, if so; renew or suspect the others."""
+        # If this gives a reason: whoever kept the cursor would read the next user's session.
+        reason = self._hooks.revoke(slot.connection, derived=slot.has_derived)
+        if error is not None:
+            self._hooks.heed(slot, error, passed=True)
+        if slot.verdicts and self._state.learn(slot, now):
+            return "broken"
+        if self._is_dead(slot.connection):
+            return "broken"
+        if slot.attributes is not None and not self._hooks.restore(slot):
+            return "broken"
+        if self._hooks.is_used_up(slot.connection):
+            slot.reason, slot.retire_at, slot.expires_at = "used_up", -NEVER, -NEVER
+        return reason
+
+    # -- not by the holder -----------------------------------------------------------------------
+
+    def _dropped(self, slot: Slot, turn: int) -> None:
+        """Note that a handle was collected without a release; callable from anywhere."""
+        self._post(functools.partial(self._reclaim, slot, turn))
+
+    def _reclaim(self, slot: Slot, turn: int) -> None:
+        if slot.release_count != turn or slot.state != "leased":
+            return
+        holder = slot.holder
+        self._end_lost(slot)
+        # Terminated, never reused: nobody knows what was going on with it.
+        now = self._runtime.now()
+        self._state.learn(slot, now)
+        self._state.release_broken(slot, now)
+        self._hooks.tell(
+            warn,
+            f"pool {self.name!r}: a connection was never released; acquired at "
+            f"{messages.place_of(holder)}{indented(stack_shown(holder.stack if holder else ()))}",
+        )
+
+    def _found_dead(self, slot: Slot, error: BaseException | None = None) -> None:
+        """Note that a connection has died, from anywhere; or what its user's error says of it."""
+        if error is None:
+            self._post(functools.partial(self._note_dead, slot, slot.release_count))
+        elif slot.state == "leased":
+            self._hooks.heed(slot, error)
+            slot.touched = slot.touched or bool(slot.verdicts)
+
+    def _note_dead(self, slot: Slot, release_count: int) -> None:
+        self._state.found_dead(slot, self._runtime.now())
+        # One with which nothing was done may be on its way to its holder, who is to find out.
+        is_in_use = slot.state == "leased" and slot.touched
+        if is_in_use and slot.release_count == release_count and self._hooks.ends_lost_leases:
+            self._end_lost(slot)
+            self._state.release_broken(slot, self._runtime.now())
+
+    def _end_lost(self, slot: Slot) -> None:
+        """End a lease whose connection goes although its holder has not given it back."""
+        if self._state.is_observed:
+            self._note_released(slot)
+        slot.release_count += 1
+        self._leaks.forget(slot)
+
+    def _end_leases(self) -> None:
+        """Say that the leases end which have not been given back, just before they do."""
+        self._leaks.forget_leases()
+        if self._state.is_observed:
+            for slot in self._state.leased:
+                self._note_released(slot)
