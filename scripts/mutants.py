@@ -1,4 +1,4 @@
-"""Change the book, the shell and the view in small ways, one at a time, and see that a test fails.
+"""Change the core, the shell and the view in small ways, one at a time, and see that a test fails.
 
     make mutants                                  all of them, hours
     make mutants ARGS='_core/state --sample 100'       a hundred of one file, chosen by --seed
@@ -42,7 +42,12 @@ RESULTS: Final = ROOT / "var" / "mutants.json"
 CORE: Final = tuple(
     f"_core/{name}" for name in ("state", "placement", "slots", "line", "supply", "fitness")
 )
-FILES: Final = (*CORE, "_shell/pool", "_shell/lease", "_shell/view")
+#: What acquires and takes back, opens and closes.
+POOL: Final = tuple(f"_shell/{name}" for name in ("pool", "life", "events", "returning"))
+LEASE: Final = tuple(
+    f"_shell/{name}" for name in ("lease", "view", "view_class", "methods", "operations")
+)
+FILES: Final = (*CORE, *POOL, *LEASE)
 
 
 def _tests(folder: str, *names: str) -> list[str]:
@@ -65,6 +70,11 @@ _ALL: Final = [*_tests("pool", *_SHELL, *_VIEW), *_REST]
 _STORMS: Final = _tests("pool", "cancel_sweep", "schedules")
 _LONG: Final = _tests("pool", "gates", "days")
 _KIT: Final = ["tests/testing", "-k", "not asyncpg"]
+_OF_POOLS: Final = [
+    [*_tests("pool", *_SHELL), *_HERE],
+    [*_tests("pool", *_VIEW), *_HERE],
+    [*_REST, *_HERE],
+]
 _OF_LEASES: Final = [
     [*_tests("pool", *_VIEW), *_HERE],
     [*_tests("pool", *_SHELL), *_HERE],
@@ -73,20 +83,14 @@ _OF_LEASES: Final = [
 #: The tests in the order in which they are asked; the first that fails ends the mutant.
 QUICK: Final = {
     **{key: [_others("state", "model", "state_machine"), [*_ALL, *_HERE]] for key in CORE},
-    "_shell/pool": [
-        [*_tests("pool", *_SHELL), *_HERE],
-        [*_tests("pool", *_VIEW), *_HERE],
-        [*_REST, *_HERE],
-    ],
-    "_shell/lease": _OF_LEASES,
-    "_shell/view": _OF_LEASES,
+    **dict.fromkeys(POOL, _OF_POOLS),
+    **dict.fromkeys(LEASE, _OF_LEASES),
 }
 _MODEL: Final = _tests("state", "model", "state_machine")
 SLOW: Final = {
     **{key: [_MODEL, [*_ALL, *_ELSEWHERE], _STORMS, _LONG] for key in CORE},
-    "_shell/pool": [[*_ALL, *_ELSEWHERE], _STORMS, _LONG, _KIT],
-    "_shell/lease": [[*_ALL, *_ELSEWHERE], _STORMS, _KIT],
-    "_shell/view": [[*_ALL, *_ELSEWHERE], _STORMS, _KIT],
+    **dict.fromkeys(POOL, [[*_ALL, *_ELSEWHERE], _STORMS, _LONG, _KIT]),
+    **dict.fromkeys(LEASE, [[*_ALL, *_ELSEWHERE], _STORMS, _KIT]),
 }
 #: Imported once, before the first fork; nothing of poolkit's.
 LIBRARIES: Final = (

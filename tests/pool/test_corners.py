@@ -18,8 +18,8 @@ import poolkit
 import poolkit._shell.life
 import poolkit._shell.runtime
 from poolkit import NotLeased, Pool, PoolClosed, PoolError, WrongLoop
+from poolkit._shell.kinds import attached
 from poolkit._shell.pool import NOT_GIVEN
-from poolkit._shell.view import _attached
 from tests.fakes import Boom, CleanDriver, FakeDriver, FullDriver, gone
 
 
@@ -64,8 +64,8 @@ async def test_function_kept_from_an_attribute_retires_the_connection() -> None:
 def test_classes_without_end_are_not_remembered_without_end() -> None:
     """A library may make one for each query."""
     for number in range(2500):
-        assert not _attached[type(f"Row{number}", (), {})]
-    assert len(_attached) <= 1001
+        assert not attached[type(f"Row{number}", (), {})]
+    assert len(attached) <= 1001
 
 
 def test_signature_of_acquire_says_where_its_default_comes_from() -> None:

@@ -19,7 +19,7 @@ import pytest
 import poolkit
 from poolkit import ConnectFailed, NotLeased, Pool, PoolError, PoolTimeout, Verdict
 from poolkit._shell.log import Told
-from poolkit._shell.view import view_class
+from poolkit._shell.view_class import view_class
 from tests.fakes import Boom, CleanDriver, FakeConnection, FakeDriver, FullDriver, own
 from tests.pool.virtual import RUNNERS, on_asyncio
 

@@ -24,6 +24,7 @@ from anyio import wait_all_tasks_blocked
 import poolkit
 import poolkit.testing
 from poolkit import Pool, PoolBusy, PoolError, Verdict
+from poolkit._core.state import PoolState
 from poolkit._shell.view import held_slot
 from poolkit.testing._invariants import check_state
 from tests.fakes import Boom, FakeDriver, FullDriver
@@ -48,7 +49,9 @@ def counted(pool: Pool[Any]) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("read", ["stats", "leases", "__repr__"])
-async def test_thread_that_reads_keeps_nobody_from_acquiring(read: str) -> None:
+async def test_thread_that_reads_keeps_nobody_from_acquiring(
+    monkeypatch: pytest.MonkeyPatch, read: str
+) -> None:
     """Wherever it is interrupted itself, and whatever the loop is amid."""
     reading, go_on = threading.Event(), threading.Event()
     async with Pool(FakeDriver(), min_size=1, max_size=1) as pool:
@@ -66,7 +69,7 @@ async def test_thread_that_reads_keeps_nobody_from_acquiring(read: str) -> None:
                 reading.wait()
             return is_dead(connection)
 
-        pool._state.stats = slow  # type: ignore[method-assign]
+        monkeypatch.setattr(PoolState, "stats", lambda _, now: slow(now))
         pool._driver_is_dead = amid
         reader = threading.Thread(target=getattr(pool, read))
         async with pool.acquire():
@@ -77,7 +80,9 @@ async def test_thread_that_reads_keeps_nobody_from_acquiring(read: str) -> None:
             pass
 
 
-async def test_thread_reads_again_what_has_changed_meanwhile() -> None:
+async def test_thread_reads_again_what_has_changed_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """As long as it takes; the loop does not wait for it."""
     async with Pool(FakeDriver(), max_size=3) as pool:
         stats_of_state, tries = pool._state.stats, iter(range(3))
@@ -87,7 +92,7 @@ async def test_thread_reads_again_what_has_changed_meanwhile() -> None:
                 raise RuntimeError("OrderedDict mutated during iteration")
             return stats_of_state(now)
 
-        pool._state.stats = changing  # type: ignore[method-assign]
+        monkeypatch.setattr(PoolState, "stats", lambda _, now: changing(now))
         assert (await anyio.to_thread.run_sync(pool.stats)).max_size == 3
 
 
@@ -135,7 +140,7 @@ async def test_waiter_without_stack_is_not_left_in_line(
 ) -> None:
     """It would be given what nobody takes."""
     async with Pool(FakeDriver(), min_size=0, max_size=1) as pool:
-        without_stack(monkeypatch, pool._state if call == "enqueue" else pool, call)
+        without_stack(monkeypatch, PoolState if call == "enqueue" else pool, call)
         with pytest.raises(RecursionError):
             await pool.acquire()
         assert not pool._state.queue

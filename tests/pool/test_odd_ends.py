@@ -17,6 +17,7 @@ from anyio import wait_all_tasks_blocked
 import poolkit._shell.life
 import poolkit._shell.runtime
 from poolkit import Pool, PoolClosed, WrongLoop
+from poolkit._core.state import PoolState
 from poolkit._shell.runtime import BETWEEN
 from poolkit._shell.view import held_slot
 from tests.fakes import Boom, FakeConnection, FakeDriver, FullDriver, gone
@@ -238,18 +239,17 @@ async def test_transaction_whose_manager_raises_the_blocks_own_error_is_rolled_b
 # -- readers -------------------------------------------------------------------------------------
 
 
-async def test_thread_that_never_sees_the_same_is_told_why() -> None:
+async def test_thread_that_never_sees_the_same_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not look for ever."""
     async with Pool(FakeDriver(), min_size=1) as pool:
 
         def changing(_: float) -> Any:
             raise RuntimeError("OrderedDict mutated during iteration")
 
-        stats_of_state = pool._state.stats
-        pool._state.stats = changing  # type: ignore[method-assign,assignment]
+        monkeypatch.setattr(PoolState, "stats", lambda _, now: changing(now))
         with pytest.raises(RuntimeError, match="mutated"):
             await anyio.to_thread.run_sync(pool.stats)
-        pool._state.stats = stats_of_state  # type: ignore[method-assign]
+        monkeypatch.undo()
 
 
 async def test_loop_that_was_away_is_nothing_to_who_never_pings() -> None:

@@ -368,7 +368,7 @@ async def test_release_while_a_transaction_begins_leaves_the_next_lease_alone() 
 async def test_block_that_a_finalizer_ends_at_the_wrong_moment_is_asked_nothing() -> None:
     """Between the look whether there is one and the question."""
     async with Pool(EndingDriver(), max_size=1) as pool, pool.acquire() as conn:
-        _view._check(conn, "query")
+        _view.check(conn, "query")
 
 
 # -- the deadline of the acquire -----------------------------------------------------------------

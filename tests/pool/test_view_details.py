@@ -13,7 +13,8 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from poolkit import NotLeased, Pool, PoolError
-from poolkit._shell.view import _attached, view_class
+from poolkit._shell.kinds import attached
+from poolkit._shell.view_class import view_class
 from tests.fakes import Boom, CleanDriver, FakeConnection, FullDriver
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ async def derived_by(kind: type[FakeConnection], use: Callable[[Any], Any]) -> b
 @pytest.mark.parametrize("name", ["__await__", "__aenter__", "__aiter__", "__anext__", "__next__"])
 def test_object_with_one_such_method_may_act(name: str) -> None:
     """Whatever can be awaited, entered asynchronously, or iterated step by step."""
-    assert _attached[type("Acting", (), {name: lambda self: self})]
+    assert attached[type("Acting", (), {name: lambda self: self})]
 
 
 def test_object_with_asynchronous_methods_may_act_and_data_may_not() -> None:
@@ -66,10 +67,10 @@ def test_object_with_asynchronous_methods_may_act_and_data_may_not() -> None:
             """Be listed."""
             return iter(())
 
-    assert _attached[Statement]
-    assert _attached[Prepared]
-    assert not _attached[Row]
-    assert not _attached[int]
+    assert attached[Statement]
+    assert attached[Prepared]
+    assert not attached[Row]
+    assert not attached[int]
 
 
 @pytest.mark.parametrize(

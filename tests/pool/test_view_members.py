@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 
 from poolkit import NotLeased, Pool
-from poolkit._shell.view import view_class
+from poolkit._shell.view_class import view_class
 from poolkit.drivers.asyncpg import create_pool as create_asyncpg_pool
 from poolkit.testing._fake import BareDriver
 from tests.drivers.asyncpg_help import LOOPS
@@ -537,7 +537,7 @@ async def test_connection_whose_metaclass_is_odd_has_a_view_of_its_own() -> None
 
 def test_classes_of_views_are_not_kept_for_ever() -> None:
     """A library may make a class for each connection."""
-    from poolkit._shell import view as _view
+    from poolkit._shell import view_class as _view
 
     for _ in range(2 * _view._MOST_CLASSES):
         view_class(type("Kind", (FakeConnection,), {}))

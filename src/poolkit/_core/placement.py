@@ -25,6 +25,34 @@ _BRIEF: Final = 0.5
 class Placement(Slots):
     """What all events have in common: who is served next, and what is due."""
 
+    __slots__ = (
+        "_age_at",
+        "_ask_on_return",
+        "_awake_by",
+        "_back_at",
+        "_capacity",
+        "_fit_since",
+        "_ping_after",
+        "_random",
+        "_ticked_at",
+        "aging",
+        "attempt_at",
+        "connect_failures",
+        "connected_total",
+        "direct",
+        "generation",
+        "line",
+        "openers",
+        "outage",
+        "outcomes",
+        "phase",
+        "pulse",
+        "queue",
+        "ramp",
+        "renewed_at",
+        "to_wake",
+    )
+
     def __init__(self, options: Options, random: Callable[[], float]) -> None:
         super().__init__()
         self._random = random

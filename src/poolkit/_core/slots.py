@@ -37,6 +37,22 @@ MOVES: Final = {
 class Slots:
     """The containers, and what is to be done about the slots that were moved."""
 
+    # Without a dict, since that of so many attributes would be slow.
+    __slots__ = (
+        "closing",
+        "connecting",
+        "idle",
+        "is_observed",
+        "leased",
+        "options",
+        "progress",
+        "recycling",
+        "retired",
+        "to_start",
+        "to_tell",
+        "to_terminate",
+    )
+
     options: Options
 
     def __init__(self) -> None:

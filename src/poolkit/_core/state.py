@@ -40,6 +40,8 @@ _VISIT: Final = 1.5
 class PoolState(Placement):
     """Every event of a pool, and what is decided on it."""
 
+    __slots__ = ()
+
     # -- callers ---------------------------------------------------------------------------------
 
     def take(self, now: float) -> Slot | None:

@@ -25,8 +25,8 @@ from zoneinfo import ZoneInfo
 
 from poolkit._core.slot import NEVER
 from poolkit._shell.driver_calls import HEEDED
+from poolkit._shell.operations import Operation, is_future
 from poolkit._shell.runtime import cancellations
-from poolkit._shell.view import Operation, is_future
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable

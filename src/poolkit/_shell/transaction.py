@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Generic, Self
 from poolkit._driver import C
 from poolkit._errors import PoolConfigError
 from poolkit._shell import messages
-from poolkit._shell.view import held_slot, watched
+from poolkit._shell.operations import watched
+from poolkit._shell.view import held_slot
 
 if TYPE_CHECKING:
     import types

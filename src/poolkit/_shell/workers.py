@@ -25,7 +25,7 @@ from poolkit._shell.log import Told, say
 from poolkit._shell.messages import place_of
 from poolkit._shell.runtime import is_cancellation
 from poolkit._shell.upkeep import PERIOD
-from poolkit._shell.view import view_class
+from poolkit._shell.view_class import view_class
 from poolkit._text import shown
 
 if TYPE_CHECKING:

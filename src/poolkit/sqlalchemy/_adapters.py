@@ -24,7 +24,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from sqlalchemy import URL
 
 from poolkit._errors import PoolConfigError
-from poolkit._shell.view import watched
+from poolkit._shell.operations import watched
 from poolkit.sqlalchemy._ended import may_follow, transaction_ended
 from poolkit.sqlalchemy._internals import SETTINGS, await_only, missing_of_asyncpg
 from poolkit.sqlalchemy._sqlite import AiosqliteAdapters

@@ -11,7 +11,7 @@ import anyio
 from poolkit._driver import Verdict
 from poolkit._errors import PoolConfigError
 from poolkit._options import Options
-from poolkit._shell.view import view_class
+from poolkit._shell.view_class import view_class
 from poolkit.testing._contract import Broken, Chapter
 
 if TYPE_CHECKING:

@@ -13,7 +13,9 @@ from poolkit._driver import Verdict
 from poolkit._errors import NotLeased, PoolConfigError
 from poolkit._shell.callsite import users_place
 from poolkit._shell.lease import Closed
-from poolkit._shell.view import _Method, _View, watched
+from poolkit._shell.methods import Method
+from poolkit._shell.operations import watched
+from poolkit._shell.view_class import View
 from poolkit._url import text_of
 from poolkit.drivers.asyncpg import AsyncpgDriver
 from poolkit.drivers.asyncpg import _internals as internals
@@ -45,7 +47,7 @@ def _refuse(view: Any, name: str, error: NotLeased) -> NoReturn:
     raise ReleasedError(f"cannot call Connection.{name}(): {why}") from None
 
 
-class _Guarded(_Method):
+class _Guarded(Method):
     """A forwarded method whose refusal is asyncpg's error as well."""
 
     __slots__ = ()
@@ -66,7 +68,7 @@ class PoolConnectionProxy(Handle):
         """Have the class that is made for a type of connections speak asyncpg's language."""
         super().__init_subclass__(**kwargs)
         for member in vars(cls).values():
-            if isinstance(member, _Method):
+            if isinstance(member, Method):
                 member.__class__ = _Guarded
         view: Any = cls
         view._poolkit_touch = _touch
@@ -112,7 +114,7 @@ for _name, _method in vars(PoolConnectionProxy).items():
 
 def _touch(view: Any, name: str) -> Slot:
     try:
-        return _View._poolkit_touch(view, name)
+        return View._poolkit_touch(view, name)
     except NotLeased as error:
         _refuse(view, name, error)
 

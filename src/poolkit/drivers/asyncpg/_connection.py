@@ -12,7 +12,7 @@ import asyncpg
 from asyncpg import exceptions as pg
 
 from poolkit._shell import messages
-from poolkit._shell.view import watched
+from poolkit._shell.operations import watched
 from poolkit.drivers.asyncpg import _internals as internals
 from poolkit.drivers.asyncpg._base import Restoration, Statements
 from poolkit.drivers.asyncpg._codecs import Codecs, Guise
