@@ -74,10 +74,10 @@ Optional methods, looked up once when the pool is made:
     knows of the database, whose place another one may have taken.
 ``name``
     An attribute: the pool's name unless it is given one, as ``host:port/database``; no secrets.
-``view``
-    An attribute: base classes for the view class, so that it passes the library's own
-    ``isinstance`` checks where ``__class__`` alone does not. Methods they define are the view's
-    own, instead of the connection's, special ones included.
+``view_bases``
+    An attribute: a tuple of base classes for the class of views, so that a view passes the
+    library's own ``isinstance`` checks where ``__class__`` alone does not. Methods that these
+    classes define, special ones included, take the place of the connection's.
 
 The pool calls whatever a driver has of these names: a method of its own needs another one.
 """
@@ -162,6 +162,19 @@ def require_driver(given: object) -> None:
             f"has no {', '.join(f'{name}()' for name in missing)}. For a database URL use "
             "poolkit.create_pool(url)"
         )
+    if renamed := renamed_attribute(given):
+        raise PoolConfigError(
+            f"Pool() was given a driver of type {type(given).__name__}: {renamed}"
+        )
+
+
+def renamed_attribute(driver: object) -> str:
+    """Return what to rename in a driver written for an earlier poolkit; "" if there is nothing."""
+    # An attribute `view` that is no tuple is the driver's own.
+    view = getattr(driver, "view", None)
+    if isinstance(view, tuple) and view and not getattr(driver, "view_bases", ()):
+        return "its attribute `view` is called view_bases: rename it"
+    return ""
 
 
 def missing_extra(extra: str, error: ImportError) -> PoolConfigError:

@@ -348,12 +348,19 @@ class Half:
         """Do nothing."""
 
 
+class OfAnEarlierPoolkit(FakeDriver):
+    """Has the old name of ``view_bases``."""
+
+    view = (object,)
+
+
 NO_DRIVERS: dict[str, tuple[Any, str]] = {
     "class": (FakeDriver, r"the class FakeDriver: give an instance, FakeDriver\(\.\.\.\)"),
     "url": ("postgresql://app:s3cr3t@db/shop", r"type str, .*use poolkit\.create_pool\(url\)"),
     "none": (None, "type NoneType, which is no driver"),
     "pool": (Pool(FakeDriver()), "type Pool, which is no driver"),
     "half": (Half(), r"it has no is_dead\(\), reset\(\), close\(\), terminate\(\)\. For"),
+    "old name": (OfAnEarlierPoolkit(), r"OfAnEarlierPoolkit: .*`view` is called view_bases"),
     "function": (lambda: FakeDriver(), "type function, which is no driver"),
 }
 

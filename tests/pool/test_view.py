@@ -495,7 +495,7 @@ async def test_view_hint_that_cannot_be_is_a_failed_connect() -> None:
         """Without empty slots."""
 
     driver = CleanDriver()
-    driver.view = (Hint,)  # type: ignore[attr-defined]
+    driver.view_bases = (Hint,)  # type: ignore[attr-defined]
     async with Pool(driver, min_size=0, max_size=1) as pool:
         with pytest.raises(ConnectFailed, match=r"empty __slots__.*Hint"):
             await pool.acquire()

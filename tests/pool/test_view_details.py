@@ -168,7 +168,7 @@ async def test_forwarded_methods_have_their_names_and_their_words() -> None:
         assert (kind.query.__name__, kind.query.__qualname__) == ("query", "FakeConnection.query")
         assert kind.query.__doc__ == FakeConnection.query.__doc__
         assert kind.peek.__doc__ == FakeConnection.peek.__doc__
-        assert kind is view_class(FakeConnection, pool._hooks.view)
+        assert kind is view_class(FakeConnection, pool._hooks.view_bases)
         async with pool.acquire() as other:
             assert type(other) is kind
             assert conn != other
@@ -248,7 +248,7 @@ async def test_methods_of_a_drivers_view_take_the_place_of_the_connections() -> 
             return f"hinted {self.number}"  # type: ignore[attr-defined]
 
     driver = CleanDriver()
-    driver.view = (Hint,)  # type: ignore[attr-defined]
+    driver.view_bases = (Hint,)  # type: ignore[attr-defined]
     async with Pool(driver, max_size=1) as pool, pool.acquire() as conn:
         view: Any = conn
         assert view.peek() == "hinted 1"

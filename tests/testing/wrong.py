@@ -537,14 +537,14 @@ class NameIsNone(FakeDriver):
     name: Any = None
 
 
-@breaks("view is a tuple of classes that a view can have for its bases")
+@breaks("view_bases is a tuple of classes that a view can derive from")
 class ViewHasSlots(FakeDriver):
-    view = (type("Slotted", (), {"__slots__": ("one",)}),)
+    view_bases = (type("Slotted", (), {"__slots__": ("one",)}),)
 
 
-@breaks("view is a tuple of classes that a view can have for its bases")
+@breaks("view_bases is a tuple of classes that a view can derive from")
 class ViewIsAClass(FakeDriver):
-    view: Any = FakeConnection
+    view_bases: Any = FakeConnection
 
 
 @breaks("check_options returns, or raises PoolConfigError")
@@ -571,6 +571,11 @@ class SetUpIsAnothers(FakeDriver):
 @breaks("Optional methods, if they are there, take what the pool gives them")
 class PoolOpensIsABool(FakeDriver):
     pool_opens: Any = False
+
+
+@breaks("Optional methods, if they are there, take what the pool gives them")
+class ViewBasesHaveTheirOldName(FakeDriver):
+    view = (object,)
 
 
 @breaks("set_up awaits on_connect once, and lets through what it raises")

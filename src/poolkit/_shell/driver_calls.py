@@ -65,11 +65,11 @@ class Hooks:
             driver, "classify", None
         )
         self._revoke: Callable[[Any], None] | None = getattr(driver, "revoke", None)
-        self.view: tuple[type, ...] = getattr(driver, "view", ())
+        self.view_bases: tuple[type, ...] = getattr(driver, "view_bases", ())
         if self._revoke is None:
             from poolkit._shell.derived import Unrevoked  # noqa: PLC0415  # few need what it imports
 
-            self.view = (*self.view, Unrevoked)
+            self.view_bases = (*self.view_bases, Unrevoked)
         self.watch: Callable[[Any, Callable[..., None]], None] | None = getattr(
             driver, "watch", None
         )

@@ -296,7 +296,7 @@ class Workers:
 
     async def _introduce(self, slot: Slot, connection: Any) -> None:
         """Find out what its handles are like, and have the driver tell when it dies."""
-        slot.view_class = view_class(type(connection), self._hooks.view)
+        slot.view_class = view_class(type(connection), self._hooks.view_bases)
         if self._hooks.watch is not None:
             self._hooks.watch(connection, functools.partial(self._found_dead, slot))
 

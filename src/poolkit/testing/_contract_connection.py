@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Final
 
+from poolkit._driver import renamed_attribute
 from poolkit.testing._bench import turns
 from poolkit.testing._contract import Broken, Chapter
 
@@ -40,6 +41,8 @@ _TAKES: Final = {
 
 @LINES.line("Optional methods, if they are there, take what the pool gives them")
 async def _(bench: Bench) -> None:
+    if renamed := renamed_attribute(bench.driver):
+        raise Broken(renamed)
     for name, gives in _TAKES.items():
         method = getattr(bench.driver, name, bench)
         if method is not bench and (why := _why_not(method, gives)):

@@ -52,8 +52,8 @@ async def _(bench: Bench) -> None:
             if not isinstance(handle, kind):
                 raise Broken(
                     f"isinstance(handle, {kind.__name__}) is False, for the metaclass has an "
-                    "__instancecheck__ of its own: name a base class in the driver's `view` that "
-                    "it lets pass"
+                    "__instancecheck__ of its own: name a base class that it lets pass in the "
+                    "driver's `view_bases`"
                 )
             _asked_like_any(bench, handle)
         if len(seen) != 2:  # noqa: PLR2004  # on_connect and on_acquire

@@ -122,13 +122,13 @@ async def _(bench: Bench) -> None:
         raise Broken("it has a password in it")
 
 
-@LINES.line("view is a tuple of classes that a view can have for its bases", needs="view")
+@LINES.line("view_bases is a tuple of classes that a view can derive from", needs="view_bases")
 async def _(bench: Bench) -> None:
-    view = bench.driver.view
-    if not (isinstance(view, tuple) and all(isinstance(base, type) for base in view)):
-        raise Broken(f"it is {view!r}")
+    bases = bench.driver.view_bases
+    if not (isinstance(bases, tuple) and all(isinstance(base, type) for base in bases)):
+        raise Broken(f"it is {bases!r}")
     async with bench.connection() as c:
-        view_class(type(c), view)
+        view_class(type(c), bases)
 
 
 @LINES.line("check_options returns, or raises PoolConfigError", needs="check_options")

@@ -329,7 +329,7 @@ class FakeDriver(BareDriver[F], Generic[F]):
     """
 
     kind: type[Any] = FakeConnection
-    view: tuple[type, ...] = ()
+    view_bases: tuple[type, ...] = ()
 
     def __init__(self, **script: Script) -> None:
         super().__init__(**script)

@@ -98,7 +98,7 @@ class _PinnedDriver(Generic[C]):
         self._savepoints: list[str] = []
         self._made = 0
         self._failure: BaseException | None = None
-        self.view: tuple[type, ...] = getattr(driver, "view", ())
+        self.view_bases: tuple[type, ...] = getattr(driver, "view_bases", ())
 
     async def execute(self, sql: str) -> None:
         """Execute a statement on the connection itself."""

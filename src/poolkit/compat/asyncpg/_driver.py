@@ -141,7 +141,7 @@ _UNREADABLE: Final = object()
 class CompatDriver(AsyncpgDriver):
     """Connects as `asyncpg.Pool` does; an unreachable database is the next caller's error."""
 
-    view = (PoolConnectionProxy,)
+    view_bases = (PoolConnectionProxy,)
     ends_lost_leases = True
 
     def __init__(

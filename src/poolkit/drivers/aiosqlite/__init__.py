@@ -96,7 +96,7 @@ for _name, _method in vars(View).items():
 class AiosqliteDriver(SQLiteDriver["aiosqlite.Connection"]):
     """How connections of aiosqlite are opened, cleaned and closed. On asyncio only."""
 
-    view = (View,)
+    view_bases = (View,)
     client = aiosqlite
 
     async def connect(self) -> aiosqlite.Connection:

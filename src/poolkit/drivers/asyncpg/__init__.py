@@ -123,7 +123,7 @@ class AsyncpgDriver:
         self._knows_no_base = False
 
     #: What makes ``isinstance(conn, asyncpg.Connection)`` true of a view.
-    view = (Handle,)
+    view_bases = (Handle,)
 
     async def connect(self) -> asyncpg.Connection:
         """Open a connection; asyncpg leaves none behind if it is cancelled."""

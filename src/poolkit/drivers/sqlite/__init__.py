@@ -108,7 +108,7 @@ class View:
 class ThreadsDriver(SQLiteDriver["Connection"]):
     """How connections are opened, cleaned and closed in anyio's worker threads."""
 
-    view = (View,)
+    view_bases = (View,)
 
     async def connect(self) -> Connection:
         """Open a connection; if cancelled, the thread that is opening it closes it."""
