@@ -19,36 +19,42 @@ PAGE = ROOT / "docs" / "reference" / "faults.md"
 ABOVE = """\
 # Faults
 
-What your code sees, and what the pool does, when PostgreSQL or the way to it fails. Every row is a
-test in `tests/faults` that ends, stops, suspends or cuts something real, whose process or port is
-the last column; it fails if there was nothing there to hit. This page is written by
-`scripts/faults_table.py` from a run of them against PostgreSQL {postgresql}, with asyncpg {asyncpg}
+This page says what your code sees, and what the pool does, when PostgreSQL or the way to it fails.
+Every row is a test in `tests/faults`. The test ends, stops, suspends or cuts something real; the
+last column names that process or port. The test fails if there was nothing there to hit. This page
+is written by `scripts/faults_table.py` from a run of them against
+PostgreSQL {postgresql}, with asyncpg {asyncpg}
 on CPython {python}.
 
 Pools are of 4 connections, with `poolkit.drivers.asyncpg` and the default options, unless the row
-says otherwise. *At once* is within 0.5 s; a deadline is the `timeout` of an `acquire`, or the
-pool's `acquire_timeout`, and is kept within 0.5 s whatever happens. *Back to normal* means that all
-connections can be had at the same time, that the server knows of these and no others, and that
-nobody is given one that was cut; the time is from the end of the fault, or from the hit where the
-hit is all there is. The first number was measured, the second is what the test demands, on a
-machine with no more processes at work than cores.
+says otherwise.
+
+- *At once* is within 0.5 s.
+- A *deadline* is the `timeout` of an `acquire`, or the pool's `acquire_timeout`. It is kept within
+  0.5 s whatever happens.
+- *Back to normal* means three things: all connections can be had at the same time; the server
+  knows of these and no others; and nobody is given a connection that was cut. The time counts from
+  the end of the fault, or from the hit if the hit is all there is. The first number was measured.
+  The second is what the test demands, on a machine with no more processes at work than cores.
 
 | fault | your code sees | the pool | back to normal after | really hit |
 |---|---|---|---|---|
 """
 BELOW = """
 A query that begins just after the server's last word, before the end of its connection has been
-read, fails with `ConnectionDoesNotExistError` as well (cause: asyncpg's `InternalClientError`). The
-BEGIN of `pool.transaction()`, and of the `transaction` dependency of FastAPI, is then sent once
-more, on another connection, within the same deadline: your code sees nothing. A query whose client
-is gone goes on in the server to its end; `client_connection_check_interval`, a setting of
-PostgreSQL 14 and later, makes the server look earlier.
+read, fails with `ConnectionDoesNotExistError` as well (cause: asyncpg's `InternalClientError`). If
+that happens to the BEGIN of `pool.transaction()`, or of FastAPI's `transaction` dependency, the
+pool sends the BEGIN once more, on another connection, within the same deadline: your code sees
+nothing. If the client of a query is gone, the server runs the query to its end;
+`client_connection_check_interval`, a setting of PostgreSQL 14 and later, makes the server check
+earlier.
 
-A connection that dies while nobody uses it is nobody's error once the pool knows of it: when its
-loop has read what the server or the network said, or a ping found out what nobody said. Until then
-it is handed out, without a ping if it was heard from within `ping_after` (1 s), and the first query
-on it fails. `ping_after=0` has each connection pinged before it is handed out. A query that was
-under way is the caller's to repeat, or not: only the caller knows whether it may have taken effect.
+If a connection dies while nobody uses it, nobody gets an error once the pool knows of it. The pool
+knows when its loop has read what the server or the network said, or when a ping has found out what
+nobody said. Until then the pool hands the connection out, without a ping if it was heard from
+within `ping_after` (1 s), and the first query on it fails. With `ping_after=0` each connection is
+pinged before it is handed out. Whether to repeat a query that was under way is up to the caller:
+only the caller knows whether it may have taken effect.
 """
 
 Words = tuple[str, str, str, float, str]

@@ -28,7 +28,7 @@ from tests.postgres import Postgres, need
 @fault(
     name="`pg_terminate_backend`, idle connection",
     sees="nothing, once the event loop has read the server's word",
-    pool="is told by the socket: the connection leaves at once, and up to `min_size` is replaced",
+    pool="learns it from the socket: drops the connection at once, and replaces it up to `min_size`",
     hits="backend pid",
     bound=1.0,
 )
@@ -95,8 +95,8 @@ async def test_terminated_busy_backend_fails_its_query_and_no_other(
 @fault(
     name="`idle_session_timeout` of the server",
     sees="nothing, once the event loop has read the server's word",
-    pool="is told by the socket: the connections leave at once, and up to `min_size` are replaced "
-    "(here with `reset='none'`)",
+    pool="learns it from the socket: drops the connections at once, and replaces them up to "
+    "`min_size` (here with `reset='none'`)",
     hits="backend pid",
     bound=1.0,
 )
@@ -122,7 +122,7 @@ async def test_sessions_ended_for_being_idle_leave_the_pool(
 @fault(
     name="`idle_in_transaction_session_timeout` of the server",
     sees="the next query of that transaction: `InterfaceError` (connection is closed), at once",
-    pool="drops the connection when it comes back; thinks no worse of the others",
+    pool="drops the connection when it comes back; does not suspect the others",
     hits="backend pid",
     bound=1.0,
 )

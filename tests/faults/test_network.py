@@ -65,7 +65,7 @@ async def test_refused_port_is_waited_out(
 @fault(
     name="a connect that is never answered",
     sees="`acquire` when a new connection is needed: waits, or `PoolTimeout` (cause: "
-    "`TimeoutError`) at its deadline; those there are serve on",
+    "`TimeoutError`) at its deadline; callers go on with the open connections",
     pool="gives up each attempt to connect after `connect_timeout` (here 1 s), and tries again",
     hits="port",
     bound=3.5,
@@ -116,7 +116,7 @@ async def test_open_that_is_never_answered_ends_at_its_deadline(
 @fault(
     name="all connections reset (RST) by something in between",
     sees="queries under way: `ConnectionDoesNotExistError` (cause: `ConnectionResetError`), at once",
-    pool="is told by the sockets: drops all of them at once, opens new ones",
+    pool="learns it from the sockets: drops all of them at once, opens new ones",
     hits="open sockets",
     bound=1.0,
 )
@@ -141,7 +141,7 @@ async def test_connections_that_are_reset_are_replaced(
 @fault(
     name="all connections ended (FIN) by something in between",
     sees="queries under way: `ConnectionDoesNotExistError`, at once",
-    pool="is told by the sockets: drops all of them at once, opens new ones",
+    pool="learns it from the sockets: drops all of them at once, opens new ones",
     hits="open sockets",
     bound=1.0,
 )
@@ -191,8 +191,8 @@ async def test_silent_idle_connections_are_found_by_a_ping(
 
 @fault(
     name="connection cut without a word, then its query is cancelled",
-    sees="who is cancelled: at once; others: `acquire` waits for a free slot, or `PoolTimeout` at "
-    "its deadline",
+    sees="the cancelled task: its cancellation, at once; others: `acquire` waits for a free slot, "
+    "or `PoolTimeout` at its deadline",
     pool="gives the reset `reset_timeout` (2 s), then cuts the connection and opens another",
     hits="open sockets",
     bound=4.0,

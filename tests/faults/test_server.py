@@ -115,7 +115,8 @@ async def test_killed_server_is_waited_out(run: Run, own_postgres: Server) -> No
     name="server being stopped (`-m smart`)",
     sees="on an open connection: nothing; `acquire` when a new one is needed: waits, or "
     "`PoolTimeout` (cause: `CannotConnectNowError`) at its deadline",
-    pool="goes on with the connections it has; the server waits for them: `pool.renew()` lets go",
+    pool="goes on with the connections it has; the server waits for them: `pool.renew()` "
+    "closes them",
     hits="server pid",
     bound=3.0,
 )
@@ -182,8 +183,8 @@ def _exists(pid: int) -> bool:
 
 @fault(
     name="backend suspended (SIGSTOP)",
-    sees="a query with a `timeout`: `TimeoutError` at its time; who is cancelled: at once; "
-    "`acquire`: waits for a free slot, or `PoolTimeout` at its deadline",
+    sees="a query with a `timeout`: `TimeoutError` at its time; the cancelled task: its cancellation, "
+    "at once; `acquire`: waits for a free slot, or `PoolTimeout` at its deadline",
     pool="gives the reset `reset_timeout` (2 s), then cuts the connection and opens another",
     hits="backend pid",
     bound=5.0,
