@@ -1,7 +1,7 @@
-"""An async connection pool to trust under cancellation, overload and a failing database.
+"""An async connection pool that you can trust under cancellation, overload and a failing database.
 
-``poolkit.create_pool(url)`` makes one from a database URL, `Pool` from a driver. What needs
-another library (``poolkit.fastapi``, ``poolkit.drivers.aiosqlite``) is imported when first used.
+``poolkit.create_pool(url)`` makes a pool from a database URL, `Pool` from a driver. Parts that need
+another library (``poolkit.fastapi``, ``poolkit.drivers.aiosqlite``) are imported on first use.
 """
 
 from importlib import import_module
@@ -71,7 +71,7 @@ __all__ = [
     "transaction",
 ]
 
-#: Not in `__all__`: a star would import them all, and what they need may not be installed.
+#: Not in `__all__`: a star import would import all of them, and their libraries may be missing.
 _PARTS = ("compat", "dashboard", "drivers", "fastapi", "sqlalchemy", "testing")
 
 

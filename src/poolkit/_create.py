@@ -1,4 +1,4 @@
-"""From a database URL to a pool."""
+"""`create_pool`: makes a pool from a database URL."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 def create_pool(url: URL, /, **options: Unpack[CreateOptions]) -> Pool[Any]:
     """Return a pool for a database URL, with the driver that serves the URL's scheme.
 
-    Options are the pool's (`Options`) and the driver's, as its own ``create_pool`` has them. Those
-    that are no objects may stand in the URL's query as well (``?max_size=5``); a keyword wins. What
-    else stands there is the database's.
+    The options are those of the pool (`Options`) and those of the driver's own ``create_pool``.
+    Options that are not objects may stand in the URL's query as well (``?max_size=5``); a keyword
+    wins. Everything else in the query goes to the database.
 
     Args:
         url: a string; a URL object of pydantic's, SQLAlchemy's or Starlette's; a ``SecretStr``; a
             `pathlib.Path` of a SQLite file.
         options: the pool's and the driver's.
 
-    Raises `PoolConfigError` for what is no URL, for an unknown scheme or option, or when the
-    library is missing. No message repeats the URL.
+    Raises `PoolConfigError` if ``url`` is not a URL, if the scheme or an option is unknown, or if
+    the library is missing. No message repeats the URL.
     """
     from poolkit import _url as urls  # noqa: PLC0415  # a twentieth of this package's import
 
@@ -49,8 +49,8 @@ def create_pool(url: URL, /, **options: Unpack[CreateOptions]) -> Pool[Any]:
         )
     query = "&".join(part for part in parts if part not in ours)
     settings = {name: value for name, value in options.items() if name not in NAMES}
-    # What is the driver's it gets as it was written, to find fault with itself: and first, because
-    # a value may be shown only when the address is known to be whole.
+    # The driver gets its part as it was written, and checks it. It comes first: an error may show
+    # an option's value only when the address is known to be complete.
     driver = _load_driver(f"{scheme}://{address}{query and '?'}{query}{end}", scheme, settings)
     given = parse_options(urls.pairs_of(ours))
     given.update((name, value) for name, value in options.items() if name in NAMES)
@@ -77,12 +77,12 @@ def _load_driver(url: str, scheme: str, settings: Mapping[str, Any]) -> Driver[A
 
 
 def _check_settings(from_url: Callable[..., object], settings: Mapping[str, Any]) -> None:
-    """Refuse what a driver's function does not take beside the URL; who takes all looks itself."""
+    """Refuse settings that a driver's function does not take; one that takes all checks itself."""
     import inspect  # noqa: PLC0415  # for settings alone
 
     try:
         signature = inspect.signature(from_url)
-    except ValueError:  # it is not written in Python, and says itself what it does not take
+    except ValueError:  # it is not written in Python: calling it tells what it does not take
         return
     try:
         signature.bind("", **settings)

@@ -1,77 +1,87 @@
-"""The driver protocol: what poolkit asks of a library.
+"""The driver protocol: what poolkit needs to use a library.
 
-A driver is a small object with six methods, whose docstrings below are their contracts, and
-any of the optional ones below, discovered by presence. It is structural: nothing has to be
-inherited, though inheriting from `Driver` lets a type checker point at what is missing.
+A driver is a small object with six methods; their docstrings below are their contracts. It may have
+any of the optional methods below too; the pool looks whether they are there. The protocol is
+structural: nothing has to be inherited, but if a driver inherits from `Driver`, a type checker says
+which methods are missing.
 
 All coroutines of one connection run strictly one at a time, each in a task that the pool owns and
 under a time limit of its own. `reset`, `ping` and `close` that outlast their limit are cancelled
 and the connection is terminated.
 
-Optional methods, looked up once when the pool is made:
+The pool looks for the optional methods once, when the pool is made:
 
 ``set_up(c, on_connect)``
-    Async: await ``on_connect(c)``, and note how it leaves ``c``, for that is what `reset` goes back
-    to. Called in its place, and within the same time limit; raises what it raises, or for what no
-    reset could restore.
+    Async. Called in the place of ``on_connect``, within the same time limit: await
+    ``on_connect(c)``, and note how it leaves ``c``, because `reset` goes back to that. Raises what
+    ``on_connect`` raises, or an error if it leaves something that no reset could restore.
 ``greeted(c)``
-    Sync. ``on_acquire`` has run, or failed: what it has set up is undone at the release as
-    everything is, but is not said to be left behind.
+    Sync. ``on_acquire`` has run, or failed. What it has set up is undone at the release like
+    everything else, but must not be reported as left behind.
 ``revoke(c)``
     Sync. Called at every release, before anything else: objects made from ``c`` (statements,
-    cursors, transactions, generators) are dead from now on. Without it a connection is retired, as
-    ``derived``, that has given its user anything but plain data: numbers, strings, bytes, dates,
-    decimals, UUIDs, members of enums, and lists, tuples, sets and dicts of these, none of it of a
-    subclass, up to 16 levels deep and 100,000 elements in all. (Of its attributes only what cannot
-    change, for that would be the next user's; nor may a list that a method returns be one of its
-    attributes.) So it is with what its errors have inside, and with what it was given: a callback,
-    or a container or object that has more than plain data in it after the call than before, or that
-    it keeps. The traceback of an error is not looked at, though its frames have the connection; nor
+    cursors, transactions, generators) are dead from now on.
+
+    Without ``revoke``, a connection that has given its user anything but plain data is retired, as
+    ``derived``. Plain data are numbers, strings, bytes, dates, decimals, UUIDs, members of enums,
+    and lists, tuples, sets and dicts of these. None of it may be of a subclass, and there may be up
+    to 16 levels and 100,000 elements in all. Of attributes of ``c`` only values that cannot change
+    are plain data, because the next user would see the change; and a list that a method returns
+    must not be an attribute of ``c`` as well. What the errors of ``c`` have inside counts as given
+    too. What the user gives to ``c`` retires it if it is a callback, or if it is a container or
+    object that has more than plain data in it after the call than before, or that ``c`` keeps. The
+    pool does not look at the traceback of an error, though its frames have the connection, nor at
     what is filled later than in the call.
 ``is_clean(c) -> bool``
     Sync, no I/O. True only if ``c`` is fit for the next user as it is; then release needs no job.
     Never asked when an operation may still be in flight or objects were made from ``c``.
 ``watch(c, dead)``
-    Call ``dead()`` (from any thread) when the library learns by itself that ``c`` has died, and
-    ``dead(exc)`` (in the loop's) when something made from ``c`` raises, a cursor for example: the
-    pool sees only what methods of ``c`` itself raise. ``dead`` is the connection's, and not a
-    lease's: keep it quiet for what was made in an earlier lease, or the next one's connection pays
-    for its error. Called once for each connection, after ``on_connect``.
+    Called once for each connection, after ``on_connect``. Call ``dead()`` (from any thread) when
+    the library learns by itself that ``c`` has died. Call ``dead(exc)`` (in the loop's thread) when
+    something made from ``c`` raises, a cursor for example: the pool sees only errors that methods
+    of ``c`` itself raise. ``dead`` belongs to the connection and not to a lease. So do not call it
+    for objects made in an earlier lease, or the next user's connection pays for their errors.
 ``classify(exc, c) -> Verdict | None``
-    What an error says about ``c`` and about the others; about connecting, if ``c`` is None. None:
-    the driver cannot tell. Asked of what an operation on ``c`` has raised, caught by its user or
-    not; of what else leaves the block of a lease; and, one by one, of what is in their groups and
-    what they were raised from, so that there is no need to look into an error. (Of connecting it is
-    asked about the one error.) Of connecting, None (or no ``classify``) leaves it to the pool: an
-    `OSError` or a `TimeoutError`, also inside of the error, is taken for ``TRANSIENT``, but for
-    what somebody has to mend, such as a certificate or a permission. Verdicts other than
-    ``TRANSIENT`` and ``FATAL`` say that nobody knows: the first failure is one caller's, the second
-    everybody's.
+    What an error says about ``c`` and about the other connections; if ``c`` is None, about
+    connecting. None means that the driver cannot tell.
+
+    Asked about every error that an operation on ``c`` has raised, whether its user has caught it or
+    not, and about every other error that leaves the block of a lease. Asked also, one by one, about
+    the members of their groups and the errors they were raised from, so there is no need to look
+    into an error. (If connecting fails it is asked about the one error.)
+
+    If it returns None about connecting, or there is no ``classify``, the pool judges by itself: an
+    `OSError` or a `TimeoutError`, also inside the error, counts as ``TRANSIENT``, unless somebody
+    has to mend the cause, such as a certificate or a permission. If the verdict is neither
+    ``TRANSIENT`` nor ``FATAL``, nobody knows whether connecting will succeed: the first failure is
+    one caller's error, the second everybody's.
 ``restate(exc, c) -> Exception | None``
-    Sync. What its user is to see, raised from ``exc``, in place of what an operation on ``c`` has
-    raised and does not say what has happened: a lost connection, say, that the library takes for a
-    mistake of its own. None: ``exc`` itself. Asked after ``classify``.
+    Sync. The error to show to the user in the place of ``exc``, and raised from it, when ``exc``
+    does not say what has happened: for example, the library takes a lost connection for a mistake
+    of its own. None: ``exc`` itself. Asked after ``classify``, about errors of operations on ``c``.
 ``transaction(c, **settings)``
-    An async context manager: begin; commit, or roll back on an exception. After a cancellation it
-    is dropped without being left, so it must be a class: an async generator would be finalised at
-    some later time, and roll back under somebody else. It may have ``has_ended() -> bool``, sync
-    and without I/O: whether the database has ended the transaction already, by a statement in the
-    block or by itself. Then whatever comes later in the block raises `TransactionEnded`, and so
-    does the end of the block, which leaves the manager with that error. If it has an attribute
-    ``patience`` and there is a deadline, that is set to the seconds left for beginning; the
-    `TimeoutError` that beginning raises then is a `PoolTimeout` to the user, and its text a reason.
+    An async context manager: begin; commit, or roll back on an exception. It must be a class.
+    After a cancellation it is dropped without being left, and an async generator would be finalised
+    at some later time, and roll back under another user.
+
+    It may have ``has_ended() -> bool``, sync and without I/O: whether the database has ended the
+    transaction already, by a statement in the block or by itself. Then whatever comes later in the
+    block raises `TransactionEnded`, and so does the end of the block, which leaves the manager with
+    that error. It may have an attribute ``patience``. If there is a deadline, the pool sets it to
+    the seconds left for beginning. If beginning then raises a `TimeoutError`, the user gets a
+    `PoolTimeout` that has the text of it as its reason.
 ``check_options(options)``
-    Sync. Raise `PoolConfigError` for pool options that this driver cannot work with; asked when the
+    Sync. Raise `PoolConfigError` for pool options that this driver cannot work with. Asked when the
     pool is made and at every resize.
 ``is_used_up(c) -> bool``
-    Sync, no I/O. Whether a connection with which something was done is to be replaced, because it
-    has done as much as it may; asked when it is given back.
+    Sync, no I/O. Whether a connection has been used as much as it may be, and has to be replaced.
+    Asked at release, about a connection with which something was done.
 ``ends_lost_leases``
-    An attribute: if true, a connection that `watch` reports dead is no longer leased from then on,
-    and its slot is free, although its holder has not given it back.
+    An attribute. If true, the lease of a connection ends as soon as `watch` reports the connection
+    dead: its slot is free, although its holder has not given it back.
 ``pool_opens()``
-    Sync, no I/O. The pool is being opened, for the first time or again: the driver forgets what it
-    knows of the database, whose place another one may have taken.
+    Sync, no I/O. The pool is being opened, for the first time or again. The driver forgets what it
+    knows of the database, because another one may have taken its place.
 ``name``
     An attribute: the pool's name unless it is given one, as ``host:port/database``; no secrets.
 ``view_bases``
@@ -79,7 +89,8 @@ Optional methods, looked up once when the pool is made:
     library's own ``isinstance`` checks where ``__class__`` alone does not. Methods that these
     classes define, special ones included, take the place of the connection's.
 
-The pool calls whatever a driver has of these names: a method of its own needs another one.
+The pool calls every method that has one of these names. A method of the driver's own needs another
+name.
 """
 
 from __future__ import annotations
@@ -116,42 +127,42 @@ class Driver(Protocol[C]):
     def is_dead(self, c: C, /) -> bool:
         """Tell without I/O, and without raising: True is proof of death, False proves nothing.
 
-        True after a close of the connection's own: by this the pool learns that whoever held it
-        has closed it, which ends the lease.
+        True after a method of the connection itself has closed it. From this the pool learns that
+        the holder has closed the connection, which ends the lease.
         """
         ...
 
     async def reset(self, c: C, /) -> str | None:
         """Make ``c`` fit for its next user.
 
-        Returning says that ``c`` is clean and idle, and that the driver has verified it. A string
-        names what the last user had left behind (``"an open transaction"``); the pool logs it, once
-        per place in the user's code. Raising has the pool terminate ``c``.
+        Returning says that ``c`` is clean and idle, and that the driver has verified it. A returned
+        string names what the last user had left behind (``"an open transaction"``); the pool logs
+        it, once per place in the user's code. If this raises, the pool terminates ``c``.
         """
         ...
 
     async def ping(self, c: C, /) -> None:
-        """One round trip, or raise."""
+        """Make one round trip to the server, or raise."""
         ...
 
     async def close(self, c: C, /) -> None:
-        """Close gracefully. May raise; a second call is harmless."""
+        """Close gracefully. May raise. A second call must do no harm."""
         ...
 
     def terminate(self, c: C, /) -> None:
         """Close at once: sync, idempotent, never raises, never blocks.
 
-        May be called at any time from the loop's thread, also while another method is pending.
+        May be called at any time from the loop's thread, even while another method is pending.
         """
         ...
 
 
-#: What each driver has.
+#: The methods that each driver must have.
 _METHODS: Final = ("connect", "is_dead", "reset", "ping", "close", "terminate")
 
 
 def require_driver(given: object) -> None:
-    """Refuse what is no driver, without quoting it: it may be a URL with a password."""
+    """Refuse an object that is no driver, without quoting it: it may be a URL with a password."""
     if isinstance(given, type):
         name = given.__name__
         raise PoolConfigError(f"Pool() was given the class {name}: give an instance, {name}(...)")
@@ -178,7 +189,7 @@ def renamed_attribute(driver: object) -> str:
 
 
 def missing_extra(extra: str, error: ImportError) -> PoolConfigError:
-    """Return the error for a library that is not installed, naming the command that mends it."""
+    """Return the error for a library that is not installed, naming the command that installs it."""
     return PoolConfigError(
         f"{error.name or extra} is not installed; run: pip install 'poolkit[{extra}]'"
     )

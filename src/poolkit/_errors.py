@@ -5,16 +5,16 @@
     PoolError
     ├── PoolUnavailable            no connection to be had: one `except` for all of these
     │   ├── PoolTimeout            (also a TimeoutError) the deadline of an acquire has passed
-    │   ├── PoolBusy               the queue is full, or overload is being shed
+    │   ├── PoolBusy               the queue is full, or the overload policy refuses this caller
     │   └── ConnectFailed          the database refused; the driver's error is the __cause__
-    ├── PoolDeadlock               every holder is waiting for a connection: a bug, no shortage
+    ├── PoolDeadlock               every holder waits for a connection: a bug and not a shortage
     ├── PoolClosed                 the pool is not open
     ├── NotLeased                  double release, wrong pool, use after release
-    ├── TransactionEnded           a transaction was over before its block was
+    ├── TransactionEnded           a transaction ended before its block did
     ├── WrongLoop                  used from another event loop, or after a fork
     └── PoolConfigError            (also a ValueError) an option, URL or extra is wrong
 
-A message carries the numbers, the phase, the cause and the remedy, and never a password.
+A message has the numbers, the phase, the cause and the remedy, and never a password.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class PoolError(Exception):
 
     __module__ = "poolkit"
 
-    #: What composes the message, until somebody reads it: most are caught and never read.
+    #: Makes the message when somebody reads it; most errors are caught and never read.
     _compose: Callable[[], str] | None = None
 
     @classmethod
     def composed_by(cls, compose: Callable[[], str]) -> Self:
-        """Return an error whose message is composed when it is read for the first time."""
+        """Return an error whose message is made when somebody reads it for the first time."""
         error = cls()
         error._compose = compose
         return error
@@ -46,7 +46,7 @@ class PoolError(Exception):
         if compose is not None:
             self.args = (compose(),)
 
-    if not TYPE_CHECKING:  # to whom it is the attribute of every error
+    if not TYPE_CHECKING:  # for the checkers it is the attribute of every error
 
         @property
         def args(self) -> tuple[Any, ...]:
@@ -65,18 +65,18 @@ class PoolError(Exception):
         return super().__str__()
 
     def __repr__(self) -> str:
-        """Return the message in the class's name."""
+        """Return the class's name with the message."""
         self._read()
         return super().__repr__()
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        """Return it as words: what they are composed of stays where it is."""
+        """Return the error with its message made: what makes the message cannot be pickled."""
         self._read()
         return super().__reduce__()
 
 
 class PoolUnavailable(PoolError):
-    """No connection is to be had right now; trying again later may help."""
+    """There is no connection to be had right now; trying again later may help."""
 
     __module__ = "poolkit"
 
@@ -88,7 +88,7 @@ class PoolTimeout(PoolUnavailable, TimeoutError):
 
 
 class PoolBusy(PoolUnavailable):
-    """Refused, because too many are waiting already; also by a ``shedding`` policy."""
+    """Refused: too many callers are waiting already, or the ``shedding`` policy says so."""
 
     __module__ = "poolkit"
 
@@ -102,9 +102,9 @@ class ConnectFailed(PoolUnavailable):
 class PoolDeadlock(PoolError):
     """Every connection is held by a task that is itself waiting for one, the caller included.
 
-    Waiting would never end, and trying again would not help: tasks hold one connection while they
-    acquire another, and the pool is too small for that. The message says who they are, and which
-    size would do.
+    Waiting would never end, and trying again would not help. Tasks hold one connection while they
+    acquire another, and the pool is too small for that. The message says which tasks they are, and
+    which size would do.
     """
 
     __module__ = "poolkit"
@@ -117,18 +117,18 @@ class PoolClosed(PoolError):
 
 
 class NotLeased(PoolError):
-    """This handle holds no connection (any more): released before, or not of this pool."""
+    """This view holds no connection: it was released before, or is not of this pool."""
 
     __module__ = "poolkit"
 
 
 class TransactionEnded(PoolError):
-    """The transaction of this block is over, and the block is not; or it would have been.
+    """The transaction of this block has ended before the block, or would have ended.
 
-    A COMMIT or ROLLBACK inside the block has ended it, or the database has, after an error. What is
-    done from there on would stand by itself, so each operation raises this, and so does the end of
-    the block. Without an exception the end of the block commits. On SQLite a statement that would
-    end the transaction raises this and is not done, and the block goes on.
+    A COMMIT or ROLLBACK inside the block has ended it, or the database has, after an error. Later
+    statements would take effect by themselves. So each later operation in the block raises this,
+    and so does the end of the block. Without an exception the end of the block commits. On SQLite a
+    statement that would end the transaction raises this and is not done, and the block goes on.
     """
 
     __module__ = "poolkit"

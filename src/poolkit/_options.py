@@ -77,19 +77,19 @@ class Options:
     connect and close on every request."""
 
     acquire_timeout: float | None = 10.0
-    """Seconds that one acquire, or opening the pool, may take in all, whatever it waits for. 0: an
-    acquire waits for no other user, as ``acquire(timeout=0)``; opening waits for its connects."""
+    """Seconds that one acquire, or opening the pool, may take in all, whatever it waits for. With 0
+    an acquire waits for no other user, as ``acquire(timeout=0)``, and opening for its connects."""
 
     max_waiting: int | None = None
-    """The longest queue for what others hold; whoever comes when it is full gets `PoolBusy` at
-    once. 0: nobody waits for a connection that somebody holds, or that is not open yet (it is
-    opened for the next one, up to ``max_size``). For each one that is only to be pinged or reset
-    there is a place in any case."""
+    """The longest queue for connections that others hold; if it is full, the next caller gets
+    `PoolBusy` at once. With 0 nobody waits for a connection that somebody holds, or that is not
+    open yet (the pool opens it for the next caller, up to ``max_size``). A caller may always wait
+    for a connection that is only being pinged or reset, one caller for each."""
 
     shedding: Shedding | None = None
     """An overload policy that refuses waiters with `PoolBusy`, so that others are served in time:
-    ``poolkit.CoDel(target=0.05, interval=0.5)``. It decides while connections are leased and the
-    database can be reached."""
+    ``poolkit.CoDel(target=0.05, interval=0.5)``. It decides only while connections are leased and
+    the database can be reached."""
 
     connect_timeout: float | None = 5.0
     """Seconds for one connect, ``on_connect`` included. Keep it below ``acquire_timeout``, or a
@@ -105,27 +105,28 @@ class Options:
     """Seconds for one graceful close, ``on_close`` included; then the connection is terminated."""
 
     max_connecting: int = 4
-    """Connects in flight at once. While somebody waits, one more for each of them that is slow, in
-    steps of ``backoff_min``, so that hung ones block nobody; twice as many at most. Those that have
-    outlasted ``connect_timeout``, because a library cannot be cancelled, are not counted."""
+    """Connects in flight at once. While somebody waits, one more for each connect that is slow, in
+    steps of ``backoff_min``, and twice as many at most: so connects that hang block nobody. Not
+    counted are those that outlast ``connect_timeout`` because a library cannot be cancelled."""
 
     ping_after: float | None = 1.0
     """An idle connection not heard from for this many seconds is pinged before it is handed out.
     0: always. None: never."""
 
     ping_every: float | None = 30.0
-    """Seconds after which an idle connection is pinged in the background, out of reach meanwhile,
-    half of them at once at most; so that dead ones are found before anybody needs them.
-    None: never, which lets a database that scales to zero fall asleep."""
+    """An idle connection not heard from for this many seconds is pinged in the background, so that
+    dead ones are found before anybody needs them. Meanwhile it cannot be handed out, so at most
+    half are pinged at once. None: never, which lets a database that scales to zero fall asleep."""
 
     max_lifetime: float | None = 1800.0
     """Seconds after which a connection is replaced, counted from when it was open. Replacing begins
-    at 90 %, with jitter, at a pace that has all of one age replaced by 100 %. Up to ``min_size``,
-    the new one is there before the old one goes, if there is room within ``max_size``; else at most
-    a tenth of them, or two, are away at once. After 100 % a connection is never handed out."""
+    at 90 %, with jitter, at a pace at which all of one age are replaced by 100 %. Up to
+    ``min_size``, the new one is there before the old one goes, if there is room within
+    ``max_size``; if not, at most a tenth of them, or two, are away at once. After 100 % a
+    connection is never handed out."""
 
     max_idle_time: float | None = 600.0
-    """Seconds after which an unused connection above ``min_size`` is closed."""
+    """Seconds after which a connection above ``min_size`` is closed if nobody has used it."""
 
     max_uses: int | None = None
     """Leases after which a connection is replaced."""
@@ -134,21 +135,21 @@ class Options:
     """Seconds before the second attempt to connect; doubled after each failure."""
 
     backoff_max: float = 1.5
-    """The longest pause between two attempts to connect, of which the upper half is jitter."""
+    """The longest pause between two attempts to connect; its upper half is jitter."""
 
     fail_fast_after: float | None = 5.0
     """Once the database has been unreachable for this many seconds, new acquires fail at once with
     its error instead of waiting."""
 
     deadlock: Deadlock = "raise"
-    """What to do when every connection is held by a task that is itself waiting for one:
-    ``"raise"`` has the last one get `PoolDeadlock` at once, ``"warn"`` logs it and lets it wait,
-    ``"off"`` does not look. If the acquire of one of them ends within a second by itself, that ends
-    the deadlock: then nobody is told."""
+    """What to do when every connection is held by a task that is itself waiting for one. With
+    ``"raise"`` the last of these tasks gets `PoolDeadlock` at once; ``"warn"`` logs it and lets
+    that task wait; ``"off"`` does not check. If the acquire of one of these tasks ends within a
+    second by itself, that ends the deadlock, and the pool reports nothing."""
 
     leak_after: float | None = None
     """Seconds after which a lease that is still held is logged as a warning, with the stack that
-    acquired it; its return is logged as well. Noting the stacks makes each acquire dearer."""
+    acquired it; its return is logged as well. Noting the stacks makes each acquire slower."""
 
     on_connect: Hook | None = None
     """Awaited with each new connection before its first use (codecs, session settings)."""
@@ -158,10 +159,11 @@ class Options:
 
     on_acquire: Hook | None = None
     """Awaited in the caller's task with the connection it just got, as if it were the first line of
-    its block, but within the deadline of the acquire; half a second for ``acquire(timeout=0)``."""
+    its block, but within the acquire's deadline; half a second for ``acquire(timeout=0)``."""
 
     observers: Sequence[object] = ()
-    """Told of the pool's events, never awaited: objects with some methods of `poolkit.Observer`."""
+    """Objects that are told of the pool's events, each with some of the methods of
+    `poolkit.Observer`. They are never awaited."""
 
     name: str | None = None
     """Names the pool in errors, logs and metrics."""

@@ -1,4 +1,4 @@
-"""What a pool tells about itself: sizes and counters, and who holds what."""
+"""What a pool reports about itself: sizes and counters, and who holds what."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PoolStats:
-    """A snapshot of a pool: what is where now, and what has happened since it was made."""
+    """A snapshot of a pool: its sizes now, and counters of what has happened since it was made."""
 
     max_size: int
     capacity: int
@@ -30,16 +30,16 @@ class PoolStats:
     closing: int
     """Being closed; the slot is taken until that is done."""
     stuck: int
-    """Of those being opened, pinged or reset, how many have outlasted their time limit: a library
-    that does not react to being cancelled. They delay nobody, and keep their slot."""
+    """Slots being opened, pinged or reset that have outlasted their time limit, because the library
+    does not react to being cancelled. They delay nobody, and keep their slot."""
     waiting: int
     """Callers in the queue."""
     oldest_wait: float
     """Seconds that the first in the queue has waited."""
 
     direct: int
-    """Acquires that found an idle connection. Every acquire ends in one of these nine counters, but
-    for one that ends with `WrongLoop`."""
+    """Acquires that found an idle connection. Every acquire ends in one of these nine counters,
+    except one that ends with `WrongLoop`."""
     waited: int
     """Acquires served after waiting in the queue."""
     timed_out: int
@@ -47,8 +47,8 @@ class PoolStats:
     cancelled: int
     """Acquires given up by their caller."""
     busy: int
-    """Acquires refused with `PoolBusy` because ``max_waiting`` were in line, or because a finalizer
-    made them in the middle of the pool's own work."""
+    """Acquires refused with `PoolBusy`, because ``max_waiting`` callers were in line, or because a
+    finalizer acquired in the middle of the pool's own work."""
     shed: int
     """Acquires refused with `PoolBusy` by the ``shedding`` policy."""
     deadlocked: int
@@ -64,15 +64,15 @@ class PoolStats:
     """Attempts to connect that failed."""
     retired: Mapping[str, int]
     """Connections closed, by reason: ``expired``, ``unused``, ``used_up``, ``stale``, ``broken``,
-    ``derived``, ``surplus``, ``pool_closed``. Each of them is there, if with 0."""
+    ``derived``, ``surplus``, ``pool_closed``. Every reason is a key, also if its number is 0."""
 
     @property
     def size(self) -> int:
-        """Slots in every state; never above the capacity unless the pool was shrunk."""
+        """Slots in every state; above the capacity only after the pool was shrunk."""
         return self.idle + self.leased + self.connecting + self.recycling + self.closing
 
     def __str__(self) -> str:
-        """Return the sizes in one line, as they stand in error messages."""
+        """Return the sizes in one line, as error messages show them."""
         stuck = f" ({self.stuck} of both stuck)" if self.stuck else ""
         return (
             f"{self.leased} leased, {self.idle} idle, {self.connecting} connecting, "
@@ -92,34 +92,34 @@ class LeaseInfo:
     place: str
     """Where it was acquired: ``file:line in function``."""
     label: str = ""
-    """What it is for: its label, in FastAPI the route, ``GET /items/{id}``; else the acquiring
-    function."""
+    """What it is for: its label, in FastAPI the route, ``GET /items/{id}``; without one, the
+    acquiring function."""
     stack: tuple[str, ...] = ()
-    """The places that led there, the innermost first; noted if ``leak_after`` is set, and in
+    """The calls that led there, the innermost first. Noted if ``leak_after`` is set, and in
     Python's development mode."""
 
     def __str__(self) -> str:
-        """Return it as it stands in error messages."""
+        """Return the lease as error messages show it."""
         return f"{self.task} for {self.seconds:.2f} s, acquired at {self.place}"
 
 
 class Holder(NamedTuple):
-    """Who holds a connection, or waits for one; put into words only if asked."""
+    """Who holds a connection, or waits for one; made a text only when read."""
 
     task: Callable[[], Any]
-    """The task, weakly."""
+    """The task, by weak reference."""
     code: types.CodeType
-    """Where it has acquired, with ``lasti``."""
+    """Where the task acquired, as a code object; ``lasti`` is the offset in it."""
     lasti: int
     label: str | None
-    """What for, if that was said."""
+    """What the lease is for, if it has a label."""
     stack: tuple[tuple[types.CodeType, int], ...] = ()
-    """How it got there, if that was noted: the innermost place first."""
+    """The calls that led there, the innermost first, if they were noted."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class Facts:
-    """What errors tell of a pool, as of one moment: noted then, and put into words if asked."""
+    """What an error tells about a pool, as of one moment: noted then, made a text when read."""
 
     now: float
     stats: PoolStats
@@ -127,15 +127,15 @@ class Facts:
     failures: int
     """How often in a row connecting has failed."""
     error: BaseException | None
-    """Why."""
+    """The last error of connecting."""
     longest: tuple[tuple[str, float, Holder], ...]
-    """The name of the task, the seconds and the rest, of the leases held longest."""
+    """Of the leases held longest: the task's name, the seconds held, and the holder."""
     holders: tuple[Holder | None, ...]
-    """Of all leases, or of as many as are counted."""
+    """The holders of all leases, or of as many as are counted."""
 
 
 def task_name(holder: Holder) -> str:
-    """Return the name of the task that has acquired."""
+    """Return the name of the task that acquired."""
     task = holder.task()
     if task is None:
         return "a task that has ended"
