@@ -193,3 +193,12 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
 def _anchor(heading: str) -> str:
     """Return what GitHub makes of a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_map_has_every_file_of_the_two_wings() -> None:
+    """A file that is added to the core or the shell has its line in the tables of the design."""
+    page = (ROOT / "docs" / "explanation" / "design.md").read_text()
+    named = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", page, re.MULTILINE))))
+    for wing in ("_core", "_shell"):
+        files = (ROOT / "src" / "poolkit" / wing).glob("*.py")
+        assert {file.stem for file in files} - {"__init__"} - named == set()
