@@ -89,8 +89,8 @@ QUICK: Final = {
 _MODEL: Final = _tests("state", "model", "state_machine")
 SLOW: Final = {
     **{key: [_MODEL, [*_ALL, *_ELSEWHERE], _STORMS, _LONG] for key in CORE},
-    **dict.fromkeys(POOL, [[*_ALL, *_ELSEWHERE], _STORMS, _LONG, _KIT]),
-    **dict.fromkeys(LEASE, [[*_ALL, *_ELSEWHERE], _STORMS, _KIT]),
+    **{key: [[*_ALL, *_ELSEWHERE], _STORMS, _LONG, _KIT] for key in POOL},
+    **{key: [[*_ALL, *_ELSEWHERE], _STORMS, _KIT] for key in LEASE},
 }
 #: Imported once, before the first fork; nothing of poolkit's.
 LIBRARIES: Final = (

@@ -16,7 +16,7 @@ from anyio import wait_all_tasks_blocked
 
 import poolkit
 import poolkit._shell.life
-import poolkit._shell.runtime
+import poolkit._shell.loop
 from poolkit import NotLeased, Pool, PoolClosed, PoolError, WrongLoop
 from poolkit._shell.kinds import attached
 from poolkit._shell.pool import NOT_GIVEN
@@ -302,8 +302,8 @@ async def test_pool_knows_in_a_child_process_that_it_is_the_parents() -> None:
     driver = FakeDriver()
     async with Pool(driver, max_size=1) as pool:
         calls = dict(driver.calls)
-        before = [(runtime, dict(vars(runtime))) for runtime in poolkit._shell.runtime._runtimes]
-        poolkit._shell.runtime._after_fork()
+        before = [(runtime, dict(vars(runtime))) for runtime in poolkit._shell.loop._runtimes]
+        poolkit._shell.loop._after_fork()
         try:
             with pytest.raises(WrongLoop, match="before a fork"):
                 await pool.acquire()
@@ -316,8 +316,8 @@ async def test_pool_knows_in_a_child_process_that_it_is_the_parents() -> None:
 def test_platform_without_fork_needs_no_mark(monkeypatch: pytest.MonkeyPatch) -> None:
     """The module is imported as it would be there."""
     monkeypatch.delattr(os, "register_at_fork", raising=False)
-    place = poolkit._shell.runtime.__file__
-    spec = importlib.util.spec_from_file_location("poolkit._runtime_without_fork", place)
+    place = poolkit._shell.loop.__file__
+    spec = importlib.util.spec_from_file_location("poolkit._loop_without_fork", place)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
