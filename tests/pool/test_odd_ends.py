@@ -18,7 +18,7 @@ import poolkit._shell.life
 import poolkit._shell.runtime
 from poolkit import Pool, PoolClosed, WrongLoop
 from poolkit._core.state import PoolState
-from poolkit._shell.runtime import BETWEEN
+from poolkit._shell.loop import BETWEEN
 from poolkit._shell.view import held_slot
 from tests.fakes import Boom, FakeConnection, FakeDriver, FullDriver, gone
 from tests.pool.test_gates import RudeError

@@ -14,7 +14,7 @@ from poolkit._shell import messages
 from poolkit._shell.callsite import indented, stack_shown
 from poolkit._shell.events import Events
 from poolkit._shell.log import warn
-from poolkit._shell.runtime import BETWEEN
+from poolkit._shell.loop import BETWEEN
 
 if TYPE_CHECKING:
     from poolkit._core.slot import Reason, Slot

@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from poolkit._shell.loop import BETWEEN as BETWEEN
 from poolkit._shell.on_asyncio import OnAsyncio
 from poolkit._shell.on_trio import OnTrio
 
