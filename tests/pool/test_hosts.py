@@ -319,8 +319,8 @@ def test_places_that_left_something_behind_are_not_remembered_without_end(
                 async with pool.acquire() as connection:
                     await connection.query()
             async with pool.acquire():
-                workers = pool._life.workers  # type: ignore[union-attr]
-                assert len(workers._told._things) <= 1000
+                reports = pool._life.workers._reports  # type: ignore[union-attr]
+                assert len(reports._left_behind._things) <= 1000
 
     on_asyncio(main)
     assert len(caplog.messages) > 1000

@@ -40,8 +40,11 @@ class Told:
         """Tell whether it has been said, as far as is remembered."""
         return thing in self._things
 
-    def add(self, thing: Hashable) -> None:
-        """Remember it, and forget the oldest."""
+    def add(self, thing: Hashable) -> bool:
+        """Remember that it is said; return whether it is for the first time, as far as is known."""
+        if thing in self._things:
+            return False
         self._things[thing] = None
         if len(self._things) > _MANY:
             del self._things[next(iter(self._things))]
+        return True

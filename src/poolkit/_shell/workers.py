@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
@@ -21,8 +20,8 @@ from anyio.lowlevel import checkpoint
 from poolkit._core.slot import NEVER
 from poolkit._driver import Verdict
 from poolkit._errors import PoolConfigError
-from poolkit._shell.log import Told, say
 from poolkit._shell.messages import place_of
+from poolkit._shell.reports import Reports
 from poolkit._shell.runtime import is_cancellation
 from poolkit._shell.upkeep import PERIOD
 from poolkit._shell.view_class import view_class
@@ -95,7 +94,7 @@ class Workers:
         self._state = state
         self._driver = driver
         self._hooks = hooks
-        self._say = functools.partial(hooks.tell, say)
+        self._reports = Reports(hooks)
         self._runtime = runtime
         self._tell = tell
         self._carry_out = settle
@@ -104,8 +103,6 @@ class Workers:
         self._parked: list[_Worker] = []
         self._busy: dict[_Worker, Job] = {}
         self._attend_at = -NEVER  # when it is to be noted again that the event loop runs
-        self._told = Told()
-        self._refusals = Told()
 
     def begin(self, group: TaskGroup) -> None:
         """Work from now on as children of this group."""
@@ -279,7 +276,7 @@ class Workers:
             self._hooks.terminate(connection)
         if late:
             error = TimeoutError(f"connecting took longer than {options.connect_timeout} s")
-        self._say(logging.DEBUG, "connecting failed: %s", shown(error))
+        self._reports.debug("connecting failed: %s", shown(error))
         verdict = Verdict.TRANSIENT if late else self._hooks.classify(error, None)
         if isinstance(error, PoolConfigError):  # whatever the driver makes of it
             verdict = Verdict.FATAL
@@ -336,7 +333,7 @@ class Workers:
                 if self._is_old_news(worker) and not await self._answers(slot, worker):
                     return
                 if left_behind and not slot.cancelled:
-                    self._tell_once(left_behind, place_of(slot.holder))
+                    self._reports.left_behind(left_behind, place_of(slot.holder))
                 self._tell(self._state.reset_succeeded, slot, self._runtime.now())
                 return
             if worker.scope.cancel_called:
@@ -348,7 +345,7 @@ class Workers:
                     _, error = await self._try("reset", worker, checkpoint)
             if error is not None or slot.state != "recycling":
                 break
-        self._say(logging.DEBUG, "terminating a connection: an operation outlived the reset")
+        self._reports.debug("terminating a connection: an operation outlived the reset")
         self._recycle_failed(slot, suspect_others=False)
 
     async def _attempt(
@@ -364,7 +361,7 @@ class Workers:
             return slot.state == "recycling", result
         verdict = self._hooks.classify(error, slot.connection)
         is_known = verdict is Verdict.OK or isinstance(error, PoolConfigError)
-        self._tell_of(error, refused=is_known)
+        self._reports.recycle_failed(error, refused=is_known)
         gone = worker.is_late(error) or verdict is Verdict.SERVER_GONE
         self._recycle_failed(slot, suspect_others=gone)
         return False, None
@@ -379,14 +376,14 @@ class Workers:
         if options.on_close is not None and is_healthy:
             _, error = await self._try("on_close", worker, options.on_close, connection)
             if error is not None:
-                self._say(logging.DEBUG, "on_close failed: %s", shown(error))
+                self._reports.debug("on_close failed: %s", shown(error))
         if slot.state == "closing" and not (worker.scope.cancel_called or self._is_ending()):
             _, error = await self._try("close", worker, self._driver.close, connection)
             if error is None and is_healthy:
                 self._tell(self._state.close_finished, slot, self._runtime.now())
                 return
             if error is not None:
-                self._say(logging.DEBUG, "closing a connection failed: %s", shown(error))
+                self._reports.debug("closing a connection failed: %s", shown(error))
         self._hooks.terminate(connection)
         self._tell(self._state.close_finished, slot, self._runtime.now())
 
@@ -421,9 +418,8 @@ class Workers:
         if job == "connect":
             if made is not None and not hasattr(made, "__next__") and not inspect.isasyncgen(made):
                 self._hooks.terminate(made)  # the connection itself
-        elif job in ("on_close", "close") and (text := str(refusal)) not in self._refusals:
-            self._refusals.add(text)
-            self._say(logging.ERROR, "%s", text)
+        elif job in ("on_close", "close"):
+            self._reports.cannot_be_awaited(refusal)
 
     def _is_ours(self, error: BaseException, worker: _Worker) -> bool:
         """Tell whether the pool, or the end of its loop, has cancelled what ends with this."""
@@ -440,25 +436,3 @@ class Workers:
     def _checked(self, note: object) -> str | None:
         """Return what a reset has said, if that can be printed; a driver may return anything."""
         return note if note is None or type(note) is str else shown(note)
-
-    def _tell_of(self, error: BaseException, *, refused: bool) -> None:
-        """Log why a connection is terminated: aloud if a healthy one did not want this statement.
-
-        Then every connection will end like this after its first use.
-        """
-        text = shown(error)
-        level = logging.WARNING if refused and text not in self._refusals else logging.DEBUG
-        if refused:
-            self._refusals.add(text)
-        self._say(level, "terminating a connection that failed its reset or ping: %s", text)
-
-    def _tell_once(self, note: str, place: str) -> None:
-        if (note, place) not in self._told:
-            self._told.add((note, place))
-            self._say(
-                logging.WARNING,
-                "%s was left behind by the lease acquired at %s; it has been undone "
-                "(said once per place)",
-                note,
-                place,
-            )

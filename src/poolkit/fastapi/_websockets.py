@@ -30,8 +30,7 @@ def advise(scope: Scope, label: str, what: str, instead: str) -> None:
         told = _told.setdefault(app, Told())
     except TypeError:  # no application of Starlette's
         return
-    if (label, what) not in told:
-        told.add((label, what))
+    if told.add((label, what)):
         logger.warning(
             "%s depends on %s, which lasts as long as the WebSocket: nothing is committed before "
             "its end, and everything is rolled back if the client leaves first, also what it was "

@@ -112,10 +112,7 @@ def _need(owner: str, missing: Iterable[str]) -> None:
 
 def tell_of(missing: list[str]) -> None:
     """Warn of what is done without; once for each."""
-    new = [name for name in missing if name not in _told]
-    for name in new:
-        _told.add(name)
-    if new:
+    if new := [name for name in missing if _told.add(name)]:
         say(
             logging.WARNING,
             "SQLAlchemy %s has no %s: poolkit does without (said once): %s",

@@ -33,8 +33,7 @@ def look_for_wrappers(library: Any = None) -> None:
     passed: dict[str, list[str]] = {}
     for name, function, owner in found:
         whose = _whose(function)
-        if whose.partition(".")[0] != owner and (name, whose) not in _told:
-            _told.add((name, whose))
+        if whose.partition(".")[0] != owner and _told.add((name, whose)):
             passed.setdefault(whose, []).append(f"{name}()")
     for whose, names in passed.items():
         say(
