@@ -437,7 +437,7 @@ def test_next_tick_is_the_earliest_deadline_of_those_who_still_wait() -> None:
     early, late = desk.waiter(patience=20.0), desk.waiter(patience=30.0)
     for waiter in (late, early):
         desk.state.enqueue(waiter, desk.now)
-    slow = desk.state.progress.next_look(NEVER)
+    slow = desk.state.progress.next_update(NEVER)
     assert slow == NEVER, "nothing is under way"
     assert desk.state.next_tick() == 20.0
     desk.state.give_up(early, desk.now)

@@ -346,7 +346,7 @@ class World:
             )
             prospects = state.progress
             self.check_pace(sum(job == "connect" for job, _ in state.to_start))
-            others = state.live - len(prospects.stuck) - prospects.underway()
+            others = state.live - len(prospects.stuck) - prospects.live_connects()
             missing = state.options.min_size - others + state.aging
             waiting = len(state.queue) + self.turned_away  # for whom one may be begun, too
             assert prospects.connects() <= max(waiting, missing), (
@@ -368,7 +368,7 @@ class World:
 
     def check_pace(self, begun: int) -> None:
         """Check that connects beyond the usual number begin one by one."""
-        options, underway = self.state.options, self.state.progress.underway()
+        options, underway = self.state.options, self.state.progress.live_connects()
         usual = max(1 if self.state.outage else options.max_connecting, underway - begun)
         if underway > usual and options.backoff_min > 0:
             assert underway == usual + 1, "I9: several extra attempts at once"

@@ -1,8 +1,8 @@
-"""The deadlines of those who wait: the next one, at hardly any cost.
+"""The deadlines of the waiters: the next one, at hardly any cost.
 
-The queue is in order of arrival, and where all are as patient as each other that is the order of
-their deadlines too: the first in line has the next one. Only who is less patient than somebody
-before him goes into a heap.
+Where all waiters have the same timeout, the order of arrival is the order of their deadlines: the
+first in line has the next one. Only a waiter whose deadline is before that of somebody ahead of it
+goes into a heap.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from poolkit._core.slot import Waiter
 
-#: So many that no longer wait may be in the heap before they are swept out.
+#: Waiters in the heap that no longer wait, before they are swept out.
 _SLACK = 32
 
 

@@ -1,4 +1,4 @@
-"""Who waits, first come, first served; and how each wait ended."""
+"""The queue of waiters, first come, first served; and how each wait ended."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Line:
         """Put a caller at the end of the line."""
         self._deadlines.joins(waiter)
         key: Any = waiter.task or waiter
-        if self.queue.setdefault(key, waiter) is not waiter:  # one task, waiting twice at once
+        if self.queue.setdefault(key, waiter) is not waiter:  # the same task waits twice at once
             key = waiter
             self.queue[key] = waiter
         waiter.key = key
@@ -51,17 +51,20 @@ class Line:
         self.to_wake.append(waiter)
 
     def forget(self, waiter: Waiter) -> None:
-        """Let a caller go who has given up: nobody is to be woken."""
+        """Remove a caller that has given up; there is nobody to wake."""
         self.queue.pop(waiter.key, None)  # it may not have come so far
         self.outcomes["cancelled"] += 1
         waiter.outcome = "cancelled"
 
     def first(self) -> Waiter | None:
-        """Return who has waited longest."""
+        """Return the waiter that has waited longest."""
         return next(iter(self.queue.values()), None)
 
     def overdue(self, now: float) -> Iterator[Waiter]:
-        """Return all whose deadline has passed, each until its wait is ended."""
+        """Yield the waiters whose deadline has passed.
+
+        Each is yielded again and again until its wait is ended.
+        """
         return self._deadlines.passed(now)
 
     def next_deadline(self) -> float:

@@ -1,10 +1,10 @@
-"""When the database cannot be reached: who is told, and when to try again.
+"""When the database cannot be reached: whom to tell, and when to try again.
 
-A driver may know what a failure means. *Fatal* (a wrong password) everybody is told at once.
-*Transient* (starting up) callers wait for, to their own deadline. Of the rest the first may be a
-hiccup: one caller is told and the next attempt starts at once; from the second in a row everybody
-is told. While an outage lasts there is one attempt at a time, after pauses that double; beside one
-that is slow, a second.
+The driver may classify a failure. A *fatal* one (a wrong password) is told to every waiter at once.
+A *transient* one (the server is starting up) is told to nobody: waiters wait to their own deadline.
+Of an unclassified one the first waiter is told, and the next attempt starts at once; from the
+second failure in a row on, every waiter is told. During an outage there is one attempt at a time,
+after pauses that double; if it is slow, a second one beside it.
 """
 
 from __future__ import annotations

@@ -276,7 +276,7 @@ class Placement(Slots):
         if self.outage is None or self.idle or self.leased or self.recycling:
             return False
         return self.outage.refuses_newcomers(
-            now, self.options, probing=self.progress.underway() > 0
+            now, self.options, probing=self.progress.live_connects() > 0
         )
 
     # -- who goes --------------------------------------------------------------------------------

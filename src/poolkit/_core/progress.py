@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PATIENCE: Final = 0.5
 
 
-#: So often at most.
+#: The limit for *slow* doubles at most this often.
 _DOUBLINGS: Final = 10
 
 
@@ -27,15 +27,15 @@ class _AtWork:
     __slots__ = ("slots", "slow")
 
     def __init__(self, slots: dict[Slot, None]) -> None:
-        self.slots = slots  # the book's own
+        self.slots = slots  # the state's own container
         self.slow: set[Slot] = set()
 
-    def soon(self) -> int:
-        """Count those that may serve somebody soon."""
+    def prompt(self) -> int:
+        """Count those that are not slow."""
         return len(self.slots) - len(self.slow)
 
     def next_slow(self) -> tuple[float, Slot] | None:
-        """Return which one will be slow next, and when."""
+        """Return when the next one will be slow, and which."""
         slow = self.slow
         for slot in self.slots:
             if slot not in slow:
@@ -54,19 +54,19 @@ class JobProgress:
         self.stuck: set[Slot] = set()
 
     def ended(self, slot: Slot) -> None:
-        """Forget a slot whose job has ended."""
+        """Forget a slot: its job has ended."""
         for slots in (self._connecting.slow, self._recycling.slow, self.stuck):
             if slots:
                 slots.discard(slot)
 
-    def doubt(self) -> None:
-        """Count on no ping or reset that is under way now."""
+    def distrust_recycles(self) -> None:
+        """Count every ping and reset under way as slow."""
         self._recycling.slow.update(self._recycling.slots)
 
     def overtaken(self, by: Slot, now: float) -> None:
-        """Count on no connect that one begun later has overtaken: the server is not slow, it hangs.
+        """Count connects as slow that a later one has overtaken: they hang, the server does not.
 
-        Unless it has hardly begun.
+        Not those that have hardly begun.
         """
         at_work = self._connecting
         at_work.slow.update(
@@ -75,15 +75,15 @@ class JobProgress:
             if slot.job_began_at < by.job_began_at and now >= slot.job_began_at + PATIENCE
         )
 
-    def look(self, now: float) -> None:
-        """See which jobs are slow by now, and which are stuck."""
+    def update(self, now: float) -> None:
+        """Note which jobs are slow by now, and which are stuck."""
         for at_work in (self._connecting, self._recycling):
             while (one := at_work.next_slow()) and now >= one[0]:
                 at_work.slow.add(one[1])
         slow = self._connecting.slow | self._recycling.slow
         self.stuck = {slot for slot in slow if now >= slot.overdue_at}
 
-    def next_look(self, due: float) -> float:
+    def next_update(self, due: float) -> float:
         """Return when the next job will be slow, or what is due if that is earlier."""
         for at_work in (self._connecting, self._recycling):
             if at_work.slots and (one := at_work.next_slow()) and one[0] < due:
@@ -96,18 +96,18 @@ class JobProgress:
 
     def connects(self) -> int:
         """Count the connects that may serve somebody soon."""
-        return self._connecting.soon()
+        return self._connecting.prompt()
 
     def recycles(self) -> int:
         """Count the pings and resets that may serve somebody soon."""
-        return self._recycling.soon()
+        return self._recycling.prompt()
 
     def slow_connects(self) -> int:
         """Count the connects that are slow, and may still succeed."""
         slow = self._connecting.slow
         return len(slow - self.stuck) if self.stuck else len(slow)
 
-    def underway(self) -> int:
-        """Count the connects that may still succeed."""
+    def live_connects(self) -> int:
+        """Count the connects in flight that are not stuck."""
         connecting = self._connecting.slots
         return len(connecting.keys() - self.stuck) if self.stuck else len(connecting)

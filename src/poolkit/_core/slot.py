@@ -111,7 +111,7 @@ class Slot(Caller):
         self.retire_at = NEVER  # from here on it is replaced, a few at a time
         self.expires_at = NEVER  # from here on it is not handed out
         self.good_until = 0.0  # while idle: until here it is handed out with no further question
-        self.job_began_at = 0.0  # when its job was owed
+        self.job_began_at = 0.0  # when its job was scheduled
         self.sent_at = 0.0  # when the last request of its job was sent
         self.overdue_at = NEVER  # from here on its job has outlasted even its time limit
         self.uses = 0

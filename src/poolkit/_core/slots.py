@@ -35,7 +35,7 @@ MOVES: Final = {
 
 
 class Slots:
-    """The containers, and what is to be done about the slots that were moved."""
+    """The containers, and the decisions about the slots in them."""
 
     # Without a dict, since that of so many attributes would be slow.
     __slots__ = (
@@ -108,7 +108,7 @@ class Slots:
             self.to_tell.append((event, *values))
 
     def _begin(self, job: Job, slot: Slot, state: str, limit: float | None, now: float) -> None:
-        """Have a job done for a slot, within so many seconds."""
+        """Schedule a job for a slot, with its time limit in seconds."""
         self._move(slot, state)
         slot.job_began_at = slot.sent_at = now
         slot.overdue_at = NEVER if limit is None else now + limit + 1.0

@@ -68,17 +68,17 @@ class PoolState(Placement):
         return slot
 
     def undo_take(self, slot: Slot, now: float) -> None:
-        """Take back a `take` whose connection turned out to be dead: nobody got anything."""
+        """Undo a `take` whose connection turned out to be dead."""
         self.direct -= 1
         self.release_broken(slot, now)
 
     def enqueue(self, waiter: Waiter, now: float) -> bool:
         """Put a caller at the end of the queue, unless it is refused at once.
 
-        One without time waits for no other user, and for a moment for a connection that is only to
-        be pinged or reset.
+        A caller whose deadline has passed waits for no other user; it gets half a second for a
+        connection that is only being pinged or reset.
 
-        Return whether that was all, so that nothing is to be done but to mind its deadline.
+        Return True if there are decisions to carry out; else only its deadline is to be minded.
         """
         waiter.since = now
         limit = self.options.max_waiting
@@ -97,15 +97,16 @@ class PoolState(Placement):
         else:
             self.line.enqueue(waiter)
             if self._is_full() and self.line.shedder is None:
-                # Nothing could be owed; how long to count on what is under way, the first has said.
-                return len(self.queue) > 1 or not (self.connecting or self.recycling)
+                # Nothing can be started. When a job under way will count as slow is known since
+                # the first waiter joined.
+                return len(self.queue) == 1 and bool(self.connecting or self.recycling)
             self._follow_up(now)
-        return False
+        return True
 
     def _turn_away(self, waiter: Waiter, outcome: Outcome, now: float) -> None:
-        """Refuse a newcomer; the connect it would have waited for is begun, for the next one.
+        """Refuse a newcomer, but begin the connect it would have waited for: the next one needs it.
 
-        Up to `max_size`: with nobody in line a surplus connection is closed when it comes.
+        Only up to `max_size`: a surplus connection would be closed at once, with nobody in line.
         """
         if self.live < self.options.max_size:
             waiter.key = waiter
@@ -114,7 +115,10 @@ class PoolState(Placement):
         self.end_wait(waiter, outcome, now)
 
     def give_up(self, waiter: Waiter, now: float) -> None:
-        """Let a caller go that no longer waits; what it was just given goes to the next in line."""
+        """End the wait of a caller that has given up.
+
+        A connection that it was just handed goes to the next in line.
+        """
         if waiter.outcome == "waiting":
             self.line.tell_shedder(waiter, self._fit_since, now, served=False)
             self.line.forget(waiter)
@@ -128,21 +132,21 @@ class PoolState(Placement):
         waiter.outcome = "cancelled"
 
     def give_up_opening(self, waiter: Waiter) -> None:
-        """Let go who no longer waits for the pool to be open."""
+        """End the wait of a caller that has given up waiting for the pool to open."""
         self.openers.pop(waiter, None)
         waiter.outcome = "cancelled"
 
     def count(self, outcome: Outcome) -> None:
-        """Count the end of an acquire that has not come here."""
+        """Count an acquire that has ended before it reached the queue."""
         self.outcomes[outcome] += 1
 
     def recount(self, was: Outcome | Literal["direct"], outcome: Outcome) -> None:
-        """Count the end of an acquire as another one: what its caller saw."""
+        """Count an acquire under another outcome: the one that its caller saw."""
         self.uncount(was)
         self.outcomes[outcome] += 1
 
     def uncount(self, was: Outcome | Literal["direct"]) -> None:
-        """Forget the end of an acquire."""
+        """Count an acquire no more."""
         if was == "direct":
             self.direct -= 1
         else:
@@ -151,7 +155,7 @@ class PoolState(Placement):
     def release(self, slot: Slot, now: float) -> bool:
         """Take back a connection that is fit for the next user as it is.
 
-        Return whether there is anything to be done. The hot edges leased -> idle and leased ->
+        Return True if there are decisions to carry out. The hot edges leased -> idle and leased ->
         leased, written out.
         """
         slot.used_at = now
@@ -201,7 +205,7 @@ class PoolState(Placement):
         self._follow_up(now)
 
     def release_closing(self, slot: Slot, now: float) -> None:
-        """Take back a connection whose holder has not closed it to the end: it is closed again."""
+        """Take back a connection whose holder's close was interrupted: it is closed once more."""
         if self.queue:
             self._end_overdue(now)
         self._close(slot, "broken")
@@ -210,7 +214,7 @@ class PoolState(Placement):
     # -- outcomes of jobs ------------------------------------------------------------------------
 
     def connect_succeeded(self, slot: Slot, connection: Any, now: float) -> None:
-        """Record a new connection: it goes to the first in line, or idle."""
+        """Record a new connection, and hand it to the first in line, or put it idle."""
         if slot.state != "connecting":  # given up meanwhile
             self.to_terminate.append(connection)
             return
@@ -277,7 +281,7 @@ class PoolState(Placement):
             self._follow_up(now)
 
     def recycle_failed(self, slot: Slot, now: float, *, suspect_others: bool) -> None:
-        """Record that a ping or a reset failed; maybe the others are dead as well."""
+        """Record that a ping or a reset failed; the idle connections may be dead as well."""
         if slot.state == "recycling":
             self._retire(slot, "broken")
             if suspect_others:
@@ -305,12 +309,12 @@ class PoolState(Placement):
                 self._tell("lost")
 
     def learn(self, slot: Slot, now: float) -> bool:
-        """Do to the others what the errors of a lease ask for; tell whether this one is to go.
+        """Act on what a lease's errors say of other connections; return whether this one must go.
 
         Call before the connection is taken back.
         """
         verdicts, slot.verdicts = slot.verdicts, NO_VERDICTS
-        # Not for ever again and again, if those that are opened now are no better.
+        # At most once in `backoff_max`: the new connections may lead to the same old server.
         rested = now >= self.renewed_at + self.options.backoff_max
         if Verdict.STALE in verdicts and slot.generation == self.generation and rested:
             self.renew(now)
@@ -322,16 +326,16 @@ class PoolState(Placement):
         """Ping every idle connection before its next use, all together."""
         while self.idle:
             self._ping(self.idle[-1], now)
-        self.progress.doubt()
+        self.progress.distrust_recycles()
 
     def is_awake(self, now: float, until: float) -> None:
-        """Note that the event loop runs, and that the shell will be heard of again by then."""
+        """Note that the event loop runs, and that the shell will call again by ``until``."""
         if now >= self._awake_by:
             self.was_away(now)
         self._awake_by = until + 3.0 * self.pulse
 
     def was_away(self, now: float) -> None:
-        """Trust no connection before it has answered again: what was heard of it is old.
+        """Trust no connection until it has answered again: what it last said is old.
 
         The event loop was blocked, or nobody has run it, or the machine was suspended. Meanwhile
         the server may have ended sessions, and what it said before is only being read now.
@@ -344,9 +348,9 @@ class PoolState(Placement):
         self._look_at_returns()
 
     def renew(self, now: float, over: float = 0.0) -> None:
-        """Replace every connection there is, one after the other in so many seconds.
+        """Replace every connection that is open now, one after the other in ``over`` seconds.
 
-        When its time has come an idle one goes, the others do when they come back.
+        An idle one goes when its time has come, a leased one when it comes back after that.
         """
         self.renewed_at = now
         if not over:
@@ -372,9 +376,9 @@ class PoolState(Placement):
     def tick(self, now: float) -> None:
         """Do what is due by time alone; call at `next_tick`, and every second or so."""
         self._end_overdue(now)
-        self._first_in_line(now)  # dismisses those before
+        self._first_in_line(now)  # ends the waits before the first live one
         self._look_at_returns()
-        self.progress.look(now)
+        self.progress.update(now)
         self._ticked_at = now
         if self.aging or now >= self._age_at:
             self._pace_ages(now)
@@ -388,7 +392,7 @@ class PoolState(Placement):
         due = self.line.next_deadline()
         if self.queue or self.openers:
             if self.connecting or self.recycling:
-                due = self.progress.next_look(due)
+                due = self.progress.next_update(due)
             if self.line.shedder is not None:
                 due = min(due, self.refuses_at())
         if self.is_open and (self.outage or self.progress.slow_connects()):
@@ -402,9 +406,10 @@ class PoolState(Placement):
     # -- life ------------------------------------------------------------------------------------
 
     def open(self, waiter: Waiter, now: float) -> None:
-        """Begin, or begin again; the waiter is served when `min_size` connections are there.
+        """Open, once or again; serve the waiter when `min_size` connections are there.
 
-        One without time, who waits for no other user, has none to wait for: only for a connect.
+        A waiter whose deadline has passed waits for its connects all the same: there is no other
+        user to wait for.
         """
         waiter.since = now
         if waiter.deadline <= now:
@@ -440,7 +445,7 @@ class PoolState(Placement):
             self._retire(slot, "pool_closed")
 
     def abandon_leases(self, now: float) -> None:
-        """Terminate what has not been given back; its holders' handles are dead from now on.
+        """Terminate what has not been given back; the views of its holders are dead from now on.
 
         A reset ends the operations that are under way, on the server as well; then it is closed.
         """
@@ -452,7 +457,7 @@ class PoolState(Placement):
                 self._terminate(slot, "pool_closed")
 
     def abort(self, cause: BaseException | None) -> None:
-        """End a life with nobody left to run jobs: terminate all there is; its leases end too."""
+        """End the life of a pool that has nobody left to run jobs: terminate everything."""
         self.close(cause)
         self.phase = "closed"
         self.to_start.clear()

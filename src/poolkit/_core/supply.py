@@ -64,7 +64,7 @@ def _spare(state: Placement) -> tuple[int, float]:
     merely slow must not be stormed.
     """
     options, progress = state.options, state.progress
-    underway, slow = progress.underway(), progress.slow_connects()
+    underway, slow = progress.live_connects(), progress.slow_connects()
     most, due = options.max_connecting, -NEVER
     if state.outage:
         most, due = 1, state.outage.retry_at

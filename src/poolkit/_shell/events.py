@@ -71,7 +71,7 @@ class Events(Generic[C]):
         def _loop_ended(self, life: Life, cause: BaseException | None) -> None: ...
 
     def _tell(self, event: Callable[..., T], *arguments: Any) -> T | None:
-        """Have the book handle an event; while it is amid another, note it, and return None."""
+        """Have the state handle an event; while it handles another one, note it and return None."""
         if self._is_interrupted():
             self._post(functools.partial(event, *arguments))
             return None
@@ -82,7 +82,7 @@ class Events(Generic[C]):
         return self._amid or (self._life is not None and self._runtime.is_interrupted())
 
     def _look(self, look: Callable[..., T], *arguments: Any) -> T:
-        """Look at the book, or change it, while nobody else changes it."""
+        """Read or change the state while nobody else changes it."""
         amid, self._amid = self._amid, True
         try:
             return look(*arguments)
@@ -90,7 +90,7 @@ class Events(Generic[C]):
             self._amid = amid
 
     def _read(self, look: Callable[..., T], *arguments: Any) -> T:
-        """Look at the book, from any thread; another than the loop's sees it change meanwhile."""
+        """Read the state, from any thread; other threads than the loop's may see it change."""
         if self._life is None or self._runtime.is_here():
             return self._look(look, *arguments)
         for _ in range(_LOOKS):
@@ -99,9 +99,9 @@ class Events(Generic[C]):
         return look(*arguments)
 
     def _carry_out(self) -> None:
-        """Do what the book has decided: after every event, in this order."""
+        """Do what the state has decided: after every event, in this order."""
         if self._is_interrupted():
-            return  # what is noted is settled when it is done
+            return  # what was noted is carried out when that is done
         self._amid = True
         try:
             state, life = self._state, self._life
@@ -123,7 +123,7 @@ class Events(Generic[C]):
             self._tell_news()
 
     def _wake(self) -> None:
-        """Wake whose wait is over. That alone makes nothing due earlier."""
+        """Wake the waiters whose wait is over. The alarm stays: that makes nothing due earlier."""
         to_wake, unpark = self._state.to_wake, self._runtime.unpark
         while to_wake:
             unpark(to_wake.popleft().parking)
@@ -214,7 +214,7 @@ class Events(Generic[C]):
             self._observers.tell(self, event, *values)
 
     def _tell_news(self) -> None:
-        """Tell observers what the state has noted; call when its books are in order."""
+        """Tell observers what the state has noted; call after its decisions are carried out."""
         news = self._state.to_tell
         while news and not self._is_interrupted():
             event = news.popleft()

@@ -239,7 +239,7 @@ class Living(Returning[C]):
 
         Idle connections are closed and waiters get `PoolClosed` at once. Leases are waited for,
         for ``grace`` seconds (``None``: without limit; cancelling means 0), except the caller's
-        own; then they are terminated and their handles are dead. Closing twice is harmless.
+        own; then they are terminated and their views are dead. Closing twice is harmless.
 
         Returns: who had not given back.
 

@@ -1,8 +1,8 @@
 """Observers: what is told of the events of a pool, in order, and is never awaited.
 
 An observer has any of the methods of `Observer`. It gets plain values, and nothing that it could
-hold on to but the pool. It is told after the pool's own books are in order, so it may ask the pool
-for whatever it likes: `Pool.stats`, `Pool.leases`.
+hold on to but the pool. It is told after the pool has carried out its decisions, so it may ask the
+pool: `Pool.stats`, `Pool.leases`.
 """
 
 from __future__ import annotations

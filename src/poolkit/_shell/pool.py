@@ -231,13 +231,13 @@ class Pool(Living[C]):
             try:
                 self._amid = True
                 try:
-                    is_all = state.enqueue(waiter, now)
+                    has_decided = state.enqueue(waiter, now)
                 finally:
                     self._amid = False
-                if is_all:
-                    runtime.set_alarm(waiter.deadline)
-                else:
+                if has_decided:
                     self._carry_out()
+                else:
+                    runtime.set_alarm(waiter.deadline)
                 if waiter.outcome == "waiting" and not (
                     state.options.deadlock != "off"
                     and (circle := closed_by(waiter, state, now))

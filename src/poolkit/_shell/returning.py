@@ -82,7 +82,7 @@ class Returning(Events[C]):
             self._carry_out()
 
     def _take_back(self, slot: Slot, turn: int, error: BaseException | None) -> None:
-        """Tell the book how a lease has left its connection, unless that was taken away already."""
+        """Tell the state how a lease has left its connection, unless that was taken away."""
         if slot.release_count != turn or slot.state != "leased":
             return
         state = self._state
@@ -105,7 +105,7 @@ class Returning(Events[C]):
                 state.release(slot, now)
 
     def _why_not_again(self, slot: Slot, error: BaseException | None, now: float) -> Reason | None:
-        """Say why a used connection must not be used again, if so; renew or suspect the others."""
+        """Return why a used connection must go, or None; renew or suspect the others."""
         # If this gives a reason: whoever kept the cursor would read the next user's session.
         reason = self._hooks.revoke(slot.connection, derived=slot.has_derived)
         if error is not None:
@@ -123,7 +123,7 @@ class Returning(Events[C]):
     # -- not by the holder -----------------------------------------------------------------------
 
     def _dropped(self, slot: Slot, turn: int) -> None:
-        """Note that a handle was collected without a release; callable from anywhere."""
+        """Note that a view was collected without a release; may be called from anywhere."""
         self._post(functools.partial(self._reclaim, slot, turn))
 
     def _reclaim(self, slot: Slot, turn: int) -> None:

@@ -58,7 +58,7 @@ class Transaction(Generic[C]):
         return self
 
     def exchanging(self, exchange: Exchange) -> Self:
-        """Have a connection that is lost exchanged: nobody else has a handle on it yet."""
+        """Have a connection that is lost exchanged: nobody else has a view of it yet."""
         self._exchange = exchange
         return self
 
@@ -130,7 +130,7 @@ class Transaction(Generic[C]):
             await watched(self._view, self._manager.__aenter__())
         except BaseException as error:
             if not isinstance(error, Exception):
-                self._spoil()
+                self._put_in_doubt()
             if is_limited and isinstance(error, TimeoutError):
                 raise self._too_late(error) from error.__cause__
             raise
@@ -174,10 +174,10 @@ class Transaction(Generic[C]):
             elif isinstance(error, Exception):
                 await self._roll_back(error)
             else:
-                self._spoil()
+                self._put_in_doubt()
         except BaseException as failure:
             if not isinstance(failure, Exception):
-                self._spoil()
+                self._put_in_doubt()
             error = error or failure
             raise
         finally:
@@ -223,7 +223,7 @@ class Transaction(Generic[C]):
         except Exception:  # noqa: S110  # the caller's own error is the one to see
             pass
         if not rolled_back:  # the reset will
-            self._spoil()
+            self._put_in_doubt()
 
     async def _leave(self, error: Exception) -> None:
         """Roll back; the error that the manager lets through says nothing of the connection."""
@@ -233,8 +233,8 @@ class Transaction(Generic[C]):
             if failure is not error:
                 raise
 
-    def _spoil(self) -> None:
-        """Let nothing more be done in this lease: the transaction may be open still."""
+    def _put_in_doubt(self) -> None:
+        """Refuse everything more in this lease: the transaction may still be open."""
         if self._slot.release_count == self._release_count:
             self._slot.cancelled = self._in_doubt = True
             self._slot.block = self

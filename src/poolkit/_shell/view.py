@@ -1,4 +1,4 @@
-"""The view: a handle on a connection that dies with its lease.
+"""The view: what a holder has of a connection; it dies with the lease.
 
 A view is valid while its lease's turn is the slot's turn; release moves the slot's turn on, first
 of all. Everything else is forwarded to the connection, both ways, and noted on the slot: that
@@ -159,7 +159,7 @@ def note_attribute(slot: Slot, name: str, before: object) -> None:
 
 
 def restore_attributes(slot: Slot) -> None:
-    """Undo what a lease has set through its handle; raise what setting an attribute raises."""
+    """Undo what a lease has set through its view; raise what setting an attribute raises."""
     attributes, slot.attributes = slot.attributes or {}, None
     for name, before in attributes.items():
         if before is not _ABSENT:

@@ -1,6 +1,6 @@
 """The workers: driver calls, each in a task the pool owns and under its own time limit.
 
-A job never raises: whatever happens is an outcome, told to the book. It is not shielded either: no
+A job never raises: whatever happens is an outcome, told to the state. It is not shielded either: no
 caller can cancel it, and the end of the run must be able to. Idle workers are parked, because
 waking one costs a third of what starting a task costs; a job that hangs keeps its worker and no
 other, since there are never more jobs than slots. The pool's one alarm minds the time limits, and
@@ -292,7 +292,7 @@ class Workers:
         return error is not None and worker.is_late(error), error
 
     async def _introduce(self, slot: Slot, connection: Any) -> None:
-        """Find out what its handles are like, and have the driver tell when it dies."""
+        """Make the class of its views, and have the driver tell when the connection dies."""
         slot.view_class = view_class(type(connection), self._hooks.view_bases)
         if self._hooks.watch is not None:
             self._hooks.watch(connection, functools.partial(self._found_dead, slot))
@@ -302,7 +302,7 @@ class Workers:
             self._tell(self._state.ping_succeeded, slot, self._runtime.now())
 
     async def _answers(self, slot: Slot, worker: _Worker) -> bool:
-        """Ping; return whether there is an answer that is not old, having told the book if not."""
+        """Ping; return whether there is an answer that is not old, having told the state if not."""
         limit = self._state.options.ping_timeout
         for _ in range(_PINGS):
             if worker.scope.cancel_called:  # the answer was there in time, and is of no use
@@ -351,7 +351,7 @@ class Workers:
     async def _attempt(
         self, job: Literal["ping", "reset"], slot: Slot, worker: _Worker, limit: float | None
     ) -> tuple[bool, object]:
-        """Await a ping or a reset; return whether it succeeded, having told the book if not."""
+        """Await a ping or a reset; return whether it succeeded, having told the state if not."""
         self._limit(worker, limit)
         result, error = await self._try(job, worker, getattr(self._driver, job), slot.connection)
         worker.limit_at = NEVER

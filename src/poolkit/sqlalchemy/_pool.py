@@ -389,7 +389,7 @@ class PoolkitPool(_Pool):
 
 #: The slot of a record without a connection.
 _NOWHERE: Final = Slot(-1)
-#: Where leases end: a handle that is used later says so.
+#: Where leases end, as a view says that is used later.
 _HERE: Final = (PoolkitPool._do_return_conn.__code__, 0)
 
 

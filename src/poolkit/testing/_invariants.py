@@ -1,6 +1,6 @@
-"""What must hold of a book after every event: the invariants I1 to I13.
+"""What must hold of a pool's state after every event: the invariants I1 to I13.
 
-Those that one look at a book can tell are here; the others can only be checked as things happen.
+Those that one look at the state can tell are here; the others can only be checked as things happen.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ CONTAINERS = ("connecting", "idle", "leased", "recycling", "closing")
 
 
 def check_state(state: PoolState, now: float, *, at_work: set[Slot] | None = None) -> None:
-    """Check every invariant that one look at a book can tell.
+    """Check every invariant that one look at the state can tell.
 
-    ``at_work`` are the slots whose job has been taken from the book and has not ended yet.
+    ``at_work`` are the slots whose job has been taken from the state and has not ended yet.
     """
     every_slot_is_in_one_place(state, at_work)
     never_above_capacity(state)

@@ -1,4 +1,4 @@
-"""The driver for a pool in asyncpg's words, and its handles, whose errors are asyncpg's as well."""
+"""The driver for a pool in asyncpg's words, and its views, whose errors are asyncpg's as well."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class PoolConnectionProxy(Handle):
 
     @property
     def _con(self: Any) -> Any:
-        """The handle itself, while it holds a connection: in asyncpg the connection is there."""
+        """The view itself, while it holds a connection: in asyncpg the connection is there."""
         return self if self._poolkit_slot.release_count == self._poolkit_release_count else None
 
     async def add_listener(self: Any, channel: str, callback: Any) -> None:
@@ -120,7 +120,7 @@ def _touch(view: Any, name: str) -> Slot:
 
 
 def _hold(view: Any) -> None:
-    """Have a connection that is listened to hold its handle: nobody else may, in asyncpg."""
+    """Have a connection that is listened to hold its view: in asyncpg nobody else needs to."""
     slot = view._poolkit_slot
     if slot.release_count == view._poolkit_release_count:
         slot.connection._handle = lambda: view
