@@ -40,7 +40,8 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = ROOT / "var" / "mutants.json"
 #: Files of ``src/poolkit``.
 CORE: Final = tuple(
-    f"_core/{name}" for name in ("state", "placement", "slots", "line", "supply", "fitness")
+    f"_core/{name}"
+    for name in ("state", "lifecycle", "placement", "slots", "line", "supply", "fitness")
 )
 #: What acquires and takes back, opens and closes.
 POOL: Final = tuple(f"_shell/{name}" for name in ("pool", "life", "events", "returning"))

@@ -381,7 +381,7 @@ class World:
         if waiter is self.opener:
             self.opener = None
             if waiter.outcome == "served":
-                self.state.opened()
+                self.state.open_succeeded()
             return
         caller = next(c for c in self.callers if c.waiter is waiter)
         place = self.line.index(caller)

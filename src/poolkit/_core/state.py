@@ -23,8 +23,8 @@ import itertools
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from poolkit._core import fitness, supply
+from poolkit._core.lifecycle import Lifecycle
 from poolkit._core.outage import Outage
-from poolkit._core.placement import Placement
 from poolkit._core.progress import PATIENCE
 from poolkit._core.slot import NEVER, NO_VERDICTS, Slot
 from poolkit._driver import Verdict
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _VISIT: Final = 1.5
 
 
-class PoolState(Placement):
+class PoolState(Lifecycle):
     """Every event of a pool, and what is decided on it."""
 
     __slots__ = ()
@@ -402,72 +402,3 @@ class PoolState(Placement):
         if self.idle and self.options.overflow_linger and self.live > self.options.max_size:
             due = min(due, self.idle[0].used_at + self.options.overflow_linger)
         return due
-
-    # -- life ------------------------------------------------------------------------------------
-
-    def open(self, waiter: Waiter, now: float) -> None:
-        """Open, once or again; serve the waiter when `min_size` connections are there.
-
-        A waiter whose deadline has passed waits for its connects all the same: there is no other
-        user to wait for.
-        """
-        waiter.since = now
-        if waiter.deadline <= now:
-            limit = self.options.connect_timeout
-            waiter.deadline = NEVER if limit is None else now + limit
-        if self.phase == "closed":  # the clock may be another one by now
-            self._fit_since = self.renewed_at = self.attempt_at = self._back_at = -NEVER
-            self._ticked_at = now
-            self._awake_by = NEVER
-            policy = self.options.shedding
-            self.line.shedder = policy.begin() if policy else None
-            self.phase = "opening"
-        self.line.add_opener(waiter)
-        self._follow_up(now)
-
-    def opened(self) -> None:
-        """Record that an `open()` has returned: from now on only closing ends this life."""
-        if self.phase == "opening":
-            self.phase = "open"
-
-    def close(self, cause: BaseException | None = None) -> None:
-        """Stop serving: waiters fail, idle connections close, the others when they come back."""
-        self.phase = "closing"
-        self._age_at, self.aging = NEVER, 0
-        self.outage = None
-        self.generation += 1
-        for waiter in [*self.openers, *self.queue.values()]:
-            self.line.end(waiter, "closed", cause)
-        for slot in [*self.connecting, *self.leased, *self.recycling]:
-            slot.reason = "pool_closed"
-            slot.retire_at = slot.expires_at = -NEVER
-        for slot in list(self.idle):
-            self._retire(slot, "pool_closed")
-
-    def abandon_leases(self, now: float) -> None:
-        """Terminate what has not been given back; the views of its holders are dead from now on.
-
-        A reset ends the operations that are under way, on the server as well; then it is closed.
-        """
-        for slot in list(self.leased):
-            slot.release_count += 1
-            if slot.busy:
-                self._reset(slot, now)
-            else:
-                self._terminate(slot, "pool_closed")
-
-    def abort(self, cause: BaseException | None) -> None:
-        """End the life of a pool that has nobody left to run jobs: terminate everything."""
-        self.close(cause)
-        self.phase = "closed"
-        self.to_start.clear()
-        for slot in list(self.leased):
-            slot.release_count += 1
-            self._terminate(slot, "pool_closed")
-        for slot in list(self.recycling):
-            self._terminate(slot, "pool_closed")
-        for slot in list(self.closing):
-            self.to_terminate.append(slot.connection)
-            self._move(slot, "gone")
-        for slot in list(self.connecting):
-            self._move(slot, "gone")

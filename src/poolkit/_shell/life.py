@@ -179,7 +179,7 @@ class Living(Returning[C]):
                 await waiter.parking
                 if waiter.outcome != "served" or self._life is not life:
                     raise messages.refusal(self.name, waiter, limit)
-                state.opened()
+                state.open_succeeded()
                 join(life)
             finally:
                 life.openers -= 1

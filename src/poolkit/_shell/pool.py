@@ -151,7 +151,7 @@ class Pool(Living[C]):
         home = runtime.home
         if self._amid or runtime.where() is not home:
             runtime.check()  # raises WrongLoop, but for a finalizer
-            raise self._busy_with_itself()
+            raise self._busy_with_itself(lease)
         if self._inbox:
             self._drain()
         if state.queue or self._has_hook:
@@ -198,9 +198,11 @@ class Pool(Living[C]):
         self._tell_observers("wait_ended", lease._label, 0.0, "closed")
         return messages.not_open(self.name)
 
-    def _busy_with_itself(self) -> PoolError:
+    def _busy_with_itself(self, lease: Lease[Any]) -> PoolError:
         """Return the error for a finalizer that acquires in the middle of a line of ours."""
         self._tell(self._state.count, "busy")
+        if self._state.is_observed:
+            self._state.to_tell.append(("wait_ended", lease._label, 0.0, "busy"))
         return messages.amid(self.name)
 
     def _take_another(self, slot: Slot | None, now: float) -> Slot | None:

@@ -1,0 +1,84 @@
+"""What is decided when a pool is opened, closed, or ended with nobody left to run its jobs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from poolkit._core.placement import Placement
+from poolkit._core.slot import NEVER
+
+if TYPE_CHECKING:
+    from poolkit._core.slot import Waiter
+
+
+class Lifecycle(Placement):
+    """The events of a pool's life."""
+
+    __slots__ = ()
+
+    def open(self, waiter: Waiter, now: float) -> None:
+        """Open, once or again; serve the waiter when `min_size` connections are there.
+
+        A waiter whose deadline has passed waits for its connects all the same: there is no other
+        user to wait for.
+        """
+        waiter.since = now
+        if waiter.deadline <= now:
+            limit = self.options.connect_timeout
+            waiter.deadline = NEVER if limit is None else now + limit
+        if self.phase == "closed":  # the clock may be another one by now
+            self._fit_since = self.renewed_at = self.attempt_at = self._back_at = -NEVER
+            self._ticked_at = now
+            self._awake_by = NEVER
+            policy = self.options.shedding
+            self.line.shedder = policy.begin() if policy else None
+            self.phase = "opening"
+        self.line.add_opener(waiter)
+        self._follow_up(now)
+
+    def open_succeeded(self) -> None:
+        """Record that an `open()` has returned: from now on only closing ends this life."""
+        if self.phase == "opening":
+            self.phase = "open"
+
+    def close(self, cause: BaseException | None = None) -> None:
+        """Stop serving: waiters fail, idle connections close, the others when they come back."""
+        self.phase = "closing"
+        self._age_at, self.aging = NEVER, 0
+        self.outage = None
+        self.generation += 1
+        for waiter in [*self.openers, *self.queue.values()]:
+            self.line.end(waiter, "closed", cause)
+        for slot in [*self.connecting, *self.leased, *self.recycling]:
+            slot.reason = "pool_closed"
+            slot.retire_at = slot.expires_at = -NEVER
+        for slot in list(self.idle):
+            self._retire(slot, "pool_closed")
+
+    def abandon_leases(self, now: float) -> None:
+        """Terminate what has not been given back; the views of its holders are dead from now on.
+
+        A reset ends the operations that are under way, on the server as well; then it is closed.
+        """
+        for slot in list(self.leased):
+            slot.release_count += 1
+            if slot.busy:
+                self._reset(slot, now)
+            else:
+                self._terminate(slot, "pool_closed")
+
+    def abort(self, cause: BaseException | None) -> None:
+        """End the life of a pool that has nobody left to run jobs: terminate everything."""
+        self.close(cause)
+        self.phase = "closed"
+        self.to_start.clear()
+        for slot in list(self.leased):
+            slot.release_count += 1
+            self._terminate(slot, "pool_closed")
+        for slot in list(self.recycling):
+            self._terminate(slot, "pool_closed")
+        for slot in list(self.closing):
+            self.to_terminate.append(slot.connection)
+            self._move(slot, "gone")
+        for slot in list(self.connecting):
+            self._move(slot, "gone")
