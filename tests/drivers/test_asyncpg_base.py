@@ -554,7 +554,7 @@ async def test_more_names_than_can_be_asked_for_are_refused(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some would be lost with the first lease, and nobody would know."""
-    monkeypatch.setattr(_asyncpg_base, "_MOST", 2)
+    monkeypatch.setattr(_asyncpg_base, "_MOST_NAMES", 2)
     async with of_one(dsn, on_connect=statement("SET app.x = 1; SET app.y = 1")):
         pass
     pool = of_one(dsn, on_connect=statement("SET app.x = 1; SET app.y = 1; SET app.z = 1"))
@@ -592,7 +592,7 @@ async def test_base_may_be_captured_again(dsn: str, roles: None) -> None:
         driver: Any = pool._driver
         async with pool.acquire() as conn:
             c: Any = conn._poolkit_slot.connection  # type: ignore[attr-defined]
-            driver.note_statements(c)
+            c.collect_names()
             await conn.execute("SET app.two = '2'; SET work_mem = '5MB'; SET ROLE bt_reader")
             await driver.capture(c)
         question = "SELECT concat_ws(' ', current_user, current_setting('work_mem'), {}, {})"
@@ -672,7 +672,7 @@ async def test_way_back_that_leads_elsewhere_is_refused(
 
 def test_names_are_found_in_long_texts_in_no_time() -> None:
     """A million letters, quotes or spaces are no reason to stop the event loop."""
-    statements = _asyncpg_base.Statements()
+    statements = _asyncpg_base.DottedNames()
     for text in (
         "x" * 1_000_000,
         '"' * 1_000_001,
@@ -689,7 +689,7 @@ def test_names_are_found_in_values_of_all_kinds() -> None:
     """In those of other values too, if they contain each other."""
     ring: list[Any] = ["app.a"]
     ring += [ring, {"app.b": {"app.c": ["app.d"]}}, {"app.e"}, ("app.f", b"app.no", 1, None)]
-    statements = _asyncpg_base.Statements()
+    statements = _asyncpg_base.DottedNames()
     statements.read(ring, range(10**12), {"x": 1}.items(), {"app.g": 1}.keys())
     assert sorted(statements.names) == [f"app.{letter}" for letter in "abcdefg"]
 

@@ -242,13 +242,13 @@ asyncpg.Connection = wrapt.ObjectProxy(asyncpg.Connection)""",
     ),
     "protocol's query with another signature": (
         """
-from poolkit.drivers.asyncpg import _internals as internals
-look = internals.look
-def look_and_change(c, kind):
-    inside = look(c, kind)
-    inside.query = lambda query, timeout, *, how: None
-    return inside
-internals.look = look_and_change""",
+from poolkit.drivers.asyncpg import _parts
+examine = _parts.examine
+def examine_and_change(c, kind):
+    parts = examine(c, kind)
+    parts.send_query = lambda query, timeout, *, how: None
+    return parts
+_parts.examine = examine_and_change""",
         ["Protocol.query"],
         1,
     ),

@@ -343,12 +343,12 @@ async def test_reset_query_of_ones_own_is_sent(dsn: str, server: OtherServer) ->
 async def test_verdict_on_a_doubtful_connection_is_about_it_alone(dsn: str) -> None:
     """It is closed, and nothing is said of the others."""
     from poolkit.drivers.asyncpg import AsyncpgDriver
-    from poolkit.drivers.asyncpg._internals import Doubtful
+    from poolkit.drivers.asyncpg._internals import Unfit
 
     driver = AsyncpgDriver(dsn)
     c = await driver.connect()
     try:
-        assert driver.classify(Doubtful("x"), c) is Verdict.SUSPECT
+        assert driver.classify(Unfit("x"), c) is Verdict.SUSPECT
     finally:
         with contextlib.suppress(OSError):
             await driver.close(c)

@@ -131,7 +131,7 @@ class AsyncpgAdapters:
         c = _inside(view)
         if not self._is_pinned:
             await_only(watched(view, self._driver.return_to_base(c)))
-        c.note_statements()
+        c.collect_names()
 
         async def lent(*_: Any, **__: Any) -> Any:
             return view
@@ -148,16 +148,16 @@ class AsyncpgAdapters:
         view = adapter._connection
         c = _inside(view)
         if self._is_pinned:  # in a transaction, to which its test alone goes back
-            c.noted_names()
-            guise = c.make_guise()
+            c.stop_collecting_names()
+            library = c.make_library_codecs()
         else:
             adapter.commit()
-            guise = await_only(watched(view, self._driver.set_up_guise(c)))
-        return guise, {name: getattr(adapter, name) for name in SETTINGS if self.keeps}
+            library = await_only(watched(view, self._driver.set_up_library(c)))
+        return library, {name: getattr(adapter, name) for name in SETTINGS if self.keeps}
 
     def lend(self, adapter: Any, view: Any, set_up: Any) -> None:
         """Put in the view; revive SQLAlchemy's statements, which every release has asyncpg end."""
-        guise, settings = set_up
+        library, settings = set_up
         adapter._connection = view
         for name, value in settings.items():
             setattr(adapter, name, value)
@@ -165,15 +165,15 @@ class AsyncpgAdapters:
         if hasattr(adapter, "_started"):
             adapter._started = False
         c = _inside(view)
-        is_known = c.put_on(guise)
+        is_good = c.use_library_codecs(library)
         cache = getattr(adapter, "_prepared_statement_cache", None)
         if cache is None:
             return
         try:
-            if not is_known:  # forgotten by the server, or prepared for other codecs
+            if not is_good:  # forgotten by the server, or prepared for other codecs
                 cache.clear()
             for statement in _prepared(cache):
-                if c._inside.guards:
+                if c._parts.has_release_count:
                     statement._con_release_ctr = c._pool_release_ctr
         except (AttributeError, TypeError):  # not what they have been so far
             adapter._prepared_statement_cache = None
@@ -182,10 +182,10 @@ class AsyncpgAdapters:
         """Keep the statements that SQLAlchemy has given names; tell whether none is under way."""
         mutex = getattr(adapter, "_execute_mutex", None)
         is_done = mutex is not None and not mutex.locked()
-        if not is_done and connection._guise is not None:
-            connection._guise.epoch = -1  # what is being prepared may get the codecs of others
-        connection.end_codecs()  # of a lease in which nothing was done, nothing else is ended
-        if connection._named:
+        if not is_done and connection._library is not None:
+            connection._library.epoch = -1  # what is being prepared may get the codecs of others
+        connection.restore_codecs()  # of a lease in which nothing was done, nothing else is ended
+        if connection._named_statements:
             self._keep_named(adapter, connection)
         return is_done
 
@@ -193,9 +193,11 @@ class AsyncpgAdapters:
         """Let the statements live on to which SQLAlchemy has given names, as those without do."""
         cache = getattr(adapter, "_prepared_statement_cache", None)
         own = {statement._state for statement in _prepared(cache)}
-        if c._inside.knows_statements:
+        if c._parts.has_statements:
             own |= c._stmts_to_close
-        c._named[:] = [state for state in c._named if not (state.closed or state in own)]
+        c._named_statements[:] = [
+            state for state in c._named_statements if not (state.closed or state in own)
+        ]
 
 
 def _inside(view: Any) -> Any:

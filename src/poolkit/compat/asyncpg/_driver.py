@@ -19,10 +19,12 @@ from poolkit._shell.view_class import View
 from poolkit._url import text_of
 from poolkit.drivers.asyncpg import AsyncpgDriver
 from poolkit.drivers.asyncpg import _internals as internals
-from poolkit.drivers.asyncpg._connection import Handle, pooled
+from poolkit.drivers.asyncpg import _unwrapped as unwrapped
+from poolkit.drivers.asyncpg._callbacks import ViewMethods
+from poolkit.drivers.asyncpg._connection import pooled
 from poolkit.drivers.asyncpg._dsn import check_dsn
 from poolkit.drivers.asyncpg._internals import queries_count
-from poolkit.drivers.asyncpg._reset import forget_named
+from poolkit.drivers.asyncpg._reset import drop_named_statements
 from poolkit.drivers.asyncpg._settings import Settings
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ class _Guarded(Method):
             _refuse(view, self._name, error)
 
 
-class PoolConnectionProxy(Handle):
+class PoolConnectionProxy(ViewMethods):
     """A connection until it is given back; closing it gives its place in the pool back."""
 
     __slots__ = ()
@@ -76,7 +78,7 @@ class PoolConnectionProxy(Handle):
 
     @property
     def _con(self: Any) -> Any:
-        """The view itself, while it holds a connection: in asyncpg the connection is there."""
+        """The view itself while it holds a connection; in asyncpg this is the connection."""
         return self if self._poolkit_slot.release_count == self._poolkit_release_count else None
 
     async def add_listener(self: Any, channel: str, callback: Any) -> None:
@@ -120,10 +122,10 @@ def _touch(view: Any, name: str) -> Slot:
 
 
 def _hold(view: Any) -> None:
-    """Have a connection that is listened to hold its view: in asyncpg nobody else needs to."""
+    """Have a connection with a listener hold its view: in asyncpg, nobody else need do so."""
     slot = view._poolkit_slot
     if slot.release_count == view._poolkit_release_count:
-        slot.connection._handle = lambda: view
+        slot.connection._view_ref = lambda: view
 
 
 def _represent(view: Any) -> str:
@@ -155,14 +157,14 @@ class CompatDriver(AsyncpgDriver):
         reset: Callable[[Any], Awaitable[object]] | None,
         max_queries: int,
     ) -> None:
-        if reset is None and not internals.is_asyncpgs(connection_class, "reset"):
+        if reset is None and not unwrapped.is_asyncpgs(connection_class, "reset"):
             reset = _reset_itself
         super().__init__(reset="full" if reset is None else _as_coroutine(reset))
-        self._survey.knows_path = True  # asyncpg does not look for poolers
+        self._survey.knows_pooler = True  # asyncpg does not look for poolers
         # An agent may come later, and put another one in the place of asyncpg's.
         self._connector = None if connect is asyncpg.connect else connect
         self._class = connection_class
-        self._kind = pooled(connection_class, is_noting=self._sets_up())
+        self._kind = pooled(connection_class, collects_names=self._sets_up())
         self._records = record_class
         self._max_queries = max_queries
         self.set_arguments(dsn, arguments)
@@ -199,7 +201,7 @@ class CompatDriver(AsyncpgDriver):
                 raise
         if c is _UNREADABLE:
             raise self._unreadable()
-        c = internals.plain_connection(c)
+        c = unwrapped.plain_connection(c)
         if not isinstance(c, self._class):
             wanted, got = self._class, type(c)
             module = "" if got.__module__ == "builtins" else f"{got.__module__}."
@@ -213,8 +215,8 @@ class CompatDriver(AsyncpgDriver):
             await self._adopt(c)
             if self._sets_up():
                 await self.capture(c)
-            elif not internals.is_odd(c):
-                await self._survey.take(c, self.name)
+            elif not internals.is_not_postgresql(c):
+                await self._survey.examine(c, self.name)
         except BaseException:
             c.terminate()
             raise
@@ -242,11 +244,11 @@ class CompatDriver(AsyncpgDriver):
         return queries_count(c) >= self._max_queries
 
     def _undo(self, c: Any) -> str:
-        if not internals.is_odd(c):
+        if not internals.is_not_postgresql(c):
             return super()._undo(c)
         if callable(self.settings.reset):
-            return forget_named(c)
-        return forget_named(c) + (c.get_reset_query() or "")  # as asyncpg's own pool
+            return drop_named_statements(c)
+        return drop_named_statements(c) + (c.get_reset_query() or "")  # as asyncpg's own pool
 
 
 async def _reset_itself(c: asyncpg.Connection) -> None:

@@ -1,12 +1,14 @@
 """The driver for asyncpg: PostgreSQL on asyncio.
 
-What asyncpg's own pool does not do, each found out on a real server: a cancelled operation is
-waited for, and one still under way is cancelled on the server, before anything else is sent; what a
-reset has to undo includes roles, temporary tables and sequences; dead peers are noticed while idle.
+It does what asyncpg's own pool does not:
 
-`poolkit.drivers.asyncpg._internals` has what it touches of asyncpg that is not documented, and what
-is done without where that is not as expected. `poolkit.drivers.asyncpg._reset` has what a server
-can undo: not all that speak PostgreSQL's language can do it all.
+- before a reset sends anything, it waits for a cancelled operation to end, and cancels one that
+  still runs on the server;
+- a reset also undoes roles, temporary tables and sequences;
+- dead peers are noticed while a connection is idle.
+
+`poolkit.drivers.asyncpg._parts` examines the undocumented parts of asyncpg that poolkit uses,
+`poolkit.drivers.asyncpg._survey` what a server can undo.
 """
 
 from __future__ import annotations
@@ -31,9 +33,12 @@ except ImportError as missing:
 from poolkit.drivers.asyncpg import _base as bases
 from poolkit.drivers.asyncpg import _errors as errors
 from poolkit.drivers.asyncpg import _internals as internals
+from poolkit.drivers.asyncpg import _parts as parts
 from poolkit.drivers.asyncpg import _reset as resets
-from poolkit.drivers.asyncpg._connection import Handle, Transaction, pooled
-from poolkit.drivers.asyncpg._costs import Notes
+from poolkit.drivers.asyncpg import _unwrapped as unwrapped
+from poolkit.drivers.asyncpg._callbacks import ViewMethods
+from poolkit.drivers.asyncpg._connection import pooled
+from poolkit.drivers.asyncpg._costs import MissingParts
 from poolkit.drivers.asyncpg._dsn import (
     check_dsn,
     explain,
@@ -42,12 +47,9 @@ from poolkit.drivers.asyncpg._dsn import (
     split_options,
 )
 from poolkit.drivers.asyncpg._peer import watch_peer as _watch_peer
-from poolkit.drivers.asyncpg._settings import (
-    SETTINGS,
-    CreateOptions,
-    Settings,
-    SettingsDict,
-)
+from poolkit.drivers.asyncpg._settings import SETTINGS, CreateOptions, Settings, SettingsDict
+from poolkit.drivers.asyncpg._survey import Survey
+from poolkit.drivers.asyncpg._transaction import Transaction
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -55,7 +57,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from poolkit._url import URL
-    from poolkit.drivers.asyncpg._codecs import Guise
+    from poolkit.drivers.asyncpg._codecs import LibraryCodecs
 
 logger = logging.getLogger("poolkit")
 
@@ -66,9 +68,9 @@ def create_pool(
     """Return a pool of `asyncpg.Connection` for a PostgreSQL database.
 
     Options are the pool's (`Options`) and the driver's (`Settings`): ``reset``, ``pooler``,
-    ``tcp_timeout``, ``ssl``, and ``connect_kwargs``, which go to `asyncpg.connect`. They may stand
-    in the DSN's query as well, but for the last two; a keyword wins. Without a DSN, the environment
-    says which server (``PGHOST``, ...).
+    ``tcp_timeout``, ``ssl``, and ``connect_kwargs``, which go to `asyncpg.connect`. All but the
+    last two may also stand in the DSN's query; a keyword wins. Without a DSN the environment names
+    the server (``PGHOST``, ...).
 
     Raises `PoolConfigError` for options or a DSN that cannot work.
     """
@@ -84,9 +86,11 @@ def create_pool(
 def from_url(url: URL, /, **settings: Unpack[SettingsDict]) -> AsyncpgDriver:
     """Return the driver for a URL: ``postgresql://user:password@host:port/database``.
 
-    The query has what asyncpg takes there (``?sslmode=require``, settings of the session) and the
-    driver's own settings but for ``ssl`` and ``connect_kwargs`` (``?pooler=transaction``); a
+    The query may contain what asyncpg takes there (``?sslmode=require``, settings of the session)
+    and the driver's settings (``?pooler=transaction``) other than ``ssl`` and ``connect_kwargs``; a
     keyword wins.
+
+    Raises `PoolConfigError` for a URL or settings that cannot work.
     """
     own, others = split_options(cast("CreateOptions", settings))
     plain, merged, in_url = split_dsn(url)
@@ -110,23 +114,26 @@ class AsyncpgDriver:
         self._dsn, self.name = check_dsn(dsn, self.settings)
         self._arguments = self.settings.arguments()
         self._sent = session_settings(self._dsn, self._arguments)
-        kind = internals.plain_class(self._arguments.pop("connection_class", internals.Connection))
-        if not (isinstance(kind, type) and issubclass(kind, internals.Connection)):
+        kind = unwrapped.plain_class(self._arguments.pop("connection_class", unwrapped.Connection))
+        if not (isinstance(kind, type) and issubclass(kind, unwrapped.Connection)):
             raise PoolConfigError("connection_class is not a subclass of asyncpg.Connection")
         self._kind = pooled(kind)
-        self._notes = Notes()
-        self._notes.say(self.name, internals.missing_of_class(kind))
+        self._missing_parts = MissingParts()
+        self._missing_parts.report(self.name, parts.missing_of_class(kind))
+        #: Whether most releases need no reset.
         self._is_light = self.settings.reset in ("transaction", "none")
         self._siblings: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._survey = resets.Survey(self.settings, self._arguments)
+        self._survey = Survey(self.settings, self._arguments)
+        #: Whether one of the connections was to a primary.
         self._had_primary = False
-        self._knows_no_base = False
+        #: Whether a warning has said that the server does not describe its sessions.
+        self._warned_of_base = False
 
-    #: What makes ``isinstance(conn, asyncpg.Connection)`` true of a view.
-    view_bases = (Handle,)
+    #: Makes ``isinstance(conn, asyncpg.Connection)`` true of a view.
+    view_bases = (ViewMethods,)
 
     async def connect(self) -> asyncpg.Connection:
-        """Open a connection; asyncpg leaves none behind if it is cancelled."""
+        """Open a connection. If this is cancelled, asyncpg leaves no connection behind."""
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -146,26 +153,26 @@ class AsyncpgDriver:
             explain(error, self._sent)
             raise
         try:
-            c = internals.as_ours(c, self._kind, self._notes, self.name)
+            c = internals.as_ours(c, self._kind, self._missing_parts, self.name)
             await self._adopt(c)
-            await self._survey.take(c, self.name)
+            await self._survey.examine(c, self.name)
         except BaseException:
-            with contextlib.suppress(AttributeError):  # it may be no connection at all
+            with contextlib.suppress(AttributeError):  # `c` may be no connection at all
                 c.terminate()
             raise
         return c  # type: ignore[no-any-return]
 
     async def _adopt(self, c: Any) -> None:
-        await internals.try_out(c)
-        self._notes.say(self.name, c._inside.missing)
-        c._inside.tell = lambda name: self._notes.say(self.name, [name])
+        await parts.try_out(c)
+        self._missing_parts.report(self.name, c._parts.missing)
+        c._parts.report_missing = lambda name: self._missing_parts.report(self.name, [name])
         c.join(self._siblings)
         self._had_primary |= _standby(c) == "off"
         if self.settings.tcp_timeout is not None:
             _watch_peer(internals.socket_of(c), self.settings.tcp_timeout)
 
     def pool_opens(self) -> None:
-        """Forget what the server can do: another one may have taken its place."""
+        """Forget what the server can undo: another one may have taken its place."""
         self._survey.forget()
 
     def is_dead(self, c: asyncpg.Connection, /) -> bool:
@@ -177,103 +184,105 @@ class AsyncpgDriver:
         await c.execute_own("SELECT 1")
 
     async def close(self, c: asyncpg.Connection, /) -> None:
-        """Say goodbye to the server and wait until it has hung up."""
+        """Tell the server that the connection ends, and wait until the server has closed it."""
         await c.close()
 
     def terminate(self, c: Any, /) -> None:
-        """Cut the connection."""
+        """Close the connection at once, without telling the server."""
         with contextlib.suppress(RuntimeError):  # its event loop is closed
             c.terminate()
-        c._own, c._tell = (), None  # they refer to the slot, which refers to the connection
+        # They refer to the slot, which refers to the connection: without this only the garbage
+        # collector would free it.
+        c._own_callbacks, c._report_error = (), None
 
     def watch(self, c: Any, dead: Callable[..., None], /) -> None:
-        """Have asyncpg tell, and what is made from it.
+        """Call ``dead`` when asyncpg notices a loss, and for errors that cursors and such raise.
 
-        See what ``on_connect`` has set up, which stays, if it can.
+        What ``on_connect`` has set up becomes the connection's own. Raises `PoolConfigError` for an
+        open transaction or a listener, which the first reset would end.
         """
         _refuse_what_is_open(c)
         c.add_termination_listener(lambda _: dead())
-        c.take_as_own()
-        c._tell = dead
+        c.keep_as_own()
+        c._report_error = dead
 
     def greeted(self, c: Any, /) -> None:
-        """Take what ``on_acquire`` has set up for nobody's fault."""
-        c.take_greeting()
+        """Do not report callbacks that ``on_acquire`` has set as left behind."""
+        c.allow_callbacks()
 
     # -- the base of the session -----------------------------------------------------------------
 
     async def set_up(self, c: Any, on_connect: Callable[[Any], Awaitable[object]], /) -> None:
-        """Run ``on_connect``; what it leaves is what resets go back to.
+        """Run ``on_connect``; resets return to the session as ``on_connect`` leaves it.
 
-        Raises `PoolConfigError` for what cannot be restored.
+        Raises `PoolConfigError` for what no reset could restore.
         """
-        self.note_statements(c)
+        c.collect_names()
         await on_connect(c)
         if not c.is_closed():
             _refuse_what_is_open(c)
             await self.capture(c)
 
     async def return_to_base(self, c: Any, /) -> None:
-        """Undo what leases may have left in the session, before more is set up for all.
+        """Restore the base of the session, before a library over the pool sets up more for all.
 
-        The reset has done so, but at levels that leave the session alone: there what a stranger has
-        left would be taken for the base.
+        Resets of the levels that leave the session alone have not done so. What another lease has
+        left would become part of the base.
         """
-        if not self._captures or self.settings.reset in ("full", "full+prepared"):
+        if not self._has_base or self.settings.reset in ("full", "full+prepared"):
             return
         try:
-            await c.execute_own(resets.to_base(c))
+            await c.execute_own(resets.restore_settings(c))
         except pg.InsufficientPrivilegeError:
             raise
         except (pg.SyntaxOrAccessError, pg.FeatureNotSupportedError) as error:
-            # No PostgreSQL proper.
+            # A server that is not PostgreSQL.
             logger.debug("%s: returning to the base failed: %r", self.name, error)
 
-    async def set_up_guise(self, c: Any, /) -> Guise:
-        """Take what a library over the pool has set up on a connection, in a lease.
+    async def set_up_library(self, c: Any, /) -> LibraryCodecs:
+        """Capture what a library over the pool has set up on a connection, in a lease.
 
-        Before anything else was done in it since `return_to_base`. The codecs are on in the
-        library's own leases; all else is what resets go back to, for everybody. Raises
-        `PoolConfigError` for what cannot be restored.
+        Nothing else may have been done in the lease since `return_to_base`. The codecs are the
+        library's, for its own leases; all else becomes part of the base, for all leases. Raises
+        `PoolConfigError` for what no reset could restore.
         """
         _refuse_what_is_open(c, "an event listener")
         await self.capture(c, by="an event listener")
-        return c.make_guise()  # type: ignore[no-any-return]
+        return c.make_library_codecs()  # type: ignore[no-any-return]
 
     @property
-    def _captures(self) -> bool:
+    def _has_base(self) -> bool:
+        """Whether resets return to a base; else they leave the session alone."""
         return self.settings.reset != "none" and self.settings.pooler != "transaction"
 
-    def note_statements(self, c: Any, /) -> None:
-        """Note what settings the statements from now on may name, for `capture`."""
-        c.note_statements()
-
     async def capture(self, c: Any, /, *, by: str = "on_connect") -> None:
-        """Take what the session is by now for its base: role, authorization and settings.
+        """Make role, authorization and settings, as they are now, the base of the session.
 
-        One round trip; two more, to try the way back, unless it is what the login begins with. May
-        be called again, when more was set up; the session is to be in no transaction. Raises
-        `PoolConfigError` for what a reset would undo and could not restore.
+        Settings with a dot in their names are part of it if the connection has collected those.
+        One round trip, and two more to try restoring the base unless it is what the login begins
+        with. May be called again when more was set up. The session must be in no transaction.
+        Raises `PoolConfigError` for what a reset would undo and could not restore.
         """
-        await asyncio.sleep(0)  # asyncpg tells its query loggers from the loop
-        names = tuple(dict.fromkeys((*c._base.names, *c.noted_names())))
-        if not self._captures:
+        await asyncio.sleep(0)  # asyncpg calls query loggers from the loop, after the statement
+        names = tuple(dict.fromkeys((*c._base.names, *c.collected_names())))
+        if not self._has_base:
             return
-        found = await self._captured(c, names, by)
+        found = await self._capture(c, names, by)
         if found is None:
             return
-        if lost := [found.lost[kind] for kind in self._undone(c) if kind in found.lost]:
+        undone = self._undone_for_good(c)
+        if lost := [found.unrestorable[kind] for kind in undone if kind in found.unrestorable]:
             raise bases.refusal(by, lost)
         error: Exception | None = None
         changed: list[str] = []
-        for way in bases.Restoration.ways_to(found, names, c._login):
-            c._base = way
-            # Without the rights a lease may have done.
-            c._needs_reset = bool(way.rights) or c._types.are_lost
-            if not way.last:
+        for candidate in bases.Restoration.candidates(found, names, c._login):
+            c._base = candidate
+            # A lease may have given up the rights of the base, which `is_clean` could not see.
+            c._always_needs_reset = bool(candidate.rights) or c._codecs.are_lost
+            if not candidate.last:
                 return
             try:
-                await c.execute_own(resets.way_back(c, self.settings.reset))
+                await c.execute_own(resets.restore_base(c, self.settings.reset))
             except pg.PostgresError as failure:
                 error = failure
                 continue
@@ -284,7 +293,7 @@ class AsyncpgDriver:
                 return
         raise bases.unable(by, error, changed)
 
-    async def _captured(self, c: Any, names: tuple[str, ...], by: str) -> bases.Captured | None:
+    async def _capture(self, c: Any, names: tuple[str, ...], by: str) -> bases.Captured | None:
         try:
             return await bases.capture(c, names)
         except pg.InsufficientPrivilegeError as error:
@@ -293,9 +302,9 @@ class AsyncpgDriver:
                 "settings in connect_kwargs={'server_settings': ...}, or choose reset='none'"
             ) from error
         except (pg.SyntaxOrAccessError, pg.FeatureNotSupportedError) as error:
-            # No PostgreSQL proper: it is reset to what the login begins with.
+            # A server that is not PostgreSQL: resets return to what the login begins with.
             logger.log(
-                logging.DEBUG if self._knows_no_base else logging.WARNING,
+                logging.DEBUG if self._warned_of_base else logging.WARNING,
                 "%s: a reset here ends what %s has set up, such as a role or settings, for the "
                 "server does not say what that is (%r). Give settings in "
                 "connect_kwargs={'server_settings': ...}, or set up in on_acquire",
@@ -303,18 +312,18 @@ class AsyncpgDriver:
                 by,
                 error,
             )
-            self._knows_no_base = True
+            self._warned_of_base = True
             return None
 
     def classify(self, exc: BaseException, c: asyncpg.Connection | None, /) -> Verdict | None:
         """Say what an error means; see `poolkit.drivers.asyncpg._errors`."""
         if c is None:
             return errors.of_connecting(exc)
-        if isinstance(exc, internals.Doubtful):
+        if isinstance(exc, internals.Unfit):
             return Verdict.SUSPECT
         if isinstance(exc, pg.ReadOnlySQLTransactionError):
-            # On a primary that was a read-only transaction. A standby in a pool that has had a
-            # primary means that they have changed places; else the pool is one of a replica.
+            # From a primary: the transaction was read-only. From a standby: if the pool has had a
+            # primary, the two servers have changed places; else the pool is a replica's.
             standby = _standby(c)
             if standby == "on" and self._had_primary:
                 return Verdict.STALE
@@ -322,7 +331,7 @@ class AsyncpgDriver:
         return errors.of_lease(exc, closed=c.is_closed())
 
     def restate(self, exc: Exception, c: asyncpg.Connection, /) -> Exception | None:
-        """Say in words that the connection was lost, where asyncpg speaks of its own state."""
+        """Return an error that says "connection lost" for one about asyncpg's internal state."""
         return errors.restated(exc, closed=c.is_closed())
 
     # -- between two leases ----------------------------------------------------------------------
@@ -332,60 +341,62 @@ class AsyncpgDriver:
         c.end_lease()
 
     def in_block(self, c: Any, /) -> bool:
-        """Tell whether an ``async with c.transaction()`` has not come to its end."""
+        """Tell whether a block of ``async with c.transaction()`` has not ended yet."""
         return bool(getattr(getattr(c, "_top_xact", None), "_managed", False))
 
     def is_clean(self, c: Any, /) -> bool:
-        """Tell whether nothing has to be sent."""
-        if not self._is_light or c._left_behind or c._is_listening or c._named or c._forgotten:
+        """Tell whether a reset would send nothing, and report nothing."""
+        if not self._is_light or c._left_behind or c._must_unlisten or c._named_statements:
             return False
-        if c._needs_reset or c._deallocates or c._doubt:
+        if c._always_needs_reset or c._may_have_dropped_ours or c._may_have_deallocated or c._unfit:
             return False
         return not (internals.may_be_cancelling(c) or c.is_in_transaction())
 
     async def reset(self, c: Any, /) -> str | None:
-        """Settle, roll back, undo, go back to the base, and look."""
-        if c._types.are_lost:
+        """End what is in flight, roll back, undo session changes, restore the base, verify."""
+        if c._codecs.are_lost:
             raise ConnectionError("a lease has changed type codecs, and nobody knows the others")
         level = self.settings.reset
         await internals.settle(c)
         left_behind, c._left_behind = c._left_behind, ""
-        forgotten = _are_forgotten(c)
-        resets.refuse_doubt(c, level)
-        if c._recoded and self.settings.pooler != "transaction":  # where names are the pooler's
-            c._named += (state for state in c._stmts_to_close if state.name)
+        dropped = _prepare_anew_if_dropped(c)
+        resets.refuse_unfit(c, level)
+        # (A pooler by transaction has names of its own for statements.)
+        if c._dropped_for_codecs and self.settings.pooler != "transaction":
+            c._named_statements += (state for state in c._stmts_to_close if state.name)
         query = self._undo(c)
         if self._is_light:
-            query = (resets.way_back(c, level) if forgotten else resets.to_rights(c)) + query
-        c._prepares = c._deallocates = c._recoded = False
-        c._is_listening = False
+            restore = resets.restore_base(c, level) if dropped else resets.restore_rights(c)
+            query = restore + query
+        c._may_have_prepared = c._may_have_deallocated = c._dropped_for_codecs = False
+        c._must_unlisten = False
         if c.is_in_transaction():
             left_behind = ", ".join(filter(None, ["an open transaction", left_behind]))
             query = f"ROLLBACK;{query}"
         if query:
-            await self._survey.ask(c, query)
+            await self._survey.send_reset(c, query)
         if callable(level):
             await level(c)
-            _are_forgotten(c)
-            resets.refuse_doubt(c, level)
+            _prepare_anew_if_dropped(c)
+            resets.refuse_unfit(c, level)
             if c._base.last:
-                await c.execute_own(resets.way_back(c, level))
+                await c.execute_own(resets.restore_base(c, level))
         if c.is_in_transaction():
             raise ConnectionError("the connection is in a transaction after its reset")
         return left_behind or None
 
     def _undo(self, c: Any) -> str:
-        return resets.undo(c, self.settings.reset)
+        return resets.undo_lease(c, self.settings.reset)
 
-    def _undone(self, c: Any) -> tuple[str, ...]:
-        """Return the kinds of what is undone by the reset, and could not be done again."""
+    def _undone_for_good(self, c: Any) -> tuple[str, ...]:
+        """Return the kinds of what the reset undoes and could not restore."""
         level = self.settings.reset
         if level == "transaction":
             return ("channels",)
         if callable(level):
             return ()
         kinds = ["temporary"]
-        if resets.has_our_reset(c):
+        if resets.has_asyncpgs_query(c):
             kinds += ("locks", "channels", "cursors")
         if level == "full+prepared":
             kinds.append("prepared")
@@ -400,31 +411,37 @@ class AsyncpgDriver:
         readonly: bool = False,
         deferrable: bool = False,
     ) -> Transaction:
-        """Return asyncpg's transaction, watched at its end; inside of another a savepoint."""
+        """Return a transaction; inside of another one it is a savepoint.
+
+        The settings are those of `asyncpg.Connection.transaction`.
+        """
         settings = {"isolation": isolation, "readonly": readonly, "deferrable": deferrable}
         return Transaction(c, self.name, **settings)
 
 
 def _refuse_what_is_open(c: Any, by: str = "on_connect") -> None:
-    """Refuse what was begun in setting up, and the first reset would end."""
+    """Raise `PoolConfigError` for what the first reset would end: a transaction, a listener."""
     if c.is_in_transaction():
         raise PoolConfigError(f"{by} has left a transaction open: commit it there")
-    if any(c.heard().values()):
+    if any(c.listeners().values()):
         raise PoolConfigError(
             f"{by} listens, which the first reset would end: hold a lease for listening"
         )
 
 
-def _are_forgotten(c: Any) -> bool:
-    """Tell whether the server may have been told to forget statements; prepare them anew then."""
-    forgotten: bool = c._forgotten
-    if forgotten:
-        c.forget_statements()
+def _prepare_anew_if_dropped(c: Any) -> bool:
+    """Have asyncpg prepare its statements anew if the lease may have dropped them.
+
+    Return True if so. Raises `ConnectionError` if ``on_connect`` had prepared some by SQL.
+    """
+    dropped: bool = c._may_have_dropped_ours
+    if dropped:
+        c.prepare_anew()
         if c._base.prepared:
             raise ConnectionError("what on_connect had prepared by SQL is gone")
-    return forgotten
+    return dropped
 
 
 def _standby(c: Any) -> str | None:
-    """Return what the server has last said of being a standby: "on", "off", or nothing."""
+    """Return "on" if the server last said that it is a standby, or "off"; None if nothing."""
     return None if c.is_closed() else getattr(c.get_settings(), "in_hot_standby", None)

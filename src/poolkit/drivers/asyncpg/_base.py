@@ -1,11 +1,12 @@
-"""The base of a session: what setting it up has left, and what a reset goes back to.
+"""The base of a session: its role, authorization and settings when `on_connect` had run.
 
-The server's own RESET and DISCARD go back to what the login began with: a role that ``on_connect``
-has taken on would be gone after the first lease. So it is captured once, in one round trip, and put
-back at the end of each reset, in the same round trip. What cannot be put back is refused.
+The server's own RESET and DISCARD return to what the login began with, so a role that
+``on_connect`` has set would be gone after the first lease. `capture` therefore asks the server for
+the base once, in one round trip. Each reset restores the base at its end, in the reset's own round
+trip. What no reset could restore is refused at connect.
 
-Settings with a dot in their names are in no catalogue: of these, the ones that the statements of
-the setting up have named are known.
+Settings with a dot in their names are in no catalogue of the server's. `DottedNames` collects those
+that the statements of ``on_connect`` have named.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from poolkit._errors import PoolConfigError
 from poolkit.drivers.asyncpg import _internals as internals
+from poolkit.drivers.asyncpg import _unwrapped as unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-#: When a statement was prepared, in microseconds: another one of the same name was so at another
-#: time, and nothing that it contains has to be compared.
+#: When a statement was prepared, in microseconds. It tells a statement from another one of the same
+#: name, so that their texts need not be compared.
 _PREPARED_AT: Final = (
     "(pg_catalog.date_part('epoch', prepare_time) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8"
 )
-#: Fails unless all statements that were prepared in setting up are what they were.
+#: Fails if a statement that ``on_connect`` has prepared was replaced or dropped.
 _UNCHANGED: Final = """\
 DO $poolkit$BEGIN
     IF EXISTS (SELECT 1 FROM (VALUES {}) own (own_name, prepared_at, is_needed)
@@ -39,11 +41,12 @@ DO $poolkit$BEGIN
     THEN RAISE EXCEPTION 'a lease has replaced what on_connect had prepared';
     END IF;
 END$poolkit$;"""
-#: A session that is serializable, read only and deferrable would wait for all others' writes
-#: before its first query. The BEGIN is for asyncpg, which prepares without ending the transaction
-#: in which the server does it, where this would come too late.
+#: Without this a session that is serializable, read only and deferrable would wait for all others'
+#: writes before its first query. asyncpg may have prepared a statement, for which the server has
+#: begun a transaction that asyncpg does not end. In it the SET would come too late: hence BEGIN and
+#: COMMIT.
 _AT_ONCE: Final = "BEGIN;COMMIT;SET TRANSACTION NOT DEFERRABLE;"
-#: COPY is what brings an answer back in one round trip: others are prepared first.
+#: A COPY returns data after one round trip. asyncpg would prepare a query first, which is another.
 _CAPTURE: Final = """\
 COPY (
 WITH known AS (SELECT name, setting, source FROM pg_catalog.pg_settings)
@@ -70,51 +73,51 @@ SELECT pg_catalog.json_build_object(
     WHERE pg_catalog.left(name, 10) <> '__asyncpg_')
 )) TO STDOUT (ENCODING 'UTF8')"""
 
-#: What statements may call a setting with a dot in its name, among much else.
+#: Names with a dot in a statement: settings, and also tables, columns and functions.
 _NAME: Final = r'(?:"[^"]++"|[^\W\d][\w$]*+)'
 _DOTTED: Final = re.compile(rf"(?<![\w$]){_NAME}(?:\s*+\.\s*+{_NAME})+")
-#: Statements of asyncpg's own, by which it learns of types.
-_ASYNCPGS: Final = internals.texts_of_asyncpg()
-#: So many names are asked for; all tables and columns that are named count.
-_MOST: Final = 10_000
-#: Collections in which there are no names.
+#: asyncpg's own statements about types, in which no user has named a setting.
+_INTROSPECTION: Final = unwrapped.introspection_queries()
+#: Names that the server is asked about at most; names of tables and columns count, too.
+_MOST_NAMES: Final = 10_000
+#: Collections that contain no text.
 _NO_TEXT: Final = (bytes, bytearray, memoryview, range)
 
 
-class Statements:
-    """The names with a dot in them of all statements since; a query logger of asyncpg's."""
+class DottedNames:
+    """Collects the names with a dot in all statements that it is told of, as a query logger."""
 
     def __init__(self) -> None:
         self.names: dict[str, None] = {}
 
     def __call__(self, record: Any) -> None:
         """Read the text of a statement, and its arguments: ``set_config($1, $2, false)``."""
-        if record.query not in _ASYNCPGS:
+        if record.query not in _INTROSPECTION:
             self.read(record.query, record.args)
 
     def read(self, *values: Any) -> None:
-        """Read what are strings, also inside of others: arguments of `executemany`, of codecs."""
+        """Read each string, also in collections: arguments of `executemany` and of codecs."""
         rest = list(values)
-        seen: dict[int, object] = {}  # has them, so that no other one gets the same id
+        seen: dict[int, object] = {}  # keeps each alive, so that no other one gets the same id
         while rest:
             value = rest.pop()
             if isinstance(value, str):
                 for match in _DOTTED.finditer(value):
-                    if len(self.names) <= _MOST:
+                    if len(self.names) <= _MOST_NAMES:
                         self.names[re.sub(r'["\s]', "", match[0])] = None
             elif isinstance(value, _NO_TEXT) or id(value) in seen:
                 continue
             elif isinstance(value, Collection):
                 seen[id(value)] = value
-                with contextlib.suppress(TypeError):  # as numpy's arrays without dimensions
+                with contextlib.suppress(TypeError):  # numpy's array without dimensions raises it
                     rest += value.items() if isinstance(value, Mapping) else value
 
     def all_names(self) -> list[str]:
-        """Return the names; raises `PoolConfigError` if there are more than can be asked for."""
-        if len(self.names) > _MOST:
+        """Return the names. Raises `PoolConfigError` if they are too many to ask the server."""
+        if len(self.names) > _MOST_NAMES:
             raise PoolConfigError(
-                f"more than {_MOST} names with a dot in them are in the statements by which the "
-                "session is set up: which of them are settings cannot be asked. Do what is no "
+                f"more than {_MOST_NAMES} names with a dot in them are in the statements by which "
+                "the session is set up: which of them are settings cannot be asked. Do what is no "
                 "setting up elsewhere, and give settings in connect_kwargs={'server_settings': ...}"
             )
         return list(self.names)
@@ -122,21 +125,21 @@ class Statements:
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """Whose session it is, and with which settings."""
+    """Whose session it is, and its settings."""
 
     session_authorization: str
     role: str
     settings: Mapping[str, str]
 
     def differences(self, other: Base) -> list[str]:
-        """Return the names of what is different in another one."""
+        """Return the names of what is different in another base."""
         names = ["session authorization", "role", *{**self.settings, **other.settings}]
         ours = (self.session_authorization, self.role, *map(self.settings.get, names[2:]))
         theirs = (other.session_authorization, other.role, *map(other.settings.get, names[2:]))
         return [name for name, a, b in zip(names, ours, theirs, strict=True) if a != b]
 
     def to_rights(self, login: str) -> str:
-        """Return the SQL that takes on the role, for who has those of the login."""
+        """Return the SQL that sets authorization and role in a session with the login's rights."""
         own = self.session_authorization
         authorization = "" if own == login else _set({"session_authorization": own})
         return authorization + ("" if self.role == "none" else _set({"role": self.role}))
@@ -148,28 +151,28 @@ class Base:
 
 @dataclasses.dataclass(frozen=True)
 class Restoration:
-    """The way to a base, in SQL."""
+    """The SQL by which a reset returns a session to its base."""
 
     #: Names with a dot that may be settings.
     names: tuple[str, ...] = ()
-    #: Has the rights of the login: comes first in every reset.
+    #: Returns to the rights of the login; each reset begins with it.
     first: str = "RESET SESSION AUTHORIZATION;RESET ROLE;"
-    #: Has the rights of the base, for who has those of the login; empty if they are the same.
+    #: Sets the rights of the base in a session with the login's; "" if they are the same.
     rights: str = ""
-    #: Has all of the base, after the server's own resets; empty if there is nothing to be done.
+    #: Restores all of the base after the server's own resets; "" if those suffice.
     last: str = ""
-    #: The statements that are the connection's own: name, when it was prepared, whether by SQL.
+    #: The statements that ``on_connect`` has prepared: name, when, and whether by SQL.
     statements: tuple[tuple[str, int, bool], ...] = ()
 
     @property
     def prepared(self) -> tuple[str, ...]:
-        """The statements prepared by SQL that are the connection's own."""
+        """The names of the statements that ``on_connect`` has prepared by SQL."""
         return tuple(name for name, _, by_sql in self.statements if by_sql)
 
     def check(self) -> str:
-        """Return the SQL that fails unless all own statements are what they were.
+        """Return the SQL that fails if a statement of ``on_connect``'s was replaced or dropped.
 
-        Those that asyncpg has prepared it may have dropped since.
+        A statement that asyncpg has prepared may be missing: asyncpg drops those it does not need.
         """
         own = ", ".join(
             f"({literal(name)}, {at}::pg_catalog.int8, {by_sql})"
@@ -178,10 +181,12 @@ class Restoration:
         return _UNCHANGED.format(own, _PREPARED_AT) if own else ""
 
     @classmethod
-    def ways_to(cls, found: Captured, names: tuple[str, ...], login: str) -> Iterator[Restoration]:
-        """Yield the ways that may be open: settings may be the login's to set, or the role's."""
+    def candidates(
+        cls, found: Captured, names: tuple[str, ...], login: str
+    ) -> Iterator[Restoration]:
+        """Yield what may restore a base: only the login may set some settings, or only the role."""
         base = found.base
-        # RESET ROLE would have the login's default, which may be another than none.
+        # RESET ROLE would set the login's default role, if it has one.
         first = cls.first
         if base.role == "none":
             first = first.replace("RESET ROLE", "SET ROLE NONE")
@@ -194,15 +199,20 @@ class Restoration:
 
 @dataclasses.dataclass(frozen=True)
 class Captured:
-    """A session as it is now: what can be restored, and words for what cannot, by its kind."""
+    """A session as the server describes it."""
 
     base: Base
+    #: As in `Restoration`.
     statements: tuple[tuple[str, int, bool], ...]
-    lost: Mapping[str, str]
+    #: In words, by its kind, what the session has that no reset could restore.
+    unrestorable: Mapping[str, str]
 
 
 async def capture(c: Any, names: Iterable[str]) -> Captured:
-    """Ask the server, in one round trip."""
+    """Ask the server what a session is like, in one round trip.
+
+    ``names``: names with a dot, of which those that are settings become part of the base.
+    """
     chunks: list[bytes] = []
 
     async def keep(data: bytes) -> None:
@@ -222,12 +232,12 @@ async def capture(c: Any, names: Iterable[str]) -> Captured:
         "cursors": ("cursor WITH HOLD", found["cursors"]),
         "prepared": ("PREPARE", found["prepared"]),
     }
-    lost = {kind: _said(*what) for kind, what in words.items() if what[1]}
-    return Captured(base, tuple(map(tuple, found["statements"] or ())), lost)
+    unrestorable = {kind: _in_words(*what) for kind, what in words.items() if what[1]}
+    return Captured(base, tuple(map(tuple, found["statements"] or ())), unrestorable)
 
 
 def refusal(by: str, lost: Iterable[str]) -> PoolConfigError:
-    """Return the error for what a reset would undo, and could not do again."""
+    """Return the error for what a reset would undo and could not restore."""
     return PoolConfigError(
         f"{by} has left what no reset can restore: {'; '.join(lost)}. The first lease would "
         "have it, and the others not: make it where it is used, or choose a reset that leaves it "
@@ -236,7 +246,7 @@ def refusal(by: str, lost: Iterable[str]) -> PoolConfigError:
 
 
 def unable(by: str, error: Exception | None, names: Iterable[str]) -> PoolConfigError:
-    """Return the error for a role or for settings to which there is no way back for the login."""
+    """Return the error for a role or settings that the login's rights do not suffice to restore."""
     why = ", ".join(names) if error is None else str(error)
     return PoolConfigError(
         f"{by} has changed the session in a way that the login cannot restore after a reset: "
@@ -246,7 +256,10 @@ def unable(by: str, error: Exception | None, names: Iterable[str]) -> PoolConfig
 
 
 def _set(settings: Mapping[str, str]) -> str:
-    """Return the SQL that sets them. It answers nothing: the client's encoding may lack letters."""
+    """Return the SQL that sets settings, and returns no rows.
+
+    The values, if they were returned, might not exist in the session's ``client_encoding``.
+    """
     each = ",".join(f"({literal(name)},{literal(value)})" for name, value in settings.items())
     return (
         f"SELECT FROM (VALUES {each}) base (name, value) "
@@ -259,15 +272,16 @@ def _set(settings: Mapping[str, str]) -> str:
 def literal(text: str) -> str:
     """Return a string in SQL that means the same whatever a lease has set.
 
-    Without the E, ``standard_conforming_strings`` would say what a backslash means; and asyncpg
-    sends UTF-8, of which ``client_encoding`` would say how it is read.
+    Without the E, ``standard_conforming_strings`` would decide what a backslash means. Other
+    characters than ASCII are escaped: asyncpg sends them in UTF-8, but the server reads them by
+    ``client_encoding``.
     """
     escaped = text.replace("\\", "\\\\").replace("'", "''")
     return "E'" + "".join(c if c.isascii() else f"\\U{ord(c):08x}" for c in escaped) + "'"
 
 
-def _said(kind: str, what: Any) -> str:
+def _in_words(kind: str, what: Any) -> str:
     if isinstance(what, int):
         return f"{what} {kind}{'s' * (what > 1)}"
     names = ", ".join(repr(name) for name in what[:5])
-    return f"{kind} {names}{', ...' if len(what) > 5 else ''}"  # noqa: PLR2004  # a few will do
+    return f"{kind} {names}{', ...' if len(what) > 5 else ''}"  # noqa: PLR2004  # names shown

@@ -1,11 +1,12 @@
 """The type codecs of one connection: which are its own, and which a lease has set.
 
-asyncpg can set one and remove one, and tells nobody which there are. But it looks up each type
-whose codec it is about to change. So changes are noted, and those of a lease are undone, and may be
-made again, without asking the server.
+asyncpg can set a codec and remove one, but cannot list them. It looks up each type whose codec it
+is about to change: so each change is noted here. The changes of a lease are undone, and can be made
+again, without asking the server.
 
-A library over the pool may want codecs of its own in its leases, and nowhere else: those are a
-*guise*. Statements keep the codecs with which they were prepared, so a guise has its own.
+A library over the pool, such as SQLAlchemy, may want codecs of its own in its leases and in no
+others: `LibraryCodecs`. A statement keeps the codecs with which it was prepared, so a library has
+its own cache of statements, too.
 """
 
 from __future__ import annotations
@@ -22,49 +23,51 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Change:
-    """One that was made to the codecs of a connection."""
+    """A change to the codec of one type."""
 
     oid: int
     name: str
     schema: str
-    #: Makes it in asyncpg's settings; None: nobody knows what was done, or if it was.
-    again: Callable[[Any], None] | None = None
-    #: Whether it takes the place of what was there.
+    #: Makes the change in asyncpg's settings; None: poolkit does not know what was changed, if
+    #: anything was.
+    apply: Callable[[Any], None] | None = None
+    #: Whether the change takes the place of those made to this type before.
     replaces: bool = False
 
 
-class Guise:
-    """What the leases of one library have of their own on a connection."""
+class LibraryCodecs:
+    """The codecs that one library over the pool has on a connection, in its own leases."""
 
-    def __init__(self, codecs: Sequence[Change], statements: Any, epoch: int) -> None:
-        self.codecs = tuple(codecs)
-        #: asyncpg's cache of statements that is not in use: the guise's, or while it is on the
-        #: connection's own.
+    def __init__(self, changes: Sequence[Change], statements: Any, epoch: int) -> None:
+        self.changes = tuple(changes)
+        #: asyncpg's cache of statements that is not in use: the library's between its leases, the
+        #: connection's own during one.
         self.statements = statements
-        #: The connection's, when the library last knew which statements the server has.
+        #: The connection's `_epoch` when the library last used its statements.
         self.epoch = epoch
 
 
 class Codecs:
-    """What was changed since the connection was set up, and how it was set up."""
+    """The codecs that a connection was set up with, and the changes since."""
 
     def __init__(self) -> None:
+        #: The changes of the present lease.
         self.changes: list[Change] = []
-        #: The last types with parts that asyncpg has looked up.
-        self.parts: Any = ()
-        #: All that the server has told of types: asyncpg forgets it with each change.
-        self.told: dict[int, Any] = {}
-        #: Whether all of the connection's own are known.
+        #: The types that asyncpg has looked up last, those with parts among them.
+        self.last_types: Any = ()
+        #: All that the server has said of types, by their oids: asyncpg forgets it at each change.
+        self.known_types: dict[int, Any] = {}
+        #: Whether poolkit knows all changes that have set up the connection.
         self.is_complete = True
-        #: Whether the connection's own are not to be had again.
+        #: Whether a lease has changed codecs that poolkit cannot set back.
         self.are_lost = False
         self._own: dict[int, list[Change]] = {}
 
-    def begins(self, oid: int, name: str, schema: str) -> None:
+    def change_begins(self, oid: int, name: str, schema: str) -> None:
         """Note that the codec of a type is about to be changed."""
         self.changes.append(Change(oid, name, schema))
 
-    def set_python(
+    def python_codec_set(
         self,
         *,
         encoder: Any,
@@ -72,81 +75,85 @@ class Codecs:
         format: str = "text",  # noqa: A002  # asyncpg's
         **_: Any,
     ) -> None:
-        """Note what `set_type_codec` has done."""
+        """Note what `set_type_codec` has changed."""
         change = self.changes[-1]
-        parts = self.parts if any(part["oid"] == change.oid for part in self.parts) else ()
+        is_composite = any(part["oid"] == change.oid for part in self.last_types)
+        parts = self.last_types if is_composite else ()
         kind = "composite" if parts else "scalar"
         of_type = change.oid, change.name, change.schema
         change.replaces = True
-        change.again = lambda settings: settings.add_python_codec(
+        change.apply = lambda settings: settings.add_python_codec(
             *of_type, list(parts), kind, encoder, decoder, format
         )
 
-    def set_builtin(self, *, codec_name: Any, format: str | None = None, **_: Any) -> None:  # noqa: A002
-        """Note what `set_builtin_type_codec` has done: it leaves one of another format."""
+    def builtin_codec_set(self, *, codec_name: Any, format: str | None = None, **_: Any) -> None:  # noqa: A002
+        """Note what `set_builtin_type_codec` has changed.
+
+        A codec of another format stays beside it.
+        """
         change = self.changes[-1]
         of_type = change.oid, change.name, change.schema
-        change.again = lambda settings: settings.set_builtin_type_codec(
+        change.apply = lambda settings: settings.set_builtin_type_codec(
             *of_type, "scalar", codec_name, format
         )
 
-    def removed(self) -> None:
-        """Note what `reset_type_codec` has done."""
+    def codec_removed(self) -> None:
+        """Note that `reset_type_codec` has removed a codec."""
         change = self.changes[-1]
         change.replaces = True
-        change.again = lambda _: None
+        change.apply = lambda _: None
 
-    def take_as_own(self) -> None:
-        """Take what was changed by now for the connection's own."""
+    def keep_as_own(self) -> None:
+        """Make the present codecs the connection's own, to which `undo` returns."""
         for change in self.changes:
             if change.replaces:
                 self._own[change.oid] = []
             self._own.setdefault(change.oid, []).append(change)
-            self.is_complete &= change.again is not None
+            self.is_complete &= change.apply is not None
         self.changes.clear()
 
     def undo(self, settings: Any) -> None:
-        """Undo what was changed since."""
+        """Return to the connection's own codecs."""
         self.are_lost |= not self.is_complete
         changed = {change.oid: change for change in self.changes}
         self.changes.clear()
         for oid, change in changed.items():
             settings.remove_python_codec(oid, change.name, change.schema)
             for own in self._own.get(oid, ()):
-                if own.again is not None:
-                    own.again(settings)
-        self.tell_again(settings)
+                if own.apply is not None:
+                    own.apply(settings)
+        self.register_known_types(settings)
 
-    def all_or_own(self) -> tuple[Change, ...]:
-        """Return the changes, which are to be repeated; none if one is not known.
+    def repeatable_or_own(self) -> tuple[Change, ...]:
+        """Return the changes of this lease, if poolkit can repeat all of them.
 
-        Then all are the connection's own.
+        Else return none, and make all codecs the connection's own.
         """
         changes = tuple(self.changes)
-        if all(change.again is not None for change in changes):
+        if all(change.apply is not None for change in changes):
             return changes
-        self.take_as_own()
+        self.keep_as_own()
         return ()
 
     def repeat(self, changes: Sequence[Change], settings: Any) -> None:
-        """Make changes that were undone once more, until they are undone again."""
+        """Make changes that were undone once more, until the next `undo`."""
         for change in changes:
             if change.replaces:
                 settings.remove_python_codec(change.oid, change.name, change.schema)
-            if change.again is not None:
-                change.again(settings)
+            if change.apply is not None:
+                change.apply(settings)
         self.changes += changes
-        self.tell_again(settings)
+        self.register_known_types(settings)
 
-    def note_types(self, types: Sequence[Any]) -> None:
-        """Note what the server has told."""
-        self.parts = types
-        self.told.update((of_type["oid"], of_type) for of_type in types)
+    def types_looked_up(self, types: Sequence[Any]) -> None:
+        """Note what the server has said of types."""
+        self.last_types = types
+        self.known_types.update((of_type["oid"], of_type) for of_type in types)
 
-    def tell_again(self, settings: Any) -> None:
-        """Tell asyncpg what it has forgotten of types."""
-        if not self.told:
+    def register_known_types(self, settings: Any) -> None:
+        """Tell asyncpg again what the server has said of types."""
+        if not self.known_types:
             return
-        # For what it cannot make of it now, asyncpg will ask the server.
+        # asyncpg cannot register a type that fits no codec now; it will ask the server for that.
         with contextlib.suppress(pg.InternalClientError, pg.UnsupportedClientFeatureError):
-            settings.register_data_types(self.told.values())
+            settings.register_data_types(self.known_types.values())

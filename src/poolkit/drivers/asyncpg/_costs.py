@@ -1,4 +1,4 @@
-"""The members of asyncpg that it does not document and poolkit uses, and what each is worth."""
+"""The undocumented parts of asyncpg that poolkit uses, and what it costs to do without each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SLOWER: Final = (
     f"a reset takes a round trip more, and {_RETIRED} that has left something under way"
 )
 
-#: What is looked for, and what it costs to do without.
+#: Each part, and what it costs to do without.
 COSTS: Final = {
     # in asyncpg's modules
     "asyncpg.connect": "what an agent has put around connections is taken off",
@@ -68,16 +68,16 @@ COSTS: Final = {
 }
 
 
-class Notes:
-    """What a driver has said already of what is missing."""
+class MissingParts:
+    """The missing parts that one driver has warned of."""
 
     def __init__(self) -> None:
-        self._said: set[str] = set()
+        self._reported: set[str] = set()
 
-    def say(self, pool: str, names: Iterable[str]) -> None:
-        """Warn, once, of what is not as expected, and of what that costs."""
-        new = [name for name in dict.fromkeys(names) if name not in self._said]
-        self._said.update(new)
+    def report(self, pool: str, names: Iterable[str]) -> None:
+        """Warn of parts that are missing, and of what that costs: once for each part."""
+        new = [name for name in dict.fromkeys(names) if name not in self._reported]
+        self._reported.update(new)
         if new:
             say(
                 logging.WARNING,

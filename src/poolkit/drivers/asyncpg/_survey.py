@@ -1,0 +1,154 @@
+"""What a server can undo, and whether a pooler is in front of it: asked on a fresh connection.
+
+Not all servers that speak PostgreSQL's protocol know all statements of a reset: Redshift has no
+DISCARD, CockroachDB no advisory locks, Aurora DSQL no temporary tables. So those statements are
+tried on a fresh connection, once for each server, in one round trip. What the server refuses there
+as unknown is left out of all resets, and a warning says so once. A reset that
+fails later changes nothing of this: a user may have made it fail, and other leases need it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from asyncpg import exceptions as pg
+
+from poolkit._shell.log import say
+from poolkit.drivers.asyncpg import _internals as internals
+from poolkit.drivers.asyncpg._reset import PIECES, UndoSQL
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from poolkit.drivers.asyncpg._settings import Settings
+
+logger = logging.getLogger("poolkit")
+
+_ALL: Final = UndoSQL()
+#: Tries whether the server runs DO blocks.
+_DO: Final = "DO $poolkit$BEGIN END$poolkit$"
+#: Fails with a division by zero, on the simple protocol, if another server process answers than the
+#: one that asyncpg has connected to: then there is a pooler.
+_PROBE: Final = "SELECT 1 / (pg_catalog.pg_backend_pid() = {})::int"
+#: The server does not know it: not supported, or an unknown statement, function, object, table or
+#: schema.
+_UNKNOWN: Final = frozenset({"0A000", "42601", "42883", "42704", "42P01", "3F000"})
+
+
+class Survey:
+    """What one driver has found out about its servers."""
+
+    def __init__(self, settings: Settings, arguments: Mapping[str, Any]) -> None:
+        self._known: dict[object, UndoSQL] = {}
+        self._tries_undo = settings.reset != "none" and settings.pooler != "transaction"
+        #: Whether the driver need not look for a pooler any more.
+        self.knows_pooler = settings.pooler is not None
+        self._has_cache = bool(arguments.get("statement_cache_size", 1))
+        self._warned: set[object] = set()
+
+    def forget(self) -> None:
+        """Forget what servers can undo."""
+        self._known.clear()
+
+    async def examine(self, c: Any, pool: str) -> None:
+        """Find out what the server of a fresh connection can undo, and whether there is a pooler.
+
+        One round trip, once for each server; if the server refuses something, one for each piece.
+        """
+        server = _server(c)
+        tries_undo = self._tries_undo and server not in self._known
+        is_other = internals.is_not_postgresql(c)
+        looks_for_pooler = self._has_cache and not (self.knows_pooler or is_other)
+        texts = [_PROBE.format(c.get_server_pid())] if looks_for_pooler else []
+        if tries_undo:
+            texts += [_ALL.sql(PIECES) + _DO]
+        found = _ALL
+        if texts:
+            self.knows_pooler |= looks_for_pooler
+            try:
+                if is_other:
+                    found = await _try_pieces(c)
+                else:
+                    await c.execute_own(";".join(texts))
+            except pg.DivisionByZeroError:
+                logger.warning(
+                    "%s: there is a pooler between this process and PostgreSQL. If it pools by "
+                    "transaction, set pooler='transaction' (prepared statements fail there, or "
+                    "meet those of other processes); if by session, pooler='session'",
+                    pool,
+                )
+            except pg.PostgresError as error:
+                logger.debug("%s: asking what the server can do failed: %r", pool, error)
+                if c.is_closed():  # the pool will notice; the next connection is examined again
+                    self.knows_pooler &= not looks_for_pooler
+                    return
+                if tries_undo:
+                    found = await _try_pieces(c)
+            except BaseException:
+                self.knows_pooler &= not looks_for_pooler
+                raise
+        if tries_undo:
+            self._known[server] = found
+            self._warn_of_missing(pool, server, found)
+        c._undo_sql = self._known.get(server, _ALL)
+
+    async def send_reset(self, c: Any, query: str) -> None:
+        """Send a reset; if the server does not know it, examine the next fresh connection anew."""
+        texts = [query]
+        if not (c._undo_sql.takes_several or c._base.last):
+            texts = [text for text in query.split(";") if text.strip()]
+        try:
+            for text in texts:
+                await c.execute_own(text)
+        except pg.PostgresError as error:
+            if error.sqlstate in _UNKNOWN and not c.is_closed():
+                self._known.pop(_server(c), None)
+            raise
+
+    def _warn_of_missing(self, pool: str, server: object, found: UndoSQL) -> None:
+        missing = [name for name in PIECES if name not in found.by_piece]
+        if not found.has_do:
+            missing.append("PREPARE in SQL without ending all other statements, too")
+        if missing and server not in self._warned:
+            self._warned.add(server)
+            say(
+                logging.WARNING,
+                "%s: this server has no statement to undo: %s. What a lease leaves of it, the next "
+                "one finds, if there is such a thing on this server at all",
+                pool,
+                ", ".join(missing),
+            )
+
+
+async def _try_pieces(c: Any) -> UndoSQL:
+    by_piece = {}
+    for name, statements in PIECES.items():
+        for sql in statements:
+            if await _is_known(c, sql):
+                by_piece[name] = sql
+                break
+    takes_several = await _is_known(c, UndoSQL(by_piece).sql(by_piece))
+    has_do = takes_several and await _is_known(c, _DO)
+    return UndoSQL(by_piece, has_do, takes_several)
+
+
+async def _is_known(c: Any, sql: str) -> bool:
+    """Execute a statement; tell whether the server knows it. The server may refuse it all the same.
+
+    Raises the server's error if the connection is lost by it.
+    """
+    try:
+        await c.execute_own(sql)
+    except pg.PostgresError as error:
+        if c.is_closed():
+            raise
+        return error.sqlstate not in _UNKNOWN
+    return True
+
+
+def _server(c: Any) -> object:
+    """Return what distinguishes a server from others: the versions that it has reported."""
+    settings = c.get_settings()
+    names = ("server_version", "crdb_version", "padb_revision", "crate_version")
+    return tuple(getattr(settings, name, None) for name in names)
