@@ -1322,7 +1322,7 @@ async def test_operation_of_a_clean_lease_that_has_not_begun_is_refused(
     async with module.create_pool(path, max_size=1) as pool:
         async with anyio.create_task_group() as group:
             async with pool.acquire() as c:
-                turn = c._raw._turn
+                turn = c._raw._run_lock
                 await c.execute_fetchall("SELECT 1")
             async with pool.acquire() as c:
                 with turn:

@@ -691,7 +691,7 @@ async def test_lease_that_only_reads_and_writes_rows_has_nobody_look(
                 await conn.execute("RELEASE s")
                 await conn.execute_fetchall("SELECT * FROM t")
         async with pool.acquire() as conn:
-            assert conn._raw._facts_then is None
+            assert conn._raw._baseline is None
 
 
 async def test_what_cannot_be_undone_is_refused_on_a_private_memory_database(

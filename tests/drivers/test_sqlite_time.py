@@ -73,27 +73,27 @@ def test_interrupt_of_what_shortens_the_wait_does_not_leave_it_short(path: Path)
         cursor.fetchone()
         interrupt_when_setting(c, 50)
         with pytest.raises(sqlite3.OperationalError, match="interrupted"):
-            c.wait_in_slices()
+            c.use_short_wait()
         c.set_authorizer(None)
         cursor.close()
-        c.wait_at_once()
+        c.use_users_wait()
         assert c.command("PRAGMA busy_timeout") == [(600_000,)]
 
 
 def test_interrupt_of_what_lengthens_the_wait_does_not_leave_it_long(path: Path) -> None:
     """Or nobody could leave the next wait for a lock."""
     with contextlib.closing(Waits(path, timeout=600, isolation_level=None)) as c:
-        c.wait_in_slices()
+        c.use_short_wait()
         cursor = c.execute("VALUES (1), (2)")
         cursor.fetchone()
         interrupt_when_setting(c, 600_000)
-        c.wait_at_once()
+        c.use_users_wait()
         c.set_authorizer(None)
         cursor.close()
         assert c.command("PRAGMA busy_timeout") == [(600_000,)]
-        c.wait_in_slices()
+        c.use_short_wait()
         assert c.command("PRAGMA busy_timeout") == [(50,)]
-        c.wait_at_once()
+        c.use_users_wait()
         assert c.command("PRAGMA busy_timeout") == [(600_000,)]
 
 
@@ -414,7 +414,7 @@ async def test_transaction_that_a_cancelled_caller_has_begun_is_undone(
     async with module.create_pool(path, max_size=1) as pool:
         async with pool.acquire() as conn:
             raw = conn._raw
-            raw.is_patient = True  # or it might be interrupted instead
+            raw.lets_cancelled_finish = True  # or it might be interrupted instead
 
             def begin() -> None:
                 if not late:
@@ -480,7 +480,7 @@ async def test_nothing_goes_on_in_a_transaction_whose_end_was_cancelled(
                 with contextlib.suppress(TransactionEnded):
                     async with poolkit.transaction(conn):
                         end = Operation(
-                            raw, raw.lease, functools.partial(raw.execute, sql), tame=False
+                            raw, raw.lease, functools.partial(raw.execute, sql), tracked=False
                         )
                         raw.withdraw(end, asyncio.CancelledError())
                         await conn.execute("INSERT INTO t VALUES (1)")
@@ -488,7 +488,7 @@ async def test_nothing_goes_on_in_a_transaction_whose_end_was_cancelled(
                 await conn.execute("BEGIN")
                 await conn.execute("INSERT INTO t VALUES (1)")
                 function = functools.partial(raw.execute, sql) if sql else raw.commit
-                end = Operation(raw, raw.lease, function, tame=False)
+                end = Operation(raw, raw.lease, function, tracked=False)
                 raw.withdraw(end, asyncio.CancelledError())
                 for statement in ("INSERT INTO t VALUES (2)", "SELECT 1", "SAVEPOINT s"):
                     with pytest.raises(sqlite3.OperationalError, match="was cancelled before"):
@@ -541,9 +541,9 @@ async def test_script_that_fails_in_its_transaction_is_its_users_affair(
 def refused(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
     """Return what waits until a statement has found the database locked twice."""
     twice = threading.Event()
-    really = Raw.again
+    really = Raw.retry
 
-    def again(self: Raw, function: Callable[[], Any], *args: Any) -> Any:
+    def retry(self: Raw, function: Callable[[], Any], *args: Any) -> Any:
         def attempt() -> Any:
             try:
                 return function()
@@ -553,7 +553,7 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
 
         return really(self, attempt, *args)
 
-    monkeypatch.setattr(Raw, "again", again)
+    monkeypatch.setattr(Raw, "retry", retry)
 
     async def wait() -> None:
         assert await anyio.to_thread.run_sync(twice.wait, PATIENCE, abandon_on_cancel=True)
@@ -750,9 +750,9 @@ async def test_statement_waits_in_slices_where_it_keeps_nobody_out_meanwhile(
     async with module.create_pool(path, max_size=1, journal_mode=journal) as pool:
         async with pool.acquire() as conn:
             await conn.execute("INSERT INTO t VALUES (1)")
-            assert conn._raw._is_short is sliced
+            assert conn._raw._has_short_wait is sliced
         async with pool.transaction() as conn:
-            assert conn._raw._is_short
+            assert conn._raw._has_short_wait
 
 
 async def test_deferred_block_that_cannot_write_fails_at_once(
@@ -922,18 +922,18 @@ async def test_look_inside_of_a_lease_waits_for_a_commit(module: Any, path: Path
         ) as writer:
             async with pool.acquire() as conn:
                 raw = conn._raw
-                really = raw.find_facts
+                really = raw.read_baseline
 
-                def find_facts() -> None:
+                def read_baseline() -> None:
                     writer.execute("BEGIN EXCLUSIVE")
                     timer = threading.Timer(0.01, writer.execute, ["COMMIT"])
                     timer.start()
                     really()
                     timer.join()
 
-                raw.find_facts = find_facts
+                raw.read_baseline = read_baseline
                 await conn.execute("PRAGMA cache_size=-500")
-                del raw.find_facts
+                del raw.read_baseline
         async with pool.acquire() as conn:
             assert await value(conn, "PRAGMA cache_size") == -2000
         assert pool.stats().connected == 1

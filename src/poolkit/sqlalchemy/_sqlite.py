@@ -21,7 +21,7 @@ from sqlalchemy.engine import AdaptedConnection
 
 from poolkit._errors import NotLeased, PoolConfigError
 from poolkit.drivers.sqlite._connection import Raw
-from poolkit.drivers.sqlite._cursor import RawCursor, is_tame
+from poolkit.drivers.sqlite._cursor import RawCursor, is_tracked
 from poolkit.sqlalchemy._ended import may_follow, transaction_ended
 from poolkit.sqlalchemy._internals import await_only
 
@@ -40,9 +40,9 @@ _BEGINS: Final = re.compile(
 _SAVEPOINT: Final = re.compile(r"\s*(?:SAVEPOINT|RELEASE|ROLLBACK)\b", re.IGNORECASE)
 
 
-def _is_tame(operation: str) -> bool:
+def _is_tracked(operation: str) -> bool:
     """Tell whether what a statement leaves is rows, an open transaction or an open cursor."""
-    return is_tame("execute", (operation,)) or _SAVEPOINT.match(operation) is not None
+    return is_tracked("execute", (operation,)) or _SAVEPOINT.match(operation) is not None
 
 
 class AiosqliteAdapters:
@@ -108,14 +108,14 @@ class _Adapter(AdaptedConnection):
             self.commit()  # as sqlite3 does
         self.level = value
 
-    def run(self, function: Any, *args: Any, tame: bool = False) -> Any:
+    def run(self, function: Any, *args: Any, tracked: bool = False) -> Any:
         """Run a function in the connection's thread.
 
-        ``tame``: what it leaves, the driver sees without a reset; see `is_tame`.
+        ``tracked``: what it leaves, the driver sees without a reset; see `is_tracked`.
         """
         call = functools.partial(function, *args)
         try:
-            return await_only(self._connection._within(self._raw.lease, call, tame=tame))
+            return await_only(self._connection._within(self._raw.lease, call, tracked=tracked))
         except ValueError as error:
             _raise_translated(error)
 
@@ -172,14 +172,14 @@ class _Adapter(AdaptedConnection):
         """Commit, if there is anything to be committed."""
         self.check()
         if self._raw.in_transaction:
-            self.run(self._raw.commit, tame=True)
+            self.run(self._raw.commit, tracked=True)
         self.is_begun = False
 
     def rollback(self) -> None:
         """Roll back, if there is anything to be rolled back."""
         raw: Raw = self._connection._poolkit_slot.connection._raw
-        if not raw.over and self._raw.in_transaction:
-            self.run(raw.rollback, tame=True)
+        if not raw.closing and self._raw.in_transaction:
+            self.run(raw.rollback, tracked=True)
         self.is_begun = False
 
 
@@ -216,7 +216,7 @@ class _Cursor:
         adapter.check(operation)
         self._rows, self.description, self.rowcount, self.lastrowid = adapter.run(
             *(_whole, operation, parameters, adapter._raw, adapter.level, method),
-            tame=_is_tame(operation),
+            tracked=_is_tracked(operation),
         )
 
     def fetchone(self) -> Any:
@@ -258,14 +258,14 @@ class _StreamingCursor(_Cursor):
         adapter, raw = self._adapter, self._adapter._raw
         adapter.check(operation)
         statement = operation, parameters, raw, adapter.level, method
-        made = adapter.run(_begun, *statement, tame=_is_tame(operation))
+        made = adapter.run(_begun, *statement, tracked=_is_tracked(operation))
         raw.adopt(made, self)
         self._cursor = made
         self.description = made.description
         self.rowcount, self.lastrowid = made.rowcount, made.lastrowid
 
     def _fetch(self, method: str, *args: Any) -> Any:
-        return self._adapter.run(getattr(self._cursor, method), *args, tame=True)
+        return self._adapter.run(getattr(self._cursor, method), *args, tracked=True)
 
     def fetchone(self) -> Any:
         """Return the next row; None after the last one."""

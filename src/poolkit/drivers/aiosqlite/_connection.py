@@ -1,10 +1,11 @@
-"""A connection of aiosqlite's, each operation and cursor of which belongs to a lease.
+"""A connection of aiosqlite's whose operations and cursors belong to leases.
 
-It derives from the library's for ``isinstance``, and does itself what that is documented to do: so
-it leans on nothing that the next version may change.
+Its class derives from the library's for ``isinstance`` only, and does itself what that is
+documented to do. So it depends on nothing that the next version may change.
 """
 
-# The library's methods are coroutine functions; these make coroutines that know their lease.
+# The library's methods are coroutine functions. These are functions that return coroutines, which
+# know the lease in which they were made.
 # pyright: reportIncompatibleMethodOverride=false
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ import functools
 import inspect
 import sqlite3
 import warnings
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import aiosqlite
 
 from poolkit.drivers.aiosqlite._internals import Offered, class_of, sqlite_of
 from poolkit.drivers.sqlite._call import Call
 from poolkit.drivers.sqlite._connection import Raw
-from poolkit.drivers.sqlite._cursor import RawCursor, is_tame
+from poolkit.drivers.sqlite._cursor import RawCursor, is_tracked
 from poolkit.drivers.sqlite._interrupts import GRACE
 from poolkit.drivers.sqlite._operation import Operation
+from poolkit.drivers.sqlite._shared import ConnectionProperties, CursorProperties
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable
@@ -41,20 +43,20 @@ else:
     _Cursor = class_of(aiosqlite, "Cursor")
 
 
-class Connection(Offered, _Connection):  # type: ignore[misc]  # what it offers is its own
+class Connection(Offered, ConnectionProperties, _Connection):  # type: ignore[misc]  # what it offers is its own
     """A connection of aiosqlite, whose operations and cursors end with the lease."""
 
     def __init__(self, worker: Worker, raw: Raw, iter_chunk_size: int) -> None:
-        # Not the library's, which would make another thread.
+        # The library's __init__ is not called: it would make another thread.
         self._raw = raw
         self._worker = worker
         self._put = worker.put
         self._offer(worker.thread, iter_chunk_size)
 
     def __del__(self) -> None:
-        """Close one that was forgotten, with a warning, as the library does."""
+        """Close a connection that nobody has closed, with a warning, as the library does."""
         raw = getattr(self, "_raw", None)
-        if raw is not None and not raw.over:
+        if raw is not None and not raw.closing:
             warnings.warn(
                 f"{self!r} was deleted before being closed", ResourceWarning, stacklevel=1
             )
@@ -104,7 +106,7 @@ class Connection(Offered, _Connection):  # type: ignore[misc]  # what it offers 
         """Roll back the open transaction, if there is one."""
         return self._call(self._raw.rollback)
 
-    # -- all else that the library documents -----------------------------------------------------
+    # -- other methods that the library documents ------------------------------------------------
 
     def create_function(
         self,
@@ -126,15 +128,15 @@ class Connection(Offered, _Connection):  # type: ignore[misc]  # what it offers 
         return self._call(self._raw.load_extension, path)
 
     def set_progress_handler(self, handler: Any, n: int) -> Coroutine[Any, Any, None]:
-        """Set what is called while statements run, until the end of the lease."""
+        """Set the callback that is called while statements run, until the end of the lease."""
         return self._call(self._raw.set_progress_handler, handler, n)
 
     def set_trace_callback(self, handler: Any) -> Coroutine[Any, Any, None]:
-        """Set what is told each statement, until the end of the lease."""
+        """Set the callback that is told each statement, until the end of the lease."""
         return self._call(self._raw.set_trace_callback, handler)
 
     def set_authorizer(self, authorizer_callback: Any) -> Coroutine[Any, Any, None]:
-        """Set who allows statements, until the end of the lease."""
+        """Set the callback that allows or denies statements, until the end of the lease."""
         return self._call(self._raw.set_authorizer, authorizer_callback)
 
     def backup(
@@ -146,7 +148,7 @@ class Connection(Offered, _Connection):  # type: ignore[misc]  # what it offers 
         name: str = "main",
         sleep: float = 0.250,
     ) -> Coroutine[Any, Any, None]:
-        """Copy the database into another connection's, which may be aiosqlite's or sqlite3's."""
+        """Copy the database into that of another connection, of aiosqlite's or of sqlite3's."""
         given = {"pages": pages, "progress": progress, "name": name, "sleep": sleep}
         return self._call(self._raw.backup, sqlite_of(target), **given)
 
@@ -179,12 +181,12 @@ class Connection(Offered, _Connection):  # type: ignore[misc]  # what it offers 
                 yield line
             await dumping
         except sqlite3.OperationalError:
-            self._raw.check(lease)  # it was interrupted, as the lease has ended
+            self._raw.check(lease)  # the lease has ended, which has interrupted the dump
             raise
         finally:
             dumping.cancel()
             if dumping.done() and not dumping.cancelled():
-                dumping.exception()  # which nobody else asks for
+                dumping.exception()  # or asyncio would log that nobody has retrieved it
 
     @property
     def isolation_level(self) -> Any:
@@ -196,41 +198,14 @@ class Connection(Offered, _Connection):  # type: ignore[misc]  # what it offers 
         try:
             self._conn.isolation_level = value
         except sqlite3.ProgrammingError:
-            # None is set; but sqlite3 commits then, which it lets nobody do but the thread. A
-            # transaction that is open stays so, and is rolled back at the end of the lease.
+            # sqlite3 has set None. Then it commits, which it refuses in another thread than the
+            # connection's. An open transaction stays open, and is rolled back at the end of the
+            # lease.
             if value is not None:
                 raise
 
-    @property
-    def in_transaction(self) -> bool:
-        """Whether a transaction is open."""
-        return self._conn.is_in_transaction()
-
-    @property
-    def total_changes(self) -> int:
-        """How many rows have been changed since the connection was opened."""
-        return self._conn.total_changes
-
-    @property
-    def row_factory(self) -> Any:
-        """Makes the rows, e.g. `sqlite3.Row`; undone when the connection is given back."""
-        return self._conn.row_factory
-
-    @row_factory.setter
-    def row_factory(self, factory: Any) -> None:
-        self._conn.row_factory = factory
-
-    @property
-    def text_factory(self) -> Any:
-        """Makes strings of what the database has; undone when the connection is given back."""
-        return self._conn.text_factory
-
-    @text_factory.setter
-    def text_factory(self, factory: Any) -> None:
-        self._conn.text_factory = factory
-
     def is_alive(self) -> bool:
-        """Tell whether the connection's thread runs; older versions of aiosqlite are the thread."""
+        """Tell whether the thread runs. In older versions of aiosqlite the connection is it."""
         return self._worker.thread.is_alive()
 
     def close(self) -> Coroutine[Any, Any, None]:
@@ -248,13 +223,13 @@ class Connection(Offered, _Connection):  # type: ignore[misc]  # what it offers 
         return self._worker.ended()
 
     def _cut_off(self) -> None:
-        """Have it closed: what is queued is refused, what runs is interrupted."""
+        """Have the connection closed: what is queued is refused, what runs is interrupted."""
         self._end()
         self._raw.revoke()
         self._worker.end()
 
     def _end(self) -> None:
-        self._raw.over = True
+        self._raw.closing = True
         self._withdraw_offer()
 
     # -- the thread ------------------------------------------------------------------------------
@@ -275,28 +250,30 @@ class Connection(Offered, _Connection):  # type: ignore[misc]  # what it offers 
         self._raw.check(lease)
         owner = getattr(fn, "__self__", None)
         ours = isinstance(owner, (Raw, RawCursor))
-        tame = ours and is_tame(fn.__name__, args)
+        tracked = ours and is_tracked(fn.__name__, args)
         known = ours or str(getattr(fn, "__module__", "")).startswith(("poolkit.", "aiosqlite."))
         call = functools.partial(fn, *args, **kwargs)
-        return await self._within(lease, call, tame=tame, known=known)
+        return await self._within(lease, call, tracked=tracked, known=known)
 
     async def _within(
         self,
         lease: int,
         function: Callable[[], T],
         *,
-        tame: bool = False,
+        tracked: bool = False,
         known: bool = True,
         patience: float | None = None,
     ) -> T:
-        if self._raw.over:
+        if self._raw.closing:
             raise ValueError("no active connection")
-        operation = Operation(self._raw, lease, function, tame=tame, known=known, patience=patience)
+        operation = Operation(
+            self._raw, lease, function, tracked=tracked, known=known, patience=patience
+        )
         try:
             result = await self._worker.submit(operation)
         except BaseException as error:
-            # As with plain aiosqlite, what a cancelled task does in its clean-up is done. It has
-            # the grace for that; and whatever else runs, no more.
+            # As with plain aiosqlite, what a cancelled task does in its clean-up is done, if it
+            # ends within the grace. Every abandoned operation has that grace, and no more.
             self._raw.abandon(operation, error, grace=GRACE)
             raise
         self._raw.claim(operation, result if isinstance(result, RawCursor) else None)
@@ -306,9 +283,9 @@ class Connection(Offered, _Connection):  # type: ignore[misc]  # what it offers 
 for _name, _own in vars(Connection).items():
     _method = getattr(_Connection, _name, None)
     if not _name.startswith("_") and inspect.isfunction(_own) and callable(_method):
-        # The library's words, for who asks the handle of a lease for them.
+        # The library's docstrings and signatures, for `help()` on a view.
         functools.update_wrapper(_own, _method)
-        del _own.__wrapped__  # type: ignore[attr-defined]  # what runs is not the library's
+        del _own.__wrapped__  # type: ignore[attr-defined]  # the library's method is not called
         with contextlib.suppress(ValueError):
             _own.__signature__ = inspect.signature(_method)  # type: ignore[attr-defined]
         _own._poolkit_is_async = inspect.iscoroutinefunction(_method)  # type: ignore[attr-defined]
@@ -319,8 +296,8 @@ def _given(parameters: Iterable[Any] | None) -> Iterable[Any]:
     return () if parameters is None else parameters
 
 
-class Cursor(_Cursor):
-    """A cursor of aiosqlite that ends in the middle of its rows when the lease does."""
+class Cursor(CursorProperties, _Cursor):  # type: ignore[misc]  # its `_cursor` is a RawCursor
+    """A cursor of aiosqlite; it is dead once the lease is over, even in the middle of its rows."""
 
     def __init__(self, connection: Connection, cursor: RawCursor) -> None:
         self._conn = connection
@@ -362,52 +339,9 @@ class Cursor(_Cursor):
         connection: Any = self._conn
         return connection._execute(method, *args)  # type: ignore[no-any-return]
 
-    async def __aiter__(self) -> AsyncIterator[Any]:
+    def __aiter__(self) -> AsyncIterator[Any]:
         """Iterate over the rows that are left."""
-        raw, lease = cast("Raw", self.connection), cast("RawCursor", self._cursor).lease
-        while rows := await self.fetchmany(self.iter_chunk_size):
-            for row in rows:
-                raw.check(lease)
-                yield row
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    @property
-    def rowcount(self) -> int:
-        """How many rows the last statement has changed; -1 if it does not change any."""
-        return self._cursor.rowcount
-
-    @property
-    def lastrowid(self) -> int | None:
-        """The id of the row inserted last."""
-        return self._cursor.lastrowid
-
-    @property
-    def arraysize(self) -> int:
-        """How many rows ``fetchmany()`` fetches."""
-        return self._cursor.arraysize
-
-    @arraysize.setter
-    def arraysize(self, value: int) -> None:
-        self._cursor.arraysize = value
-
-    @property
-    def description(self) -> Any:
-        """The names of the columns, each first in a tuple of 7."""
-        return self._cursor.description
-
-    @property
-    def row_factory(self) -> Any:
-        """Makes the rows of this cursor."""
-        return self._cursor.row_factory
-
-    @row_factory.setter
-    def row_factory(self, factory: Any) -> None:
-        self._cursor.row_factory = factory
+        return self._rows(self.iter_chunk_size)
 
     @property
     def connection(self) -> sqlite3.Connection:

@@ -1,12 +1,12 @@
-"""What aiosqlite does not document: others look at it, so poolkit's connections have it, too.
+"""Undocumented attributes of aiosqlite's connection that other libraries use: ours has them, too.
 
-Nothing here is needed by poolkit: of the library it takes the classes, for ``isinstance``, and what
-they are documented to do it does itself. So another version may call all of this otherwise.
+poolkit itself needs none of them. It takes only the library's classes, for ``isinstance``, and does
+itself what they are documented to do. So other versions of aiosqlite may have other attributes.
 
 =================  =============================================================================
 ``_tx``            SQLAlchemy puts calls into it
 ``_thread``        SQLAlchemy makes it a daemon, savers of LangGraph's ask whether it is alive
-``_connection``    SQLAlchemy asks whether it is there
+``_connection``    SQLAlchemy asks whether it is None
 ``_conn``          the same connection; raises once it is closed
 ``_running``       whether it is not closed
 ``_execute()``     methods of newer versions of the library, and of classes made from its own
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Offered:
-    """The attributes of aiosqlite's connection that it does not document."""
+    """The undocumented attributes of aiosqlite's connection."""
 
     _raw: Raw
     _thread: threading.Thread
@@ -62,30 +62,30 @@ class Offered:
         owner = getattr(fn, "__self__", None)
         lease = owner.lease if isinstance(owner, RawCursor) else raw.lease
         if lease != raw.lease and fn.__name__ == "close":
-            return None  # closed by the reset; the end of an `async with` is no misuse
+            return None  # the reset has closed it: the end of an `async with` may come later
         return await self._perform(lease, fn, *args, **kwargs)
 
 
 class _Queue:
-    """Takes calls for a connection's thread past the connection, as aiosqlite's own does."""
+    """The queue of calls for a connection's thread, as aiosqlite's connection has one."""
 
     def __init__(self, connection: Offered) -> None:
         self._put = connection._put
         self._raw = connection._raw
 
     def put_nowait(self, call: tuple[asyncio.Future[Any] | None, Callable[[], Any]]) -> None:
-        """Have a function run; the future, if there is one, gets what comes of it."""
+        """Have a function run, and set the future, if there is one, to what comes of it."""
         future, function = call
-        operation = Operation(self._raw, self._raw.lease, function, tame=False, known=False)
+        operation = Operation(self._raw, self._raw.lease, function, tracked=False, known=False)
         self._put(operation, future)
 
     put = put_nowait
 
 
 def class_of(library: Any, name: str) -> Any:
-    """Return a class of the library's to be derived from, also if somebody has wrapped it.
+    """Return a class of the library's to derive from, without the wrapper of an agent.
 
-    Raises `PoolConfigError` if there is none.
+    Raises `PoolConfigError` if the library has no such class.
     """
     found = getattr(library, name, None)
     if not issubclass(type(found), type):
@@ -99,7 +99,10 @@ def class_of(library: Any, name: str) -> Any:
 
 
 def sqlite_of(connection: object) -> sqlite3.Connection:
-    """Return SQLite's connection inside of one of aiosqlite's, or of a proxy around it."""
+    """Return SQLite's connection inside of one of aiosqlite's, also if that is in a proxy.
+
+    Raises `TypeError` if there is none.
+    """
     inside = getattr(connection, "_conn", connection)
     while not issubclass(type(inside), sqlite3.Connection):
         if (inner := getattr(inside, "__wrapped__", None)) is None:

@@ -1,4 +1,4 @@
-"""The thread of one connection of aiosqlite's, which can be left at any moment."""
+"""The thread of one connection of aiosqlite's; tasks that wait for it can be cancelled any time."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ T = TypeVar("T")
 
 
 class Worker:
-    """The thread of one connection: does what comes, in the order it came, and closes it last."""
+    """The thread of one connection: runs functions in their order, and closes it at the end."""
 
     def __init__(self) -> None:
         self._raw: Raw | None = None
         self._calls: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any] | None] | None]
         self._calls = SimpleQueue()
-        self._gate = threading.Lock()
-        #: Who waits for the end of the thread; None: it has ended.
+        self._lock = threading.Lock()
+        #: Futures to be set when the thread has ended; None: it has.
         self._waiting: list[asyncio.Future[None]] | None = []
-        # A daemon, so that a connection nobody has closed does not keep the interpreter.
+        # A daemon: a connection that nobody has closed must not keep the interpreter from ending.
         self.thread = threading.Thread(target=self._run, name="poolkit-aiosqlite", daemon=True)
         self.thread.start()
 
     def open(self, opening: Callable[[], Raw]) -> Raw:
-        """Open the connection, in the thread, which closes it whatever becomes of the caller."""
+        """Open the connection; called in the thread, which closes it even if the caller is gone."""
         self._raw = opening()
         return self._raw
 
     def submit(self, function: Callable[[], T]) -> asyncio.Future[T]:
-        """Have a function run in the thread; what is returned may be awaited, or not."""
+        """Have a function run in the thread; the future need not be awaited."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self.put(function, future)
         return future
 
     def put(self, function: Callable[[], T], future: asyncio.Future[T] | None) -> None:
-        """Have a function run in the thread, and a future told."""
+        """Have a function run in the thread, and set a future to what comes of it."""
         self._calls.put((function, future))
 
     def end(self) -> None:
@@ -49,9 +49,9 @@ class Worker:
         self._calls.put(None)
 
     def ended(self) -> asyncio.Future[None]:
-        """Have the thread close the connection and end; what is returned is done when it has."""
+        """Have the thread close the connection and end; the future is set when it has."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        with self._gate:
+        with self._lock:
             if self._waiting is None:
                 future.set_result(None)
             else:
@@ -65,36 +65,38 @@ class Worker:
             try:
                 result = function()
             except BaseException as error:
-                _tell(future, None, error)
+                _set_from_thread(future, None, error)
             else:
-                _tell(future, result, None)
-                # What stays in these variables until the next call may be a half-read cursor.
+                _set_from_thread(future, result, None)
+                # Else the variable would keep it, perhaps a half-read cursor, until the next call.
                 del result
             del call, function, future
         try:
             if self._raw is not None:
                 self._raw.close()
         finally:
-            with self._gate:
+            with self._lock:
                 waiting, self._waiting = self._waiting or [], None
             for future in waiting:
-                _tell(future, None, None)
+                _set_from_thread(future, None, None)
 
 
-def _tell(future: asyncio.Future[Any] | None, result: object, error: BaseException | None) -> None:
+def _set_from_thread(
+    future: asyncio.Future[Any] | None, result: object, error: BaseException | None
+) -> None:
     if future is None:
         return
-    if isinstance(error, StopIteration):  # no future takes it
+    if isinstance(error, StopIteration):  # a future refuses it
         error = RuntimeError(f"StopIteration raised in a database thread: {error}")
-    # (Not contextlib.suppress: what the thread does here, the loop waits for.)
+    # (Not contextlib.suppress, which takes longer: the loop waits for this.)
     try:
         if not future.cancelled():
-            future.get_loop().call_soon_threadsafe(_settle, future, result, error)
+            future.get_loop().call_soon_threadsafe(_set, future, result, error)
     except RuntimeError:
-        pass  # the loop was closed meanwhile: there is nobody to be told
+        pass  # the loop was closed meanwhile: nobody waits
 
 
-def _settle(future: asyncio.Future[Any], result: object, error: BaseException | None) -> None:
+def _set(future: asyncio.Future[Any], result: object, error: BaseException | None) -> None:
     if future.done():
         return
     if error is None:

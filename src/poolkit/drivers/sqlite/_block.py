@@ -1,13 +1,14 @@
-"""Transaction blocks on SQLite's own connection: how one begins, what must not end it, what has.
+"""Transaction blocks on SQLite's connection: nothing but the block's end may end the transaction.
 
-- SQLite's authorizer is asked when a statement is prepared, and knows a COMMIT, END or ROLLBACK
-  from whatever looks like one; savepoints are another matter to it. It is set at a connection's
-  first block, and stays: to set one has every statement prepared anew, at twice the price of a
-  block's statements, while a prepared statement asks nobody. So a COMMIT that was prepared between
-  two blocks would pass in the second: then, and only then, it is set again.
+- An authorizer refuses a COMMIT, END or ROLLBACK by hand. SQLite asks it when a statement is
+  prepared, and tells those statements from what only looks like them, and from savepoints. It is
+  set at a connection's first block, and stays: when it is set, SQLite prepares every statement
+  anew, which costs twice as much as a block's statements. SQLite does not ask it about a statement
+  that is prepared already. So if a COMMIT was prepared between two blocks, and only then, it is set
+  again.
 - SQLite ends a transaction by itself after some errors: `INSERT OR ROLLBACK`, a full disk, a write
-  that is interrupted. What comes next would be in autocommit, and stay whatever becomes of the
-  block. So whether there is still a transaction is looked at after every operation.
+  that is interrupted. Later statements would be in autocommit, and stay whatever becomes of the
+  block. So it is checked after every operation whether there is still a transaction.
 """
 
 from __future__ import annotations
@@ -25,38 +26,38 @@ from poolkit.drivers.sqlite._waits import Waits
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: What is done whatever has become of the transaction, by the names of its functions.
+#: The functions that run even if the transaction has ended.
 _ALWAYS: Final = frozenset(
     {"_close", "begin", "clean", "close", "commit_block", "ping", "roll_back_block"}
 )
-#: What takes note of the end of a transaction that was begun by hand.
-_ANEW: Final = re.compile(r"\s*(?:BEGIN|ROLLBACK)\b(?!.*\bTO\b)", re.IGNORECASE | re.DOTALL)
+#: Statements by which a user shows that he knows that a transaction begun by hand has ended.
+_STARTS_ANEW: Final = re.compile(r"\s*(?:BEGIN|ROLLBACK)\b(?!.*\bTO\b)", re.IGNORECASE | re.DOTALL)
 _LEGACY: Final = -1  # sqlite3.LEGACY_TRANSACTION_CONTROL, of Python 3.12
 
 
 class Guard:
-    """The authorizer of one connection: refuses the end of a block, then asks the user's own."""
+    """The authorizer of one connection: protects a block's transaction, then asks the user's."""
 
-    __slots__ = ("closed", "loose", "refused", "theirs")
+    __slots__ = ("may_be_bypassed", "protects", "refused", "users")
 
     def __init__(self) -> None:
         #: The authorizer that the user has set.
-        self.theirs: Callable[..., int] | None = None
+        self.users: Callable[..., int] | None = None
         #: Whether no statement may end the transaction.
-        self.closed = False
-        #: Whether statements may have been prepared that would end one.
-        self.loose = True
-        #: The statement that was refused last.
+        self.protects = False
+        #: Whether a statement that ends a transaction may have been prepared since it was set.
+        self.may_be_bypassed = True
+        #: The statement that was refused last: COMMIT or ROLLBACK.
         self.refused = ""
 
     def __call__(self, action: int, *what: str | None) -> int:
-        """Answer SQLite."""
+        """Tell SQLite whether it may prepare a statement."""
         if action == sqlite3.SQLITE_TRANSACTION and what[0] != "BEGIN":
-            if self.closed:
+            if self.protects:
                 self.refused = what[0] or ""
                 return sqlite3.SQLITE_DENY
-            self.loose = True
-        return sqlite3.SQLITE_OK if self.theirs is None else self.theirs(action, *what)
+            self.may_be_bypassed = True
+        return sqlite3.SQLITE_OK if self.users is None else self.users(action, *what)
 
 
 class Blocks(Waits, Session):
@@ -66,29 +67,29 @@ class Blocks(Waits, Session):
         super().__init__(*args, **kwargs)
         self.guard: Final = Guard()
         self._in_block = False
-        #: How the transaction was ended that its user still believes to be in.
+        #: How a transaction has ended whose user may not know that; None: none has.
         self._ended: str | None = None
-        #: Whether who was to end a transaction by hand was cancelled.
-        self._unsettled = False
+        #: Whether a COMMIT or ROLLBACK by hand was cancelled before it was done.
+        self._end_was_cancelled = False
 
     def put_authorizer(self, callback: Callable[..., int] | None) -> None:
-        """Have SQLite ask the user's own authorizer, after ours; None: no more."""
-        self.guard.theirs = callback
+        """Have SQLite ask the user's authorizer after ours; None: only ours."""
+        self.guard.users = callback
         self._install()
 
     def _install(self) -> None:
-        # Has all statements prepared anew: they are shown to whoever is asked from now on.
+        # SQLite prepares all statements anew, and asks for each.
         super().put_authorizer(self.guard)
-        self.guard.loose = False
+        self.guard.may_be_bypassed = False
 
-    def own(self, sql: str) -> list[Any]:
-        """Execute a statement that the user's authorizer and trace callback do not hear of."""
-        theirs, self.guard.theirs = self.guard.theirs, None
+    def execute_own(self, sql: str) -> list[Any]:
+        """Execute a statement unseen by the user's authorizer and trace callback."""
+        users, self.guard.users = self.guard.users, None
         self.trace(on=False)
         try:
-            return super().own(sql)
+            return super().execute_own(sql)
         finally:
-            self.guard.theirs = theirs
+            self.guard.users = users
             self.trace(on=True)
 
     # -- a block, in the connection's thread -----------------------------------------------------
@@ -97,55 +98,56 @@ class Blocks(Waits, Session):
         """Begin the transaction of a block."""
         if self._in_block and self._ended is not None:
             raise messages.has_ended(self._ended)
-        if self.guard.loose:
+        if self.guard.may_be_bypassed:
             self._install()
         self.command(f"BEGIN {mode}")
-        self._in_block = self.guard.closed = True
+        self._in_block = self.guard.protects = True
         self._ended = None
 
     def commit_block(self) -> None:
-        """End a block well, or raise; then it is to be rolled back."""
+        """Commit the transaction of a block. If this raises, the block has to be rolled back."""
         if not self.in_transaction:
             raise messages.has_ended(self._ended or _SOMEHOW)
-        self._pass(sqlite3.Connection.commit)
+        self._end_with(sqlite3.Connection.commit)
         self._in_block = False
 
     def roll_back_block(self) -> None:
-        """End a block; its transaction may have ended before."""
-        self._in_block = self._unsettled = False
+        """Roll back the transaction of a block, if it has not ended already."""
+        self._in_block = self._end_was_cancelled = False
         self._ended = None
-        self._pass(sqlite3.Connection.rollback)
+        self._end_with(sqlite3.Connection.rollback)
 
-    def _pass(self, end: Callable[[sqlite3.Connection], None]) -> None:
-        """Commit or roll back, which nothing else may inside of a block.
+    def _end_with(self, end: Callable[[sqlite3.Connection], None]) -> None:
+        """Commit or roll back, without being refused by the guard.
 
-        By a method, not by a statement: that would be kept, prepared, for whoever executes it.
+        By a method, not by a statement: SQLite would keep that prepared, and a user who executes it
+        would not be refused.
         """
         if getattr(self, "autocommit", _LEGACY) != _LEGACY:
-            self.autocommit = _LEGACY  # with another one commit() does more than that, or nothing
-        loose = self.guard.loose
-        self.guard.closed = False
+            self.autocommit = _LEGACY  # else commit() begins another transaction, or does nothing
+        may_be_bypassed = self.guard.may_be_bypassed
+        self.guard.protects = False
         try:
             end(self)
         finally:
-            self.guard.closed = self._in_block and self.in_transaction
-            self.guard.loose = loose
+            self.guard.protects = self._in_block and self.in_transaction
+            self.guard.may_be_bypassed = may_be_bypassed
 
     # -- an operation, before and after ----------------------------------------------------------
 
-    def is_lost(self, in_transaction: bool, /) -> bool:  # noqa: FBT001  # at every operation
-        """Tell whether a transaction has ended that its user still believes to be in."""
+    def note_end(self, in_transaction: bool, /) -> bool:  # noqa: FBT001  # at every operation
+        """Note whether the block's transaction has ended; return True if its user may not know."""
         if self._in_block and not in_transaction and self._ended is None:
             self._ended = _SOMEHOW
         return self._ended is not None
 
-    def refuse(self, name: str, sql: str | None) -> None:
-        """Raise, since a transaction was ended, unless the function is one that may be called."""
+    def refuse_after_end(self, name: str, sql: str | None) -> None:
+        """Raise `TransactionEnded`, since a transaction has ended, unless the function may run."""
         if name in _ALWAYS:
             return
         if self._in_block:
             raise messages.has_ended(self._ended or _SOMEHOW)
-        if name == "rollback" or (sql is not None and _ANEW.match(sql)):
+        if name == "rollback" or (sql is not None and _STARTS_ANEW.match(sql)):
             self._ended = None
             return
         raise TransactionEnded(
@@ -153,17 +155,17 @@ class Blocks(Waits, Session):
             "rollback() to go on with this connection, and begin again"
         )
 
-    def settle(self, name: str, in_transaction: bool, *, ends: bool) -> None:  # noqa: FBT001
-        """Raise if a transaction is open whose end was cancelled, unless this is to end it."""
-        self._unsettled = in_transaction and not self._in_block and not ends
-        if self._unsettled and name not in _ALWAYS:
+    def refuse_until_ended(self, name: str, in_transaction: bool, *, ends: bool) -> None:  # noqa: FBT001
+        """Raise if a transaction is open whose end was cancelled, unless this function ends it."""
+        self._end_was_cancelled = in_transaction and not self._in_block and not ends
+        if self._end_was_cancelled and name not in _ALWAYS:
             raise sqlite3.OperationalError(
                 "the COMMIT or ROLLBACK of the transaction that was begun here by hand was "
                 "cancelled before it was done: call commit() or rollback() again"
             )
 
     def explained(self, error: Exception, name: str) -> Exception:
-        """Return the error to be raised in place of one of SQLite's: mostly that one."""
+        """Return a `TransactionEnded` for an error that the guard has caused; else that error."""
         refused, self.guard.refused = self.guard.refused, ""
         if not refused or getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_AUTH:
             return error
@@ -174,8 +176,8 @@ class Blocks(Waits, Session):
             "; execute the statements of the script one by one",
         )
 
-    def has_lost(self, error: BaseException | None) -> bool:
-        """Note, after an operation inside of a transaction, if that has ended; tell whether."""
+    def note_end_after(self, error: BaseException | None) -> bool:
+        """Note it if a transaction has ended in an operation; return True if by an error."""
         try:
             lost = not self.in_transaction
         except sqlite3.ProgrammingError:  # closed
@@ -193,8 +195,11 @@ class Blocks(Waits, Session):
         except sqlite3.ProgrammingError:  # closed
             return False
 
-    def lose(self, *, left: bool = False) -> None:
-        """Note that a statement nobody waited for has ended the transaction, or begun it."""
+    def transaction_lost(self, *, left: bool = False) -> None:
+        """Note that a statement whose caller was cancelled has ended a transaction.
+
+        ``left``: it has begun the transaction, which has to be rolled back.
+        """
         self._ended = _LEFT if left else _ABANDONED
 
 

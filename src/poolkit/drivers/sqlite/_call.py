@@ -1,4 +1,4 @@
-"""What methods return that can be awaited, or entered, which closes the cursor at the end."""
+"""What methods return that may be awaited, or entered with ``async with``."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ R = TypeVar("R")
 
 
 class Call(Coroutine[Any, Any, R]):
-    """A coroutine: ``await`` it, or enter it, which closes the cursor that it has made at last.
+    """A coroutine that may also be entered: the end of the block closes the cursor it has made.
 
-    Nothing happens before; and nothing at all once the connection has been given back.
+    Nothing happens before it is awaited or entered. Once the connection has been given back, that
+    raises `NotLeased`.
     """
 
     def __init__(self, coroutine: Coroutine[Any, Any, R], *, closes: bool = True) -> None:
         self._coroutine = coroutine
-        #: Whether what it makes is a cursor.
+        #: Whether it makes a cursor, to be closed.
         self._closes = closes
 
     def __await__(self) -> Generator[Any, Any, R]:

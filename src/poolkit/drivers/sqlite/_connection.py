@@ -1,14 +1,15 @@
-"""One connection of SQLite, between the threads that use it and the leases that end.
+"""One connection of SQLite: which thread may use it, and for which lease.
 
-- One operation at a time: `Raw.run` is the only way in, whichever thread it is called in.
-- An operation, like a cursor, belongs to a lease. When the lease ends (`Raw.revoke`), whatever is
-  still queued is refused, and what runs is interrupted: SQLite itself carries on with a statement
-  whose caller was cancelled, and would commit it.
-- A reset closes the lease's cursors first. One that is half read keeps its snapshot of the database
-  although no transaction is open, and no WAL file is ever truncated behind it.
-- So is an operation whose caller has gone; see `poolkit.drivers.sqlite._interrupts`.
-- A lease that provably left nothing behind needs no reset (see `is_tame`, `Raw.is_clean`): with the
-  job and the hop that it is, one costs several times as much as the statement before it.
+- Every operation goes through `Raw.run`, whichever thread calls it, and no two run at once.
+- An operation belongs to a lease, and so does a cursor. When the lease ends (`Raw.revoke`), queued
+  operations are refused and the one that runs is interrupted: SQLite itself would carry on with a
+  statement whose caller was cancelled, and would commit it.
+- An operation is also interrupted when its caller is cancelled; see
+  `poolkit.drivers.sqlite._interrupts`.
+- A reset closes the lease's cursors first. A half-read cursor keeps its snapshot of the database
+  although no transaction is open, and SQLite cannot truncate the WAL file behind it.
+- A lease that provably left nothing behind needs no reset (see `is_tracked`, `Raw.is_clean`). A
+  reset costs several times as much as a small statement: it is a job, and a hop to the thread.
 """
 
 from __future__ import annotations
@@ -37,32 +38,34 @@ T = TypeVar("T")
 
 
 class Raw(Interrupts, WatchesFiles):
-    """SQLite's connection; it knows its cursors, what runs on it, and for which lease.
+    """SQLite's connection; it knows its cursors, the operation that runs, and for which lease.
 
-    Cursors are held here, and closed in the connection's thread, when their owner (the library's
-    cursor, that the user has) is gone. To collect one that is not read to its end is to wait for
-    the statement that runs, and perhaps to spoil its error code, in whatever thread that is: often
-    the event loop's.
+    It holds its cursors, and closes one in its own thread when the owner (the library's cursor,
+    which the user has) is gone. If the garbage collector freed a half-read cursor, often in the
+    event loop's thread, it would wait for the statement that runs, and might spoil the error code
+    of that.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        #: Operations since the last reset that were not tame, failed, were left, or are under way.
-        self._doubts = 0
+        #: How many operations since the last reset `is_clean` cannot account for: those that were
+        #: not tracked, have failed, were abandoned, or still run.
+        self._untracked = 0
         #: Whether it was closed, or will be as soon as its thread comes to it.
-        self.over = False
-        #: The pool's ear for errors, since cursors raise them too, which it does not see.
-        self.tell: Callable[[Exception], object] | None = None
-        self._dropped: deque[RawCursor] = deque()
-        #: What was done last, if a transaction is open since.
-        self._begun: Operation[Any] | None = None
-        self._turn = threading.Lock()  # held while an operation runs
-        #: Whether a statement that has failed for another's lock may be tried again.
-        self.tries_again = False
-        #: Whether what runs is let finish when its caller has gone.
-        self.is_patient = False
+        self.closing = False
+        #: Tells the pool of errors; it does not see those that cursors raise.
+        self.report_error: Callable[[Exception], object] | None = None
+        #: Cursors without an owner, to be closed in the connection's thread.
+        self._unowned: deque[RawCursor] = deque()
+        #: The last operation, if it has left a transaction open.
+        self._beginner: Operation[Any] | None = None
+        self._run_lock = threading.Lock()  # held while an operation runs
+        #: Whether a statement that has failed because of another connection's lock may be retried.
+        self.retries_locked = False
+        #: Whether an operation may finish when its caller was cancelled.
+        self.lets_cancelled_finish = False
 
-    # sqlite3's own shortcuts make cursors of which nobody would know.
+    # The methods of `sqlite3.Connection` make cursors that would not be known here.
 
     def cursor(self, factory: Any = RawCursor) -> Any:
         """Return a cursor that the next reset will close."""
@@ -71,7 +74,7 @@ class Raw(Interrupts, WatchesFiles):
         if isinstance(made, RawCursor):
             made.lease = self.lease if running is None else running.lease
         else:
-            self.look()  # nobody sees what is executed on it
+            self.compare_at_reset()  # what is executed on it is not seen here
         if running is not None:
             running.made.append(made)
         self._cursors[made] = None
@@ -91,7 +94,7 @@ class Raw(Interrupts, WatchesFiles):
 
     def adopt(self, cursor: RawCursor, owner: object) -> None:
         """Close a cursor once its owner is gone."""
-        dropped = self._dropped
+        dropped = self._unowned
         if cursor in self._cursors:
             self._cursors[cursor] = weakref.ref(owner, lambda _: dropped.append(cursor))
 
@@ -103,35 +106,36 @@ class Raw(Interrupts, WatchesFiles):
         super().close()
 
     def finish(self) -> None:
-        """Close, when no operation runs."""
-        with self._turn:
+        """Close, once no operation runs."""
+        with self._run_lock:
             self.close()
 
-    # On cursors that nobody else sees, and which need not be known therefore.
+    # These use cursors that nobody else sees, which need not be known here.
 
     def fetch(self, sql: str, parameters: Any = ()) -> list[Any]:
         """Execute a statement; return its rows."""
-        is_of_note = self.see(sql, parameters)
-        cursor = super().cursor()
-        try:
-            cursor.execute(sql, parameters)
-            if is_of_note:
-                self.take_note(cursor, sql)
-            return cursor.fetchall()
-        finally:
-            cursor.close()
+        return self._execute_unseen(sql, parameters, sqlite3.Cursor.fetchall)
 
     def insert(self, sql: str, parameters: Any = ()) -> Any:
         """Execute an INSERT; return a row with the id of the new one."""
-        is_of_note = self.see(sql, parameters)
+        return self._execute_unseen(sql, parameters, self._inserted_id)
+
+    def _inserted_id(self, cursor: sqlite3.Cursor) -> Any:
+        if self.inserting_lease != self.lease:
+            self.forget_id()
+        return cursor.execute("SELECT last_insert_rowid()").fetchone()
+
+    def _execute_unseen(
+        self, sql: str, parameters: Any, result: Callable[[sqlite3.Cursor], T]
+    ) -> T:
+        """Execute a statement on a cursor that nobody else sees; return a result of the cursor."""
+        changes = self.about_to_execute(sql, parameters)
         cursor = super().cursor()
         try:
             cursor.execute(sql, parameters)
-            if is_of_note:
-                self.take_note(cursor, sql)
-            if self.inserted_in != self.lease:
-                self.forget_id()
-            return cursor.execute("SELECT last_insert_rowid()").fetchone()
+            if changes:
+                self.executed(cursor, sql)
+            return result(cursor)
         finally:
             cursor.close()
 
@@ -141,7 +145,7 @@ class Raw(Interrupts, WatchesFiles):
         return mode_now.upper()
 
     def ping(self) -> None:
-        """Ask for an answer, from the file that there is now."""
+        """Execute a statement; raise if the database's file was replaced or deleted."""
         self.check_files()
         self.command("SELECT 1")
 
@@ -149,7 +153,7 @@ class Raw(Interrupts, WatchesFiles):
         """Tell whether cursors may have rows left."""
         return any(getattr(cursor, "is_open", True) for cursor in list(self._cursors))
 
-    # -- who may do what -------------------------------------------------------------------------
+    # -- running an operation --------------------------------------------------------------------
 
     def check(self, lease: int) -> None:
         """Raise `NotLeased` unless this lease is the present one."""
@@ -160,28 +164,28 @@ class Raw(Interrupts, WatchesFiles):
             )
 
     def run(self, operation: Operation[T]) -> T:
-        """Run an operation; refuse it if its lease has ended while it was waiting."""
-        with self._turn:
-            if self._dropped:
-                self._sweep()
-            if self._begun is not None:
-                self._undo_unwanted()
+        """Run an operation when no other runs; refuse it if its lease has ended meanwhile."""
+        with self._run_lock:
+            if self._unowned:
+                self._close_unowned()
+            if self._beginner is not None:
+                self._roll_back_unwanted()
             if self._cursors:
-                operation.beside = self._has_others(operation)
-            with self._gate:
-                if operation.withdrawn or (operation.abandoned and operation.is_vain()):
-                    return cast("T", None)  # nobody is there to see it
+                operation.beside_open_cursors = self._is_beside_open_cursors(operation)
+            with self._lock:
+                if operation.withdrawn or (operation.abandoned and operation.is_pointless()):
+                    return cast("T", None)  # which nobody waits for
                 self.check(operation.lease)
                 self._running = operation
-                self._doubts += 1
-            tame = was_in_transaction = False
+                self._untracked += 1
+            tracked = was_in_transaction = False
             error: Exception | None = None
             try:
-                was_in_transaction = not self.over and self.in_transaction
+                was_in_transaction = not self.closing and self.in_transaction
                 self._prepare(operation, was_in_transaction)
                 result = self._call(operation, in_transaction=was_in_transaction)
-                # Not if a callback has got hold of the connection, to do nobody knows what.
-                tame = operation.tame and operation.made in ([], [result])
+                # A callback of the user's may have made other cursors, and used them.
+                tracked = operation.tracked and operation.made in ([], [result])
             except Exception as raised:
                 error = self.explained(raised, operation.name)
                 if error is raised:
@@ -191,41 +195,43 @@ class Raw(Interrupts, WatchesFiles):
                 return result
             finally:
                 if was_in_transaction:
-                    operation.broke = self.has_lost(error)
-                elif not operation.tame and self.has_begun():
-                    operation.began, self._begun = True, operation
-                error = None  # which has a traceback, which has this frame
-                self._conclude(operation, tame=tame)
+                    operation.lost_transaction = self.note_end_after(error)
+                elif not operation.tracked and self.has_begun():
+                    operation.began_transaction, self._beginner = True, operation
+                error = None  # its traceback refers to this frame
+                self._conclude(operation, tracked=tracked)
 
     def _prepare(self, operation: Operation[Any], in_transaction: bool, /) -> None:  # noqa: FBT001
-        if (self._in_block or self._ended) and self.is_lost(in_transaction):
-            self.refuse(operation.name, operation.sql)
-        if self._unsettled and not operation.abandoned:
-            self.settle(operation.name, in_transaction, ends=operation.ends())
-        if operation.beside:
-            self._watch(operation)
-        if operation.abandoned and not self.is_patient:
-            self._chase(operation, GRACE)
-        if self._facts_due:
-            self.find_facts()
+        if (self._in_block or self._ended) and self.note_end(in_transaction):
+            self.refuse_after_end(operation.name, operation.sql)
+        if self._end_was_cancelled and not operation.abandoned:
+            self.refuse_until_ended(
+                operation.name, in_transaction, ends=operation.ends_transaction()
+            )
+        if operation.beside_open_cursors:
+            self._end_when_told(operation)
+        if operation.abandoned and not self.lets_cancelled_finish:
+            self._interrupt_until_ended(operation, GRACE)
+        if self._baseline_due:
+            self.read_baseline()
         if not operation.known:
             self.distrust()
 
     def _call(self, operation: Operation[T], *, in_transaction: bool) -> T:
-        """Call the function of an operation, which may have to wait for another's lock."""
+        """Call the function of an operation; wait if another connection has the lock."""
         function, sql = operation.function, operation.sql
         if sql is None:
-            # What is tame has its lock already, or is the beginning or the end of a block.
-            repeats = operation.tame
+            # What is tracked has its lock already, or begins or ends a block.
+            repeats = operation.tracked
             slices = operation.patience is not None
         else:
             repeats = may_be_repeated(sql)
-            slices = repeats and self.tries_again
+            slices = repeats and self.retries_locked
         if not repeats or (sql is not None and not (slices or in_transaction)):
-            self.wait_at_once()
+            self.use_users_wait()
             return function()
         if slices and not in_transaction:
-            self.wait_in_slices()
+            self.use_short_wait()
         began = time.monotonic()
         try:
             return function()
@@ -235,89 +241,92 @@ class Raw(Interrupts, WatchesFiles):
             if in_transaction:
                 if not self.has_waited(began):
                     raise
-                if not self.tries_again:
-                    self.wait_at_once()
+                if not self.retries_locked:
+                    self.use_users_wait()
                     return function()
-            return self.again(function, error, began, operation)
+            return self.retry(function, error, began, operation)
 
-    def _conclude(self, operation: Operation[Any], *, tame: bool) -> None:
-        if operation.beside:
+    def _conclude(self, operation: Operation[Any], *, tracked: bool) -> None:
+        if operation.beside_open_cursors:
             super().put_progress_handler(*self._progress)
-        with self._gate:
+        with self._lock:
             self._running = None
             operation.finished = True
             if operation.abandoned:
-                self._leave(operation)
-            elif tame:
-                self._doubts -= 1
+                self._undo_unseen(operation)
+            elif tracked:
+                self._untracked -= 1
             if operation.ended is not None:
                 operation.ended.set()
-        if operation.hit and (cursor := operation.cursor) is not None:
-            cursor.end()  # or the interrupt would hit whatever is executed next
+        if operation.was_interrupted and (cursor := operation.cursor) is not None:
+            cursor.end()  # or the interrupt would end the next statement of the cursor
 
-    def _sweep(self) -> None:
-        while self._dropped:
-            cursor = self._dropped.popleft()
+    def _close_unowned(self) -> None:
+        while self._unowned:
+            cursor = self._unowned.popleft()
             if cursor in self._cursors:  # else it is closed, and so may be the connection
                 sqlite3.Cursor.close(cursor)
                 del self._cursors[cursor]
 
     def is_in_transaction(self) -> bool:
-        """Tell whether a transaction is open, and will be for the next operation; in any thread."""
-        begun = self._begun
-        return self.in_transaction and (begun is None or not begun.unwanted)
+        """Tell if the next operation will find a transaction open; callable from any thread."""
+        begun = self._beginner
+        return self.in_transaction and (begun is None or not begun.is_unwanted)
 
-    def _undo_unwanted(self) -> None:
-        """Roll back what the last operation has begun, if its caller has gone without knowing."""
-        with self._gate:
-            begun, self._begun = self._begun, None
-        if begun is not None and begun.unwanted:
+    def _roll_back_unwanted(self) -> None:
+        """Roll back a transaction whose beginner's caller was cancelled and does not know of it."""
+        with self._lock:
+            begun, self._beginner = self._beginner, None
+        if begun is not None and begun.is_unwanted:
             self.roll_back_block()
 
     def claim(self, operation: Operation[Any], kept: sqlite3.Cursor | None) -> None:
-        """Note that the caller has its result; of the cursors that were made it has this one."""
+        """Note that the caller has its result, with the cursor ``kept`` if that is not None.
+
+        Other cursors that the operation has made are closed.
+        """
         for cursor in operation.made:
             if cursor is not kept:
-                self._dropped.append(cursor)
+                self._unowned.append(cursor)
 
     def abandon(
         self, operation: Operation[Any], error: BaseException, *, grace: float = 0.0
     ) -> None:
-        """Note that the caller has gone without its result, but with an error.
+        """Note that the caller has no result: it was cancelled, or has got an error.
 
-        If it was cancelled, what runs is interrupted, ``grace`` seconds later.
+        An operation that still runs is interrupted, ``grace`` seconds later.
         """
-        if isinstance(error, Exception) and self.tell and operation.lease == self.lease:
-            self.tell(error)
-        with self._gate:
+        if isinstance(error, Exception) and self.report_error and operation.lease == self.lease:
+            self.report_error(error)
+        with self._lock:
             operation.abandoned = True
-            if not isinstance(error, Exception) and operation.ends():
-                self._unsettled = operation.lease == self.lease
+            if not isinstance(error, Exception) and operation.ends_transaction():
+                self._end_was_cancelled = operation.lease == self.lease
             if operation.finished:
                 if isinstance(error, Exception):
-                    self._dropped.extend(operation.made)
+                    self._unowned.extend(operation.made)
                 else:
-                    self._leave(operation)
+                    self._undo_unseen(operation)
                 if operation.lease == self.lease:
-                    self._doubts += 1
-        if not self.is_patient:
-            self._chase(operation, grace)
+                    self._untracked += 1
+        if not self.lets_cancelled_finish:
+            self._interrupt_until_ended(operation, grace)
 
     def withdraw(self, operation: Operation[Any], error: BaseException) -> None:
-        """Abandon an operation that must not be begun any more."""
+        """Abandon an operation; if it has not begun, it never does."""
         operation.withdrawn = True
         self.abandon(operation, error)
 
-    def _leave(self, operation: Operation[Any]) -> None:
-        """Take back what an operation has made, fetched or ended while nobody was there to see."""
-        self._dropped.extend(operation.made)
+    def _undo_unseen(self, operation: Operation[Any]) -> None:
+        """Undo what an operation has made, begun, ended or fetched whose caller was cancelled."""
+        self._unowned.extend(operation.made)
         if operation.lease == self.lease:
-            if operation.broke:
-                self.lose()
-            if operation.began:
-                operation.unwanted = True
-                if self._begun is not operation:  # others have gone on in it
-                    self.lose(left=True)
+            if operation.lost_transaction:
+                self.transaction_lost()
+            if operation.began_transaction:
+                operation.is_unwanted = True
+                if self._beginner is not operation:  # other operations have run in the transaction
+                    self.transaction_lost(left=True)
             if (cursor := operation.cursor) is not None:
                 cursor.is_torn = True
 
@@ -325,19 +334,19 @@ class Raw(Interrupts, WatchesFiles):
 
     def _facts(self) -> Facts:
         waits_in_slices = self._busy_timeout is not None
-        self.wait_at_once()  # or the short wait would be taken for the user's
+        self.use_users_wait()  # or the short wait would be taken for the user's
         facts = super()._facts()
         if waits_in_slices:
-            self.wait_in_slices()
+            self.use_short_wait()
         return facts
 
     def is_clean(self) -> bool:
-        """Tell whether a reset would find nothing to undo; in any thread.
+        """Tell whether a reset would find nothing to undo; callable from any thread.
 
-        What is still queued for the lease does not count: it will be refused (`run`).
+        Operations that are still queued for the lease do not count: `run` will refuse them.
         """
         return (
-            not self._doubts
+            not self._untracked
             and not self._in_block
             and self._ended is None
             and not self.in_transaction
@@ -347,23 +356,23 @@ class Raw(Interrupts, WatchesFiles):
         )
 
     def clean(self) -> str | None:
-        """Undo what a lease has left behind, verify it, and return what that was."""
+        """Undo what a lease has left behind, verify that, and name what is worth a warning."""
         note = None
-        self.silence()
+        self.mute_callbacks()
         self.switch_autocommit(off=True)
-        self._sweep()
+        self._close_unowned()
         cursors = list(self._cursors)
         if self.in_transaction:
             note = "an open transaction"
         elif cursors and self._is_busy():
             note = "a half-read cursor"
         for cursor in cursors:
-            # Before the rollback: an interrupt stays in force as long as one of them is open.
+            # Before the rollback: an interrupt stays in force as long as a cursor is open.
             sqlite3.Cursor.close(cursor)
         self._cursors.clear()
         self.close_blobs()
-        self.is_patient = False
-        self.wait_at_once()
+        self.lets_cancelled_finish = False
+        self.use_users_wait()
         self.roll_back_block()
         if self._is_busy():
             raise sqlite3.OperationalError("the connection is not idle after its reset")
@@ -371,12 +380,12 @@ class Raw(Interrupts, WatchesFiles):
             self.check_files()
         self._undo_in_time()
         self.switch_autocommit(off=False)
-        self.listen()
-        self._doubts = 0
+        self.unmute_callbacks()
+        self._untracked = 0
         return note
 
     def _undo_in_time(self) -> None:
-        """Undo, for as long as the reset is waited for if another connection has the lock."""
+        """Undo; if another connection has the lock, retry for as long as the pool waits."""
         began = time.monotonic()
         try:
             self.undo()
@@ -384,13 +393,13 @@ class Raw(Interrupts, WatchesFiles):
             running = self._running
             if running is None or not is_busy(error):
                 raise
-            self.again(self.undo, error, began, running, math.inf)
+            self.retry(self.undo, error, began, running, math.inf)
 
     def _is_busy(self) -> bool:
         """Tell whether a transaction or a statement is open; sqlite3 has no function for that.
 
-        VACUUM makes sure of it before it looks at where to write to. Registering a function would
-        tell as well, but spoils every prepared statement.
+        VACUUM fails if one is, before it looks where to write to. Registering a function would tell
+        as well, but all prepared statements would have to be prepared again.
         """
         try:
             self.command("VACUUM INTO NULL")

@@ -1,4 +1,4 @@
-"""SQLite's own cursor, which belongs to a lease, and what its statements may leave behind."""
+"""SQLite's cursor, which belongs to a lease, and what its statements may leave behind."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _READ: Final = frozenset({"cursor", "fetchone", "fetchmany", "fetchall", "close"
 _EXECUTE: Final = frozenset({"execute", "fetch", "insert"})
 
 
-def is_tame(method: str, args: tuple[Any, ...]) -> bool:
-    """Tell whether what a method of ours does to its connection is seen by `Raw.is_clean`.
+def is_tracked(method: str, args: tuple[Any, ...]) -> bool:
+    """Tell whether `Raw.is_clean` sees all that a method of ours may leave on its connection.
 
-    Of a statement its first word says so, for sqlite3 refuses a second one behind it. What changes
-    a connection's settings (PRAGMA, ATTACH, ...) is a statement of its own and never part of these:
-    WITH goes before the others only, and a trigger has no others. EXPLAIN is missing because
-    EXPLAIN PRAGMA does set. ``pragma_foreign_keys`` and the like are tables that take no value. Of
-    SQL's functions load_extension() alone lets in strange code.
+    For a statement the first word decides. sqlite3 refuses a second statement behind it. Settings
+    of a connection are changed by statements of their own (PRAGMA, ATTACH, ...), never by a part of
+    these: WITH only comes before the others, and a trigger contains no others. EXPLAIN is missing,
+    because EXPLAIN PRAGMA changes the setting. Tables like ``pragma_foreign_keys`` take no value.
+    Of SQL's functions only load_extension() runs other code.
     """
     if method in _EXECUTE:
         sql: str = args[0]
@@ -33,52 +33,52 @@ def is_tame(method: str, args: tuple[Any, ...]) -> bool:
 
 
 class RawCursor(sqlite3.Cursor):
-    """A cursor that knows which lease it was made in, and whether it was read to its end."""
+    """A cursor that knows the lease it was made in, and whether it was read to its end."""
 
     lease: int
-    #: Whether a fetch was cancelled, and its rows are lost.
+    #: Whether a fetch was cancelled, so that its rows are lost.
     is_torn = False
-    _spent = False
+    _is_read = False
     #: Whether its lease has inserted a row.
     _has_own_id = False
 
     @property
     def is_open(self) -> bool:
-        """Whether rows may be left. A statement without columns ends where it is executed."""
-        return not self._spent and self.description is not None
+        """Whether rows may be left. A statement without columns ends when it is executed."""
+        return not self._is_read and self.description is not None
 
     def execute(self, sql: str, parameters: Any = (), /) -> RawCursor:
         """Execute a statement."""
-        self._spent = self.is_torn = False
+        self._is_read = self.is_torn = False
         raw = cast("Raw", self.connection)
-        is_of_note = raw.see(sql, parameters)
+        changes = raw.about_to_execute(sql, parameters)
         super().execute(sql, parameters)
-        if is_of_note:
-            raw.take_note(self, sql)
-        self._has_own_id = raw.inserted_in == self.lease
+        if changes:
+            raw.executed(self, sql)
+        self._has_own_id = raw.inserting_lease == self.lease
         return self
 
     def executemany(self, sql: str, parameters: Any, /) -> RawCursor:
         """Execute a statement for each set of parameters."""
         raw = cast("Raw", self.connection)
-        is_of_note = raw.see(sql)
+        changes = raw.about_to_execute(sql)
         super().executemany(sql, parameters)
-        if is_of_note:
-            raw.take_note(self, sql)
+        if changes:
+            raw.executed(self, sql)
         return self
 
     def executescript(self, sql_script: str, /) -> RawCursor:
         """Execute statements."""
         raw = cast("Raw", self.connection)
-        raw.see_script(sql_script)
+        raw.about_to_execute_script(sql_script)
         super().executescript(sql_script)
-        raw.inserted_in = raw.lease
+        raw.inserting_lease = raw.lease
         raw.watch_attached()
         return self
 
     @property
     def lastrowid(self) -> int | None:
-        """The id of the row that the lease has inserted last; not of an earlier lease's."""
+        """The id of the row that the lease has inserted last; 0 if it has inserted none."""
         last = super().lastrowid
         return last if last is None or self._has_own_id else 0
 
@@ -96,7 +96,7 @@ class RawCursor(sqlite3.Cursor):
         """Fetch the rows that are left."""
         self._check()
         rows = super().fetchall()
-        self._spent = True
+        self._is_read = True
         return rows
 
     def _check(self) -> None:
@@ -107,11 +107,11 @@ class RawCursor(sqlite3.Cursor):
             )
 
     def end(self) -> None:
-        """End the statement; the cursor may execute another one."""
+        """End the statement. The cursor may execute another one."""
         with contextlib.suppress(sqlite3.Error):  # closed
             sqlite3.Cursor.execute(self, "")
 
     def close(self) -> None:
         """Close."""
         super().close()
-        self._spent = True
+        self._is_read = True

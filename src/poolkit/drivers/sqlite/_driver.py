@@ -1,4 +1,4 @@
-"""What both SQLite drivers do alike: how connections are opened, judged and cleaned."""
+"""What both SQLite drivers have in common: how connections are opened, judged and cleaned."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Seconds between two looks at the file by connections that are busy all the time, at least.
-_RARELY: Final = 1.0
+#: Seconds, at least, between two checks of the file on a connection that is in use all the time.
+_SHORTEST_INTERVAL: Final = 1.0
 
 
 class Threaded(Protocol):
-    """What a driver's connection has for the driver."""
+    """What the driver needs of a connection."""
 
     _raw: Raw
 
@@ -45,7 +45,7 @@ class Threaded(Protocol):
         lease: int,
         function: Callable[[], T],
         *,
-        tame: bool = False,
+        tracked: bool = False,
         patience: float | None = None,
     ) -> Coroutine[Any, Any, T]:
         """Run a function in the connection's thread, for a lease; see `Operation`."""
@@ -56,14 +56,14 @@ class Threaded(Protocol):
         ...
 
     def _cut_off(self) -> object:
-        """Close without waiting for it."""
+        """Have the connection closed, without waiting."""
         ...
 
 
 class SQLiteDriver(Generic[C]):
     """How connections to a SQLite database are opened, cleaned and closed, in any thread."""
 
-    #: The library whose connections these are, if not the standard one.
+    #: The library whose connections these are; None: the standard library.
     client: Any = None
 
     def __init__(self, database: str | Path, **settings: Unpack[SettingsDict]) -> None:
@@ -90,13 +90,13 @@ class SQLiteDriver(Generic[C]):
         self._database.refuse(options.capacity)
         if self._file is not None:
             after = options.ping_after
-            self._file.interval = math.inf if after is None else max(after, _RARELY)
+            self._file.interval = math.inf if after is None else max(after, _SHORTEST_INTERVAL)
 
     def pool_opens(self) -> None:
-        """Take the file for a new one: the pool is being opened."""
+        """Forget the file: another one may have taken its place."""
         self._attached = {}
         if self._file is not None:
-            self._file.begin()
+            self._file.forget()
 
     # -- opening, in a thread --------------------------------------------------------------------
 
@@ -106,13 +106,13 @@ class SQLiteDriver(Generic[C]):
             if file is None:
                 self._keep_memory()
             for attached in list(self._attached.values()):
-                if attached.exists():  # `on_connect` may attach others now
-                    attached.before()
-            before = None if file is None else file.before()
+                if attached.exists():  # else `on_connect` may not attach it any more
+                    attached.about_to_open()
+            before = None if file is None else file.about_to_open()
             raw: Raw = self._connect(Raw, check_same_thread=check_same_thread)
             try:
                 if file is not None:
-                    raw.watch_file(file, file.after(before))
+                    raw.watch_file(file, file.opened(before))
                 self._set_up(raw)
             except BaseException:
                 raw.close()
@@ -126,11 +126,11 @@ class SQLiteDriver(Generic[C]):
     def _connect(self, factory: Any, **given: bool) -> Any:
         settings, database = self.settings, self._database
         exists = self._file is not None and self._file.was_open
-        # Not by sqlite3.connect(), in place of which an agent may have put what returns proxies.
+        # Not by sqlite3.connect(): an agent may have replaced it by one that returns proxies.
         return factory(
             database.existing if exists else database.filename,
             uri=exists or database.uri,
-            # Autocommit: or a plain INSERT would open a transaction, and be undone at release.
+            # Autocommit: else a plain INSERT would open a transaction, and be undone at release.
             isolation_level=None,
             timeout=settings.patience,
             detect_types=settings.detect_types,
@@ -143,7 +143,7 @@ class SQLiteDriver(Generic[C]):
         mode = ""
         if wanted is not None and database.kind == "file" and not database.read_only:
             mode = self._switch_journal(raw, wanted)
-        raw.tries_again = mode == "WAL" or database.kind != "file"
+        raw.retries_locked = mode == "WAL" or database.kind != "file"
         for pragma in self.settings.pragmas(wal=mode == "WAL"):
             raw.command(pragma)
         raw.row_factory = self.settings.row_factory
@@ -155,17 +155,18 @@ class SQLiteDriver(Generic[C]):
             try:
                 return raw.set_journal(wanted)
             except sqlite3.OperationalError as error:
-                # Of connections that switch a new file at the same time all but one fail, at once:
-                # SQLite does not wait for this lock.
+                # If several connections switch a new file at the same time, all but one fail at
+                # once: SQLite does not wait for this lock.
                 busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
                 if not busy or time.monotonic() > deadline:
                     raise
                 time.sleep(0.005)
 
     def _keep_memory(self) -> None:
-        """Keep a memory database alive for as long as the driver: it ends with its last connection.
+        """Keep a memory database alive as long as the driver, by a connection nobody uses.
 
-        A pool closes its last connection as a matter of course, when that is old or broken.
+        The database ends with its last connection, and a pool closes its last one when that is old
+        or broken.
         """
         with self._anchoring:
             if self._anchor is None:
@@ -179,14 +180,14 @@ class SQLiteDriver(Generic[C]):
         return cast("Threaded", c)
 
     def is_dead(self, c: C, /) -> bool:
-        """Tell whether it was closed."""
+        """Tell whether the connection was closed, or is about to be."""
         raw: Raw = c._raw  # type: ignore[attr-defined]
-        if not raw.over:
+        if not raw.closing:
             try:
                 raw.in_transaction  # noqa: B018  # raises on a closed connection
             except sqlite3.Error:
                 return True
-        return raw.over
+        return raw.closing
 
     async def reset(self, c: C, /) -> str | None:
         """Close the cursors, roll back, restore the settings; see `Raw.clean`.
@@ -199,24 +200,25 @@ class SQLiteDriver(Generic[C]):
         return await inside._within(raw.lease, raw.clean)
 
     async def ping(self, c: C, /) -> None:
-        """Ask for an answer, in one hop to the thread."""
+        """Execute a statement, in one hop to the thread; see `Raw.ping`."""
         inside = self._inside(c)
-        await inside._within(inside._raw.lease, inside._raw.ping, tame=True)
+        await inside._within(inside._raw.lease, inside._raw.ping, tracked=True)
 
     async def close(self, c: C, /) -> None:
-        """Close, and wait for it."""
+        """Close in the connection's thread, and wait for that."""
         inside = self._inside(c)
         inside._raw.revoke()
-        inside._raw.tell = None  # it refers to the slot, which refers to the connection
+        # It refers to the slot, which refers to the connection.
+        inside._raw.report_error = None
         await inside.close()
 
     def terminate(self, c: C, /) -> None:
         """Interrupt what runs, and have the thread close the connection."""
-        self._inside(c)._raw.tell = None
+        self._inside(c)._raw.report_error = None
         self._inside(c)._cut_off()
 
     def revoke(self, c: C, /) -> None:
-        """End the lease: what was made from the connection is dead, what runs is interrupted."""
+        """End the lease: its cursors are dead from now on, and what runs is interrupted."""
         c._raw.revoke()  # type: ignore[attr-defined]
 
     def is_clean(self, c: C, /) -> bool:
@@ -225,11 +227,11 @@ class SQLiteDriver(Generic[C]):
         return raw.is_clean()
 
     def watch(self, c: C, dead: Callable[..., None], /) -> None:
-        """Note whom to tell what cursors raise; nothing dies by itself.
+        """Call ``dead`` for errors that cursors raise. A connection never dies by itself.
 
-        Take what ``on_connect`` has made of the connection for what a reset returns to.
+        Resets return to what ``on_connect`` has made of the connection.
 
-        Raises `PoolConfigError` if that has turned autocommit off.
+        Raises `PoolConfigError` if ``on_connect`` has set ``autocommit=False``.
         """
         raw = self._inside(c)._raw
         if raw.is_always_in_transaction():
@@ -238,17 +240,17 @@ class SQLiteDriver(Generic[C]):
                 "and pool.transaction() could begin none. Leave autocommit as it is, so that each "
                 "statement stands by itself, and put what belongs together into pool.transaction()"
             )
-        raw.tell = dead
+        raw.report_error = dead
         raw.remember()
         for name, (file, opened) in raw.files.items():
             if file is not self._file:
                 known = self._attached.setdefault(file.path, file)
-                known.adopt(file)
+                known.learn_from(file)
                 raw.files[name] = known, opened
         raw.irreplaceable = self._database.kind == "private"
 
     def classify(self, exc: BaseException, _: C | None = None, /) -> Verdict:
-        """Say what an error means: most concern their statement only."""
+        """Say what an error means. Most errors concern their statement only."""
         verdict: Verdict | None = getattr(exc, "_poolkit_verdict", None)
         if verdict is not None:
             return verdict
@@ -258,7 +260,7 @@ class SQLiteDriver(Generic[C]):
         if code is not None:
             broken = code & 0xFF in _BROKEN or code == sqlite3.SQLITE_READONLY_DBMOVED
         else:
-            # Errors of the module itself, without a code of SQLite's: closed under its user.
+            # An error of the module's, without a code of SQLite's: the connection was closed.
             text = str(exc)
             broken = isinstance(exc, (sqlite3.ProgrammingError, ValueError)) and (
                 "closed database" in text or text in ("no active connection", "Connection closed")
@@ -268,10 +270,12 @@ class SQLiteDriver(Generic[C]):
     def transaction(self, c: C, /, *, mode: str = "IMMEDIATE") -> Transaction:
         """Return a transaction: BEGIN IMMEDIATE takes the write lock now, and waits for it.
 
-        It waits as long as statements do (``busy_timeout``), and no longer than its ``patience``.
+        It waits as long as statements do (``busy_timeout``), but no longer than its ``patience``.
 
-        DEFERRED takes it at the first write, where it fails at once if another connection has
-        written meanwhile. EXCLUSIVE keeps readers out too, unless the journal is a WAL.
+        DEFERRED takes the lock at the first write, which fails at once if another connection has
+        written meanwhile. EXCLUSIVE keeps readers out, too, unless the journal is a WAL.
+
+        Raises `PoolConfigError` for another mode.
         """
         if mode.upper() not in ("DEFERRED", "IMMEDIATE", "EXCLUSIVE"):
             raise PoolConfigError(f"mode={mode!r}: give DEFERRED, IMMEDIATE or EXCLUSIVE")
@@ -280,8 +284,11 @@ class SQLiteDriver(Generic[C]):
     # -- for tests in a transaction that never commits -------------------------------------------
 
     def spare(self, c: C, /) -> None:
-        """Interrupt no cancelled statement until the next reset: a write would roll all back."""
-        self._inside(c)._raw.is_patient = True
+        """Do not interrupt cancelled statements until the next reset.
+
+        SQLite rolls back the whole transaction when a write is interrupted.
+        """
+        self._inside(c)._raw.lets_cancelled_finish = True
 
     async def roll_back(self, c: C, /) -> None:
         """Roll back the transaction of a block, whichever lease has begun it."""
@@ -289,6 +296,7 @@ class SQLiteDriver(Generic[C]):
         await inside._within(inside._raw.lease, inside._raw.roll_back_block)
 
 
+#: SQLite's codes for errors after which the connection is not used again.
 _BROKEN = frozenset(
     {
         sqlite3.SQLITE_CANTOPEN,
@@ -304,27 +312,40 @@ _BROKEN = frozenset(
 )
 
 
-def lent(name: str) -> Callable[..., Any]:
-    """Return a method of a view that calls the connection's, whatever comes of it.
+#: The methods of a connection that may return cursors.
+_MAKES_CURSORS: Final = (
+    *("execute", "executemany", "executescript", "execute_fetchall", "execute_insert", "cursor"),
+)
 
-    The view itself would have a connection reset after every method whose result can act on it. Our
-    cursors cannot once the lease is over, and whether one is open is seen by `Raw.is_clean`.
+
+def view_methods(connection: type) -> type:
+    """Return a base class for views, whose methods only call those of the connection.
+
+    Other methods of a view have the connection reset if they return an object that can act on it.
+    The cursors of these methods need no reset: they are dead once the lease is over, and
+    `Raw.is_clean` sees whether one is open.
     """
+    methods = {
+        name: functools.update_wrapper(_calling(name), getattr(connection, name))
+        for name in _MAKES_CURSORS
+    }
+    return type("ViewMethods", (), {"__slots__": (), **methods})
 
+
+def _calling(name: str) -> Callable[..., Any]:
     def call(view: Any, /, *args: Any, **kwargs: Any) -> Any:
         return getattr(view._poolkit_touch(name).connection, name)(*args, **kwargs)
 
-    call.__name__ = call.__qualname__ = name
     return call
 
 
 class Transaction:
     """Begins; commits at the end of the block, or rolls back after an exception.
 
-    Inside of it nothing else ends the transaction; see `poolkit.drivers.sqlite._block`.
+    Nothing else in the block can end the transaction; see `poolkit.drivers.sqlite._block`.
 
-    After a cancellation nothing is awaited: the reset at the end of the lease rolls back. Not a
-    generator, because one that is finalized late would roll back the next user's transaction.
+    After a cancellation nothing is awaited: the reset at the end of the lease rolls back. This is
+    not a generator, because one that is finalized late would roll back the next user's transaction.
     """
 
     def __init__(self, connection: Threaded, mode: str) -> None:
@@ -349,12 +370,12 @@ class Transaction:
             try:
                 await self._run(raw.commit_block)
             except Exception:
-                with contextlib.suppress(sqlite3.Error):  # the first error is the one to be seen
+                with contextlib.suppress(sqlite3.Error):  # the error of the COMMIT is raised
                     await self._run(raw.roll_back_block)
                 raise
         elif isinstance(error, Exception):
             await self._run(raw.roll_back_block)
 
     async def _run(self, function: Callable[[], None], *, patience: float | None = None) -> None:
-        # Tame: a transaction that is open at the end of the lease is seen.
-        await self._connection._within(self._lease, function, tame=True, patience=patience)
+        # Tracked: `Raw.is_clean` sees a transaction that is open at the end of the lease.
+        await self._connection._within(self._lease, function, tracked=True, patience=patience)

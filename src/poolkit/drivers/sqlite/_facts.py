@@ -25,14 +25,14 @@ _SCHEMA_PRAGMAS: Final = (
     *("cache_size", "cache_spill", "journal_mode", "journal_size_limit", "locking_mode"),
     *("max_page_count", "mmap_size", "secure_delete", "synchronous"),
 )
-#: Those of the temporary database that change by themselves when it is first written to.
+#: Settings of the temporary database that change by themselves when it is first written to.
 _CHANGING_PRAGMAS: Final = ("cache_spill", "mmap_size")
-#: What is kept in the database itself: data, unless no other connection sees it.
+#: Settings that are kept in the database itself: data, unless no other connection sees them.
 _DATA_PRAGMAS: Final = ("application_id", "user_version")
-#: Milliseconds to wait for a lock, for which others write and checkpoint meanwhile: a wait of
-#: SQLite's cannot be ended.
+#: Milliseconds to wait for a lock of a connection that writes or checkpoints. Not more, because
+#: SQLite's wait cannot be interrupted.
 WAIT: Final = 50
-#: How `PRAGMA secure_delete` shows what it calls FAST.
+#: What `PRAGMA secure_delete` returns for FAST.
 _FAST: Final = 2
 
 
@@ -62,9 +62,9 @@ class Facts(NamedTuple):
 def read_facts(rows: Rows, shared: Collection[str], then: Facts | None) -> Facts:
     """Ask SQLite what a connection is like.
 
-    ``shared``: databases in memory that other connections see. Of those that no other one sees
-    only tables that there were ``then`` are looked into. Raises `sqlite3.OperationalError` rather
-    than wait long for a lock.
+    ``shared``: the names of memory databases that other connections see. In databases that no other
+    connection sees the rows of all tables are read, or of those that are in ``then``. Raises
+    `sqlite3.OperationalError` rather than wait long for a lock.
     """
     patience = _ask(rows, "busy_timeout")
     rows(f"PRAGMA busy_timeout={WAIT}")
@@ -85,11 +85,11 @@ def _read_facts(rows: Rows, shared: Collection[str], then: Facts | None) -> Fact
             if schema == "temp" and name in _CHANGING_PRAGMAS:
                 continue
             settings[schema, name] = _ask(rows, f"{_quoted(schema)}.{name}")
-    # There is no other way to read case_sensitive_like.
+    # case_sensitive_like cannot be read in another way.
     settings["", "like"] = rows("SELECT 'a' LIKE 'A'")[0][0]
     private = ["temp", *_private(databases, shared)]
-    # (Those above have opened the temporary database: on one that is closed since they were
-    # prepared these would crash.)
+    # (The statements above have opened the temporary database. If that was closed after the
+    # following were prepared, SQLite would crash.)
     for schema in private:
         for name in _DATA_PRAGMAS:
             settings[schema, name] = _ask(rows, f"{_quoted(schema)}.{name}")
@@ -103,10 +103,10 @@ def _read_facts(rows: Rows, shared: Collection[str], then: Facts | None) -> Fact
 
 
 def _private(databases: dict[str, str], shared: Collection[str]) -> list[str]:
-    """Return the databases that no other connection sees, but for the one that was opened.
+    """Return the attached databases that no other connection sees.
 
-    In memory, or in a file without a name. (SQLite shows a file by its absolute path, and a memory
-    database of `vfs=memdb` by its name, which begins with a slash if it is shared.)
+    They are in memory, or in a file without a name. (SQLite names a file by its absolute path, and
+    a memory database of `vfs=memdb` by its name, which begins with a slash if it is shared.)
     """
     return [
         name
@@ -117,13 +117,16 @@ def _private(databases: dict[str, str], shared: Collection[str]) -> list[str]:
 
 def _objects(rows: Rows, schema: str) -> list[Object]:
     schema_table = "sqlite_temp_master" if schema == "temp" else f"{_quoted(schema)}.sqlite_master"
-    # (Expressions, for which no converter is looked up.)
+    # (sqlite3 applies no converters to expressions.)
     sql = f"SELECT type||'', name||'', coalesce(sql,'')||'' FROM {schema_table}"  # noqa: S608
     return [Object(schema, *entry) for entry in rows(sql)]
 
 
 def _can_be_dropped(entry: Object) -> bool:
-    """Tell whether it ends otherwise than with its table; an empty ``sqlite_sequence`` stays."""
+    """Tell whether an object can be dropped by a statement.
+
+    An index that belongs to its table cannot, nor ``sqlite_sequence``, which stays, empty.
+    """
     return entry.sql != "" and entry.name != "sqlite_sequence"
 
 
@@ -144,10 +147,10 @@ def _ask(rows: Rows, pragma: str) -> Any:
 
 
 def restore(rows: Rows, now: Facts, then: Facts) -> None:
-    """Undo what can be undone of the differences."""
+    """Undo the differences that can be undone."""
     if not now.databases.items() >= then.databases.items():
-        return  # detached, or replaced: what was in it may be gone
-    rows(f"PRAGMA busy_timeout={WAIT}")  # restored as the last of the settings
+        return  # a database was detached or replaced: what was in it may be gone
+    rows(f"PRAGMA busy_timeout={WAIT}")  # restored below, as the last of the settings
     if now.objects != then.objects or now.databases != then.databases:
         for pragma in ("query_only", "writable_schema", "foreign_keys"):
             rows(f"PRAGMA {pragma}=0")
@@ -164,11 +167,11 @@ def restore(rows: Rows, now: Facts, then: Facts) -> None:
             else:
                 prefix = f"{_quoted(schema)}." if schema else ""
                 if schema == "temp":
-                    _ask(rows, "temp.cache_size")  # opens it; see above
+                    _ask(rows, "temp.cache_size")  # opens the temporary database; see above
                 fast = name == "secure_delete" and value == _FAST
                 rows(f"PRAGMA {prefix}{name}={'fast' if fast else value}")
     for schema in then.databases:
-        # What was locked exclusively is let go of by the next reader.
+        # The next read of a database releases an exclusive lock.
         rows(f"SELECT 1 FROM {_quoted(schema)}.sqlite_master LIMIT 1")  # noqa: S608
 
 
@@ -177,7 +180,7 @@ def _quoted(name: str) -> str:
 
 
 def _order(entry: Object) -> tuple[int, bool]:
-    """Sort what is to be dropped: virtual tables before the tables that they keep their rows in."""
+    """Return a key for the order of dropping: a virtual table before the tables that it uses."""
     kinds = ("trigger", "view", "index", "table")
     return kinds.index(entry.kind), not entry.sql.startswith("CREATE VIRTUAL")
 

@@ -1,9 +1,9 @@
-"""Whether the file of a database is still the one that was opened.
+"""Whether the file of a database is still the one that a connection has opened.
 
-A connection goes on with the file it has opened, whatever its name stands for meanwhile. When
-somebody has put a backup in its place, or has deleted it, all that is written goes where nobody
-will ever look, and SQLite says so at some writes only. So the name is looked up here, in the
-connection's thread: when it is pinged, and when it comes back after a while.
+A connection goes on with the file it has opened, whatever the name stands for later. When somebody
+has put a backup in the file's place, or has deleted it, all that is written is lost, and SQLite
+says so at some writes only. So the name is looked up here, in the connection's thread: when the
+connection is pinged, and when it is released and the last check was some time ago.
 """
 
 from __future__ import annotations
@@ -22,23 +22,25 @@ from poolkit._shell.log import say
 from poolkit._text import shown
 from poolkit.drivers.sqlite._state import Session
 
-#: Device and inode; None where the system has none, or will not say: then nothing has changed.
+#: Device and inode of a file; None if the system does not tell: then it counts as unchanged.
 Identity = tuple[int, int] | None
+#: There is no such file.
 MISSING: Final = (-1, -1)
 
 _NEVER: Final = float("inf")
-#: Files beside a database that connections to it share. To read those of another one is to destroy
-#: it.
+#: Files beside a database, which all its connections share. A connection that reads those of
+#: another database destroys its own.
 _COMPANIONS: Final = ("-wal", "-shm")
 
 
-class Known(NamedTuple):
+class KnownFile(NamedTuple):
     """The file that a name stood for."""
 
     identity: Identity
-    #: Where it really is: SQLite puts the others beside it.
+    #: Its path without symbolic links: SQLite puts the companions beside it.
     real: str
-    #: Of the others, as long as a connection is open that keeps them; else `MISSING`.
+    #: The identities of its companions; `MISSING` where they may be replaced at any time, since no
+    #: connection is open that keeps them.
     companions: tuple[Identity, ...]
 
 
@@ -47,19 +49,19 @@ class DatabaseFile:
 
     def __init__(self, path: str) -> None:
         self.path: Final = path
-        #: Seconds after which a connection that comes back is looked after.
+        #: Seconds after which a connection checks the file when it is released.
         self.interval = _NEVER
-        self._gate: Final = threading.Lock()
-        self._known: Known | None = None
+        self._lock: Final = threading.Lock()
+        self._known: KnownFile | None = None
 
-    def begin(self) -> None:
-        """Forget the file: the pool is opened anew, perhaps for another one."""
-        with self._gate:
+    def forget(self) -> None:
+        """Forget the file: another one may have taken its place while the pool was closed."""
+        with self._lock:
             self._known = None
 
     @property
     def was_open(self) -> bool:
-        """Whether the file was there already, and must not be made in its own place."""
+        """Whether a connection has opened the file: SQLite must not create another one."""
         return self._known is not None
 
     def exists(self) -> bool:
@@ -67,15 +69,16 @@ class DatabaseFile:
         return _identity(self.path) != MISSING
 
     def due(self) -> float:
-        """Return when a connection that was looked after just now has to be looked after again."""
+        """Return when a connection that checks the file now has to check it again."""
         return time.monotonic() + self.interval
 
     # -- around the opening of a connection ------------------------------------------------------
 
-    def before(self) -> Identity:
+    def about_to_open(self) -> Identity:
         """Return which file is about to be opened; `MISSING`: there is none.
 
-        Raises `sqlite3.OperationalError` if it must not be opened.
+        Raises `sqlite3.OperationalError` if it was deleted while the pool was open, or was replaced
+        and the old file's companions would be read as the new one's.
         """
         known, found = self._known, _identity(self.path)
         if known is not None:
@@ -89,21 +92,24 @@ class DatabaseFile:
                 self._refuse_companions(known)
         return found
 
-    def after(self, before: Identity) -> Identity:
-        """Return which file was opened, given what `before` has returned."""
+    def opened(self, before: Identity) -> Identity:
+        """Return which file was opened; ``before``: what `about_to_open` has returned.
+
+        Raises `sqlite3.OperationalError` if it was replaced meanwhile.
+        """
         found = _identity(self.path)
         if found == MISSING or (before != MISSING and _differ(before, found)):
             raise self._error("was replaced while it was being opened", Verdict.TRANSIENT)
         self._learn(self._look(found, self._real()))
         return found
 
-    def adopt(self, other: DatabaseFile) -> None:
-        """Learn what was found out for a connection that has attached the file."""
+    def learn_from(self, other: DatabaseFile) -> None:
+        """Take over what ``other`` knows of the same file, which a connection has attached."""
         if other._known is not None:
             self._learn(other._known)
 
-    def _learn(self, found: Known) -> None:
-        with self._gate:
+    def _learn(self, found: KnownFile) -> None:
+        with self._lock:
             known = self._known
             if known is None or found.identity is not None:
                 self._known = found
@@ -118,13 +124,13 @@ class DatabaseFile:
     def _real(self) -> str:
         return os.path.realpath(self.path)
 
-    def _look(self, identity: Identity, real: str) -> Known:
-        return Known(identity, real, tuple(_identity(real + suffix) for suffix in _COMPANIONS))
+    def _look(self, identity: Identity, real: str) -> KnownFile:
+        return KnownFile(identity, real, tuple(_identity(real + suffix) for suffix in _COMPANIONS))
 
-    def _refuse_companions(self, known: Known) -> None:
-        """Raise if the old file's log lies beside the new file, and would be read as its own."""
+    def _refuse_companions(self, known: KnownFile) -> None:
+        """Raise if the old file's log is beside the new file, and would be read as its log."""
         real = self._real()
-        if real != known.real:  # by a symbolic link; the log has stayed where it was
+        if real != known.real:  # a symbolic link was changed: the log is beside the old file
             return
         now = self._look(None, real).companions
         left = [
@@ -143,10 +149,10 @@ class DatabaseFile:
                 Verdict.FATAL,
             )
 
-    # -- later -----------------------------------------------------------------------------------
+    # -- while connections are open --------------------------------------------------------------
 
     def is_still(self, opened: Identity) -> bool:
-        """Tell whether the name may stand for the file that a connection has opened."""
+        """Tell whether the name may still stand for the file that a connection has opened."""
         return not _differ(_identity(self.path), opened)
 
     def check(self, opened: Identity) -> None:
@@ -158,12 +164,12 @@ class DatabaseFile:
             raise self._error("was replaced under an open connection", Verdict.SERVER_GONE)
         known = self._known
         if known is not None and found is not None and known.identity == found:
-            with self._gate:
+            with self._lock:
                 self._known = self._look(found, known.real)
 
-    def distrust(self) -> None:
-        """Forget what lies beside the file, which may change now: whatever does is suspicious."""
-        with self._gate:
+    def companions_may_change(self) -> None:
+        """Forget the companions: those that are there later may be of this file or another one."""
+        with self._lock:
             if self._known is not None:
                 self._known = self._known._replace(companions=(MISSING,) * len(_COMPANIONS))
 
@@ -174,58 +180,58 @@ class DatabaseFile:
 
 
 class WatchesFiles(Session):
-    """A connection of SQLite's that looks now and then whether its files are still there."""
+    """A connection of SQLite's that checks from time to time whether its files are still there."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        #: The files that are open, and what they were then, by the names of the databases.
+        #: The open files, and which ones they were when opened, by the names of the databases.
         self.files: dict[str, tuple[DatabaseFile, Identity]] = {}
-        #: Those that a lease has not attached, by the names of the databases.
+        #: The names of the databases that no lease has attached.
         self._lasting: frozenset[str] = frozenset()
         self._file_due = _NEVER
 
     def watch_file(self, file: DatabaseFile, opened: Identity) -> None:
-        """Look now and then whether the name of the file still stands for what was opened."""
+        """Check from time to time whether the name still stands for the file that was opened."""
         self.files["main"] = file, opened
         self._file_due = file.due()
 
     def watch_attached(self) -> None:
-        """Do so for files that were attached just now."""
+        """Check files that were attached just now, too."""
         super().watch_attached()
-        if "main" not in self.files:  # SQLite keeps what is attached to a memdb in memory, too
+        if "main" not in self.files:  # what is attached to a memdb is in memory, too
             return
-        with self._asking() as rows:
+        with self._asking_sqlite() as rows:
             databases = {name: path for _, name, path in rows("PRAGMA database_list")}
         for name in self.files.keys() - databases.keys():
             del self.files[name]
         for name in databases.keys() - self.files.keys():
             if databases[name]:
                 file = DatabaseFile(databases[name])
-                with contextlib.suppress(sqlite3.Error):  # it is nobody's any more
-                    self.files[name] = file, file.after(MISSING)
+                with contextlib.suppress(sqlite3.Error):  # it was deleted already
+                    self.files[name] = file, file.opened(MISSING)
 
     def remember_settings(self) -> None:
-        """Take the files that are attached now for those to look after."""
+        """Note, too, that the files attached now are not a lease's."""
         super().remember_settings()
         self._lasting = frozenset(self.files)
 
     def check_files(self) -> None:
-        """Raise if one of the files was replaced or deleted; a lease's own are its affair."""
+        """Raise if a file was replaced or deleted, unless the lease has attached it."""
         for name, (file, opened) in self.files.items():
             if name in self._lasting:
                 file.check(opened)
         if "main" in self.files:
             self._file_due = self.files["main"][0].due()
 
-    def look(self) -> None:
-        """Expect the log to be another one afterwards, if the journal mode is changed and back."""
-        super().look()
+    def compare_at_reset(self) -> None:
+        """Expect the files' companions to change, too: the lease may change the journal mode."""
+        super().compare_at_reset()
         for file, _ in self.files.values():
-            file.distrust()
+            file.companions_may_change()
 
     def undo(self) -> None:
-        """Forget the files that the lease has attached, too."""
-        changed = self._looks
+        """Undo, and forget the files that the lease has attached."""
+        changed = self._must_compare
         super().undo()
         if changed:
             self.check_files()
@@ -233,14 +239,14 @@ class WatchesFiles(Session):
             del self.files[name]
 
     def close(self) -> None:
-        """Close, and expect the logs to be deleted, and others to be made by somebody else."""
+        """Close. The last connection deletes the logs; another process may make new ones."""
         for file, opened in self.files.values():
             if file.is_still(opened):
-                file.distrust()
+                file.companions_may_change()
         super().close()
 
     def is_file_due(self) -> bool:
-        """Tell whether it is time to look again."""
+        """Tell whether it is time to check the files again."""
         return time.monotonic() >= self._file_due
 
 
@@ -249,9 +255,9 @@ def _differ(one: Identity, other: Identity) -> bool:
 
 
 def _identity(path: str) -> Identity:
-    """Return which file a name stands for; `MISSING`: for none; None if the system does not say."""
+    """Return which file a name stands for, or `MISSING`; None if the system does not say."""
     try:
-        found = os.stat(path)  # noqa: PTH116  # at a third of the price
+        found = os.stat(path)  # noqa: PTH116  # costs a third of Path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return MISSING
     except OSError:
@@ -260,7 +266,7 @@ def _identity(path: str) -> Identity:
 
 
 def _is_hot(journal: str) -> bool:
-    """Tell whether a rollback journal would be played back: one that is done with is empty."""
+    """Tell whether SQLite would play back a rollback journal: the header is zero if it is done."""
     try:
         with Path(journal).open("rb") as file:
             return any(file.read(8))

@@ -1,10 +1,10 @@
-"""Something to be done on a connection of SQLite's, in its thread, and how that goes.
+"""An operation on a connection of SQLite's: a function to be run in the connection's thread.
 
 ::
 
     queued ──▶ running ──▶ finished
-      │          │ its caller goes: `abandoned`, then `chased`, `hit` by interrupts, until it ends
-      └─▶ never begun: `withdrawn`, or abandoned and in vain
+      │          │ its caller is cancelled: `abandoned`, then interrupted until it ends
+      └─▶ never begun: `withdrawn`, or abandoned and pointless
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: What executes a single statement once.
+#: The methods that execute a single statement once.
 _STATEMENTS: Final = frozenset({"execute", "fetch", "insert"})
 _SELECTS: Final = re.compile(r"\s*(?:SELECT|VALUES)\b", re.IGNORECASE)
-#: What may stand before a statement: comments, and empty statements.
+#: What may come before a statement: comments, and empty statements.
 _BEFORE: Final = r"(?>\s+|;|--[^\n]*|/\*(?:[^*]|\*(?!/))*+(?:\*/)?)*+"
 _BEGINS: Final = re.compile(_BEFORE + r"(?:BEGIN|SAVEPOINT)\b", re.IGNORECASE)
 _ENDS: Final = re.compile(
@@ -35,24 +35,26 @@ _ENDS: Final = re.compile(
 
 
 class Operation(Generic[T]):
-    """A function to be run on a connection, in its thread, for the sake of one lease."""
+    """A function to be run on a connection, in its thread, for one lease."""
 
-    #: Whether its caller has gone.
+    #: Whether its caller was cancelled, or has got an error from elsewhere.
     abandoned = False
-    #: Whether it must not be begun any more.
+    #: Whether it must not begin any more.
     withdrawn = False
-    #: Whether it is to end now.
-    chased = False
-    #: Set when it has ended, if somebody is interrupting it or about to.
+    #: Whether it has to end now.
+    must_end = False
+    #: Set when it has ended, if a thread interrupts it or is about to.
     ended: threading.Event | None = None
     #: Whether an interrupt was sent while it ran.
-    hit = False
+    was_interrupted = False
     #: Whether it runs while other cursors are half read.
-    beside = False
-    #: Whether it has failed, and the transaction that it was in with it.
-    broke = False
-    #: Whether a transaction is open since, which is to be undone if nobody knows of it.
-    began = unwanted = False
+    beside_open_cursors = False
+    #: Whether it has failed and the transaction has ended with it.
+    lost_transaction = False
+    #: Whether it has left a transaction open.
+    began_transaction = False
+    #: Whether that transaction has to be rolled back, since the caller does not know of it.
+    is_unwanted = False
     finished = False
 
     def __init__(
@@ -61,66 +63,66 @@ class Operation(Generic[T]):
         lease: int,
         function: Callable[[], T],
         *,
-        tame: bool,
+        tracked: bool,
         known: bool = True,
         patience: float | None = None,
     ) -> None:
         self.raw = raw
         self.lease = lease
         self.function = function
-        #: The method of the connection, or of a cursor, that it is about, and what is given to it.
+        #: The method of the connection or of a cursor that it calls, and the arguments.
         self.method: Any = function
         self.args: tuple[Any, ...] = ()
         if isinstance(function, functools.partial):
             self.method, self.args = function.func, function.args
-        #: Whether nothing is left by it, if it ends well, that `Raw.is_clean` does not see.
-        self.tame = tame
-        #: Whether it does nothing past the methods of `Raw` and `RawCursor`.
+        #: Whether `Raw.is_clean` sees all that it leaves behind, if it succeeds.
+        self.tracked = tracked
+        #: Whether it calls methods of `Raw` and `RawCursor` only, none of `sqlite3`'s own.
         self.known = known
-        #: Seconds that it may wait for a lock; None: as long as the connection does.
+        #: Seconds that it may wait for a lock; None: as long as ``busy_timeout`` allows.
         self.patience = patience
         #: The cursors it has made.
         self.made: list[RawCursor] = []
 
     def __call__(self) -> T:
-        """Run it when no other runs, if it is still wanted."""
+        """Run the operation when no other runs; see `Raw.run`."""
         return self.raw.run(self)
 
-    def is_over(self) -> bool:
-        """Tell whether nobody waits for it any more."""
+    def is_unawaited(self) -> bool:
+        """Tell whether nobody waits for the operation any more."""
         return self.abandoned or self.lease != self.raw.lease
 
     @property
     def name(self) -> str:
-        """What the method is called."""
+        """The name of the method."""
         return getattr(self.method, "__name__", "")
 
     @property
     def cursor(self) -> RawCursor | None:
-        """The cursor that it fetches from, or executes again."""
+        """The cursor whose method it calls; None if the method is the connection's."""
         owner = getattr(self.method, "__self__", None)
         return cast("RawCursor", owner) if isinstance(owner, sqlite3.Cursor) else None
 
     @property
     def sql(self) -> str | None:
-        """The statement, if it is a single one."""
+        """The statement, if the operation executes a single one."""
         if not (self.args and getattr(self.method, "__name__", "") in _STATEMENTS):
             return None
         sql = self.args[0]
         return sql if isinstance(sql, str) else None
 
-    def is_vain(self) -> bool:
-        """Tell whether there is no point in it without a caller; writes and settings are made.
+    def is_pointless(self) -> bool:
+        """Tell whether it need not begin if its caller was cancelled. Writes and settings are done.
 
-        What follows a BEGIN that its caller knows nothing of would be undone with it.
+        A BEGIN is not: what follows would be undone with a transaction nobody knows of.
         """
         sql = self.sql
         if sql is None:
-            return self.tame
-        return (self.tame and _SELECTS.match(sql) is not None) or _BEGINS.match(sql) is not None
+            return self.tracked
+        return (self.tracked and _SELECTS.match(sql) is not None) or _BEGINS.match(sql) is not None
 
-    def ends(self) -> bool:
-        """Tell whether it is to end a transaction that was begun by hand."""
+    def ends_transaction(self) -> bool:
+        """Tell whether it ends a transaction that was begun by hand."""
         if self.name in ("commit", "rollback"):
             return True
         sql = self.sql

@@ -1,13 +1,15 @@
-"""How SQLite's own connection waits for another one's lock: in slices, and looks up in between.
+"""How SQLite's connection waits for another connection's lock: in short waits that can be ended.
 
-SQLite's wait hears of no deadline and of no interrupt, and may last for all of ``busy_timeout``. So
-SQLite is given a short one, and what has failed for the lock alone is tried again until the user's
-is over. Only under a write-ahead log, or for a BEGIN: in the other journal modes a writer that
-tries again would let pass the readers that it is keeping out while it waits. What has failed at
-once in a transaction is not tried again: it has read what another one has changed since.
+SQLite's own wait knows no deadline and cannot be interrupted; it may last all of ``busy_timeout``.
+So SQLite is given a short timeout, and a statement that has failed because of the lock alone is
+retried until the user's timeout is over.
 
-The user's value is put back before anything that might look at it. To set it costs as much as a
-small statement, so the short one stays for as long as nothing else is done.
+- Only under a write-ahead log, or for a BEGIN. In the other journal modes a writer keeps new
+  readers out while it waits; a writer that retries would let them pass.
+- In a transaction, a statement that has failed at once is not retried: the transaction has read
+  what another connection has changed since, and would fail again.
+- The user's timeout is set again before a statement that may depend on it. Setting it costs as much
+  as a small statement, so the short one stays until then.
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Seconds that SQLite waits before it is looked whether anybody is still waiting.
+#: Seconds of a short wait, after which it is checked whether anybody still waits.
 SLICE: Final = 0.05
 _MILLISECONDS: Final = int(SLICE * 1000)
-#: What SQLite says of a statement that does not fit the tables and columns that it knows.
+#: In SQLite's errors for a statement that does not fit the tables and columns that it knows.
 _OUTDATED: Final = re.compile(r"no such|already|\bcolumns?\b")
 
 
@@ -36,13 +38,13 @@ class Waits(sqlite3.Connection):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        #: The user's ``busy_timeout`` in milliseconds, if it is known.
+        #: The user's ``busy_timeout`` in milliseconds, while the short one may be set.
         self._busy_timeout: int | None = None
-        #: Whether SQLite has the short one instead, or may have it.
-        self._is_short = False
-        #: Whether putting the user's back was interrupted: either may be set.
-        self._is_unsure = False
-        self._interruptions = 0  # of what sets it
+        #: Whether SQLite has the short timeout, or may have it.
+        self._has_short_wait = False
+        #: Whether setting the user's timeout was interrupted: either may be set.
+        self._wait_is_unsure = False
+        self._interruptions = 0  # how often setting a timeout was interrupted
 
     def command(self, sql: str) -> list[Any]:
         """Execute a statement on a cursor that nobody else sees; return its rows, as tuples."""
@@ -53,46 +55,48 @@ class Waits(sqlite3.Connection):
         finally:
             cursor.close()
 
-    def own(self, sql: str) -> list[Any]:
-        """Execute a statement that is no user's affair."""
+    def execute_own(self, sql: str) -> list[Any]:
+        """Execute a statement of the driver's."""
         return self.command(sql)
 
-    def wait_in_slices(self) -> None:
-        """Give SQLite a short ``busy_timeout``, unless the user's is short itself."""
+    def use_short_wait(self) -> None:
+        """Set the short timeout, unless the user's is as short."""
         if self._busy_timeout is None:
-            ((given,),) = self.own("PRAGMA busy_timeout")
+            ((given,),) = self.execute_own("PRAGMA busy_timeout")
             self._busy_timeout = given
             if given > _MILLISECONDS:
-                self._is_short = True  # also if this is interrupted: it is set by then
+                self._has_short_wait = True  # also if this is interrupted: it may be set by then
                 self._set_wait(_MILLISECONDS)
-        elif self._is_unsure:
+        elif self._wait_is_unsure:
             self._set_wait(_MILLISECONDS)
-            self._is_unsure = False
+            self._wait_is_unsure = False
 
-    def wait_at_once(self) -> None:
-        """Give SQLite the user's ``busy_timeout`` again, which may be changed then."""
+    def use_users_wait(self) -> None:
+        """Set the user's timeout again, which the user may change from then on."""
         given, self._busy_timeout = self._busy_timeout, None
-        if self._is_short:
+        if self._has_short_wait:
             try:
                 self._set_wait(given)
-                self._is_short = self._is_unsure = False
-            except sqlite3.Error:  # interrupted, as long as a cursor is open
+                self._has_short_wait = self._wait_is_unsure = False
+            except sqlite3.Error:  # interrupted: an interrupt lasts while a cursor is open
                 self._busy_timeout = given
-                self._is_unsure = True
+                self._wait_is_unsure = True
 
     def _set_wait(self, milliseconds: int | None) -> None:
-        """Set ``busy_timeout``, which SQLite does when it prepares the statement.
+        """Set ``busy_timeout``. SQLite does so when it prepares the statement.
 
-        A statement that was interrupted stays prepared, and does nothing when it runs again: so the
-        next one is another text.
+        A statement that was interrupted stays prepared, and sets nothing when it runs again. So the
+        text of the next one is different, by spaces.
         """
         try:
-            self.own(f"PRAGMA busy_timeout={milliseconds}{' ' * (self._interruptions % 1000)}")
+            self.execute_own(
+                f"PRAGMA busy_timeout={milliseconds}{' ' * (self._interruptions % 1000)}"
+            )
         except sqlite3.Error:
             self._interruptions += 1
             raise
 
-    def again(
+    def retry(
         self,
         function: Callable[[], T],
         error: sqlite3.OperationalError,
@@ -100,18 +104,18 @@ class Waits(sqlite3.Connection):
         operation: Operation[Any],
         limit: float | None = None,
     ) -> T:
-        """Call a function again and again that has failed because another connection has the lock.
+        """Retry a function that has failed because another connection has the lock.
 
-        For as long as the user's ``busy_timeout``, or ``limit`` seconds, but for no more than the
-        operation's patience, after which this raises `TimeoutError`, and no longer than anybody
-        waits for it.
+        The last error is raised after the user's ``busy_timeout``, or ``limit`` seconds, or when
+        nobody waits for the operation any more. `TimeoutError` is raised after the operation's
+        patience, if that is shorter.
         """
         if limit is None:
             limit = (self._busy_timeout or 0) / 1000
         patience = operation.patience
         tried = began
-        while not operation.is_over():
-            # Some builds of SQLite wait for whole seconds only, hence not at all.
+        while not operation.is_unawaited():
+            # Some builds of SQLite wait whole seconds only: they do not wait at all for less.
             time.sleep(max(0.0, min(limit, tried + SLICE - time.monotonic())))
             tried = time.monotonic()
             if patience is not None and tried - began >= patience <= limit:
@@ -129,11 +133,11 @@ class Waits(sqlite3.Connection):
         raise error
 
     def has_waited(self, began: float) -> bool:
-        """Tell whether what began then, in a transaction, may have failed for the short wait.
+        """Tell whether a statement in a transaction may have failed because its wait was short.
 
-        There a wait is rare, and most failures are at once: then waiting would not help.
+        ``began``: when it began. If it has failed at once, waiting longer would not help.
         """
-        return self._is_short and time.monotonic() >= began + SLICE
+        return self._has_short_wait and time.monotonic() >= began + SLICE
 
 
 def is_busy(error: sqlite3.Error) -> bool:
@@ -142,10 +146,10 @@ def is_busy(error: sqlite3.Error) -> bool:
 
 
 def is_for_lock(error: sqlite3.Error, began: float) -> bool:
-    """Tell whether what began then has failed because another connection has the lock.
+    """Tell whether an error may mean that another connection has the lock.
 
-    It is also needed to read the tables and columns anew if they were changed; without it SQLite
-    reports what it knew before.
+    ``began``: when the statement began. SQLite also needs the lock to read changed tables and
+    columns; if it does not get it, it reports an error by those that it knew before.
     """
     return is_busy(error) or (
         time.monotonic() >= began + SLICE and _OUTDATED.search(str(error)) is not None
@@ -153,10 +157,10 @@ def is_for_lock(error: sqlite3.Error, began: float) -> bool:
 
 
 def may_be_repeated(sql: str, /) -> bool:
-    """Tell whether a single statement may be executed again, as far as waiting for locks goes.
+    """Tell whether a single statement may be executed with short waits, and retried.
 
-    Not one that tells how long SQLite waits, or sets it; nor a checkpoint, which waits in vain
-    without an error.
+    Not one that reads or sets ``busy_timeout``, nor a checkpoint: that reports no error when its
+    wait is over.
     """
     lower = sql.lower()
     return "busy_timeout" not in lower and "wal_checkpoint" not in lower

@@ -1,8 +1,8 @@
-"""What others have put in place of functions of sqlite3 and aiosqlite: poolkit goes past it.
+"""Functions of sqlite3 and aiosqlite that an agent has replaced: poolkit does not use them.
 
-Agents that trace databases have ``sqlite3.connect`` return proxies. Around these there can be no
-promise that a statement has ended, or that a cursor is closed; so connections are opened, and used,
-without. They work; the agent does not see them, which is said once.
+Agents that trace databases have ``sqlite3.connect`` return proxies. With a proxy poolkit could not
+promise that a statement has ended, or that a cursor is closed. So connections are opened and used
+without proxies. The agent does not see them; a warning says so once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _told: Final = Told()
 
 
 def look_for_wrappers(library: Any = None) -> None:
-    """Say what was replaced of sqlite3, and of aiosqlite if that is given; once for each."""
+    """Warn, once for each, of replaced functions of sqlite3, and of a library over it."""
     found = [("sqlite3.connect", sqlite3.connect, "_sqlite3")]
     for name in ("Connection", "Cursor") if library is not None else ():
         members = getattr(getattr(library, name, None), "__dict__", {})
@@ -47,7 +47,7 @@ def look_for_wrappers(library: Any = None) -> None:
 
 
 def _is_general(function: object) -> bool:
-    """Tell whether a wrapper is of a module that serves everybody."""
+    """Tell whether a wrapper belongs to the standard library or to typing_extensions."""
     module = _whose(function).partition(".")[0]
     return module in sys.stdlib_module_names or module == "typing_extensions"
 
