@@ -1,0 +1,386 @@
+"""How connections of asyncpg are opened, checked, cleaned and closed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+from asyncpg import exceptions as pg
+
+from poolkit._driver import Verdict
+from poolkit._errors import PoolConfigError
+from poolkit._options import unknown_option
+from poolkit.drivers.asyncpg import _base as bases
+from poolkit.drivers.asyncpg import _errors as errors
+from poolkit.drivers.asyncpg import _internals as internals
+from poolkit.drivers.asyncpg import _parts as parts
+from poolkit.drivers.asyncpg import _reset as resets
+from poolkit.drivers.asyncpg import _unwrapped as unwrapped
+from poolkit.drivers.asyncpg._callbacks import ViewMethods
+from poolkit.drivers.asyncpg._connection import pooled
+from poolkit.drivers.asyncpg._costs import MissingParts
+from poolkit.drivers.asyncpg._dsn import check_dsn, explain, session_settings
+from poolkit.drivers.asyncpg._peer import watch_peer
+from poolkit.drivers.asyncpg._settings import SETTINGS, Settings, SettingsDict
+from poolkit.drivers.asyncpg._survey import Survey
+from poolkit.drivers.asyncpg._transaction import Transaction
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from typing_extensions import Unpack
+
+    from poolkit._url import URL
+    from poolkit.drivers.asyncpg._codecs import LibraryCodecs
+
+logger = logging.getLogger("poolkit")
+
+
+class AsyncpgDriver:
+    """How connections of asyncpg are opened, checked, cleaned and closed. On asyncio only."""
+
+    __module__ = "poolkit.drivers.asyncpg"
+
+    def __init__(self, dsn: URL | None = None, **settings: Unpack[SettingsDict]) -> None:
+        for name in settings:
+            if name not in SETTINGS:
+                raise PoolConfigError(unknown_option(name, SETTINGS))
+        self.settings = Settings(**settings)
+        self._dsn, self.name = check_dsn(dsn, self.settings)
+        self._arguments = self.settings.arguments()
+        self._sent = session_settings(self._dsn, self._arguments)
+        kind = unwrapped.plain_class(self._arguments.pop("connection_class", unwrapped.Connection))
+        if not (isinstance(kind, type) and issubclass(kind, unwrapped.Connection)):
+            raise PoolConfigError("connection_class is not a subclass of asyncpg.Connection")
+        self._kind = pooled(kind)
+        self._missing_parts = MissingParts()
+        self._missing_parts.report(self.name, parts.missing_of_class(kind))
+        #: Whether most releases need no reset.
+        self._is_light = self.settings.reset in ("transaction", "none")
+        self._siblings: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._survey = Survey(self.settings, self._arguments)
+        #: Whether one of the connections was to a primary.
+        self._had_primary = False
+        #: Whether a warning has said that the server does not describe its sessions.
+        self._warned_of_base = False
+
+    #: Makes ``isinstance(conn, asyncpg.Connection)`` true of a view.
+    view_bases = (ViewMethods,)
+
+    async def connect(self) -> asyncpg.Connection:
+        """Open a connection. If this is cancelled, asyncpg leaves no connection behind."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise PoolConfigError(
+                "asyncpg runs on asyncio only, and so does its pool: there is no driver for "
+                "PostgreSQL on trio yet"
+            ) from None
+        try:
+            c: Any = await asyncpg.connect(
+                self._dsn, connection_class=self._kind, **self._arguments
+            )
+        except ConnectionError as error:
+            if "rejected SSL upgrade" not in str(error):
+                raise
+            raise ConnectionError(f"{error}: it has no TLS, or is no PostgreSQL") from error
+        except pg.PostgresError as error:
+            explain(error, self._sent)
+            raise
+        try:
+            c = internals.as_ours(c, self._kind, self._missing_parts, self.name)
+            await self._adopt(c)
+            await self._survey.examine(c, self.name)
+        except BaseException:
+            with contextlib.suppress(AttributeError):  # `c` may be no connection at all
+                c.terminate()
+            raise
+        return c  # type: ignore[no-any-return]
+
+    async def _adopt(self, c: Any) -> None:
+        await parts.try_out(c)
+        self._missing_parts.report(self.name, c._parts.missing)
+        c._parts.report_missing = lambda name: self._missing_parts.report(self.name, [name])
+        c.join(self._siblings)
+        self._had_primary |= _standby(c) == "off"
+        if self.settings.tcp_timeout is not None:
+            watch_peer(internals.socket_of(c), self.settings.tcp_timeout)
+
+    def pool_opens(self) -> None:
+        """Forget what the server can undo: another one may have taken its place."""
+        self._survey.forget()
+
+    def is_dead(self, c: asyncpg.Connection, /) -> bool:
+        """Tell whether asyncpg knows the connection to be closed or lost."""
+        return c.is_closed()
+
+    async def ping(self, c: Any, /) -> None:
+        """Make one round trip."""
+        await c.execute_own("SELECT 1")
+
+    async def close(self, c: asyncpg.Connection, /) -> None:
+        """Tell the server that the connection ends, and wait until the server has closed it."""
+        await c.close()
+
+    def terminate(self, c: Any, /) -> None:
+        """Close the connection at once, without telling the server."""
+        with contextlib.suppress(RuntimeError):  # its event loop is closed
+            c.terminate()
+        # They refer to the slot, which refers to the connection: without this only the garbage
+        # collector would free it.
+        c._own_callbacks, c._report_error = (), None
+
+    def watch(self, c: Any, dead: Callable[..., None], /) -> None:
+        """Call ``dead`` when asyncpg notices a loss, and for errors that cursors and such raise.
+
+        What ``on_connect`` has set up becomes the connection's own. Raises `PoolConfigError` for an
+        open transaction or a listener, which the first reset would end.
+        """
+        _refuse_what_is_open(c)
+        c.add_termination_listener(lambda _: dead())
+        c.keep_as_own()
+        c._report_error = dead
+
+    def greeted(self, c: Any, /) -> None:
+        """Do not report callbacks that ``on_acquire`` has set as left behind."""
+        c.allow_callbacks()
+
+    # -- the base of the session -----------------------------------------------------------------
+
+    async def set_up(self, c: Any, on_connect: Callable[[Any], Awaitable[object]], /) -> None:
+        """Run ``on_connect``; resets return to the session as ``on_connect`` leaves it.
+
+        Raises `PoolConfigError` for what no reset could restore.
+        """
+        c.collect_names()
+        await on_connect(c)
+        if not c.is_closed():
+            _refuse_what_is_open(c)
+            await self.capture(c)
+
+    async def return_to_base(self, c: Any, /) -> None:
+        """Restore the base of the session, before a library over the pool sets up more for all.
+
+        Resets of the levels that leave the session alone have not done so. What another lease has
+        left would become part of the base.
+        """
+        if not self._has_base or self.settings.reset in ("full", "full+prepared"):
+            return
+        try:
+            await c.execute_own(resets.restore_settings(c))
+        except pg.InsufficientPrivilegeError:
+            raise
+        except (pg.SyntaxOrAccessError, pg.FeatureNotSupportedError) as error:
+            # A server that is not PostgreSQL.
+            logger.debug("%s: returning to the base failed: %r", self.name, error)
+
+    async def set_up_library(self, c: Any, /) -> LibraryCodecs:
+        """Capture what a library over the pool has set up on a connection, in a lease.
+
+        Nothing else may have been done in the lease since `return_to_base`. The codecs are the
+        library's, for its own leases; all else becomes part of the base, for all leases. Raises
+        `PoolConfigError` for what no reset could restore.
+        """
+        _refuse_what_is_open(c, "an event listener")
+        await self.capture(c, by="an event listener")
+        return c.make_library_codecs()  # type: ignore[no-any-return]
+
+    @property
+    def _has_base(self) -> bool:
+        """Whether resets return to a base; else they leave the session alone."""
+        return self.settings.reset != "none" and self.settings.pooler != "transaction"
+
+    async def capture(self, c: Any, /, *, by: str = "on_connect") -> None:
+        """Make role, authorization and settings, as they are now, the base of the session.
+
+        Settings with a dot in their names are part of it if the connection has collected those.
+        One round trip, and two more to try restoring the base unless it is what the login begins
+        with. May be called again when more was set up. The session must be in no transaction.
+        Raises `PoolConfigError` for what a reset would undo and could not restore.
+        """
+        await asyncio.sleep(0)  # asyncpg calls query loggers from the loop, after the statement
+        names = tuple(dict.fromkeys((*c._base.names, *c.collected_names())))
+        if not self._has_base:
+            return
+        found = await self._capture(c, names, by)
+        if found is None:
+            return
+        undone = self._undone_for_good(c)
+        if lost := [found.unrestorable[kind] for kind in undone if kind in found.unrestorable]:
+            raise bases.refusal(by, lost)
+        error: Exception | None = None
+        changed: list[str] = []
+        for candidate in bases.Restoration.candidates(found, names, c._login):
+            c._base = candidate
+            # A lease may have given up the rights of the base, which `is_clean` could not see.
+            c._always_needs_reset = bool(candidate.rights) or c._codecs.are_lost
+            if not candidate.last:
+                return
+            try:
+                await c.execute_own(resets.restore_base(c, self.settings.reset))
+            except pg.PostgresError as failure:
+                error = failure
+                continue
+            error = None
+            again = await bases.capture(c, names)
+            changed = found.base.differences(again.base)
+            if not changed:
+                return
+        raise bases.unable(by, error, changed)
+
+    async def _capture(self, c: Any, names: tuple[str, ...], by: str) -> bases.Captured | None:
+        try:
+            return await bases.capture(c, names)
+        except pg.InsufficientPrivilegeError as error:
+            raise PoolConfigError(
+                f"what {by} has left cannot be seen, hence not be restored: {error}. Give "
+                "settings in connect_kwargs={'server_settings': ...}, or choose reset='none'"
+            ) from error
+        except (pg.SyntaxOrAccessError, pg.FeatureNotSupportedError) as error:
+            # A server that is not PostgreSQL: resets return to what the login begins with.
+            logger.log(
+                logging.DEBUG if self._warned_of_base else logging.WARNING,
+                "%s: a reset here ends what %s has set up, such as a role or settings, for the "
+                "server does not say what that is (%r). Give settings in "
+                "connect_kwargs={'server_settings': ...}, or set up in on_acquire",
+                self.name,
+                by,
+                error,
+            )
+            self._warned_of_base = True
+            return None
+
+    def classify(self, exc: BaseException, c: asyncpg.Connection | None, /) -> Verdict | None:
+        """Say what an error means; see `poolkit.drivers.asyncpg._errors`."""
+        if c is None:
+            return errors.of_connecting(exc)
+        if isinstance(exc, internals.Unfit):
+            return Verdict.SUSPECT
+        if isinstance(exc, pg.ReadOnlySQLTransactionError):
+            # From a primary: the transaction was read-only. From a standby: if the pool has had a
+            # primary, the two servers have changed places; else the pool is a replica's.
+            standby = _standby(c)
+            if standby == "on" and self._had_primary:
+                return Verdict.STALE
+            return Verdict.SUSPECT if standby is None else Verdict.OK
+        return errors.of_lease(exc, closed=c.is_closed())
+
+    def restate(self, exc: Exception, c: asyncpg.Connection, /) -> Exception | None:
+        """Return an error that says "connection lost" for one about asyncpg's internal state."""
+        return errors.restated(exc, closed=c.is_closed())
+
+    # -- between two leases ----------------------------------------------------------------------
+
+    def revoke(self, c: Any, /) -> None:
+        """End what was made in this lease: statements, cursors, transactions, callbacks."""
+        c.end_lease()
+
+    def in_block(self, c: Any, /) -> bool:
+        """Tell whether a block of ``async with c.transaction()`` has not ended yet."""
+        return bool(getattr(getattr(c, "_top_xact", None), "_managed", False))
+
+    def is_clean(self, c: Any, /) -> bool:
+        """Tell whether a reset would send nothing, and report nothing."""
+        if not self._is_light or c._left_behind or c._must_unlisten or c._named_statements:
+            return False
+        if c._always_needs_reset or c._may_have_dropped_ours or c._may_have_deallocated or c._unfit:
+            return False
+        return not (internals.may_be_cancelling(c) or c.is_in_transaction())
+
+    async def reset(self, c: Any, /) -> str | None:
+        """End what is in flight, roll back, undo session changes, restore the base, verify."""
+        if c._codecs.are_lost:
+            raise ConnectionError("a lease has changed type codecs, and nobody knows the others")
+        level = self.settings.reset
+        await internals.settle(c)
+        left_behind, c._left_behind = c._left_behind, ""
+        dropped = _prepare_anew_if_dropped(c)
+        resets.refuse_unfit(c, level)
+        # (A pooler by transaction has names of its own for statements.)
+        if c._dropped_for_codecs and self.settings.pooler != "transaction":
+            c._named_statements += (state for state in c._stmts_to_close if state.name)
+        query = self._undo(c)
+        if self._is_light:
+            restore = resets.restore_base(c, level) if dropped else resets.restore_rights(c)
+            query = restore + query
+        c._may_have_prepared = c._may_have_deallocated = c._dropped_for_codecs = False
+        c._must_unlisten = False
+        if c.is_in_transaction():
+            left_behind = ", ".join(filter(None, ["an open transaction", left_behind]))
+            query = f"ROLLBACK;{query}"
+        if query:
+            await self._survey.send_reset(c, query)
+        if callable(level):
+            await level(c)
+            _prepare_anew_if_dropped(c)
+            resets.refuse_unfit(c, level)
+            if c._base.last:
+                await c.execute_own(resets.restore_base(c, level))
+        if c.is_in_transaction():
+            raise ConnectionError("the connection is in a transaction after its reset")
+        return left_behind or None
+
+    def _undo(self, c: Any) -> str:
+        return resets.undo_lease(c, self.settings.reset)
+
+    def _undone_for_good(self, c: Any) -> tuple[str, ...]:
+        """Return the kinds of what the reset undoes and could not restore."""
+        level = self.settings.reset
+        if level == "transaction":
+            return ("channels",)
+        if callable(level):
+            return ()
+        kinds = ["temporary"]
+        if resets.has_asyncpgs_query(c):
+            kinds += ("locks", "channels", "cursors")
+        if level == "full+prepared":
+            kinds.append("prepared")
+        return tuple(kinds)
+
+    def transaction(
+        self,
+        c: asyncpg.Connection,
+        /,
+        *,
+        isolation: str | None = None,
+        readonly: bool = False,
+        deferrable: bool = False,
+    ) -> Transaction:
+        """Return a transaction; inside of another one it is a savepoint.
+
+        The settings are those of `asyncpg.Connection.transaction`.
+        """
+        settings = {"isolation": isolation, "readonly": readonly, "deferrable": deferrable}
+        return Transaction(c, self.name, **settings)
+
+
+def _refuse_what_is_open(c: Any, by: str = "on_connect") -> None:
+    """Raise `PoolConfigError` for what the first reset would end: a transaction, a listener."""
+    if c.is_in_transaction():
+        raise PoolConfigError(f"{by} has left a transaction open: commit it there")
+    if any(c.listeners().values()):
+        raise PoolConfigError(
+            f"{by} listens, which the first reset would end: hold a lease for listening"
+        )
+
+
+def _prepare_anew_if_dropped(c: Any) -> bool:
+    """Have asyncpg prepare its statements anew if the lease may have dropped them.
+
+    Return True if so. Raises `ConnectionError` if ``on_connect`` had prepared some by SQL.
+    """
+    dropped: bool = c._may_have_dropped_ours
+    if dropped:
+        c.prepare_anew()
+        if c._base.prepared:
+            raise ConnectionError("what on_connect had prepared by SQL is gone")
+    return dropped
+
+
+def _standby(c: Any) -> str | None:
+    """Return "on" if the server last said that it is a standby, or "off"; None if nothing."""
+    return None if c.is_closed() else getattr(c.get_settings(), "in_hot_standby", None)
