@@ -1,6 +1,6 @@
-"""How a PostgreSQL server is named, by a URL or a DSN; what is refused in it, and why.
+"""How a URL or a DSN names a PostgreSQL server, and what is refused in one.
 
-No message here repeats a DSN or the value of a parameter that may be a password.
+No message here repeats a DSN, or the value of a parameter that may be a password.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
     from poolkit.drivers.asyncpg._settings import CreateOptions, Settings, SettingsDict
 
 SCHEMES: Final = ("postgresql", "postgres", "postgresql+asyncpg")
-#: The parts of a DSN's query that are asyncpg's own; the others are settings of the session.
+#: The parameters in a DSN's query that asyncpg knows; the others are settings of the session.
 PARAMETERS: Final = frozenset(
     {"host", "port", "user", "password", "passfile", "database", "dbname", "service"}
     | {"sslmode", "sslcert", "sslkey", "sslpassword", "sslrootcert", "sslcrl", "sslnegotiation"}
     | {"ssl_min_protocol_version", "ssl_max_protocol_version"}
     | {"target_session_attrs", "krbsrvname", "gsslib"}
 )
-#: What poolkit and asyncpg know in a query.
+#: The parameters in a DSN's query that poolkit or asyncpg knows.
 _KNOWN: Final = (NAMES | SETTINGS | PARAMETERS) - {"ssl", "connect_kwargs"}
-#: Settings of sessions that are given most, for slips of which the server has no advice.
+#: Common settings of sessions, to find out what was meant by one that the server does not know.
 _COMMON: Final = frozenset(
     {"tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count"}
     | {"application_name", "DateStyle", "default_transaction_isolation", "IntervalStyle"}
@@ -116,7 +116,7 @@ _WORDS: Final = words(
 )
 
 
-#: Arguments of `asyncpg.connect` that `_WORDS` has, and `POOL`.
+#: Arguments of `asyncpg.connect` for which there is other advice.
 _WORDED: Final = frozenset({"timeout", "dsn", "loop", "direct_tls", "servicefile"})
 
 
@@ -124,7 +124,7 @@ _WORDED: Final = frozenset({"timeout", "dsn", "loop", "direct_tls", "servicefile
 
 
 def split_options(options: CreateOptions) -> tuple[SettingsDict, PoolOptions]:
-    """Return the driver's keywords and the pool's; an unknown one is refused."""
+    """Return the driver's keywords and the pool's. Raises `PoolConfigError` for an unknown one."""
     for name in options:
         if name in NAMES | SETTINGS:
             continue
@@ -146,9 +146,9 @@ def split_options(options: CreateOptions) -> tuple[SettingsDict, PoolOptions]:
 
 
 def split_dsn(dsn: object) -> tuple[str, SettingsDict, PoolOptions]:
-    """Return a DSN, the driver's settings that were in its query, and the pool's options.
+    """Return a DSN without the settings and options in its query; those settings; those options.
 
-    Raises `PoolConfigError` for what is none, or has what only others know.
+    Raises `PoolConfigError` for a malformed DSN, or one with parameters of other clients.
     """
     scheme, rest = split_scheme(text_of(dsn))
     if scheme not in SCHEMES:
@@ -221,7 +221,7 @@ def _check_address(address: str, parts: list[str], fragment: str) -> None:
 
 
 def _check_hosts(address: str, parameters: Mapping[str, str]) -> None:
-    """Check hosts and ports: those in the query count if the address has none."""
+    """Check hosts and ports. Those in the query count if the address has none."""
     hosts = address.partition("/")[0].rpartition("@")[2].split(",")
     of_query = parameters.get("host", "").split(",")
     for host in filter(None, [*hosts, *(host for host in of_query if host[:1] != "/")]):
@@ -236,7 +236,7 @@ def _check_hosts(address: str, parameters: Mapping[str, str]) -> None:
 
 
 def _can_be_split(address: str) -> bool:
-    """Tell whether asyncpg can read it: what urllib raises has the password in its message."""
+    """Tell whether asyncpg can read an address. urllib's error would quote the password."""
     try:
         urlsplit(f"postgresql://{address}")
     except ValueError:
@@ -297,14 +297,13 @@ def _check_parameter(name: str, text: str) -> None:
         raise PoolConfigError(f"{name_shown(name)} in the DSN: {hint}")
 
 
-# -- what is left --------------------------------------------------------------------------------
+# -- what asyncpg is given -----------------------------------------------------------------------
 
 
 def check_dsn(dsn: object, settings: Settings) -> tuple[str | None, str]:
     """Return the DSN as asyncpg takes it, and the pool's name: ``host:port/database``.
 
-    Raises `PoolConfigError` for one that it could not read, or would read differently from what was
-    meant.
+    Raises `PoolConfigError` for a DSN that asyncpg could not read, or would misread.
     """
     hosts = path = ""
     pairs: list[tuple[str, str]] = []
@@ -356,7 +355,7 @@ _REFUSALS: Final = (
 
 
 def session_settings(dsn: str | None, arguments: Mapping[str, Any]) -> dict[str, str]:
-    """Return where each setting of the session comes from that is sent to the server."""
+    """Return the settings of the session that are sent to the server, each with its origin."""
     found = {}
     if dsn is not None:
         _, parts, _ = split_query(dsn.partition("://")[2])
@@ -368,7 +367,7 @@ def session_settings(dsn: str | None, arguments: Mapping[str, Any]) -> dict[str,
 
 
 def explain(error: BaseException, sent: Mapping[str, str]) -> None:
-    """Add to a server's refusal which parameter of the URL it is about, and what may be meant."""
+    """Add to a server's error which parameter of the URL it is about, and what may be meant."""
     if not isinstance(error, _REFUSALS) or not error.args:
         return
     text = str(error.args[0])

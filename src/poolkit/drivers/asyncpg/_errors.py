@@ -1,4 +1,4 @@
-"""What an error of asyncpg says about a connection, about the others and about connecting."""
+"""What an error of asyncpg says about its connection, about the others and about connecting."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from poolkit._errors import PoolConfigError
 
 # -- connecting ----------------------------------------------------------------------------------
 
-#: Errors that come again until somebody mends the configuration, or the server's.
+#: Errors that are raised again until somebody changes the configuration, here or on the server.
 _FATAL: Final = (
     pg.InvalidAuthorizationSpecificationError,  # 28000, 28P01: user or password
     pg.InvalidCatalogNameError,  # 3D000: no such database
@@ -25,9 +25,10 @@ _FATAL: Final = (
     TypeError,
     ValueError,
 )
-#: Classes of errors that pass: connection lost, out of something, operator at work, the system.
+#: Classes of SQLSTATE codes for errors that pass: connection lost, insufficient resources, operator
+#: intervention, system error.
 _PASSING: Final = ("08", "53", "57", "58")
-#: Poolers say everything by one code, 08P01; these words stand in what will be said again.
+#: Poolers have one code, 08P01, for all errors. Those with these words in them do not pass.
 _POOLERS_FATAL: Final = (
     "unsupported startup parameter",
     "no such",
@@ -55,42 +56,43 @@ def of_connecting(error: BaseException) -> Verdict | None:
 
 # -- using ---------------------------------------------------------------------------------------
 
-#: A connection on which one of these was raised may be out of step, or not ours alone.
+#: If one of these is raised on a connection, its protocol may be out of step, or others use it too.
 _SUSPECT: Final = (
     pg.PostgresConnectionError,  # 08*
     pg.ProtocolError,
     pg.InternalClientError,
-    pg.InvalidSQLStatementNameError,  # 26000 and 42P05: a pooler has changed the session
+    pg.InvalidSQLStatementNameError,  # 26000 and 42P05: a pooler has given another session
     pg.DuplicatePreparedStatementError,
 )
-#: asyncpg says these of its own books, and mends them.
-_OWN_AFFAIR: Final = (pg.OutdatedSchemaCacheError, pg.TargetServerAttributeNotMatched)
-#: The session alone was ended: idle for too long, in a transaction or not.
+#: asyncpg's errors about its own caches, which it corrects itself, and about choosing a host.
+_OF_ASYNCPG_ALONE: Final = (pg.OutdatedSchemaCacheError, pg.TargetServerAttributeNotMatched)
+#: Codes by which the server has ended this session alone: it was idle too long, or idle in a
+#: transaction.
 _SESSION_ONLY: Final = ("57P05", "25P03")
 
 
 def of_lease(error: BaseException, *, closed: bool) -> Verdict:
-    """Classify what has passed through a lease. It may come from elsewhere: another database."""
+    """Classify an error that was raised in a lease; it may be of another database."""
     if not closed and isinstance(error, pg.PostgresError) and not _is_out_of_step(error):
         return Verdict.OK
-    if isinstance(error, _OWN_AFFAIR) or not isinstance(error, _SUSPECT):
+    if isinstance(error, _OF_ASYNCPG_ALONE) or not isinstance(error, _SUSPECT):
         return Verdict.DEAD if closed and isinstance(error, pg.InterfaceError) else Verdict.OK
     if not closed:
         return Verdict.SUSPECT
-    # asyncpg's own error, made from the last one that the server has sent.
+    # asyncpg makes its own error from the last one that the server has sent.
     if _code(error) in _SESSION_ONLY or _code(error.__cause__) in _SESSION_ONLY:
         return Verdict.DEAD
     return Verdict.SERVER_GONE
 
 
 def restated(error: Exception, *, closed: bool) -> Exception | None:
-    """Return asyncpg's error for a lost connection in place of one about its own inner state.
+    """Return an error that says "connection lost" for one about asyncpg's internal state.
 
-    An operation that begins when the server has said its last word, and the end of the connection
-    has not been read yet, fails because asyncpg is not in the state for it. (That another operation
-    is under way is another error of asyncpg's.)
+    When the server has ended the connection, and asyncpg has not read that yet, an operation fails
+    because asyncpg's protocol is not in the state for it. (While another operation runs, asyncpg
+    raises another error.) Return None for other errors.
     """
-    if not isinstance(error, pg.InternalClientError) or isinstance(error, _OWN_AFFAIR):
+    if not isinstance(error, pg.InternalClientError) or isinstance(error, _OF_ASYNCPG_ALONE):
         return None
     if not (closed or str(error).startswith("cannot switch to state")):
         return None
@@ -102,7 +104,7 @@ def restated(error: Exception, *, closed: bool) -> Exception | None:
 
 
 def _is_out_of_step(error: pg.PostgresError) -> bool:
-    """Tell whether a server's error is about asyncpg's own statements, or the protocol."""
+    """Tell whether a server's error is about asyncpg's own statements or the protocol."""
     return isinstance(error, pg.ProtocolViolationError) or "__asyncpg_" in str(error)
 
 

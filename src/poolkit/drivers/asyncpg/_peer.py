@@ -1,4 +1,4 @@
-"""Have the system notice a peer that is gone, by TCP keepalive."""
+"""TCP keepalive, by which the operating system notices a server that is gone."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def watch_peer(sock: Any, timeout: float) -> None:
-    """Have the system notice a dead peer within the timeout, also when nothing is being sent."""
+    """Have the system notice a dead peer within ``timeout`` seconds, also while nothing is sent."""
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
-    timeout = min(timeout, 30_000.0)  # what systems can do
+    timeout = min(timeout, 30_000.0)  # systems refuse more
     probes = 3
     pause = max(1, round(timeout / 9))
     idle = max(1, round(timeout) - probes * pause)
@@ -22,9 +22,7 @@ def watch_peer(sock: Any, timeout: float) -> None:
         "TCP_KEEPCNT": probes,
         "TCP_USER_TIMEOUT": round(timeout * 1000),
     }
-    with contextlib.suppress(
-        OSError, OverflowError
-    ):  # better than nothing is all that this has to be
+    with contextlib.suppress(OSError, OverflowError):  # a system may lack some of these options
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in wanted.items():
             if hasattr(socket, name):

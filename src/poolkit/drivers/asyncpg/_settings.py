@@ -1,6 +1,6 @@
-"""How connections to a PostgreSQL server are set up; what is refused, and why.
+"""The settings of the driver for asyncpg, and which ones are refused.
 
-No message here repeats the value of an argument: there may be a password in it.
+No message here repeats the value of an argument: it may contain a password.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Pooler = Literal["transaction", "session"]
 
 
 def _arguments() -> frozenset[str]:
-    """Return the arguments of `asyncpg.connect`; none if what agents have put there hides them."""
+    """Return the arguments of `asyncpg.connect`; none if an agent's wrapper hides them."""
     for connect in (asyncpg.connect, asyncpg.connection.connect):
         parameters = inspect.signature(connect).parameters
         if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
@@ -34,11 +34,12 @@ def _arguments() -> frozenset[str]:
     return frozenset()
 
 
-#: The arguments that `asyncpg.connect` takes by keyword; none if that is not known.
+#: The arguments that `asyncpg.connect` takes by keyword; empty if they are not known.
 ARGUMENTS: Final = _arguments()
-#: What passes through a pooler by transaction; other settings would stay with a random session.
+#: The settings that a pooler by transaction keeps for its clients. Others would stay with whichever
+#: session of the server's they were set in.
 _TRACKED: Final = frozenset({"application_name", "client_encoding", "datestyle", "timezone"})
-#: What is legal where only so much is. (As libpq has it; TLS versions as asyncpg does.)
+#: The legal values of some arguments. (As in libpq; TLS versions as in asyncpg.)
 CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
     "sslnegotiation": ("postgres", "direct"),
@@ -70,40 +71,41 @@ class Settings:
     """What the driver does with each connection."""
 
     reset: Level | Callable[[asyncpg.Connection], Awaitable[object]] | None = None
-    """What is undone after each lease, besides an open transaction, which always is.
+    """What a reset undoes after each lease. An open transaction is always rolled back.
 
     ``"full"`` (the default), in one round trip: settings, ``SET ROLE``, ``SET SESSION
     AUTHORIZATION``, temporary tables, sequences, advisory locks, ``LISTEN``, held cursors.
-    ``"full+prepared"``: statements prepared by SQL as well (about half a round trip more).
-    ``"transaction"``: listeners only; no round trip when there are none. For those who use
+    ``"full+prepared"``: also statements prepared by SQL (about half a round trip more).
+    ``"transaction"``: only ``LISTEN``; no round trip without it. For programs that use
     ``SET LOCAL`` and ``pg_advisory_xact_lock``.
-    ``"none"``: nothing more, ever.
-    An async function of the connection: what it does.
+    ``"none"``: nothing else.
+    An async function: whatever it does with the connection that it is given.
     """
 
     pooler: Pooler | None = None
-    """What stands between us and the server: PgBouncer or its like, pooling by ``"transaction"``
-    or by ``"session"``. None: nothing, which is checked once.
+    """How a pooler in front of the server, such as PgBouncer, pools: by ``"transaction"`` or by
+    ``"session"``. None: there is no pooler, which is checked once.
 
-    By transaction there is no session to speak of: no cache of prepared statements (unless
-    ``connect_kwargs`` has ``statement_cache_size``), ``reset="transaction"``, no settings.
+    By transaction, each transaction may get another session of the server's. So prepared statements
+    are not cached (unless ``connect_kwargs`` has ``statement_cache_size``), ``reset`` is
+    ``"transaction"``, and settings of the session are refused.
     """
 
     tcp_timeout: float | None = 45.0
-    """Seconds after which a peer that acknowledges nothing is dead, also while idle: by TCP
-    keepalive and, on Linux, ``TCP_USER_TIMEOUT``. None leaves what the system does (hours)."""
+    """Seconds after which a connection whose peer acknowledges nothing is dead, also while idle: by
+    TCP keepalive and, on Linux, ``TCP_USER_TIMEOUT``. None: the system's own limits (hours)."""
 
     ssl: bool | str | SSLContext | None = None
     """TLS: an `ssl.SSLContext`, or one of ``"disable"``, ``"allow"``, ``"prefer"``, ``"require"``,
-    ``"verify-ca"``, ``"verify-full"``, as in the DSN's ``sslmode``, before which it comes. True
-    verifies the certificate and its name; False is ``"disable"``. None leaves it to the DSN."""
+    ``"verify-ca"``, ``"verify-full"``, as for the DSN's ``sslmode``, which it overrides. True
+    verifies the certificate and its name; False is ``"disable"``. None: what the DSN says."""
 
     connect_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Arguments for each `asyncpg.connect`: ``password`` (a callable is asked every time),
-    ``command_timeout``, ``server_settings``, ``host`` (several, too), ..."""
+    """Arguments for each `asyncpg.connect`: ``password`` (a callable is called every time),
+    ``command_timeout``, ``server_settings``, ``host`` (or a list of them), ..."""
 
     def __post_init__(self) -> None:
-        """Refuse whatever cannot work."""
+        """Raise `PoolConfigError` for settings that cannot work."""
         if self.pooler not in (None, *get_args(Pooler)):
             raise PoolConfigError(f"pooler={self.pooler!r}: give 'transaction', 'session' or None")
         by_transaction = self.pooler == "transaction"
@@ -135,7 +137,7 @@ class Settings:
         return {**cache, **tls, **self.connect_kwargs}
 
 
-#: Seconds: a keepalive probe, and two more, each after a second at least.
+#: Seconds: three keepalive probes, each after one second at least.
 _SHORTEST: Final = 3.0
 SETTINGS: Final = frozenset(field.name for field in dataclasses.fields(Settings))
 
@@ -184,7 +186,7 @@ def _check_ssl(name: str, value: object) -> None:
 
 
 def check_choice(name: str, text: str, place: str) -> None:
-    """Refuse a value that is none of the legal ones."""
+    """Raise `PoolConfigError` for a value that is not one of the legal ones."""
     legal = CHOICES[name]
     if text.replace("_", "-") in (legal if name == "sslmode" else ()) or text in legal:
         return

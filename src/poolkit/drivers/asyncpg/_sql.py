@@ -1,9 +1,8 @@
-"""What statements are about, as far as a pool has to know: do they end the transaction?
+"""Whether SQL ends one transaction and begins another, which the server does not tell.
 
-The server alone reads SQL for certain, but it tells of a text with several statements only how the
-last one went, and of a transaction that goes on as another one (``COMMIT AND CHAIN``) nothing. So
-texts are read here: comments, strings and quoted names are passed over, and of each statement the
-first words count.
+For a text with several statements the server reports only how the last one went. For ``COMMIT AND
+CHAIN``, which begins another transaction at once, it reports nothing. So texts are read here:
+comments, strings and quoted names are skipped, and the first words of each statement count.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: After an end there is a transaction all the same: without one of these words there cannot be.
-_GOING_ON: Final = ("chain", "begin", "start")
-#: How a single statement begins that may end one: cheap, since it looks at the beginning only.
+#: A text that ends a transaction and begins another one has one of these words in it.
+_BEGINNING: Final = ("chain", "begin", "start")
+#: Matches the beginning of a single statement that may end a transaction.
 _may_end: Final = re.compile(r"\s*+(?:;|--|/\*|commit|end|rollback|abort)", re.IGNORECASE).match
-#: So many words of a statement are looked at.
-_WORDS: Final = 5
+#: Words of a statement that are read.
+_MOST_WORDS: Final = 5
 _TOKENS: Final = {
     is_standard: re.compile(
         r"(?P<line>--[^\n\r]*+)|(?P<comment>/\*)"
@@ -36,12 +35,12 @@ _has_body: Final = re.compile(r"\bbegin\s+atomic\b(?!\s+end\b)", re.IGNORECASE).
 
 
 def goes_on(sql: str, *, is_standard: bool = True) -> bool:
-    """Tell whether one transaction is ended in a text and another one begun.
+    """Tell whether a text ends one transaction and begins another.
 
-    ``is_standard``: backslashes in plain strings are nothing special, as by default.
+    ``is_standard``: backslashes in plain strings are not special, which is the server's default.
     """
     small = sql.lower()
-    if not any(word in small for word in _GOING_ON):
+    if not any(word in small for word in _BEGINNING):
         return False
     has_ended = False
     for words in _statements(sql, is_standard=is_standard):
@@ -56,7 +55,7 @@ def goes_on(sql: str, *, is_standard: bool = True) -> bool:
 
 
 def chains(statement: str) -> bool:
-    """Tell whether a single statement ends a transaction and begins another one."""
+    """Tell whether a single statement ends a transaction and begins another."""
     return _may_end(statement) is not None and goes_on(statement)
 
 
@@ -83,14 +82,14 @@ def _statements(sql: str, *, is_standard: bool) -> Iterator[list[str]]:
         else:
             if not words:
                 begins = start
-            if len(words) < _WORDS:
+            if len(words) < _MOST_WORDS:
                 words.append(sql[start:end].upper() if kind == "word" else "")
     if words and not in_body:
         yield words
 
 
 def _tokens(sql: str, *, is_standard: bool) -> Iterator[tuple[str, int, int]]:
-    """Yield kind and place of words, quoted names and ends of statements."""
+    """Yield words, quoted names and ends of statements, each by its kind, start and end."""
     search = _TOKENS[is_standard].search
     at = 0
     while found := search(sql, at):
@@ -105,7 +104,7 @@ def _tokens(sql: str, *, is_standard: bool) -> Iterator[tuple[str, int, int]]:
 
 
 def _end_of_comment(sql: str, at: int) -> int:
-    """Return where a comment ends that has begun: there may be others in it."""
+    """Return where a comment ends that has begun; comments may be nested."""
     depth = 1
     for mark in _in_comment(sql, at):
         depth += 1 if mark[0] == "/*" else -1

@@ -1,4 +1,4 @@
-"""What a SQLite database is, by its filename or URI, and how connections to it are set up."""
+"""The settings of both SQLite drivers, and what a database's filename or URI means for a pool."""
 
 from __future__ import annotations
 
@@ -41,23 +41,25 @@ class CreateOptions(PoolOptions, SettingsDict, total=False):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How each connection is set up. None leaves what SQLite does by itself.
+    """How each connection is set up. None: as SQLite does by default.
 
-    Each lease begins with these, or with what ``on_connect`` has made of them.
+    Each lease begins with these settings, or with what ``on_connect`` has made of them.
     """
 
     foreign_keys: bool | None = True
-    """Whether foreign keys are enforced; SQLite by itself does not."""
+    """Whether foreign keys are enforced; by default SQLite does not."""
 
     busy_timeout: float | None = 5.0
     """Seconds that a statement, or the beginning of a transaction, waits for another connection's
     lock. `pool.transaction` does not wait past the deadline of its acquire."""
 
     journal_mode: str | None = "WAL"
-    """Of a database file: WAL lets readers read while one writes. It stays with the file."""
+    """The journal mode of a database file, which keeps it. With WAL readers can read while one
+    connection writes."""
 
     synchronous: str | None = "NORMAL"
-    """When to wait for the disk. NORMAL is set under WAL only, where it cannot corrupt the file."""
+    """When SQLite waits for the disk. NORMAL is set with WAL only: with that it cannot corrupt the
+    file."""
 
     row_factory: Callable[..., Any] | None = None
     """Makes the rows, e.g. `sqlite3.Row`."""
@@ -72,10 +74,10 @@ class Settings:
     """Rows fetched at once while a cursor is iterated over."""
 
     uri: bool = False
-    """Accepted for those used to it: a database that begins with ``file:`` is a URI anyway."""
+    """Accepted, as by `sqlite3.connect`, without effect: what begins with ``file:`` is a URI."""
 
     def __post_init__(self) -> None:
-        """Refuse whatever SQLite would ignore without a word."""
+        """Raise `PoolConfigError` for settings that SQLite would silently ignore."""
         if self.busy_timeout is not None:
             check_seconds("busy_timeout", self.busy_timeout)
         for name, low in _COUNTS.items():
@@ -95,11 +97,11 @@ class Settings:
 
     @property
     def patience(self) -> float:
-        """Seconds to wait for a lock: `sqlite3.connect` has a default of its own."""
+        """Seconds to wait for a lock; by default those of `sqlite3.connect`."""
         return 5.0 if self.busy_timeout is None else self.busy_timeout
 
     def pragmas(self, *, wal: bool) -> list[str]:
-        """Return the statements that set up a connection, now and after each lease."""
+        """Return the statements that set up a connection."""
         made = []
         if self.foreign_keys is not None:
             made.append(f"PRAGMA foreign_keys={int(self.foreign_keys)}")
@@ -120,28 +122,31 @@ SETTINGS: Final = frozenset(field.name for field in dataclasses.fields(Settings)
 
 # -- the database --------------------------------------------------------------------------------
 
-#: Older libraries know memdb, but no way to share one.
+#: Whether a memdb can be shared; older libraries have memdb without that.
 _MEMDB: Final = sqlite3.sqlite_version_info >= (3, 36)
 
 
 @dataclasses.dataclass(frozen=True)
 class Database:
-    """Where the data is: the name that SQLite gets, and what that means for a pool."""
+    """A database: the name that SQLite is given for it, and what that means for a pool."""
 
     shown: str
-    filename: str = dataclasses.field(repr=False)  # a URI's query may have a key
+    filename: str = dataclasses.field(repr=False)  # a URI's query may contain a key
     uri: bool
     kind: Literal["file", "private", "shared cache", "shared"]
     read_only: bool = False
     must_exist: bool = False
-    #: Of a file: where it is, whatever the working directory will be.
+    #: Of a file: its absolute path.
     path: str = ""
-    #: Of a file: the URI that does not create it.
+    #: Of a file: a URI by which SQLite does not create it.
     existing: str = dataclasses.field(default="", repr=False)
 
     @classmethod
     def named(cls, database: str | Path) -> Database:
-        """Work out what a filename or a URI stands for."""
+        """Return the database that a filename or a URI stands for.
+
+        Raises `PoolConfigError` for a URL, or a URI that SQLite could not open.
+        """
         name = os.fspath(database)
         uri = name.startswith("file:")
         if isinstance(database, str) and not uri:
@@ -162,10 +167,10 @@ class Database:
         if memory and query.get("cache") == "shared":
             return cls(path, name, uri, "shared cache")
         if memory or query.get("vfs") == "memdb":
-            # A name of its own lets the driver keep it when its only connection is replaced.
+            # By a unique name the driver can keep it while the pool's connection is replaced.
             name = f"file:/poolkit-{uuid.uuid4().hex}?vfs=memdb" if _MEMDB else name
             return cls(path or ":memory:", name, _MEMDB or uri, "private")
-        # (Not Path.resolve(), which would follow a symbolic link now rather than when it opens.)
+        # (Path.resolve() would follow a symbolic link now, which may change before it is opened.)
         absolute = os.path.abspath(_local(path) if uri else path)  # noqa: PTH100
         name = _file_uri(absolute, parts.query) if uri else absolute
         existing = _file_uri(
@@ -187,7 +192,7 @@ class Database:
             )
 
     def explain(self, error: sqlite3.Error) -> Verdict:
-        """Judge an error of opening this database, adding the reason where SQLite gives none."""
+        """Judge an error of opening this database, and add the reason where SQLite gives none."""
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code == sqlite3.SQLITE_CANTOPEN:
             reason = self._why_not() if self.kind == "file" else None
@@ -213,7 +218,7 @@ class Database:
 
 
 def _refuse_url(name: str) -> None:
-    """Refuse what is no filename before it becomes the pool's name: it may have a password."""
+    """Raise `PoolConfigError` for a URL: as the pool's name it could show a password."""
     if "://" in name or looks_like_dsn(name):
         raise PoolConfigError(
             "this is no filename but a URL, or what other clients take for one: give it to "
@@ -225,12 +230,12 @@ def _split_uri(uri: str) -> SplitResult:
     try:
         return urlsplit(uri)
     except ValueError:
-        pass  # what urllib says repeats a part of it
+        pass  # urllib's error would quote a part of it
     raise PoolConfigError("this URI has a bracket in it: write it as %5B or %5D")
 
 
 def _local(path: str) -> str:
-    """Return the path of a URI as the system writes it: of ``/C:/app.db`` without the slash."""
+    """Return the path of a URI as the system writes it: ``C:/app.db`` for ``/C:/app.db``."""
     return path[1:] if os.name == "nt" and path[:1] == "/" and path[2:3] == ":" else path
 
 
@@ -241,6 +246,6 @@ def _file_uri(absolute: str, query: str) -> str:
 
 
 def _without_mode(query: dict[str, str]) -> str:
-    """Return the parameters of a URI but for its mode, to be followed by another one."""
+    """Return the parameters of a URI without its mode, so that another mode can be appended."""
     kept = {name: value for name, value in query.items() if name != "mode"}
     return f"{urlencode(kept, quote_via=quote)}&" if kept else ""

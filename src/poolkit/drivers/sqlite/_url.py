@@ -1,6 +1,6 @@
-"""How a SQLite database is named: by a URL, a filename, a path or a URI; what is refused, and why.
+"""How a URL, a filename, a path or a URI names a SQLite database, and what is refused in one.
 
-No message here repeats a URL, for it may be another database's, with a password.
+No message here repeats a URL: it may be another database's, and contain a password.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from poolkit._options import PoolOptions
     from poolkit.drivers.sqlite._settings import CreateOptions, SettingsDict
 
-#: What SQLite itself understands in a database's URI, and the values that are legal where not all
-#: are.
+#: The parameters that SQLite knows in a database's URI; below, the legal values of some of them.
 _URI_PARAMETERS: Final = frozenset({"cache", "immutable", "mode", "nolock", "psow", "vfs"})
 _SWITCH: Final = ("1", "0", "on", "off", "yes", "no", "true", "false")
 _URI_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -63,7 +62,7 @@ _WORDS: Final = words(
 
 
 def split_options(options: CreateOptions) -> tuple[SettingsDict, PoolOptions]:
-    """Return the driver's keywords and the pool's; an unknown one is refused."""
+    """Return the driver's keywords and the pool's. Raises `PoolConfigError` for an unknown one."""
     for name in options:
         if name not in NAMES | SETTINGS:
             raise PoolConfigError(unknown_option(name, NAMES | SETTINGS, _WORDS))
@@ -73,7 +72,7 @@ def split_options(options: CreateOptions) -> tuple[SettingsDict, PoolOptions]:
 
 
 def own_settings(settings: SettingsDict) -> SettingsDict:
-    """Return the settings; what is no setting of these drivers is refused."""
+    """Return the settings. Raises `PoolConfigError` for what is no setting of these drivers."""
     own, others = split_options(cast("CreateOptions", settings))
     for name in others:
         raise PoolConfigError(f"{name} is an option of the pool, and not of its driver")
@@ -83,21 +82,22 @@ def own_settings(settings: SettingsDict) -> SettingsDict:
 def parse_database(
     database: object, schemes: tuple[str, ...]
 ) -> tuple[str | Path, SettingsDict, PoolOptions]:
-    """Return what a driver's own ``create_pool`` was given as the database, and what its query had.
+    """Return the database that a user has given, and the settings and options in its query.
 
-    A path, a filename, a ``file:`` URI; or what `text_of` reads as a URL of one of the schemes.
+    It is a path, a filename, a ``file:`` URI or, as `text_of` reads it, a URL of one of the schemes.
+    Raises `PoolConfigError` for anything else.
     """
     if isinstance(database, os.PathLike):
         text_of(database)  # refuses a path that was a URL
         path = os.fsdecode(database)
-        # `Path` would take the dot away.
+        # `Path` removes the "./" of "./file:app.db", which would then be taken for a URI.
         return Path(os.path.abspath(path) if path.startswith("file:") else path), {}, {}  # noqa: PTH100
     text = text_of(database)
     if text.startswith("file:"):
         _check_uri(text)
         return text, {}, {}
     if "://" not in text:
-        return text, {}, {}  # a filename, which the driver looks at
+        return text, {}, {}  # a filename, which `Database.named` checks
     scheme, _ = split_scheme(text)
     if scheme not in schemes:
         other = "another driver's" if scheme.startswith("sqlite") else "no SQLite database's"
@@ -111,7 +111,7 @@ def parse_database(
 
 
 def as_path(database: str) -> str | Path:
-    """Return what a URL has named as what it is: a file's name may look like a URL."""
+    """Return a database from a URL: a URI as a string, a file as a path, whatever it looks like."""
     return database if database.startswith("file:") else Path(database)
 
 
@@ -190,7 +190,7 @@ def _check_choice(name: str, text: str) -> None:
 
 
 def _check_uri(uri: str) -> None:
-    """Refuse what SQLite would pass over in a URI's query: words of ours."""
+    """Raise `PoolConfigError` for settings of ours in a URI's query: SQLite would ignore them."""
     _, parts, _ = split_query(uri)
     for name, text in _lenient(parts):
         if name in NAMES | SETTINGS:
