@@ -638,7 +638,7 @@ async def test_session_that_cannot_be_seen_is_refused(
     name = database.rpartition("/")[2]
     postgres.query("REVOKE SELECT ON pg_catalog.pg_settings FROM PUBLIC", database=name)
     pool = of_one(as_login(database, "bt_login"), on_connect=statement("SET ROLE bt_reader"))
-    with pytest.raises(ConnectFailed, match=r"cannot be seen.*pg_settings.*server_settings"):
+    with pytest.raises(ConnectFailed, match=r"cannot be read.*pg_settings.*server_settings"):
         await pool.open()
 
 

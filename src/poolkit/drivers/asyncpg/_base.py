@@ -116,9 +116,9 @@ class DottedNames:
         """Return the names. Raises `PoolConfigError` if they are too many to ask the server."""
         if len(self.names) > _MOST_NAMES:
             raise PoolConfigError(
-                f"more than {_MOST_NAMES} names with a dot in them are in the statements by which "
-                "the session is set up: which of them are settings cannot be asked. Do what is no "
-                "setting up elsewhere, and give settings in connect_kwargs={'server_settings': ...}"
+                f"the statements that set up the session have more than {_MOST_NAMES} names with a "
+                "dot, too many to ask the server which of them are settings. Do only what sets up "
+                "the session there, or give settings in connect_kwargs={'server_settings': ...}"
             )
         return list(self.names)
 
@@ -239,9 +239,9 @@ async def capture(c: Any, names: Iterable[str]) -> Captured:
 def refusal(by: str, lost: Iterable[str]) -> PoolConfigError:
     """Return the error for what a reset would undo and could not restore."""
     return PoolConfigError(
-        f"{by} has left what no reset can restore: {'; '.join(lost)}. The first lease would "
-        "have it, and the others not: make it where it is used, or choose a reset that leaves it "
-        "(reset='transaction', say, which leaves the session alone)"
+        f"{by} has left what no reset can restore: {'; '.join(lost)}. Only the first lease would "
+        "have it: make it where it is used, or choose a reset that leaves it, such as "
+        "reset='transaction', which leaves the session alone"
     )
 
 

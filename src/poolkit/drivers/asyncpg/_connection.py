@@ -186,7 +186,7 @@ def _pooled(kind: Any, *, collects_names: bool) -> Any:
 
         def transaction(self, **settings: Any) -> Any:
             if not self._parts.has_top_transaction:
-                self.mark_unfit("nobody knows whether asyncpg takes a transaction to be open")
+                self.mark_unfit("asyncpg may take a transaction of a lease to be open still")
             return recheck_when_run(self, super().transaction(**settings))
 
         def cursor(self, *args: Any, **kwargs: Any) -> Any:

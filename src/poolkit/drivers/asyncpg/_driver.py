@@ -237,14 +237,14 @@ class AsyncpgDriver:
             return await bases.capture(c, names)
         except pg.InsufficientPrivilegeError as error:
             raise PoolConfigError(
-                f"what {by} has left cannot be seen, hence not be restored: {error}. Give "
+                f"what {by} has left cannot be read, so no reset could restore it: {error}. Give "
                 "settings in connect_kwargs={'server_settings': ...}, or choose reset='none'"
             ) from error
         except (pg.SyntaxOrAccessError, pg.FeatureNotSupportedError) as error:
             # A server that is not PostgreSQL: resets return to what the login begins with.
             logger.log(
                 logging.DEBUG if self._warned_of_base else logging.WARNING,
-                "%s: a reset here ends what %s has set up, such as a role or settings, for the "
+                "%s: a reset here ends what %s has set up, such as a role or settings, because the "
                 "server does not say what that is (%r). Give settings in "
                 "connect_kwargs={'server_settings': ...}, or set up in on_acquire",
                 self.name,
@@ -294,7 +294,9 @@ class AsyncpgDriver:
     async def reset(self, c: Any, /) -> str | None:
         """End what is in flight, roll back, undo session changes, restore the base, verify."""
         if c._codecs.are_lost:
-            raise ConnectionError("a lease has changed type codecs, and nobody knows the others")
+            raise ConnectionError(
+                "a lease has changed type codecs, and poolkit does not know which there were before"
+            )
         level = self.settings.reset
         await internals.settle(c)
         left_behind, c._left_behind = c._left_behind, ""

@@ -7,7 +7,7 @@ Statements that were prepared for others are dropped.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from poolkit.drivers.asyncpg import _unwrapped as unwrapped
 from poolkit.drivers.asyncpg._codecs import LibraryCodecs
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from poolkit.drivers.asyncpg._parts import Parts
 
 #: Why a connection is unfit whose codecs poolkit cannot restore.
-_UNKNOWN: str = "its type codecs may be others by now"
+_UNKNOWN: Final = "poolkit cannot restore its type codecs"
 
 
 class LeaseCodecs(unwrapped.Mixin):  # type: ignore[misc]

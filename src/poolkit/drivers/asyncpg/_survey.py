@@ -114,8 +114,8 @@ class Survey:
             self._warned.add(server)
             say(
                 logging.WARNING,
-                "%s: this server has no statement to undo: %s. What a lease leaves of it, the next "
-                "one finds, if there is such a thing on this server at all",
+                "%s: this server has no statement to undo: %s. The next lease finds what a lease "
+                "has left of these, if the server has such things at all",
                 pool,
                 ", ".join(missing),
             )
@@ -125,16 +125,16 @@ async def _try_pieces(c: Any) -> UndoSQL:
     by_piece = {}
     for name, statements in PIECES.items():
         for sql in statements:
-            if await _is_known(c, sql):
+            if await _try_statement(c, sql):
                 by_piece[name] = sql
                 break
-    takes_several = await _is_known(c, UndoSQL(by_piece).sql(by_piece))
-    has_do = takes_several and await _is_known(c, _DO)
+    takes_several = await _try_statement(c, UndoSQL(by_piece).sql(by_piece))
+    has_do = takes_several and await _try_statement(c, _DO)
     return UndoSQL(by_piece, has_do, takes_several)
 
 
-async def _is_known(c: Any, sql: str) -> bool:
-    """Execute a statement; tell whether the server knows it. The server may refuse it all the same.
+async def _try_statement(c: Any, sql: str) -> bool:
+    """Execute a statement; return True if the server knows it, even if the server refuses it.
 
     Raises the server's error if the connection is lost by it.
     """

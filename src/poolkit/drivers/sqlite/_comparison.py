@@ -162,8 +162,8 @@ class Comparison(Callbacks):
         self.compare_at_reset()
         if self.irreplaceable:
             raise sqlite3.NotSupportedError(
-                f"{what}: nothing undoes that, and this private memory database would be lost with "
-                "its connection, were that replaced. Do it in on_connect, for all leases"
+                f"{what}: no reset can undo that, and this private memory database would be lost "
+                "if its connection were replaced. Do it in on_connect, for all leases"
             )
         self._not_undoable = what
 

@@ -94,12 +94,12 @@ class Raw(Interrupts, WatchesFiles):
 
     def adopt(self, cursor: RawCursor, owner: object) -> None:
         """Close a cursor once its owner is gone."""
-        dropped = self._unowned
+        unowned = self._unowned
         if cursor in self._cursors:
-            self._cursors[cursor] = weakref.ref(owner, lambda _: dropped.append(cursor))
+            self._cursors[cursor] = weakref.ref(owner, lambda _: unowned.append(cursor))
 
     def close(self) -> None:
-        """Close the cursors too, without which SQLite would keep its files open."""
+        """Close the connection and its cursors: else SQLite would keep its files open."""
         for cursor in list(self._cursors):
             sqlite3.Cursor.close(cursor)
         self._cursors.clear()
@@ -270,14 +270,14 @@ class Raw(Interrupts, WatchesFiles):
 
     def is_in_transaction(self) -> bool:
         """Tell if the next operation will find a transaction open; callable from any thread."""
-        begun = self._beginner
-        return self.in_transaction and (begun is None or not begun.is_unwanted)
+        beginner = self._beginner
+        return self.in_transaction and (beginner is None or not beginner.is_unwanted)
 
     def _roll_back_unwanted(self) -> None:
         """Roll back a transaction whose beginner's caller was cancelled and does not know of it."""
         with self._lock:
-            begun, self._beginner = self._beginner, None
-        if begun is not None and begun.is_unwanted:
+            beginner, self._beginner = self._beginner, None
+        if beginner is not None and beginner.is_unwanted:
             self.roll_back_block()
 
     def claim(self, operation: Operation[Any], kept: sqlite3.Cursor | None) -> None:

@@ -39,8 +39,6 @@ class Interrupts(Blocks):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        #: Counts the leases: what belongs to an earlier one is dead.
-        self.lease = 0
         self._cursors: dict[RawCursor, weakref.ref[Any] | None] = {}
         self._lock = threading.Lock()  # held for a moment, where two threads use the same flags
         self._running: Operation[Any] | None = None

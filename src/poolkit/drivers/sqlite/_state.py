@@ -225,7 +225,9 @@ class Session(Comparison):
             raise sqlite3.OperationalError(f"{self._not_undoable}, which costs the connection")
         then = self._baseline
         if then is None:
-            raise sqlite3.OperationalError("nobody has looked what the connection was like before")
+            raise sqlite3.OperationalError(
+                "cannot be undone: what the connection was like before the lease could not be read"
+            )
         for key, call in self._calls.items():
             if self._base_calls.get(key) is not call:
                 self._set_back(key)

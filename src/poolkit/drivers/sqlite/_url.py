@@ -84,7 +84,7 @@ def parse_database(
 ) -> tuple[str | Path, SettingsDict, PoolOptions]:
     """Return the database that a user has given, and the settings and options in its query.
 
-    It is a path, a filename, a ``file:`` URI or, as `text_of` reads it, a URL of one of the schemes.
+    It is a path, a filename, a ``file:`` URI, or a URL of one of the schemes (see `text_of`).
     Raises `PoolConfigError` for anything else.
     """
     if isinstance(database, os.PathLike):

@@ -38,9 +38,9 @@ def look_for_wrappers(library: Any = None) -> None:
     for whose, names in passed.items():
         say(
             logging.WARNING,
-            "%s has replaced %s: poolkit's connections go past it, and what it traces of SQLite "
-            "does not include them (said once). They are told to the pool's observers; statements "
-            "can be traced by way of SQLAlchemy",
+            "%s has replaced %s: poolkit's connections do not use it, so its traces of SQLite do "
+            "not include them (said once). The pool's observers are told of connections; "
+            "statements can be traced through SQLAlchemy",
             shown(whose),
             ", ".join(names),
         )
