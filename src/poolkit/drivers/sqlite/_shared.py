@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self, cast
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Coroutine
 
     from poolkit.drivers.sqlite._connection import Raw
     from poolkit.drivers.sqlite._cursor import RawCursor
@@ -54,9 +54,9 @@ class CursorProperties:
     if TYPE_CHECKING:
         _cursor: RawCursor
 
-        async def fetchmany(self, size: int | None = None) -> list[Any]: ...
+        def fetchmany(self, size: int | None = None) -> Coroutine[Any, Any, list[Any]]: ...
 
-        async def close(self) -> None: ...
+        def close(self) -> Coroutine[Any, Any, None]: ...
 
     async def _rows(self, at_once: int) -> AsyncIterator[Any]:
         """Iterate over the rows that are left, fetching some at once."""
