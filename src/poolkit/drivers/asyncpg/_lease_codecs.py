@@ -1,6 +1,4 @@
-"""Codecs of a lease: a release restores the connection's own.
-
-Statements that were prepared for others are dropped.
+"""Codecs of a lease: a release restores the connection's own, and drops what used others.
 
 `LeaseCodecs` is a part of the class that `poolkit.drivers.asyncpg._connection.pooled` makes.
 """
@@ -39,11 +37,11 @@ class LeaseCodecs(unwrapped.Mixin):  # type: ignore[misc]
     def codec_changed(
         self, before: int, note: Any, kind: type, name: str, /, **kwargs: Any
     ) -> None:
-        """Note a change that a method has made, when there were ``before`` changes.
+        """Note what a method has changed; ``before``: the number of changes before it was called.
 
-        asyncpg looks up a type before it changes the type's codec, which has added one. A method
-        that a class of the user's has in place of asyncpg's may take other arguments: its change is
-        noted without what was changed.
+        asyncpg looks up a type before it changes the codec, which has added a change. A class of
+        the user's may have a method of its own with other arguments: then poolkit does not know
+        what was changed.
         """
         if len(self._codecs.changes) == before or not self._parts.has_codecs:
             self.mark_unfit("a lease has changed type codecs")
