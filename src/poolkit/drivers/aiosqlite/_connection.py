@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import aiosqlite
 
-from poolkit.drivers.aiosqlite._internals import Offered, class_of, sqlite_of
+from poolkit.drivers.aiosqlite._internals import Undocumented, class_of, sqlite_of
 from poolkit.drivers.sqlite._call import Call
 from poolkit.drivers.sqlite._connection import Raw
 from poolkit.drivers.sqlite._cursor import RawCursor, is_tracked
@@ -43,7 +43,7 @@ else:
     _Cursor = class_of(aiosqlite, "Cursor")
 
 
-class Connection(Offered, ConnectionProperties, _Connection):  # type: ignore[misc]  # what it offers is its own
+class Connection(Undocumented, ConnectionProperties, _Connection):  # type: ignore[misc]  # its attributes have other types
     """A connection of aiosqlite, whose operations and cursors end with the lease."""
 
     def __init__(self, worker: Worker, raw: Raw, iter_chunk_size: int) -> None:
@@ -51,7 +51,7 @@ class Connection(Offered, ConnectionProperties, _Connection):  # type: ignore[mi
         self._raw = raw
         self._worker = worker
         self._put = worker.put
-        self._offer(worker.thread, iter_chunk_size)
+        self._set_undocumented(worker.thread, iter_chunk_size)
 
     def __del__(self) -> None:
         """Close a connection that nobody has closed, with a warning, as the library does."""
@@ -230,7 +230,7 @@ class Connection(Offered, ConnectionProperties, _Connection):  # type: ignore[mi
 
     def _end(self) -> None:
         self._raw.closing = True
-        self._withdraw_offer()
+        self._clear_undocumented()
 
     # -- the thread ------------------------------------------------------------------------------
 

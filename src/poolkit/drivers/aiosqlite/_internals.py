@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 
-class Offered:
+class Undocumented:
     """The undocumented attributes of aiosqlite's connection."""
 
     _raw: Raw
@@ -39,14 +39,14 @@ class Offered:
     _perform: Callable[..., Coroutine[Any, Any, Any]]
     _put: Callable[[Operation[Any], asyncio.Future[Any] | None], None]
 
-    def _offer(self, thread: threading.Thread, iter_chunk_size: int) -> None:
+    def _set_undocumented(self, thread: threading.Thread, iter_chunk_size: int) -> None:
         self._connection = self._raw
         self._running = True
         self._thread = thread
         self._tx = _Queue(self)
         self._iter_chunk_size = iter_chunk_size
 
-    def _withdraw_offer(self) -> None:
+    def _clear_undocumented(self) -> None:
         self._running = False
         self._connection = None
 
@@ -69,7 +69,7 @@ class Offered:
 class _Queue:
     """The queue of calls for a connection's thread, as aiosqlite's connection has one."""
 
-    def __init__(self, connection: Offered) -> None:
+    def __init__(self, connection: Undocumented) -> None:
         self._put = connection._put
         self._raw = connection._raw
 

@@ -49,7 +49,7 @@ class ConnectionProperties:
 
 
 class CursorProperties:
-    """The properties of a cursor, and its blocks and loops."""
+    """The properties of a cursor, and what ``async with`` and ``async for`` need of it."""
 
     if TYPE_CHECKING:
         _cursor: RawCursor
