@@ -118,7 +118,8 @@ class Pool(Living[C]):
         if label is None and not labels_in_use:
             lease._label = None
         elif label is None:
-            lease._label = found if type(found := get_label()) is str else current_label()
+            found = get_label()
+            lease._label = found if isinstance(found, str) else current_label()
         else:
             lease._label = checked_label(label)
         return lease
