@@ -20,6 +20,8 @@ versioned = $(addprefix tests/,drivers integrations sqlalchemy compat dashboard)
 
 # These would import from elsewhere than the environment.
 unexport PYTHONPATH PYTHONHOME
+# Tests start hundreds of interpreters: each would compile poolkit, and pytest every test, anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test test-oldest test-newest test-tools soak coverage asyncpg-tests mutants check lint types fmt bench bench-quick clean
 

@@ -6,11 +6,12 @@ import gc
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis  # noqa: F401  # before trio is frozen: it looks for what refers to trio's chance
 import pytest
 
+from tests.effort import EFFORT
 from tests.pgbouncer import pgbouncer
 from tests.postgres import (
     _database,
@@ -22,6 +23,10 @@ from tests.postgres import (
     postgres_binaries,
     pytest_terminal_summary,
 )
+from tests.spread import spread
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = [
     "_database",
@@ -42,12 +47,20 @@ ROOT = Path(__file__).resolve().parents[1]
 COLLECTED = pytest.StashKey[Counter[str]]()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Count the tests of each folder, see ``tests/repo/test_collected.py``."""
-    paths = (item.path.relative_to(ROOT) for item in items)
-    folders = ("/".join(path.parts[:-1][:2]) or path.name for path in paths)
-    config.stash[COLLECTED] = Counter(folders)
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Iterator[None]:
+    """Count the tests of each folder, see ``tests/repo/test_collected.py``; last, spread loops."""
+    folders: Counter[str] = Counter()
+    for file, many in Counter(item.path for item in items).items():
+        path = file.relative_to(ROOT)
+        folders["/".join(path.parts[:-1][:2]) or path.name] += many
+    config.stash[COLLECTED] = folders
+    yield
+    if EFFORT < 4:
+        items[:], left_out = spread(items)
+        config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.hookimpl(trylast=True)

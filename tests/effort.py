@@ -6,3 +6,6 @@ import os
 from typing import Final
 
 EFFORT: Final = int(os.environ.get("POOLKIT_TEST_EFFORT", "1"))
+
+#: How much of what CI explores is explored now: an eighth on a desk.
+SHARE: Final = 1 / 8 if EFFORT < 2 else EFFORT / 4

@@ -45,6 +45,7 @@ async def opened(proxy: Proxy, database: str, **options: Any) -> AsyncIterator[P
     dsn = f"{proxy.through(database)}?sslmode=disable"
     async with create_pool(dsn, **{"max_size": 2, "ping_after": None, **options}) as pool:
         yield pool
+        proxy.pass_through()  # or the pool would wait for the ends of those it closes
 
 
 class Tap(asyncio.Protocol):

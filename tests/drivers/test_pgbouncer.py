@@ -23,7 +23,7 @@ from poolkit.drivers.asyncpg import create_pool
 from tests.conftest import BACKENDS
 from tests.drivers.asyncpg_help import quiet
 from tests.drivers.pgbouncer_worker import TABLES
-from tests.effort import EFFORT
+from tests.effort import SHARE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 PATIENCE = 20.0
 ENDLESS = "SELECT pg_sleep(600)"
 #: Sent through PgBouncer by eight processes.
-QUERIES = 2_500 * EFFORT
+QUERIES = round(10_000 * SHARE)
 
 
 @pytest.fixture(params=[backend for backend in BACKENDS if backend.id != "trio"])

@@ -22,7 +22,7 @@ import poolkit.drivers.asyncpg
 import poolkit.drivers.sqlite
 from poolkit import Pool, PoolError
 from tests.drivers.asyncpg_help import GIVEN_UP, loop_is_told_only
-from tests.effort import EFFORT
+from tests.effort import SHARE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tests.postgres import Postgres
 
 USERS = 12
-ROUNDS = 3 * EFFORT
+ROUNDS = round(12 * SHARE)
 #: What has to succeed in a storm, which goes on for as long as that takes: on a busy machine most
 #: turns end by their short time limits.
 ENOUGH = USERS * ROUNDS // 10
@@ -96,7 +96,7 @@ class Storm:
 
     async def rage(self, fate: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         """Have all of it happen at once."""
-        with anyio.fail_after(60 * EFFORT):
+        with anyio.fail_after(max(60, 240 * SHARE)):
             async with anyio.create_task_group() as meanwhile:
                 meanwhile.start_soon(fate)
                 async with anyio.create_task_group() as users:

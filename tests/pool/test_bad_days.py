@@ -12,15 +12,18 @@ import pytest
 import poolkit
 from poolkit import Pool, PoolUnavailable, Verdict
 from poolkit.testing import FakeDriver, Fault, check_pool
+from tests.effort import EFFORT
 from tests.pool.virtual import RUNNERS
 
 SERVICE = 0.02
 #: Leases a second that ten connections can serve.
 CAPACITY = 10 / SERVICE
-#: How long an overload lasts, after the five seconds before it.
-OVERLOAD = 10.0
+#: How long it is quiet before an overload and after it, and how long that lasts.
+QUIET, OVERLOAD = (5.0, 10.0) if EFFORT >= 4 else (2.0, 4.0)
 #: When it is over, counted from the first who comes.
-OVER = 5 + OVERLOAD
+OVER = QUIET + OVERLOAD
+#: How long a database is down for long: longer than anybody waits for it.
+LONG = 60.0 if EFFORT >= 4 else 15.0
 
 
 class Clients:
@@ -66,19 +69,20 @@ def test_codel_keeps_the_work_useful_in_an_overload(run: Any) -> None:
         policy = poolkit.CoDel(target=0.05, interval=0.5)
         async with Pool(FakeDriver(), min_size=10, max_size=10, shedding=policy) as pool:
             clients = Clients(pool, seed=1)
-            await clients.run([(5.0, 0.7), (OVERLOAD, 1.5), (5.0, 0.7)])
+            await clients.run([(QUIET, 0.7), (OVERLOAD, 1.5), (QUIET, 0.7)])
             await check_pool(pool)
             assert pool.stats().shed > 0.3 * CAPACITY * OVERLOAD
         return clients
 
     waits = run(main).waits
     begin = waits[0][0]
-    assert useful(waits, begin + 5, begin + OVER) >= 0.97
-    overload = sorted(wait for when, wait in waits if begin + 6 <= when < begin + OVER)
+    assert useful(waits, begin + QUIET, begin + OVER) >= 0.97
+    known = begin + QUIET + 1
+    overload = sorted(wait for when, wait in waits if known <= when < begin + OVER)
     assert overload[int(0.99 * len(overload))] <= 2 * 0.05 + SERVICE
     after = [wait for when, wait in waits if when >= begin + OVER + 0.5]
     assert statistics.median(after) <= 0.05
-    assert useful(waits, begin + OVER, begin + OVER + 5) >= 0.9 * 0.7
+    assert useful(waits, begin + OVER, begin + OVER + QUIET) >= 0.9 * 0.7
 
 
 @RUNNERS
@@ -88,12 +92,12 @@ def test_first_come_first_served_alone_serves_nobody_in_time(run: Any) -> None:
     async def main() -> Clients:
         async with Pool(FakeDriver(), min_size=10, max_size=10, acquire_timeout=30.0) as pool:
             clients = Clients(pool, seed=1)
-            await clients.run([(5.0, 0.7), (OVERLOAD, 1.5)])
+            await clients.run([(QUIET, 0.7), (OVERLOAD, 1.5)])
         return clients
 
     waits = run(main).waits
     begin = waits[0][0]
-    assert useful(waits, begin + 7, begin + OVER) <= 0.01
+    assert useful(waits, begin + QUIET + 2, begin + OVER) <= 0.01
 
 
 @RUNNERS
@@ -103,12 +107,12 @@ def test_max_waiting_keeps_the_work_useful_too(run: Any) -> None:
     async def main() -> Clients:
         async with Pool(FakeDriver(), min_size=10, max_size=10, max_waiting=20) as pool:
             clients = Clients(pool, seed=1)
-            await clients.run([(5.0, 0.7), (OVERLOAD, 1.5)])
+            await clients.run([(QUIET, 0.7), (OVERLOAD, 1.5)])
         return clients
 
     waits = run(main).waits
     begin = waits[0][0]
-    assert useful(waits, begin + 5, begin + OVER) >= 0.97
+    assert useful(waits, begin + QUIET, begin + OVER) >= 0.97
 
 
 @RUNNERS
@@ -137,7 +141,7 @@ def test_spike_opens_hardly_more_connections_than_there_were(run: Any, gap: floa
 
 
 @RUNNERS
-@pytest.mark.parametrize("seconds", [3.0, 60.0])
+@pytest.mark.parametrize("seconds", [3.0, LONG], ids=["short", "long"])
 def test_database_that_comes_back_is_used_soon_and_was_not_rushed(run: Any, seconds: float) -> None:
     """One attempt at a time meanwhile, and the first success within twice the longest pause."""
 

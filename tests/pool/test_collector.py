@@ -24,7 +24,7 @@ from anyio.lowlevel import checkpoint
 import poolkit
 from poolkit import NotLeased, Pool, PoolError, PoolTimeout
 from poolkit.testing._invariants import check_state
-from tests.effort import EFFORT
+from tests.effort import SHARE
 from tests.fakes import FakeConnection, FullDriver
 from tests.pool.storm import come_to_rest
 from tests.pool.virtual import on_asyncio, on_trio
@@ -219,14 +219,21 @@ async def in_time(run: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
         return await run(*arguments)
 
 
-@pytest.mark.parametrize("strike", [releases, forgets, runs_on, cancels])
-@pytest.mark.parametrize("run", [on_asyncio, on_trio])
+STRIKES: list[Strike] = [releases, forgets, runs_on, cancels]
+RUNS = [on_asyncio, on_trio]
+#: Of so many lines one is tried. The eight tests begin at different ones: together they try all.
+STEP = max(1, round(1 / SHARE))
+
+
+@pytest.mark.parametrize("strike", STRIKES)
+@pytest.mark.parametrize("run", RUNS)
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore:.*never released.*:ResourceWarning")
 def test_release_in_the_middle_of_any_line_loses_nothing(run: Any, strike: Strike) -> None:
     """Whatever the heart is doing, another lease ends, as the collector has it."""
-    lines = run(seen)[:: max(1, 4 // EFFORT)]
-    assert len(lines) > 150
+    lines = run(seen)
+    assert len(lines) > 600
+    lines = lines[(STRIKES.index(strike) + len(STRIKES) * RUNS.index(run)) % STEP :: STEP]
     failed, strikes = [], 0
     for line in lines:
         try:
@@ -283,7 +290,7 @@ def test_interrupt_at_any_line_loses_nothing_on_trio() -> None:
     """Ctrl-C arrives at the caller's next checkpoint, and the line runs to its end."""
     of_views = ("view.py", "view_class.py", "methods.py", "operations.py", "kinds.py")
     lines = [line for line in on_trio(seen) if not line[0].co_filename.endswith(of_views)]
-    lines = lines[:: max(1, 4 // EFFORT)]
+    lines = lines[::STEP]
     failed, presses = [], 0
     for line in lines:
         try:

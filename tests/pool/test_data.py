@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 
 from poolkit import NotLeased, Pool
 from poolkit._shell.derived import DEPTH, MOST, is_data
-from tests.effort import EFFORT
+from tests.effort import SHARE
 from tests.fakes import CleanDriver, FakeConnection, FullDriver
 
 if TYPE_CHECKING:
@@ -290,7 +290,7 @@ DATA = st.recursive(
 
 
 @given(value=DATA)
-@settings(max_examples=200 * EFFORT, deadline=None)
+@settings(max_examples=round(800 * SHARE), deadline=None)
 def test_nested_data_is_data(value: Any) -> None:
     """Whatever it is made of."""
     assert is_data(value)
@@ -301,7 +301,7 @@ def test_nested_data_is_data(value: Any) -> None:
     wraps=st.lists(st.sampled_from([*CONTAINERS, *HASHING]), max_size=DEPTH + 4),
     beside=DATA,
 )
-@settings(max_examples=500 * EFFORT, deadline=None)
+@settings(max_examples=round(2000 * SHARE), deadline=None)
 def test_something_live_is_found_wherever_it_is(
     carry: Callable[[Any], Any], wraps: list[Callable[[Any], Any]], beside: Any
 ) -> None:

@@ -11,14 +11,14 @@ import pytest
 
 from poolkit import ConnectFailed, Pool, PoolTimeout, Verdict
 from poolkit.testing._invariants import check_state
-from tests.effort import EFFORT
+from tests.effort import SHARE
 from tests.fakes import Boom, FakeConnection, FullDriver
 from tests.pool.storm import come_to_rest
 from tests.pool.virtual import on_asyncio, on_trio
 
 DAY = 86_400.0
 LIFETIME = 1800.0
-DAYS = EFFORT / 4
+DAYS = SHARE
 
 
 class AgingDriver(FullDriver):

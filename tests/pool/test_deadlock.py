@@ -26,7 +26,7 @@ from poolkit import (
 from poolkit._core.deadlock import CERTAIN_FOR
 from poolkit._core.slot import NEVER
 from poolkit.testing import VirtualTimeLoop
-from tests.effort import EFFORT
+from tests.effort import SHARE
 from tests.fakes import CleanDriver, FakeConnection, own
 
 if TYPE_CHECKING:
@@ -358,7 +358,7 @@ PLANS = st.builds(
 )
 
 
-@settings(max_examples=150 * EFFORT, deadline=None)
+@settings(max_examples=round(600 * SHARE), deadline=None)
 @given(
     plans=st.lists(PLANS, min_size=1, max_size=5),
     capacity=st.integers(1, 3),

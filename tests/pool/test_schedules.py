@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import poolkit._shell.lease
 import poolkit._shell.pool
 import poolkit._shell.transaction
-from tests.effort import EFFORT
+from tests.effort import SHARE
 from tests.pool.planting import plant
 from tests.pool.schedules import run_on_asyncio, run_on_trio
 from tests.pool.storm import storm
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 explored = settings(
-    max_examples=50 * EFFORT,
+    max_examples=round(200 * SHARE),
     deadline=None,
     suppress_health_check=list(HealthCheck),
     print_blob=True,

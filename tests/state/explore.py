@@ -56,8 +56,10 @@ def explore(
     while todo and report.states < most:
         frozen, path = todo.popleft()
         report.states += 1
-        _guarded(pickle.loads(frozen), path, World.come_to_rest)
-        for event in pickle.loads(frozen).events(**events):
+        world = pickle.loads(frozen)
+        possible = list(world.events(**events))
+        _guarded(world, path, World.come_to_rest)
+        for event in possible:
             world = pickle.loads(frozen)
             if skip(world, event):
                 continue

@@ -16,7 +16,7 @@ import pytest
 from poolkit import CoDel, Options
 from poolkit._core.slot import NEVER
 from poolkit._core.state import PoolState
-from tests.effort import EFFORT
+from tests.effort import SHARE
 from tests.state.explore import Violation, explore
 from tests.state.world import World
 
@@ -84,7 +84,7 @@ MOST = 2000
 def test_invariants_hold_in_every_state(name: str) -> None:
     """And from every state everything comes to rest."""
     callers, options, events = WORLDS[name]
-    most = MOST // 4 * EFFORT
+    most = round(MOST * SHARE)
     report = explore(make(callers, **options), most=most, events=events)
     print(f"{name}: {report}")
     assert report.complete or report.states == most

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from poolkit import CoDel, Options
 from poolkit._core.slot import NEVER
 from poolkit._core.state import PoolState
-from tests.effort import EFFORT
+from tests.effort import SHARE
 from tests.state.world import World
 
 OPTIONS = st.fixed_dictionaries(
@@ -66,7 +66,7 @@ class Book(RuleBasedStateMachine):
 
 
 Book.TestCase.settings = settings(
-    max_examples=75 * EFFORT,
+    max_examples=round(300 * SHARE),
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
