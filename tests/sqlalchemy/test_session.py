@@ -177,8 +177,10 @@ async def test_no_connection_is_a_503(database: Database, make: Any, why: str) -
         "busy": {"max_waiting": 0},
         # PostgreSQL's driver has the first of them wait to its deadline; the others fail at once.
         "failed": {
-            **{"min_size": 0, "on_connect": fail},
-            **{"acquire_timeout": 0.5, "fail_fast_after": 0.25},
+            "min_size": 0,
+            "on_connect": fail,
+            "acquire_timeout": 0.5,
+            "fail_fast_after": 0.25,
         },
     }
     pool = poolkit.create_pool(database.url, max_size=1, **limits[why])
