@@ -337,6 +337,7 @@ class Postgres:
     password: str | None = None
     settings: dict[str, str]
     """What every DSN ends with, after the question mark."""
+    _ssl: bool | None = None
 
     def dsn(
         self,
@@ -367,7 +368,7 @@ class Postgres:
 
         async def run() -> list[tuple[Any, ...]]:
             conn = await asyncpg.connect(
-                dsn, timeout=10, command_timeout=10, statement_cache_size=0
+                dsn, ssl=self._ssl, timeout=10, command_timeout=10, statement_cache_size=0
             )
             try:
                 return [tuple(row) for row in await conn.fetch(sql, *args)]
@@ -420,6 +421,7 @@ class Server(Program, Postgres):
 
     host = HOST
     _end = "SIGQUIT"  # its backends end with it
+    _ssl = False  # to prepare for it takes longer than most questions do
 
     def __init__(self, binaries: Path) -> None:
         super().__init__("pg")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pytest
 
 #: What the event loop is a part of, by the name of the parameter.
-LOOPS: Final = ("anyio_backend", "case", "run")
+LOOPS: Final = ("anyio_backend", "case", "run", "part")
 #: A table with fewer cases runs on all of its loops. Of one with more, each loop has two at least.
 MANY: Final = 6
 

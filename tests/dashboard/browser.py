@@ -82,6 +82,7 @@ class Browser:
         end = time.monotonic() + 20
         while not (found := self.run(script, *args)):
             assert time.monotonic() < end, f"not in 20 s: {script}\n{self.text('body')}"
+            time.sleep(0.02)  # or asking would keep the page from it
         return found
 
     def key(self, key: str) -> None:

@@ -32,6 +32,8 @@ class Example(NamedTuple):
     port: int
     outside: Callable[[str], list[Any]]
     """Runs a query on a connection of the test's own."""
+    empty: str
+    """How the items are deleted, and counted from one again."""
 
     def request(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """Send a request; return the status and the JSON of the answer."""
@@ -57,30 +59,34 @@ class Database(NamedTuple):
 
     url: str
     query: Callable[[str], list[Any]]
+    empty: str
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def where(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+@pytest.fixture(params=["sqlite", "postgresql"], scope="module")
+def where(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Database]:
     """Return an empty database of either kind."""
     if request.param == "sqlite":
-        path = tmp_path / "an example.db"
+        path = tmp_path_factory.mktemp("example") / "an example.db"
 
         def query(sql: str) -> list[Any]:
-            with contextlib.closing(sqlite3.connect(path)) as conn:
+            with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as conn:
                 return conn.execute(sql).fetchall()
 
-        yield Database(f"sqlite:///{path}", query)
+        yield Database(f"sqlite:///{path}", query, "DELETE FROM item")
     else:
         server: Postgres = request.getfixturevalue("postgres")
         name = server.create_database()
-        yield Database(server.dsn(name), lambda sql: server.query(sql, database=name))
+        empty = "TRUNCATE item RESTART IDENTITY"
+        yield Database(server.dsn(name), lambda sql: server.query(sql, database=name), empty)
         server.drop_database(name)
 
 
-@pytest.fixture
-def example(where: Database, tmp_path: Path) -> Iterator[Example]:
+@pytest.fixture(scope="module")
+def started(where: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Example]:
     """Start the example; stop it, and see that it has ended whole."""
-    log = tmp_path / "log"
+    log = tmp_path_factory.mktemp("example") / "log"
     # It is given a socket that listens already, so a client that is early waits in its queue.
     with socket.create_server(("127.0.0.1", 0)) as listener, log.open("w") as output:
         command = ["uvicorn", "examples.app:app", "--fd", str(listener.fileno())]
@@ -93,7 +99,7 @@ def example(where: Database, tmp_path: Path) -> Iterator[Example]:
             stderr=output,
         ) as server:
             try:
-                example = Example(listener.getsockname()[1], where.query)
+                example = Example(listener.getsockname()[1], where.query, where.empty)
                 assert example.request("GET", "/pool")[0] == 200, log.read_text()
                 yield example
             finally:
@@ -101,6 +107,14 @@ def example(where: Database, tmp_path: Path) -> Iterator[Example]:
     said = log.read_text()
     assert "Application shutdown complete" in said
     assert "Traceback" not in said
+
+
+@pytest.fixture
+def example(started: Example) -> Example:
+    """Return the example with nothing in its database but the three accounts it begins with."""
+    started.outside(started.empty)
+    started.outside("UPDATE account SET balance = 1000")
+    return started
 
 
 def test_fifty_clients_on_five_connections_all_succeed(example: Example) -> None:

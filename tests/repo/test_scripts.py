@@ -10,6 +10,7 @@ import subprocess
 import sys
 import urllib.request
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = copied(tmp_path_factory.mktemp("made"))
     assert venv(folder, PYTHON=quick(folder.parent / "quick")).returncode == 0
     return folder
+
+
+@pytest.fixture
+def with_quick_pip(made: Path) -> Iterator[Path]:
+    """Return that checkout while its pip finds everything but one thing, and installs nothing."""
+    pip = Path(inside(made, "import sysconfig; print(sysconfig.get_path('purelib'))")) / "pip"
+    pip.mkdir()
+    (pip / "__init__.py").touch()  # or the borrowed one would be found
+    (pip / "__main__.py").write_text("import sys; sys.exit('poolkit-no-such-thing' in sys.argv)")
+    yield made
+    shutil.rmtree(pip)
 
 
 def copied(parent: Path) -> Path:
@@ -88,18 +100,11 @@ def tools(folder: Path) -> str:
     return str(folder)
 
 
-def test_environment_is_made_in_a_path_with_a_space(checkout: Path) -> None:
-    """And a second call leaves it as it is."""
-    assert venv(checkout).returncode == 0
-    assert inside(checkout, "import sys; print(sys.prefix)") == str(checkout / ".venv")
-    marker = checkout / ".venv" / "marker"
-    marker.touch()
-    assert venv(checkout).returncode == 0
-    assert marker.exists()
-
-
 def test_hostile_settings_do_not_reach_the_environment(checkout: Path, tmp_path: Path) -> None:
-    """Neither the user's site, nor another target, nor a mask that hides files."""
+    """Neither the user's site, nor another target, nor a mask that hides files.
+
+    It is made in a path with a space, and a second call leaves it as it is.
+    """
     os.umask(old := os.umask(0o077))
     try:
         os.umask(0o077)
@@ -115,8 +120,13 @@ def test_hostile_settings_do_not_reach_the_environment(checkout: Path, tmp_path:
     finally:
         os.umask(old)
     assert done.returncode == 0, done.stderr
-    assert inside(checkout, "import pip; print('pip')") == "pip"
+    assert inside(checkout, "import sys; print(sys.prefix)") == str(checkout / ".venv")
+    assert inside(checkout, "import pip; print(pip.__file__)").startswith(str(checkout / ".venv"))
     assert not (tmp_path / "elsewhere").exists()
+    marker = checkout / ".venv" / "marker"
+    marker.touch()
+    assert venv(checkout).returncode == 0
+    assert marker.exists()
 
 
 def test_half_made_environment_is_made_anew(checkout: Path, tmp_path: Path) -> None:
@@ -253,11 +263,12 @@ def test_nothing_is_installed_twice(made: Path, tmp_path: Path) -> None:
     assert inside(made, "import one, two; print('both')") == "both"
 
 
-def test_what_has_changed_is_installed_anew(made: Path, tmp_path: Path) -> None:
+def test_what_has_changed_is_installed_anew(with_quick_pip: Path, tmp_path: Path) -> None:
     """Whether pyproject.toml or the constraints; and so is what has changed back."""
+    made = with_quick_pip
     constraints = tmp_path / "oldest.txt"
     constraints.write_text("")
-    asked = ("--no-index", "-c", str(constraints), wheel(tmp_path, "three"))
+    asked = ("-c", str(constraints), "three")
     project = made / "pyproject.toml"
     before = project.read_text()
     assert "installing" in venv(made, *asked).stderr
@@ -269,12 +280,13 @@ def test_what_has_changed_is_installed_anew(made: Path, tmp_path: Path) -> None:
     assert "installing" in venv(made, *asked).stderr
 
 
-def test_interrupted_install_is_begun_again(made: Path, tmp_path: Path) -> None:
+def test_interrupted_install_is_begun_again(with_quick_pip: Path) -> None:
     """Even of what had been installed before: it may be half replaced."""
-    four = wheel(tmp_path, "four")
-    assert venv(made, "--no-index", four).returncode == 0
-    assert venv(made, "--no-index", "poolkit-no-such-thing").returncode == 1
-    assert "installing" in venv(made, "--no-index", four).stderr
+    made = with_quick_pip
+    assert venv(made, "four").returncode == 0
+    assert venv(made, "four").stderr == ""
+    assert venv(made, "poolkit-no-such-thing").returncode == 1
+    assert "installing" in venv(made, "four").stderr
 
 
 # -- which interpreters there are ----------------------------------------------------------------

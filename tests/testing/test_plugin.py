@@ -53,7 +53,8 @@ async def test_not_at_rest(fake_driver, at_rest):
 def test_fixtures_do_what_they_say(tmp_path: Path) -> None:
     """Rows are rolled back, and who forgets to give back has an error at the test's end."""
     (tmp_path / "test_it.py").write_text(PROGRAM)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py"]
+    without = ["-p", "no:cacheprovider", "-p", "no:langsmith_plugin"]  # seconds of imports
+    command = [sys.executable, "-m", "pytest", "-q", *without, "test_it.py"]
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
     )
