@@ -425,13 +425,13 @@ async def test_entering_while_the_last_one_out_closes_waits_and_opens_again() ->
 async def test_entering_while_closing_is_an_error_after_the_acquire_timeout() -> None:
     """And at once if the closing waits for the caller's own lease; nobody is inside then."""
     driver = FakeDriver()
-    pool = await Pool(driver, max_size=2, acquire_timeout=0.05).open()
+    pool = await Pool(driver, max_size=2, acquire_timeout=0.4).open()
     done = anyio.Event()
 
     async def hold() -> None:
         async with pool.acquire():
             await wait_all_tasks_blocked()
-            with anyio.fail_after(0.04), pytest.raises(PoolClosed, match="is being closed"):
+            with anyio.fail_after(0.3), pytest.raises(PoolClosed, match="is being closed"):
                 await pool.__aenter__()
             await done.wait()
 
