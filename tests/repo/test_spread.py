@@ -64,5 +64,6 @@ def test_what_is_short_or_knows_no_loop_is_left_whole() -> None:
     short = table(loops=[A, B, C], x=[*range(MANY - 1)])
     alone = table(loops=[B], x=[*range(9)])
     loopless = table("way", loops=[A, B], x=[*range(9)])
-    for items in (short, alone, loopless, [SimpleNamespace(nodeid="test_plain")]):
+    plain: Any = SimpleNamespace(nodeid="test_plain")
+    for items in (short, alone, loopless, [plain]):
         assert spread(items) == (items, [])
