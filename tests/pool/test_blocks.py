@@ -144,17 +144,24 @@ async def test_entering_that_is_cancelled_counts_nothing() -> None:
     """Neither while it opens the pool, nor beside one who does."""
     gate = anyio.Event()
     pool = Pool(FakeDriver(connect=[anyio.Event(), gate]))
-    with anyio.move_on_after(0.01):
+
+    async def enter() -> None:
         async with pool:
             raise AssertionError("entered")
+
+    async def be_cancelled() -> None:
+        async with anyio.create_task_group() as entering:
+            entering.start_soon(enter)
+            await wait_all_tasks_blocked()
+            entering.cancel_scope.cancel()
+
+    await be_cancelled()
     assert not is_open(pool)
     user = User(pool)
     async with anyio.create_task_group() as group:
         group.start_soon(user.run)
         await wait_all_tasks_blocked()
-        with anyio.move_on_after(0.01):
-            async with pool:
-                raise AssertionError("entered")
+        await be_cancelled()
         gate.set()
         await wait_all_tasks_blocked()
         assert user.inside
