@@ -7,6 +7,7 @@ of it is collected, and asserted to be (`tests/repo/test_collected.py`).
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -20,9 +21,9 @@ LOOPS: Final = ("anyio_backend", "case", "run", "part")
 MANY: Final = 6
 
 #: What tells a case from the others: its parameters but for the loop, each by a name and a value.
-Case = tuple[tuple[str, int], ...]
+Case = tuple[tuple[str, Hashable], ...]
 #: The tests of one function, by their cases and loops.
-Table = dict[Case, dict[int, "pytest.Item"]]
+Table = dict[Case, dict[Hashable, "pytest.Item"]]
 
 
 def spread(items: Sequence[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
@@ -54,13 +55,23 @@ def loop_of(item: pytest.Item) -> str | None:
     return next((name for name in LOOPS if parameters and name in parameters.params), None)
 
 
-def split(item: pytest.Item, name: str) -> tuple[int, Case]:
+def split(item: pytest.Item, name: str) -> tuple[Hashable, Case]:
     """Return the loop of a test, and what it has in common with the same test on another loop."""
     values: dict[str, Any] = dict(item.callspec.params)  # type: ignore[attr-defined]
     loop = values.pop(name)
     if name == "case":  # of which a driver is the other part
         values["driver"] = loop[0]
-    return id(loop), tuple((name, id(value)) for name, value in sorted(values.items()))
+    case = tuple((name, _known_by(values[name])) for name in sorted(values))
+    return _known_by(loop), case
+
+
+def _known_by(value: Any) -> Hashable:
+    """Return what every process that shares in the tests tells this value by from others."""
+    try:
+        hash(value)
+    except TypeError:
+        return id(value)
+    return type(value), value
 
 
 def _one_each(table: Table) -> Iterator[pytest.Item]:
@@ -73,9 +84,9 @@ def _one_each(table: Table) -> Iterator[pytest.Item]:
         yield loops[sum(ranks) % len(loops)]
 
 
-def _numbered(column: Iterable[int]) -> tuple[int, ...]:
+def _numbered(column: Iterable[Hashable]) -> tuple[int, ...]:
     """Return for each value as which new one it came."""
-    numbers: dict[int, int] = {}
+    numbers: dict[Hashable, int] = {}
     return tuple(numbers.setdefault(value, len(numbers)) for value in column)
 
 
