@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import shutil
 from pathlib import Path
@@ -61,27 +60,17 @@ def renamed(folder: Path, member: str) -> Path:
     assert found is not None and found.submodule_search_locations
     source = Path(next(iter(found.submodule_search_locations)))
     target = folder / "asyncpg"
-    # What does not change is linked, as it was compiled.
-    unused = shutil.ignore_patterns("_testbase", "*.pyx", "*.pxd")
-    shutil.copytree(source, target, ignore=unused, copy_function=os.symlink)
+    unused = shutil.ignore_patterns("__pycache__", "_testbase", "*.pyx", "*.pxd")
+    shutil.copytree(source, target, ignore=unused)
     owner, _, name = member.partition(".")
     if owner == "protocol":
-        _add(target / "__init__.py", _LESS.replace("HIDDEN", repr(name)))
+        with (target / "__init__.py").open("a") as file:
+            file.write(_LESS.replace("HIDDEN", repr(name)))
         return folder
     before = {"Protocol": r"(?<=protocol\.)", "ConnectionSettings": r"(?<=\.)"}.get(owner, r"\b")
     for path in target.rglob("*.py"):
-        text = path.read_text()
-        if (changed := re.sub(rf"{before}{name}\b", f"renamed_{name}", text)) != text:
-            _write(path, changed)
+        path.write_text(re.sub(rf"{before}{name}\b", f"renamed_{name}", path.read_text()))
     if owner in ("Protocol", "ConnectionSettings"):
-        _add(target / "protocol" / "__init__.py", _HIDING.replace("HIDDEN", repr(name)))
+        with (target / "protocol" / "__init__.py").open("a") as file:
+            file.write(_HIDING.replace("HIDDEN", repr(name)))
     return folder
-
-
-def _add(path: Path, text: str) -> None:
-    _write(path, path.read_text() + text)
-
-
-def _write(path: Path, text: str) -> None:
-    path.unlink()  # the link, and no more
-    path.write_text(text)
