@@ -114,7 +114,7 @@ def test_connection_ends_with_its_lease_where_settings_could_be_left(
 
 
 @pytest.mark.parametrize(("owner", "name"), NEEDED, ids=lambda it: getattr(it, "__name__", it))
-async def test_engine_is_refused_without_what_is_needed(
+async def test_engine_refuse_deadlock_without_what_is_needed(
     owner: Any, name: str, on_postgresql: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When it is made: by name, with the version."""

@@ -272,7 +272,7 @@ async def test_the_pools_own_users_find_sqlite_in_autocommit(on_sqlite: Database
         assert on_sqlite.rows() == [2]
 
 
-async def test_an_engine_over_a_pool_of_sqlite_that_is_rolled_back_is_refused(
+async def test_an_engine_over_a_pool_of_sqlite_that_is_rolled_back_refuse_deadlock(
     on_sqlite: Database,
 ) -> None:
     """Its first commit would be found out later, and less clearly."""

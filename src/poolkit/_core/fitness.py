@@ -57,7 +57,7 @@ def is_surplus(state: Placement, *, wanted: bool) -> bool:
     return state.live > state.options.max_size
 
 
-def few(state: Placement) -> int:
+def away_limit(state: Placement) -> int:
     """Return how many connections may be away at once with nobody waiting for them."""
     return max(_FEW, max(state.size, state.options.min_size) // 10)
 
@@ -70,7 +70,7 @@ def _can_spare_one(state: Placement) -> bool:
     if missing >= 0 and (has_room or len(state.connecting) > missing):
         return False
     going = sum(slot.reason == "expired" for slot in state.closing)
-    return max(going, missing) < few(state)
+    return max(going, missing) < away_limit(state)
 
 
 class Ages(NamedTuple):

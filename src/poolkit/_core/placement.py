@@ -153,7 +153,7 @@ class Placement(Slots):
             self.attempt_at = now
             slot = Slot(self.generation)
             self._begin("connect", slot, "connecting", self.options.connect_timeout, now)
-            self._tell("connect_began")
+            self._note_event("connect_began")
 
     def _is_full(self) -> bool:
         """Tell whether there is neither an idle connection nor room for another."""

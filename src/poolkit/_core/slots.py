@@ -102,7 +102,7 @@ class Slots:
             container = getattr(self, to)
             container[slot] = None
 
-    def _tell(self, event: Event, *values: object) -> None:
+    def _note_event(self, event: Event, *values: object) -> None:
         """Have observers told of an event."""
         if self.is_observed:
             self.to_tell.append((event, *values))
@@ -130,7 +130,7 @@ class Slots:
     def _close(self, slot: Slot, reason: Reason) -> None:
         """Have a connection closed gracefully: its slot is free when that has ended."""
         self.retired[reason] += 1
-        self._tell("retired", reason)
+        self._note_event("retired", reason)
         slot.reason = reason
         self._move(slot, "closing")
         self.to_start.append(("close", slot))
@@ -139,7 +139,7 @@ class Slots:
         """Terminate a connection now: its slot is free as soon as the shell has read this."""
         self.retired[reason] += 1
         if reason == "broken" and slot.reason != "broken":
-            self._tell("lost")
-        self._tell("retired", reason)
+            self._note_event("lost")
+        self._note_event("retired", reason)
         self.to_terminate.append(slot.connection)
         self._move(slot, "gone")

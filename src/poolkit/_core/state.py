@@ -97,8 +97,8 @@ class PoolState(Lifecycle):
         else:
             self.line.enqueue(waiter)
             if self._is_full() and self.line.shedder is None:
-                # Nothing can be started. When a job under way will count as slow is known since
-                # the first waiter joined.
+                # Nothing can be started. For the jobs under way, the alarm was set when the first
+                # waiter joined: at the time from which they count as slow.
                 return len(self.queue) == 1 and bool(self.connecting or self.recycling)
             self._follow_up(now)
         return True
@@ -228,11 +228,11 @@ class PoolState(Lifecycle):
             self._age_at = min(self._age_at, now + lifetime - old_age)
         self._heard_from(slot, now)
         self.connected_total += 1
-        self._tell("connected", now - slot.job_began_at)
+        self._note_event("connected", now - slot.job_began_at)
         if self.outage or not self.leased:
             self._fit_since = now
         if self.outage:
-            self._tell("outage_ended", now - self.outage.since)
+            self._note_event("outage_ended", now - self.outage.since)
         self.outage = None
         self.progress.overtaken(slot, now)
         self._place(slot, now)
@@ -253,7 +253,7 @@ class PoolState(Lifecycle):
         self.connect_failures += 1
         if self.outage is None:
             self.outage = Outage(now)
-            self._tell("outage_began", error)
+            self._note_event("outage_began", error)
         told = self.outage.record(
             error, verdict, slot.job_began_at, now, self.options, self._random()
         )
@@ -261,7 +261,7 @@ class PoolState(Lifecycle):
         waiters = list(itertools.islice(self.queue.values(), most))
         if told != "nobody":
             waiters += self.openers
-        self._tell("connect_failed", now - slot.job_began_at, error, len(waiters))
+        self._note_event("connect_failed", now - slot.job_began_at, error, len(waiters))
         self._end_waits(waiters, "failed", now, error)
         self._follow_up(now)
 
@@ -306,7 +306,7 @@ class PoolState(Lifecycle):
             slot.retire_at = -NEVER
             if slot.state in ("leased", "recycling") and slot.reason != "broken":
                 slot.reason = "broken"
-                self._tell("lost")
+                self._note_event("lost")
 
     def learn(self, slot: Slot, now: float) -> bool:
         """Act on what a lease's errors say of other connections; return whether this one must go.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from poolkit._core.fitness import few
+from poolkit._core.fitness import away_limit
 from poolkit._core.slot import NEVER
 
 if TYPE_CHECKING:
@@ -74,22 +74,22 @@ def _spare(state: Placement) -> tuple[int, float]:
         due = max(due, state.attempt_at + options.backoff_min)
     short = shortage(state)
     if not (state.outage or state.openers) and (short <= 0 or state.leased):
-        spare = min(spare, (state.ramp if short > 0 else few(state)) - progress.connects())
+        spare = min(spare, (state.ramp if short > 0 else away_limit(state)) - progress.connects())
     return spare, due
 
 
 def _wanted(state: Placement) -> int:
     """Return how many connections are missing.
 
-    Who opens the pool waits for no slow one; and one that is due for its age does not count,
-    if there may be another beside it.
+    While somebody opens the pool, slow connects do not count as connections that will be there.
+    Nor does a connection that is due for replacement, if its replacement may be opened beside it.
     """
     options = state.options
     away = len(state.progress.stuck)
     if state.openers:
         away += state.progress.slow_connects()
     if state.aging:
-        away += min(state.aging, few(state), options.max_size - options.min_size)
+        away += min(state.aging, away_limit(state), options.max_size - options.min_size)
     # One beyond `max_size` would be a surplus one: closed at once, and missing again.
     missing = min(options.min_size - (state.live - away), options.max_size - state.live)
     return max(shortage(state), missing)

@@ -54,7 +54,7 @@ class Lease(Generic[C]):
         *("_since", "_slot", "_timeout"),
     )
 
-    # Set by `Pool.acquire`, which makes one without a call more than it takes.
+    # Set by `Pool.acquire`, which saves the call of an `__init__`.
     _pool: Pool[C]
     _timeout: float | None
     _code: types.CodeType

@@ -216,7 +216,7 @@ class Living(Returning[C]):
         return life.is_kept or life.openers > 0 or self._blocks.has_any(life)
 
     async def _wait_closed(self) -> None:
-        """Wait until a pool that is being closed is, unless the caller is waited for itself."""
+        """Wait until closing ends; return at once if closing waits for a lease of the caller's."""
         state, life = self._state, self._life
         if life is None or state.phase != "closing" or life.runtime.has_ended():
             return

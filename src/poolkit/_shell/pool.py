@@ -104,7 +104,7 @@ class Pool(Living[C]):
             ConnectFailed: the database cannot be reached.
             PoolClosed: the pool is not open, or was closed meanwhile.
             WrongLoop: the pool was opened on another event loop, or before a fork.
-            PoolConfigError: the timeout or the label is none.
+            PoolConfigError: the timeout is no number of seconds, or the label no text.
 
         """
         # The hot path begins: what follows is written out, for the sake of two calls less.
@@ -244,7 +244,7 @@ class Pool(Living[C]):
                 if waiter.outcome == "waiting" and not (
                     state.options.deadlock != "off"
                     and (circle := closed_by(waiter, state, now))
-                    and self._is_refused(waiter, circle)
+                    and self._refuse_deadlock(waiter, circle)
                 ):
                     await waiter.parking
                 elif waiter.slot is None:
@@ -284,7 +284,7 @@ class Pool(Living[C]):
         """Return the error for a wait that ended without a connection."""
         cause = waiter.cause
         if isinstance(cause, PoolDeadlock):
-            waiter.cause = None  # its traceback will hold the waiter
+            waiter.cause = None  # or its traceback, which holds the waiter, would be a cycle
             return cause
         if waiter.slot is not None:  # taken back between hand-off and now
             self._tell(self._state.recount, "served", "closed")
@@ -307,8 +307,8 @@ class Pool(Living[C]):
         self._carry_out()
         return slot
 
-    def _is_refused(self, waiter: Waiter, circle: list[Waiter]) -> bool:
-        """Refuse a caller that waits for itself by now, or warn; the others are in line."""
+    def _refuse_deadlock(self, waiter: Waiter, circle: list[Waiter]) -> bool:
+        """Refuse the caller that completes a deadlock, or warn of it; return whether it is refused."""
         state = self._state
         others = (other.parking for other in circle if other is not waiter)
         if not all(map(self._runtime.is_parked, others)):

@@ -106,7 +106,7 @@ class Returning(Events[C]):
 
     def _why_not_again(self, slot: Slot, error: BaseException | None, now: float) -> Reason | None:
         """Return why a used connection must go, or None; renew or suspect the others."""
-        # If this gives a reason: whoever kept the cursor would read the next user's session.
+        # A reason means that a cursor which is still alive could read the next user's session.
         reason = self._hooks.revoke(slot.connection, derived=slot.has_derived)
         if error is not None:
             self._hooks.heed(slot, error, passed=True)
