@@ -308,7 +308,7 @@ class Pool(Living[C]):
         return slot
 
     def _refuse_deadlock(self, waiter: Waiter, circle: list[Waiter]) -> bool:
-        """Refuse the caller that completes a deadlock, or warn of it; return whether it is refused."""
+        """Refuse a caller that completes a deadlock, or warn; return whether it is refused."""
         state = self._state
         others = (other.parking for other in circle if other is not waiter)
         if not all(map(self._runtime.is_parked, others)):
