@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
@@ -18,8 +20,9 @@ import poolkit.fastapi
 from poolkit import Pool, PoolConfigError
 from poolkit.dashboard import ServerTiming
 from poolkit.dashboard import _history as _watch
-from poolkit.dashboard._history import current, percentile, watch
+from poolkit.dashboard._history import percentile, watch
 from poolkit.dashboard._snapshot import judge, snapshot
+from poolkit.dashboard._timing import current
 from poolkit.testing import FakeDriver, VirtualTimeLoop
 
 PATHS = ["/poolkit", "/poolkit/icon.svg", "/poolkit/page.js", "/poolkit/page.css", "/poolkit/state"]
@@ -193,21 +196,17 @@ def test_percentiles_count_those_who_did_not_wait(
 
 
 async def test_watch_steps_aside_when_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the next wait on the pool is as it was; whoever looks again begins anew."""
+    """From the next release on nobody observes the pool; whoever looks again begins anew."""
     async with make_pool(min_size=1, max_size=1) as pool:
         before = set(vars(pool))
         watched = watch(pool)
-        watched.look()
+        watched.look(pool)
 
         async def wait() -> None:
             async with anyio.create_task_group() as group:
                 async with pool.acquire():
-                    group.start_soon(use)
+                    group.start_soon(hold_shortly, pool)
                     await anyio.wait_all_tasks_blocked()
-
-        async def use() -> None:
-            async with pool.acquire():
-                pass
 
         await wait()
         assert len(watched._waits) == 1
@@ -215,21 +214,30 @@ async def test_watch_steps_aside_when_nobody_looks(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(watched, "_looked_at", pool._now() - 11)
         await wait()
         assert set(vars(pool)) == before
+        assert pool._observers is None
         assert watch(pool) is not watched
+
+
+async def test_watch_is_forgotten_with_its_pool() -> None:
+    """What is kept of a pool's past does not keep the pool."""
+    async with make_pool() as pool:
+        watch(pool).look(pool)
+        there = weakref.ref(watch(pool)), weakref.ref(pool)
+    del pool
+    gc.collect()
+    assert [one() for one in there] == [None, None]
 
 
 async def test_waits_of_long_ago_are_not_shown_as_new(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that ended when somebody had just looked, if nobody looks for long after."""
     async with make_pool() as pool:
         watched = watch(pool)
-        watched.time()  # so it does not step aside
-        watched.look()
+        watched.look(pool)
         pool._state.outcomes["served"] += 1
-        watched._waits.append(3.0)
-        watched._waited += 1
+        watched.wait_ended(pool, None, 3.0, "served")
         later = pool._now() + 3600
         monkeypatch.setattr(pool._runtime, "now", lambda: later)
-        watched.look()
+        watched.look(pool)
         monkeypatch.undo()
         assert [sample.p99 for sample in watched.samples(0.0)] == [None]
 
@@ -241,7 +249,7 @@ async def test_waits_that_are_not_kept_are_not_taken_for_none(
     monkeypatch.setattr(_watch, "_MOST_WAITS", 2)
     async with make_pool(min_size=1, max_size=1) as pool:
         watched = watch(pool)
-        watched.look()
+        watched.look(pool)
         async with anyio.create_task_group() as group:
             async with pool.acquire():
                 for _ in range(9):
@@ -249,7 +257,7 @@ async def test_waits_that_are_not_kept_are_not_taken_for_none(
                 await anyio.wait_all_tasks_blocked()
         later = pool._now() + 2
         monkeypatch.setattr(pool._runtime, "now", lambda: later)
-        watched.look()
+        watched.look(pool)
         monkeypatch.undo()
         assert len(watched._waits) == 0
         (_, sample) = watched.samples(0.0)
@@ -327,7 +335,6 @@ def test_request_is_told_of_its_own_pools_and_its_own_time() -> None:
 
     async def main() -> None:
         async with make_pool() as mine, make_pool() as others:
-            watch(others).time()
             held = await mine.acquire()
             before = await mine.acquire()
             await anyio.sleep(0.1)
@@ -338,12 +345,38 @@ def test_request_is_told_of_its_own_pools_and_its_own_time() -> None:
                     await anyio.sleep(0.02)
                 await send({"type": "http.response.start", "headers": []})
 
-            # `held` is, meanwhile, by this task.
-            found = await header(ServerTiming(app, pools=[mine]))
-            assert found == [b'pool;dur=0.0;desc="wait", db;dur=20.0;desc="held"']
+            async def watched(scope: Any, receive: Any, send: Any) -> None:
+                await ServerTiming(app, pools=[mine])({"type": "http"}, receive, send)
+
+            # `held` is, meanwhile, by this task; and another wrapper observes the other pool.
+            found = await header(ServerTiming(watched, pools=[others]))
+            assert found[0] == b'pool;dur=0.0;desc="wait", db;dur=20.0;desc="held"'
             mine.release(held)
 
     in_virtual_time(main)
+
+
+async def test_pool_is_observed_until_the_last_request_has_ended() -> None:
+    """By one observer for all of them, and by none when nobody is served."""
+    go = [anyio.Event(), anyio.Event()]
+    async with make_pool() as pool:
+        seen: list[int] = []
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            seen.append(len(pool._observers._observers) if pool._observers else 0)
+            await go[scope["number"]].wait()
+
+        served = ServerTiming(app, pools=[pool])
+        async with anyio.create_task_group() as group:
+            for number in range(2):
+                group.start_soon(served, {"type": "http", "number": number}, None, None)
+            await anyio.wait_all_tasks_blocked()
+            assert seen == [1, 1]
+            go[0].set()
+            await anyio.wait_all_tasks_blocked()
+            assert pool._observers
+            go[1].set()
+        assert not pool._observers
 
 
 def test_requests_are_served_while_a_pool_is_on_another_loop() -> None:

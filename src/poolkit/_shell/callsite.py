@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import types
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     #: A code, and an offset in it.
     Place = tuple[types.CodeType, int]
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 #: Where the event loop begins, which says nothing; or a thread.
 _LOOPS = ("asyncio/events.py", "asyncio/runners.py", "trio/_core/_run.py")
 _THREADS = ("/threading.py", "concurrent/futures/thread.py")
+#: What stands between a program and what it has called.
+_BETWEEN = (
+    *("asyncio", "anyio", "trio", "uvloop", "outcome", "contextlib"),
+    *("poolkit", "sqlalchemy", "sqlmodel", "greenlet"),
+)
 #: What awaits something has one of these flags.
 _PAUSES = (
     inspect.CO_COROUTINE
@@ -43,12 +48,11 @@ def callers(depth: int, most: int = 16) -> tuple[Place, ...]:
 
 
 def users_place(depth: int, *, awaited: bool = False) -> Place | None:
-    """Return where the caller's caller is in a program, past the libraries of the event loop.
+    """Return where the caller's caller is in a program, past what stands between it and the loop.
 
     ``awaited``: it is a coroutine. None in a task, or a thread, that was made for the call.
     """
-    frame: types.FrameType | None = sys._getframe(depth)
-    while frame is not None:
+    for frame in _frames(sys._getframe(depth)):
         code = frame.f_code
         if code.co_filename.replace("\\", "/").endswith((*_LOOPS, *_THREADS)):
             return None
@@ -56,18 +60,28 @@ def users_place(depth: int, *, awaited: bool = False) -> Place | None:
             return None
         if not _is_between(code.co_filename):
             return code, frame.f_lasti
-        frame = frame.f_back
     return None
+
+
+def _frames(innermost: types.FrameType) -> Iterator[types.FrameType]:
+    """Return a frame and those who have called it, also across SQLAlchemy's stacks of its own."""
+    greenlet = sys.modules.get("greenlet")
+    awaits = None if greenlet is None else greenlet.getcurrent().parent
+    for first in (innermost, None if awaits is None else awaits.gr_frame):
+        frame = first
+        while frame is not None:
+            yield frame
+            frame = frame.f_back
 
 
 @functools.lru_cache(maxsize=256)
 def _is_between(filename: str) -> bool:
     """Tell whether a file is of what stands between a program and what it has called."""
-    for name in ("asyncio", "anyio", "trio", "uvloop", "outcome", "contextlib"):
+    for name in _BETWEEN:
         origin = getattr(sys.modules.get(name), "__file__", None)
         if origin and filename.startswith(origin.removesuffix("__init__.py")):
             return True
-    return False
+    return filename.startswith("<sqlalchemy ")  # which generates some of its code
 
 
 def place(code: types.CodeType, lasti: int, label: str | None = None) -> str:

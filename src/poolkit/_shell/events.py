@@ -134,9 +134,12 @@ class Events(Generic[C]):
         """Return the sizes and counters, as they are now."""
         return self._read(self._state.stats, self._now())
 
-    def leases(self) -> list[LeaseInfo]:
-        """Return who holds what, for how long, and where it was acquired; the longest first."""
-        return self._read(messages.leases, self._state, self._now())
+    def leases(self, *, task: object = None) -> list[LeaseInfo]:
+        """Return who holds what, for how long, and where it was acquired; the longest first.
+
+        ``task``: only what this one has acquired, a task of asyncio's or of trio's.
+        """
+        return self._read(messages.leases, self._state, self._now(), task)
 
     # -- what comes from elsewhere ---------------------------------------------------------------
 

@@ -49,20 +49,27 @@ def labelled(label: str, /) -> contextlib.AbstractContextManager[None]:
 @contextlib.contextmanager
 def within(label: Label) -> Iterator[None]:
     """Set the label of the code in a block, or what is to be called for it."""
-    in_use[:] = [None]
-    token = _current.set(label)
+    before = set_for_context(label)
     try:
         yield
     finally:
-        # A generator that is closed elsewhere, in another context, has nothing to set back there.
-        with contextlib.suppress(ValueError):
-            _current.reset(token)
+        restore(before)
 
 
-def set_for_context(label: Label) -> None:
-    """Set the label of all that runs in this context from now on."""
-    in_use[:] = [None]
-    _current.set(label)
+def set_for_context(label: Label) -> contextvars.Token[Label | None]:
+    """Set the label of all that runs in this context from now on, or until `restore`."""
+    if not in_use:
+        in_use.append(None)
+    return _current.set(label)
+
+
+def restore(before: contextvars.Token[Label | None]) -> bool:
+    """Set the label to what it was before; return whether this is the context where it was."""
+    try:
+        _current.reset(before)
+    except ValueError:  # a generator is closed elsewhere
+        return False
+    return True
 
 
 def current() -> str | None:

@@ -64,10 +64,14 @@ def _lease(task: str, seconds: float, holder: Holder) -> LeaseInfo:
     )
 
 
-def leases(state: PoolState, now: float) -> list[LeaseInfo]:
-    """Return who holds what, the longest first."""
-    # A finalizer may ask while a connection is on its way to a holder.
-    return [lease(slot, now) for slot in state.leased if slot.task is not None]
+def leases(state: PoolState, now: float, task: object = None) -> list[LeaseInfo]:
+    """Return who holds what, the longest first; or only what one task has acquired."""
+    return [
+        lease(slot, now)
+        for slot in state.leased
+        # A finalizer may ask while a connection is on its way to a holder.
+        if slot.task is not None and (task is None or slot.task() is task)
+    ]
 
 
 # -- transactions --------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ _MOST: Final = 200
 def snapshot(pool: Pool[Any], after: float) -> dict[str, Any]:
     """Return what is to be seen of a pool now, and the samples taken after a time."""
     looked = watch(pool)
-    looked.look()
+    looked.look(pool)
     state, now = pool._state, pool._now()
     stats = pool.stats()
     slots = [*state.leased, *state.idle, *state.connecting, *state.recycling, *state.closing]

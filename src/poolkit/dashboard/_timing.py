@@ -2,19 +2,78 @@
 
 from __future__ import annotations
 
+import contextvars
 from typing import TYPE_CHECKING, Any, Final
 
-from poolkit.dashboard._history import Timing, current, watch
+from poolkit._shell.runtime import running_task
+from poolkit._shell.shared import OnePerPool, Shared
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from poolkit._shell.pool import Pool
+
+#: The request that the running code belongs to, if its application is wrapped in `ServerTiming`.
+current: Final = contextvars.ContextVar["Timing | None"]("poolkit_timing", default=None)
 
 #: Where ``poolkit.fastapi.lifespan`` leaves its pools.
 _ALL: Final = "poolkit_pools"
 #: In the scope of a request. A context may be another's: servers begin the next request in it.
 _OUTER: Final = "poolkit_timing"
+
+
+class Timing:
+    """What one request has spent on connections so far, in seconds."""
+
+    __slots__ = ("began", "outer", "released", "waited")
+
+    def __init__(self, pools: Iterable[Pool[Any]], outer: Timing | None) -> None:
+        #: When it began, by the clock of each pool that it is about; others are not its concern.
+        self.began = {pool: pool._now() for pool in pools}
+        self.outer = outer  # of a wrapper around this one, about the same request
+        self.waited = 0.0
+        self.released = 0.0
+
+    def since(self, pool: Pool[Any], seconds: float) -> float:
+        """Return how much of the time up to now is this request's: what was before is another's."""
+        return min(seconds, pool._now() - self.began[pool])
+
+    def held(self, task: object) -> float:
+        """Return how long it has held connections; those that its task still holds until now."""
+        still = [(pool, info) for pool in self.began for info in pool.leases(task=task)]
+        return self.released + sum(self.since(pool, info.seconds) for pool, info in still)
+
+
+class _Times(Shared):
+    """Observes one pool, and tells each request what it has spent."""
+
+    def wait_ended(
+        self,
+        pool: Pool[Any],
+        label: str | None,  # noqa: ARG002
+        seconds: float,
+        outcome: str,  # noqa: ARG002
+    ) -> None:
+        """Add up."""
+        for timing in _timings(pool):
+            timing.waited += seconds
+
+    def released(self, pool: Pool[Any], label: str | None, seconds: float) -> None:  # noqa: ARG002
+        """Add up."""
+        for timing in _timings(pool):
+            timing.released += timing.since(pool, seconds)
+
+
+_times: Final = OnePerPool(_Times)
+
+
+def _timings(pool: Pool[Any]) -> Iterator[Timing]:
+    """Return those of the running request that a pool is to tell."""
+    timing = current.get()
+    while timing is not None:
+        if pool in timing.began:
+            yield timing
+        timing = timing.outer
 
 
 class ServerTiming:
@@ -43,37 +102,30 @@ class ServerTiming:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        pools = self._pools if self._pools is not None else _pools_of(scope)
-        for pool in pools:
-            watch(pool).time()
-        outer = scope.get(_OUTER)
-        scope[_OUTER] = timing = Timing(pools, outer)
-        token = current.set(timing)
+        found = self._pools if self._pools is not None else _pools_of(scope)
         # A pool of another event loop is none of this request's.
-        tasks = {
-            pool: pool._runtime.task()
-            for pool in pools
-            if pool._state.is_open and pool._runtime.is_here()
-        }
+        pools = [pool for pool in found if pool._state.is_open and pool._runtime.is_here()]
+        outer, task = scope.get(_OUTER), running_task()
+        timing = Timing(pools, outer)
 
         async def send_timed(message: Any) -> None:
             if message["type"] == "http.response.start":
-                held = timing.held
-                for pool, this in tasks.items():
-                    for slot in pool._state.leased:  # to the end of the response, by this task
-                        task = slot.holder[0]() if slot.holder else None
-                        if task is not None and task is this:
-                            held += timing.held_since(pool, slot)
-                header = _header(timing.waited, held)
+                header = _header(timing.waited, timing.held(task))
                 headers = [*message.get("headers", ()), (b"server-timing", header)]
                 message = {**message, "headers": headers}
             await send(message)
 
+        for pool in pools:
+            _times.begin(pool)
+        scope[_OUTER] = timing
+        token = current.set(timing)
         try:
             await self.app(scope, receive, send_timed)
         finally:
             current.reset(token)
             scope[_OUTER] = outer
+            for pool in pools:
+                _times.end(pool)
 
 
 def _header(waited: float, held: float) -> bytes:

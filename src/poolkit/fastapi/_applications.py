@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Any, Final
 from anyio.lowlevel import current_token
 
 from poolkit._errors import PoolConfigError
+from poolkit._shell import labels
 from poolkit._shell.pool import Pool
 from poolkit.fastapi import _framework as framework
+from poolkit.fastapi._routes import Label
+from poolkit.fastapi._second_acquire import current
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -118,19 +121,33 @@ def end(app: Any, opened: Opened) -> None:
 
 
 class _Through:
-    """Middleware of an application with pools, which notes that a request comes through it."""
+    """Middleware of an application with pools: notes that a request comes through, and labels it.
+
+    What is acquired in the request without any of the dependencies has its route's label, too. All
+    of it is undone at the end: servers begin the next request in the same context.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve."""
+        if scope["type"] == "lifespan":  # what it starts is of no request
+            await self.app(scope, receive, send)
+            return
         before = scope.get(_WAY, ())
         scope[_WAY] = (*before, scope.get("app"))
+        label, request = Label(scope), current.get()
+        label_before = labels.set_for_context(label)
+        if request is not None:
+            current.set(None)
         try:
             await self.app(scope, receive, send)
         finally:
             scope[_WAY] = before
+            label.end()
+            if labels.restore(label_before) and current.get() is not request:
+                current.set(request)
 
 
 # -- for requests --------------------------------------------------------------------------------

@@ -60,6 +60,16 @@ async def _request_leases(http: HTTPConnection) -> AsyncIterator[RequestLeases]:
 Held: TypeAlias = Annotated[RequestLeases, Depends(_request_leases, scope="function")]
 
 
+async def label(held: Held) -> str:
+    """Depend on what the request is for: ``GET /items/{id}``; all that it acquires has this label.
+
+    With `lifespan` every request has it. Without, say so once for all routes::
+
+        app = FastAPI(dependencies=[Depends(poolkit.fastapi.label)])
+    """
+    return held.label
+
+
 async def pool(http: HTTPConnection, _: Held) -> Pool[Any]:
     """Depend on the application's pool; nothing is acquired.
 

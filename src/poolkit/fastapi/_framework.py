@@ -13,12 +13,14 @@ import inspect
 import logging
 import traceback
 import types
+import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 import fastapi
 import starlette
 from fastapi import APIRouter, Depends, FastAPI
 from starlette.requests import HTTPConnection
+from starlette.routing import Host, Mount
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from poolkit._shell.log import say
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
+#: Middleware around one application, at most.
+_LAYERS: Final = 50
 
 # -- of a request --------------------------------------------------------------------------------
 
@@ -43,7 +47,10 @@ def endpoint_of(scope: Scope) -> Any:
 
 
 def path_of(scope: Scope) -> str | None:
-    """Return the path of a request's route, with the prefixes of routers and mounts."""
+    """Return the path of a request's route as the program has it: no part of it is a client's.
+
+    With the prefixes of routers and mounts. What is mounted where nobody knows is after ``/...``.
+    """
     route, included = route_of(scope), scope.get("fastapi")
     # From FastAPI 0.137 on a route does not know the prefix that its router was included with.
     context = included.get("effective_route_context") if isinstance(included, dict) else None
@@ -53,12 +60,108 @@ def path_of(scope: Scope) -> str | None:
     for one in (context, prefixed, route):
         path = getattr(one, "path_format", None) or getattr(one, "path", None)
         if path and isinstance(path, str):
-            break
-    else:
-        return None
+            return f"{_mounted_at(scope)}{path}"
+    return None
+
+
+def methods_of(route: Any) -> Iterable[str]:
+    """Return the methods that a route is for; none, if it is for any."""
+    return getattr(route, "methods", None) or ()
+
+
+def is_routed(scope: Scope) -> bool:
+    """Tell whether the router has chosen the endpoint of a request."""
+    route = route_of(scope)
+    if route is not None:
+        return not isinstance(route, (Mount, Host)) and endpoint_of(scope) is not None
+    return hasattr(endpoint_of(scope), "__qualname__")  # and not an application that is mounted
+
+
+def _mounted_at(scope: Scope) -> str:
+    """Return where the application that serves a request is mounted: the paths of its mounts."""
     root = scope.get("root_path", "")
-    mount = root.removeprefix(scope.get("app_root_path", root))  # but not what a proxy cuts off
-    return f"{mount}{path}"
+    proxy = scope.get("app_root_path", root)  # what a proxy has cut off is no part of the route
+    mounted = root.removeprefix(proxy)
+    if not mounted:
+        return ""
+    try:
+        return _mounts_of(scope, scope["path"].removeprefix(proxy), mounted)
+    except Exception:  # something is not where it was
+        return "/..."
+
+
+#: The ways to an application that were found, the latest first: there are as many as its mounts.
+_ways: Final[weakref.WeakKeyDictionary[Any, list[tuple[weakref.ref[Mount], ...]]]] = (
+    weakref.WeakKeyDictionary()
+)
+_MANY: Final = 16
+
+
+def _mounts_of(scope: Scope, path: str, mounted: str) -> str:
+    """Return the paths of the mounts that a request has come through.
+
+    ``path`` is what is left of the request's, ``mounted`` the part of it that they have matched.
+    """
+    known = _ways.setdefault(scope["app"], [])
+    for way in known:
+        rest, left = path, mounted
+        for mount in way:
+            rest, left = _through(mount(), rest, left) or ("", "/")
+        if not left:
+            return "".join(_path_of_mount(mount()) for mount in way)
+    routes = getattr(scope.get("router"), "routes", ())  # of the application around all others
+    found = _find_mounts(routes, path, mounted)
+    if found is None:
+        return "/..."
+    known[:] = [tuple(map(weakref.ref, found)), *known[: _MANY - 1]]
+    return "".join(map(_path_of_mount, found))
+
+
+def _path_of_mount(mount: Any) -> str:
+    path: str = mount.path_format
+    return path.removesuffix("/{path}")
+
+
+def _find_mounts(routes: Iterable[Any], path: str, mounted: str) -> list[Any] | None:
+    """Return the mounts that a request has come through, the outermost first; None if unknown."""
+    for mount in _mounts_in(routes):
+        through = _through(mount, path, mounted)
+        if through is not None:
+            more = _find_mounts(_routes_in(mount.app), *through) if through[1] else []
+            if more is not None:
+                return [mount, *more]
+    return None
+
+
+def _through(mount: Any, path: str, mounted: str) -> tuple[str, str] | None:
+    """Return what a mount leaves of the path, and of what is matched; None: it does not match."""
+    found = None if mount is None else mount.path_regex.match(path)
+    if found is None:
+        return None
+    rest = f"/{found['path']}"
+    taken = path[: -len(rest)]
+    return (rest, mounted[len(taken) :]) if mounted.startswith(taken) else None
+
+
+def _mounts_in(routes: Iterable[Any]) -> Iterator[Any]:
+    for route in routes:
+        if isinstance(route, Mount):
+            yield route
+        elif isinstance(route, Host):
+            yield from _mounts_in(route.routes)
+        elif hasattr(route, "effective_route_contexts"):  # a router, from FastAPI 0.137 on
+            contexts = route.effective_route_contexts()
+            yield from _mounts_in(getattr(one, "starlette_route", None) for one in contexts)
+
+
+def _routes_in(app: Any) -> Iterable[Any]:
+    """Return the routes of an application, also if there is middleware around it."""
+    for _ in range(_LAYERS):
+        if hasattr(app, "routes"):
+            routes: Iterable[Any] = app.routes
+            return routes
+        app = getattr(app, "app", None)
+    return ()
 
 
 def dependencies_of(route: Any) -> Iterable[Any]:
@@ -208,7 +311,10 @@ def _missing() -> list[str]:
     websocket = WebSocket({"type": "websocket"}, None, None)  # type: ignore[arg-type]
     found = {
         "the path of a route (routes are named by their functions)": (
-            path_of(scope) == "/mount/router/{_}"
+            (path_of(scope) or "").endswith("/router/{_}")
+        ),
+        "the mounts of an application (where one is mounted is not told)": (
+            _mounted_at(scope) == "/mount"
         ),
         "the endpoint of a route (leases have no line of the program)": (
             endpoint_of(scope) is _endpoint

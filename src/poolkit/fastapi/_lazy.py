@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar, cast
 import anyio
 
 from poolkit._errors import NotLeased, PoolConfigError
-from poolkit._shell.lease import DONE, Released
-from poolkit.fastapi import _routes as routes
+from poolkit._shell.lease import DONE, Released, Returned
 from poolkit.fastapi._threads import in_a_loop, needs_a_loop, refuse_in_threads
 
 if TYPE_CHECKING:
     import types
     from collections.abc import Coroutine, Generator
 
+    from poolkit._shell.lease import Lease
     from poolkit._shell.pool import Pool
     from poolkit.fastapi._request import RequestLeases
 
@@ -175,13 +175,16 @@ class LazyConnection(Generic[T]):
         began = self._pool._now() if since is None and self._lock.locked() else since
         async with self._lock:
             if not (self._ended or self.is_held):
-                lease = self._pool.acquire()
-                lease._code, lease._lasti = self._request.code, routes.ITS_BEGINNING
+                lease = self._acquire()
                 if began is not None and lease._timeout is not None:
                     # The wait for whoever has tried before, in vain, is part of this one.
                     lease._timeout = max(0.0, lease._timeout + began - self._pool._now())
-                # What is awaited, anybody may release: it is not counted in a deadlock.
-                self._view = await (lease.__aenter__() if to_the_end else lease)
+                self._request.acquires = True
+                try:
+                    # What is awaited, anybody may release: it is not counted in a deadlock.
+                    self._view = await (lease.__aenter__() if to_the_end else lease)
+                finally:
+                    self._request.acquires = False
                 refuse_in_threads(self._view, _is_here)
             if self._ended:  # perhaps while waiting, in a task that has outlived the endpoint
                 self._give_back(AT_THE_END, None)
@@ -190,6 +193,13 @@ class LazyConnection(Generic[T]):
                 )
             return self._view
 
+    def _acquire(self) -> Lease[Any]:
+        """Return a lease in the name of the endpoint, and for its route if nothing else is said."""
+        lease = self._pool.acquire().at(self._request.place)
+        if lease._label is None:  # used in a thread, or a task, that was there before
+            lease._label = self._request.label
+        return lease
+
     def _leave(self, remark: str, error: BaseException | None) -> None:
         if not (self._kept or self._awaited or self._blocks):
             self._give_back(remark, error)
@@ -197,9 +207,7 @@ class LazyConnection(Generic[T]):
     def _give_back(self, remark: str, error: BaseException | None) -> None:
         view, self._view = self._view, None
         if view is not None:
-            request = self._request
-            place = routes.labelled(request.endpoint, request.label, remark)
-            self._pool._end_lease(view._poolkit_lease, (place, routes.ITS_BEGINNING), error)
+            view._poolkit_lease.end(Returned(self._request.place, remark), error)
 
 
 def _is_here(view: Any) -> bool:

@@ -10,8 +10,8 @@ from starlette.applications import Starlette
 from poolkit._errors import PoolConfigError
 from poolkit._shell.pool import Pool
 from poolkit.fastapi import _applications as applications
+from poolkit.fastapi import _second_acquire as second_acquire
 from poolkit.fastapi._applications import ALL, DEFAULT
-from poolkit.fastapi._attend import attend, dismiss
 
 PoolSource: TypeAlias = Pool[Any] | Callable[[], Pool[Any] | Awaitable[Pool[Any]]]
 
@@ -62,9 +62,9 @@ def lifespan(
                 made = await _make(source, name)
                 applications.check(app, pools, name, made)
                 applications.origins[made] = source
-                stack.callback(dismiss, made)
                 pools[name] = await stack.enter_async_context(made)
-                attend(made)
+                second_acquire.begin(made)
+                stack.callback(second_acquire.end, made)
             try:
                 yield applications.tell(app, pools)
             finally:

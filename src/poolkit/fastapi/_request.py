@@ -11,9 +11,10 @@ import contextlib
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from poolkit._errors import PoolConfigError, PoolUnavailable
+from poolkit._shell import labels
 from poolkit.fastapi import _framework as framework
 from poolkit.fastapi import _routes as routes
-from poolkit.fastapi._attend import attend, current
+from poolkit.fastapi import _second_acquire as second_acquire
 from poolkit.fastapi._http_errors import make_answer
 from poolkit.fastapi._lazy import AFTER_THE_RESPONSE, AT_THE_END, INSTEAD, LazyConnection
 
@@ -35,8 +36,10 @@ class RequestLeases:
         self.is_open = False
         self.label: Final = routes.label_of(http.scope)
         self._called = framework.endpoint_of(http.scope)
-        self.endpoint: Final = routes.code_of(self._called)
-        self.code: Final = routes.labelled(self.endpoint, self.label)
+        #: Where the dependencies acquire, for who reads an error: the endpoint's first line.
+        self.place: Final = routes.code_of(self._called), routes.ITS_BEGINNING
+        #: Whether a dependency is about to acquire, and not the program.
+        self.acquires = False
         self._leases: dict[Pool[Any], LazyConnection[Any]] = {}
         self._streams: dict[Pool[Any], LazyConnection[Any]] = {}
 
@@ -56,7 +59,11 @@ class RequestLeases:
     def begin(self) -> None:
         """Be the one that code in this context belongs to."""
         self.is_open = True
-        current.set(self)
+        before, label = second_acquire.current.get(), labels.get()
+        second_acquire.current.set(self)
+        # A text is of a block of the user's, who knows better; or is left of another request.
+        if type(label) is not str or (before is not None and label is before.label):
+            labels.set_for_context(self.label)
 
     def end(self, error: BaseException | None, http: HTTPConnection) -> None:
         """Give back what is held, as the endpoint has ended."""
@@ -111,7 +118,7 @@ class RequestLeases:
             self._refuse_mix()
         lease = self._leases.get(pool)
         if lease is None:
-            attend(pool)
+            second_acquire.ensure(pool)
             lease = self._leases[pool] = LazyConnection(pool, self)
         return lease
 
@@ -125,7 +132,7 @@ class RequestLeases:
             self._refuse_mix()
         is_new = pool not in self._streams
         if is_new:
-            attend(pool)
+            second_acquire.ensure(pool)
             self._streams[pool] = LazyConnection(pool, self)
         return self._streams[pool], is_new
 

@@ -1,7 +1,7 @@
-"""Which route a lease is for, as errors, logs and `Pool.leases` name it: ``GET /items/{id}``.
+"""Which route a lease is for, as errors, logs, `Pool.leases` and observers name it.
 
-A lease knows the code that acquired it, and shows it as ``file:line in name``. So a lease of a
-request carries a copy of that code, which is never run, by another name: that of the route.
+``GET /items/{id}``: method and template, with the prefixes of routers and mounts. Nothing in it is
+a client's, so there are as many as the program has routes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import inspect
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from poolkit._shell import labels
 from poolkit.fastapi import _framework as framework
 
 if TYPE_CHECKING:
@@ -21,16 +22,45 @@ if TYPE_CHECKING:
 #: An offset in no code: the place is where the function begins.
 ITS_BEGINNING: Final = sys.maxsize
 
-_MANY: Final = 10_000
-_cache: Final[dict[tuple[int, str, str], tuple[types.CodeType, types.CodeType]]] = {}
+#: A route may take whatever method a client makes up.
+_METHODS: Final = frozenset(
+    {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"}
+)
 
 
 def label_of(scope: Scope) -> str:
-    """Return method and path of a request's route, with the prefixes of routers and mounts."""
+    """Return method and path of a request's route."""
     path = framework.path_of(scope)
     if path is None:
         path = getattr(framework.endpoint_of(scope), "__qualname__", "?")
-    return f"{scope.get('method', 'WS')} {path}"
+    return labels.checked(f"{_method_of(scope)} {path}")
+
+
+def _method_of(scope: Scope) -> str:
+    method: str = scope.get("method", "WS")
+    if method in _METHODS or "method" not in scope:
+        return method
+    return method if method in framework.methods_of(framework.route_of(scope)) else "*"
+
+
+class Label:
+    """The label of a request that its router may still have to find: called when it is needed."""
+
+    __slots__ = ("_label", "_scope")
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope: Scope | None = scope
+        self._label: str | None = None
+
+    def __call__(self) -> str | None:
+        """Return it; None before there is a route."""
+        if self._label is None and self._scope is not None and framework.is_routed(self._scope):
+            self._label = label_of(self._scope)
+        return self._label
+
+    def end(self) -> None:
+        """Let go of the request. Contexts outlive it: of tasks, and of the next request."""
+        self._scope = None
 
 
 def code_of(endpoint: Any) -> types.CodeType:
@@ -41,17 +71,6 @@ def code_of(endpoint: Any) -> types.CodeType:
     if not hasattr(endpoint, "__code__"):
         endpoint = getattr(type(endpoint), "__call__", None)  # noqa: B004  # its code is wanted
     return getattr(endpoint, "__code__", code_of.__code__)
-
-
-def labelled(code: types.CodeType, label: str, remark: str = "") -> types.CodeType:
-    """Return the code by the name of a route: the same file and lines, and a remark for errors."""
-    key = id(code), label, remark
-    if key not in _cache:
-        if len(_cache) >= _MANY:  # somebody makes endpoints all the time
-            _cache.clear()
-        copy = code.replace(co_name=label, co_qualname=f"{label} ({code.co_qualname}){remark}")
-        _cache[key] = code, copy  # the code is kept, and with it its id
-    return _cache[key][1]
 
 
 def takes(route: object, dependency: object) -> bool:
