@@ -43,11 +43,14 @@ PARAMETERS: dict[str, frozenset[str]] = {
     ),
     "asyncpg.create_pool": frozenset(inspect.signature(compat.create_pool).parameters)
     | frozenset(inspect.signature(asyncpg.connect).parameters),
-    "pool.acquire": frozenset({"timeout"}),
+    "pool.acquire": frozenset({"timeout", "label"}),
     "pool.aclose": frozenset({"grace"}),
+    "pool.leases": frozenset({"task"}),
     "pool.resize": frozenset({"min_size", "max_size", "max_overflow"}),
     "pool.renew": frozenset({"over"}),
-    "pool.transaction": frozenset({"timeout", "isolation", "readonly", "deferrable", "mode"}),
+    "pool.transaction": frozenset(
+        {"timeout", "label", "isolation", "readonly", "deferrable", "mode"}
+    ),
     "poolkit.fastapi.router": frozenset(inspect.signature(poolkit.fastapi.router).parameters),
     "poolkit.CoDel": frozenset(inspect.signature(poolkit.CoDel).parameters),
 }

@@ -66,6 +66,10 @@ def hide(kind, *names):
 
 #: What poolkit does not find, and what the warning says of it.
 PARTS = {
+    "mounts": (
+        "hide(starlette.routing.Mount, 'path_regex')",
+        "the mounts of an application (",
+    ),
     "path": (
         """
 for kind in ("APIRoute", "_EffectiveRouteContext"):
@@ -92,7 +96,11 @@ for kind in ("APIRoute", "_EffectiveRouteContext"):
 }
 
 
-@pytest.mark.parametrize("hidden", [[], ["path"], list(PARTS)], ids=["none", "path", "all"])
+@pytest.mark.parametrize(
+    "hidden",
+    [[], ["path"], ["mounts"], list(PARTS)],
+    ids=["none", "path", "mounts", "all"],
+)
 def test_what_the_framework_does_not_have_is_done_without(
     hidden: list[str], tmp_path: Path
 ) -> None:
@@ -104,7 +112,9 @@ def test_what_the_framework_does_not_have_is_done_without(
         text=True,
         check=False,
     )
-    label = "GET serve.<locals>.read" if hidden else "GET /in/items/read"
+    label = "GET serve.<locals>.read" if "path" in hidden else "GET /in/items/read"
+    if hidden == ["mounts"]:
+        label = "GET /.../items/read"
     assert done.stdout.splitlines() == [f"['{label}', [[1]]]", "[[1]]", "0"], done.stderr
     warned = [line for line in done.stderr.splitlines() if line.startswith("WARNING poolkit ")]
     assert len(warned) == bool(hidden)

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 _LOOPS = ("asyncio/events.py", "asyncio/runners.py", "trio/_core/_run.py")
 _THREADS = ("/threading.py", "concurrent/futures/thread.py")
 #: What stands between a program and what it has called.
-_BETWEEN = (
-    *("asyncio", "anyio", "trio", "uvloop", "outcome", "contextlib"),
-    *("poolkit", "sqlalchemy", "sqlmodel", "greenlet"),
+_BETWEEN = frozenset(
+    {"asyncio", "anyio", "trio", "uvloop", "outcome", "contextlib"}
+    | {"poolkit", "sqlalchemy", "sqlmodel", "greenlet"}
 )
 #: What awaits something has one of these flags.
 _PAUSES = (
@@ -58,7 +58,8 @@ def users_place(depth: int, *, awaited: bool = False) -> Place | None:
             return None
         if awaited and not code.co_flags & _PAUSES:  # of the loop, or below it: this is a task
             return None
-        if not _is_between(code.co_filename):
+        # By its module: some of SQLAlchemy's code is generated, and in no file.
+        if str(frame.f_globals.get("__name__")).partition(".")[0] not in _BETWEEN:
             return code, frame.f_lasti
     return None
 
@@ -72,16 +73,6 @@ def _frames(innermost: types.FrameType) -> Iterator[types.FrameType]:
         while frame is not None:
             yield frame
             frame = frame.f_back
-
-
-@functools.lru_cache(maxsize=256)
-def _is_between(filename: str) -> bool:
-    """Tell whether a file is of what stands between a program and what it has called."""
-    for name in _BETWEEN:
-        origin = getattr(sys.modules.get(name), "__file__", None)
-        if origin and filename.startswith(origin.removesuffix("__init__.py")):
-            return True
-    return filename.startswith("<sqlalchemy ")  # which generates some of its code
 
 
 def place(code: types.CodeType, lasti: int, label: str | None = None) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar, cast
 import anyio
 
 from poolkit._errors import NotLeased, PoolConfigError
+from poolkit._shell import labels
 from poolkit._shell.lease import DONE, Released, Returned
 from poolkit.fastapi._threads import in_a_loop, needs_a_loop, refuse_in_threads
 
@@ -195,10 +196,9 @@ class LazyConnection(Generic[T]):
 
     def _acquire(self) -> Lease[Any]:
         """Return a lease in the name of the endpoint, and for its route if nothing else is said."""
-        lease = self._pool.acquire().at(self._request.place)
-        if lease._label is None:  # used in a thread, or a task, that was there before
-            lease._label = self._request.label
-        return lease
+        # There is no label in a thread, or a task, that was there before the request.
+        label = labels.current() or self._request.label
+        return self._pool.acquire(label=label).at(self._request.place)
 
     def _leave(self, remark: str, error: BaseException | None) -> None:
         if not (self._kept or self._awaited or self._blocks):

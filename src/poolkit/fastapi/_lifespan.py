@@ -62,9 +62,9 @@ def lifespan(
                 made = await _make(source, name)
                 applications.check(app, pools, name, made)
                 applications.origins[made] = source
-                pools[name] = await stack.enter_async_context(made)
                 second_acquire.begin(made)
                 stack.callback(second_acquire.end, made)
+                pools[name] = await stack.enter_async_context(made)
             try:
                 yield applications.tell(app, pools)
             finally:
