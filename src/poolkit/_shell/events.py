@@ -200,21 +200,23 @@ class Events(Generic[C]):
         """
         observers = self._observers or Observers(self._hooks)
         observers.add(observer)
-        self._observers, self._state.is_observed = observers, True
+        self._observers, self._state.is_observed = observers, observers.hear_news
 
         def stop() -> None:
-            nonlocal observers
             observers.remove(observer)
-            if not observers and self._observers is observers:
-                self._observers, self._state.is_observed = None, False
+            if self._observers is observers:
+                self._state.is_observed = observers.hear_news
+                self._observers = observers or None
 
         return stop
 
     def _tell_observers(self, event: Event, *values: object) -> None:
         """Tell observers of an event of the caller's, after all that has come before it."""
-        self._tell_news()
-        if self._observers is not None:
-            self._observers.tell(self, event, *values)
+        if self._state.to_tell:
+            self._tell_news()
+        observers = self._observers
+        if observers is not None and observers.hear(event):
+            observers.tell(self, event, *values)
 
     def _tell_news(self) -> None:
         """Tell observers what the state has noted; call after its decisions are carried out."""

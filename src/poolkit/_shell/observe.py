@@ -76,6 +76,9 @@ class Observer:
 
 EVENTS: Final[tuple[Event, ...]] = get_args(Event)
 
+#: What the state notes, to be told when its books are in order. The others a caller tells at once.
+_NEWS: Final = [event for event in EVENTS if event not in ("acquire_began", "wait_ended", "leased")]
+
 
 def check_observer(observer: object) -> None:
     """Raise `PoolConfigError` for what could be told nothing."""
@@ -127,6 +130,15 @@ class Observers:
             )
             for event in EVENTS
         }
+
+    def hear(self, event: Event) -> bool:
+        """Tell whether anybody has a method for an event."""
+        return bool(self._calls[event])
+
+    @property
+    def hear_news(self) -> bool:
+        """Tell whether anybody has a method for any event of the state."""
+        return any(map(self.hear, _NEWS))
 
     def tell(self, pool: Any, event: Event, *values: object) -> None:
         """Tell all of one event; what one of them raises the others do not feel, nor the caller."""
