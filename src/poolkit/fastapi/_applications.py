@@ -21,7 +21,7 @@ from poolkit._errors import PoolConfigError
 from poolkit._shell import labels
 from poolkit._shell.pool import Pool
 from poolkit.fastapi import _framework as framework
-from poolkit.fastapi._routes import Label
+from poolkit.fastapi._routes import RouteLabel
 from poolkit.fastapi._second_acquire import current
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class _Through:
             return
         before = scope.get(_WAY, ())
         scope[_WAY] = (*before, scope.get("app"))
-        label, request = Label(scope), current.get()
+        label, request = RouteLabel(scope), current.get()
         label_before = labels.set_for_context(label)
         if request is not None:
             current.set(None)

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
-#: Middleware around one application, at most.
-_LAYERS: Final = 50
 
 # -- of a request --------------------------------------------------------------------------------
 
@@ -144,6 +142,7 @@ def _through(mount: Any, path: str, mounted: str) -> tuple[str, str] | None:
 
 
 def _mounts_in(routes: Iterable[Any]) -> Iterator[Any]:
+    """Return the mounts among routes, those of included routers with their prefixes."""
     for route in routes:
         if isinstance(route, Mount):
             yield route
@@ -152,6 +151,10 @@ def _mounts_in(routes: Iterable[Any]) -> Iterator[Any]:
         elif hasattr(route, "effective_route_contexts"):  # a router, from FastAPI 0.137 on
             contexts = route.effective_route_contexts()
             yield from _mounts_in(getattr(one, "starlette_route", None) for one in contexts)
+
+
+#: Middleware around one application, at most.
+_LAYERS: Final = 50
 
 
 def _routes_in(app: Any) -> Iterable[Any]:

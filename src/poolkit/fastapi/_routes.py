@@ -43,7 +43,7 @@ def _method_of(scope: Scope) -> str:
     return method if method in framework.methods_of(framework.route_of(scope)) else "*"
 
 
-class Label:
+class RouteLabel:
     """The label of a request that its router may still have to find: called when it is needed."""
 
     __slots__ = ("_label", "_scope")
