@@ -76,8 +76,9 @@ class Observer:
 
 EVENTS: Final[tuple[Event, ...]] = get_args(Event)
 
-#: What the state notes, to be told when its books are in order. The others a caller tells at once.
-_NEWS: Final = [event for event in EVENTS if event not in ("acquire_began", "wait_ended", "leased")]
+#: What a caller tells at once. The state notes the others, to be told when its books are in order.
+_AT_ONCE: Final = ("acquire_began", "wait_ended", "leased")
+_NEWS: Final[list[Event]] = [event for event in EVENTS if event not in _AT_ONCE]
 
 
 def check_observer(observer: object) -> None:
