@@ -282,6 +282,46 @@ async def test_hook_runs_after_the_lease_is_told() -> None:
         ]
 
 
+async def test_finalizer_tells_nobody_in_the_middle_of_an_event() -> None:
+    """What it does is told when the other event is done, in order."""
+    notes = Notes()
+    async with Pool(FakeDriver(), max_size=1, observers=[notes]) as pool:
+        notes.take()
+        pool._amid = True  # as if the collector ran in the middle of a line of the pool's
+        with pytest.raises(PoolBusy):
+            await pool.acquire(label="in a finalizer")
+        assert notes.take() == []
+        pool._amid = False
+        pool._drain()
+        async with pool.acquire(label="later"):
+            pass
+        assert notes.take() == [
+            ("acquire_began", "in a finalizer"),
+            ("wait_ended", "in a finalizer", "busy"),
+            ("acquire_began", "later"),
+            ("leased", "later"),
+            ("released", "later"),
+        ]
+
+
+async def test_waiter_that_the_collector_closes_has_been_cancelled() -> None:
+    """In the middle of another event, after which it is told."""
+    notes = Notes()
+    async with Pool(FakeDriver(), max_size=1, deadlock="off", observers=[notes]) as pool:
+        async with pool.acquire():
+            waiting = pool.acquire(label="collected").__aenter__()
+            waiting.send(None)  # type: ignore[attr-defined]
+            notes.take()
+            pool._amid = True
+            waiting.close()  # type: ignore[attr-defined]
+            assert notes.take() == []
+            pool._amid = False
+            pool._drain()
+            pool._tell_news()
+            assert notes.take() == [("wait_ended", "collected", "cancelled")]
+            assert pool.stats().waiting == 0
+
+
 # -- observers come, go and fail -----------------------------------------------------------------
 
 

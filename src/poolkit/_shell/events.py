@@ -212,11 +212,11 @@ class Events(Generic[C]):
 
     def _tell_observers(self, event: Event, *values: object) -> None:
         """Tell observers of an event of the caller's, after all that has come before it."""
-        if self._state.to_tell:
-            self._tell_news()
         observers = self._observers
-        if observers is not None and observers.hear(event):
-            observers.tell(self, event, *values)
+        if observers is None or not (observers.hear(event) or self._state.to_tell):
+            return
+        self._state.to_tell.append((event, *values))
+        self._tell_news()  # later, if a finalizer calls
 
     def _tell_news(self) -> None:
         """Tell observers what the state has noted; call after its decisions are carried out."""

@@ -202,8 +202,7 @@ class Pool(Living[C]):
     def _busy_with_itself(self, lease: Lease[Any]) -> PoolError:
         """Return the error for a finalizer that acquires in the middle of a line of ours."""
         self._tell(self._state.count, "busy")
-        if self._state.is_observed:
-            self._state.to_tell.append(("wait_ended", lease._label, 0.0, "busy"))
+        self._tell_observers("wait_ended", lease._label, 0.0, "busy")
         return messages.amid(self.name)
 
     def _take_another(self, slot: Slot | None, now: float) -> Slot | None:
@@ -255,7 +254,7 @@ class Pool(Living[C]):
                 self._tell(state.give_up, waiter, runtime.now())
                 self._carry_out()
                 if self._observers is not None:
-                    self._tell_wait_ended(lease, waiter.outcome)
+                    self._tell_wait_ended(lease, "cancelled")
                 raise
             slot = waiter.slot
             if slot is None or slot.state != "leased":
