@@ -310,10 +310,10 @@ async def test_waiter_that_the_collector_closes_has_been_cancelled() -> None:
     async with Pool(FakeDriver(), max_size=1, deadlock="off", observers=[notes]) as pool:
         async with pool.acquire():
             waiting = pool.acquire(label="collected").__aenter__()
-            waiting.send(None)  # type: ignore[attr-defined]
+            waiting.send(None)
             notes.take()
             pool._amid = True
-            waiting.close()  # type: ignore[attr-defined]
+            waiting.close()
             assert notes.take() == []
             pool._amid = False
             pool._drain()
