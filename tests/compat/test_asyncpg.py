@@ -892,3 +892,32 @@ async def test_outage_is_the_next_callers_error(own_postgres: Server, own_databa
                 return False
 
         await until_true(works)
+
+
+# -- what `setup` raises -------------------------------------------------------------------------
+
+
+async def test_error_of_another_pool_in_setup_is_the_other_pools(database: str) -> None:
+    """This one is open, and does not say that it is closing."""
+    other = create_pool(database, min_size=0)
+
+    async def setup(_: Any) -> None:
+        await other.fetchval("SELECT 1")
+
+    async with of_one(database, setup=setup) as pool:
+        with pytest.raises(original.InterfaceError, match="pool is not initialized"):
+            await pool.acquire()
+        assert not pool.is_closing()
+
+
+async def test_setup_that_hides_the_loss_of_its_connection_is_asyncpgs_error(database: str) -> None:
+    """The lease is over before its holder has it."""
+
+    async def setup(conn: Any) -> None:
+        await conn.execute("SELECT 1")
+        conn._poolkit_slot.connection._transport.abort()
+        await until(lambda: conn._poolkit_slot.release_count > conn._poolkit_release_count)
+
+    async with of_one(database, setup=setup) as pool:
+        with pytest.raises(original.InterfaceError, match="no longer leased"):
+            await pool.acquire()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import enum
 import threading
 from typing import Any
 
@@ -173,3 +174,20 @@ def test_until_a_label_is_set_nobody_looks_for_one() -> None:
     thread.join()
     assert seen == [None, "import"]
     assert labels.in_use
+
+
+def test_block_is_no_decorator() -> None:
+    """Of an ``async def`` it would label nothing."""
+    with pytest.raises(TypeError, match="not callable"):
+        poolkit.labelled("import")(print)  # type: ignore[operator]
+
+
+def test_text_of_another_class_is_kept_as_a_text() -> None:
+    """Not the object, nor its name."""
+
+    class Kind(str, enum.Enum):  # noqa: UP042  # whose str() is another
+        IMPORT = "nightly import"
+
+    with poolkit.labelled(Kind.IMPORT):
+        label = labels.current()
+    assert (type(label), label) == (str, "nightly import")

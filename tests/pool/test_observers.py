@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
+import sys
 from typing import Any
 
 import anyio
@@ -13,6 +15,7 @@ from anyio import wait_all_tasks_blocked
 
 from poolkit import (
     ConnectFailed,
+    NotLeased,
     Observer,
     Pool,
     PoolBusy,
@@ -21,6 +24,7 @@ from poolkit import (
     PoolDeadlock,
     PoolTimeout,
     Verdict,
+    WrongLoop,
 )
 from poolkit._shell.observe import EVENTS
 from tests.fakes import Boom, CleanDriver, FakeConnection, FakeDriver, FullDriver, own
@@ -320,6 +324,192 @@ async def test_waiter_that_the_collector_closes_has_been_cancelled() -> None:
             pool._tell_news()
             assert notes.take() == [("wait_ended", "collected", "cancelled")]
             assert pool.stats().waiting == 0
+
+
+def test_release_without_stack_loses_nothing() -> None:
+    """However deep the caller is, with an observer as without one."""
+
+    async def main() -> None:
+        notes = Notes()
+        async with Pool(CleanDriver(), max_size=1, deadlock="off", observers=[notes]) as pool:
+
+            def deep(left: int, conn: Any) -> None:
+                if left:
+                    deep(left - 1, conn)
+                else:
+                    pool.release(conn)
+
+            for spare in range(1, 20):
+                conn = await pool.acquire(timeout=5.0)
+
+                frame, depth = sys._getframe(), 0
+                while frame is not None:
+                    frame, depth = frame.f_back, depth + 1  # type: ignore[assignment]
+                with contextlib.suppress(RecursionError):
+                    deep(sys.getrecursionlimit() - depth - spare, conn)
+                with contextlib.suppress(NotLeased):
+                    pool.release(conn)
+                del conn
+            async with pool.acquire(timeout=5.0):
+                assert pool.stats().leased == 1
+            assert len(notes.take("leased")) == 20
+
+    asyncio.run(main())
+
+
+async def test_waiter_whose_connection_is_taken_back_is_told_to_be_closed() -> None:
+    """Handed a connection, and the pool ends before it wakes: it never had a lease."""
+    notes = Notes()
+    pool = await Pool(CleanDriver(), max_size=1, observers=[notes]).open()
+    conn = await pool.acquire(label="first")
+
+    async def wait() -> None:
+        with pytest.raises(PoolClosed):
+            await pool.acquire(label="second")
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(wait)
+        await wait_all_tasks_blocked()
+        notes.take()
+        pool.release(conn)
+        pool._collapse(pool._life, None)  # type: ignore[arg-type]
+    assert notes.take("leased", "released", "wait_ended") == [
+        ("released", "first"),
+        ("wait_ended", "second", "closed"),
+    ]
+
+
+async def test_lease_that_a_finalizer_ends_during_aclose_is_released_once() -> None:
+    """Between the note that leases end and their end."""
+    notes = Notes()
+    pool = await Pool(FakeDriver(), max_size=1, observers=[notes]).open()
+    conn = await pool.acquire()
+    pool._tell(pool._end_leases)
+    pool.release(conn)
+    await pool.aclose(grace=0)
+    assert notes.take("released") == [("released", None)]
+
+
+async def test_later_observer_hears_in_order_what_an_earlier_one_causes() -> None:
+    """The first one releases as soon as it is told."""
+    held: list[Any] = []
+
+    class Releasing(Observer):
+        def retired(self, pool: Pool[Any], reason: str) -> None:
+            if held:
+                pool.release(held.pop())
+
+    notes = Notes()
+    async with Pool(FakeDriver(), max_size=2, min_size=2, observers=[Releasing(), notes]) as pool:
+        held.append(await pool.acquire(label="held"))
+        notes.take()
+        pool.resize(min_size=0, max_size=1)
+        events = notes.take("retired", "released")
+        assert events[:2] == [("retired", "surplus"), ("released", "held")]
+
+
+async def test_stop_that_is_called_twice_stops_one() -> None:
+    """Of an observer that is there twice, the other stays."""
+    notes = Notes()
+    async with Pool(FakeDriver()) as pool:
+        stop = pool.observe(notes)
+        pool.observe(notes)
+        stop()
+        stop()
+        async with pool.acquire():
+            pass
+    assert len(notes.take("leased")) == 1
+
+
+def test_acquire_on_a_wrong_loop_is_told_to_nobody() -> None:
+    """It ends with an error there, and is counted nowhere."""
+    notes = Notes()
+    pool = Pool(FakeDriver(), observers=[notes])
+
+    async def elsewhere() -> None:
+        with pytest.raises(WrongLoop):
+            await pool.acquire()
+
+    async def main() -> None:
+        async with pool:
+            notes.take()
+            await asyncio.to_thread(asyncio.run, elsewhere())
+            assert notes.take() == []
+            failed: list[BaseException] = []
+
+            def callback() -> None:
+                try:
+                    pool.acquire().__aenter__().send(None)
+                except WrongLoop as error:
+                    failed.append(error)
+
+            asyncio.get_running_loop().call_soon(callback)
+            await asyncio.sleep(0.01)
+            assert failed
+            assert notes.take() == []
+
+    asyncio.run(main())
+
+
+async def test_transaction_that_begins_twice_keeps_its_label() -> None:
+    """Its BEGIN met a lost connection; the other lease is for the same."""
+    driver = FullDriver()
+    driver.verdicts[Boom] = Verdict.DEAD
+
+    notes = Notes()
+    async with Pool(driver, max_size=1, observers=[notes]) as pool:
+        begun = iter([Boom("gone")])
+        transaction = driver.transaction
+
+        def begin(c: FakeConnection, **settings: Any) -> Any:
+            made = transaction(c, **settings)
+            enter = made.__aenter__
+
+            class Once:
+                async def __aenter__(self) -> None:
+                    if error := next(begun, None):
+                        raise error
+                    await enter()
+
+                async def __aexit__(self, *error: object) -> None:
+                    await made.__aexit__(*error)
+
+            return Once()
+
+        driver.transaction = begin  # type: ignore[method-assign]
+        async with pool.transaction(label="nightly import"):
+            (info,) = pool.leases()
+            assert info.label == "nightly import"
+    assert notes.take("leased") == [("leased", "nightly import")] * 2
+
+
+async def test_lost_connection_is_told_once_though_the_pool_is_renewed() -> None:
+    """Its reason stays."""
+    driver = FullDriver()
+    notes = Notes()
+    async with Pool(driver, max_size=1, observers=[notes]) as pool:
+        async with pool.acquire() as conn:
+            await conn.query()
+            driver.watched[own(conn)]()
+            await wait_all_tasks_blocked()
+            pool.renew()
+        assert notes.take("lost", "retired") == [("lost",), ("retired", "broken")]
+
+
+def test_observer_whose_attribute_raises_is_not_kept() -> None:
+    """Looked up once, when it is given."""
+
+    class Broken(Notes):
+        @property
+        def leased(self) -> Any:
+            raise Boom("attribute")
+
+    pool = Pool(FakeDriver())
+    with pytest.raises(Boom):
+        pool.observe(Broken())
+    stop = pool.observe(Notes())
+    stop()
+    assert pool._observers is None
 
 
 # -- observers come, go and fail -----------------------------------------------------------------

@@ -50,7 +50,8 @@ class Lifecycle(Placement):
         for waiter in [*self.openers, *self.queue.values()]:
             self.line.end(waiter, "closed", cause)
         for slot in [*self.connecting, *self.leased, *self.recycling]:
-            slot.reason = "pool_closed"
+            if slot.reason != "broken":
+                slot.reason = "pool_closed"
             slot.retire_at = slot.expires_at = -NEVER
         for slot in list(self.idle):
             self._retire(slot, "pool_closed")

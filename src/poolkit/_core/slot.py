@@ -92,6 +92,7 @@ class Slot(Caller):
         "stack",
         "stack_noted_at",
         "state",
+        "tells_release",
         "touched",
         "used_at",
         "uses",
@@ -123,6 +124,7 @@ class Slot(Caller):
         self.stack_noted_at = -1  # the release count then: later it is an old lease's
         self.leased_at = 0.0
         self.awaited_release_count = -1  # then no block ends the lease: it was awaited
+        self.tells_release = False  # observers were told of the lease, and want to know its end
         self.touched = False  # something was done on the connection
         self.busy = 0  # operations under way, of whatever lease
         self.cancelled = False  # an operation, or the block, was cancelled

@@ -169,7 +169,7 @@ class PoolState(Lifecycle):
             del self.leased[slot]
             slot.state = "idle"
             self.idle.append(slot)
-            return self.is_observed
+            return False
         waiter = next(iter(self.queue.values()))
         if now >= waiter.deadline or self.line.shedder is not None or now >= self._awake_by:
             self._place(slot, now)
@@ -248,6 +248,7 @@ class PoolState(Lifecycle):
             return
         self._move(slot, "gone")
         if slot.generation != self.generation:  # begun before closing or renewing: says nothing
+            self._note_event("connect_failed", now - slot.job_began_at, error, 0)
             self._follow_up(now)
             return
         self.connect_failures += 1
@@ -357,7 +358,8 @@ class PoolState(Lifecycle):
             self.generation += 1
         slots = [*self.idle, *self.connecting, *self.recycling, *self.leased]
         for place, slot in enumerate(slots, 1):
-            slot.reason = "stale"
+            if slot.reason != "broken":
+                slot.reason = "stale"
             slot.expires_at = min(slot.expires_at, now + over * place / len(slots))
             slot.retire_at = min(slot.retire_at, slot.expires_at)
             slot.good_until = min(slot.good_until, slot.retire_at)

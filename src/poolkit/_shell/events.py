@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from poolkit._driver import Driver
     from poolkit._options import Options
     from poolkit._shell.leaks import Leaks
+    from poolkit._shell.lease import Lease
     from poolkit._shell.life import Life
     from poolkit._shell.runtime import Runtime
     from poolkit._shell.upkeep import Suspended
@@ -49,6 +50,7 @@ class Events(Generic[C]):
         self._driver = driver
         self._life: Life | None = None
         self._amid = False
+        self._is_telling = False
         self._inbox: deque[Callable[[], object]] = deque()
         self._hooks = Hooks(driver)
         if options.shedding is not None:
@@ -158,7 +160,11 @@ class Events(Generic[C]):
                     note = self._inbox.popleft()
                 except IndexError:  # a finalizer has seen to it in between
                     break
-                self._tell(note)
+                try:
+                    self._tell(note)
+                except RecursionError:  # there is no stack left here; somewhere else there is
+                    self._inbox.appendleft(note)
+                    raise
             self._carry_out()
 
     # -- what is due by time ---------------------------------------------------------------------
@@ -201,8 +207,13 @@ class Events(Generic[C]):
         observers = self._observers or Observers(self._hooks)
         observers.add(observer)
         self._observers, self._state.is_observed = observers, observers.hear_news
+        is_observing = True
 
         def stop() -> None:
+            nonlocal is_observing
+            if not is_observing:
+                return
+            is_observing = False
             observers.remove(observer)
             if self._observers is observers:
                 self._state.is_observed = observers.hear_news
@@ -221,12 +232,25 @@ class Events(Generic[C]):
     def _tell_news(self) -> None:
         """Tell observers what the state has noted; call after its decisions are carried out."""
         news = self._state.to_tell
-        while news and not self._is_interrupted():
-            event = news.popleft()
-            if self._observers is not None:
-                self._observers.tell(self, *event)
+        if self._is_telling:  # one of them has caused this: the others hear first what was before
+            return
+        self._is_telling = True
+        try:
+            while news and not self._is_interrupted():
+                event = news.popleft()
+                if self._observers is not None:
+                    self._observers.tell(self, *event)
+        finally:
+            self._is_telling = False
+
+    def _tell_leased(self, lease: Lease[Any], slot: Slot, seconds: float) -> None:
+        if self._observers is not None:
+            slot.tells_release = self._observers.hear("released")
+            self._tell_observers("leased", lease._label, seconds)
 
     def _note_released(self, slot: Slot) -> None:
-        """Have observers told that a lease has ended."""
-        held = self._runtime.now() - slot.leased_at
-        self._state.to_tell.append(("released", slot.label, held))
+        """Have observers told that a lease has ended, if they were told of it."""
+        if slot.tells_release:
+            held = self._runtime.now() - slot.leased_at
+            self._state.to_tell.append(("released", slot.label, held))
+            slot.tells_release = False

@@ -7,7 +7,6 @@ something to call in place of a text, for what is known only later: which route 
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,7 +14,8 @@ from poolkit._errors import PoolConfigError
 from poolkit._text import one_line, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     #: A text, or what returns one, or None for no label.
     Label = str | Callable[[], str | None]
@@ -30,7 +30,7 @@ in_use: Final[list[None]] = []
 get: Final = _current.get
 
 
-def labelled(label: str, /) -> contextlib.AbstractContextManager[None]:
+def labelled(label: str, /) -> AbstractContextManager[None]:
     """Say what everything is for that is acquired in a block, in child tasks and threads too.
 
     ``with poolkit.labelled("nightly import"): ...`` Errors, warnings about leaks, `Pool.leases` and
@@ -46,14 +46,21 @@ def labelled(label: str, /) -> contextlib.AbstractContextManager[None]:
     return within(checked(label))
 
 
-@contextlib.contextmanager
-def within(label: Label) -> Iterator[None]:
-    """Set the label of the code in a block, or what is to be called for it."""
-    before = set_for_context(label)
-    try:
-        yield
-    finally:
-        restore(before)
+class within:  # noqa: N801  # it is used like a function
+    """Sets the label of the code in a block, or what is to be called for it.
+
+    No decorator: of an ``async def`` it would label nothing, without a word.
+    """
+
+    def __init__(self, label: Label) -> None:
+        self._label = label
+        self._before: list[contextvars.Token[Label | None]] = []
+
+    def __enter__(self) -> None:
+        self._before.append(set_for_context(self._label))
+
+    def __exit__(self, *_: object) -> None:
+        restore(self._before.pop())
 
 
 def set_for_context(label: Label) -> contextvars.Token[Label | None]:
@@ -85,4 +92,4 @@ def checked(label: Any) -> str:
             f"label={one_line(shown(label), LONGEST)} says nothing: give a text, for example "
             "'nightly import'"
         )
-    return one_line(label, LONGEST)
+    return one_line(str.__str__(label), LONGEST)  # of a subclass, what is in it

@@ -86,8 +86,6 @@ class Lease(Generic[C]):
         if self._slot is not None:
             raise self.is_used()
         pool = self._pool
-        if pool._observers is not None:
-            pool._tell_observers("acquire_began", self._label)
         try:
             view: C | None = pool._acquire_nowait(self)
         except PoolClosed:
@@ -119,8 +117,8 @@ class Lease(Generic[C]):
 
         Then `wait`. Raises what `Pool.acquire` does that needs no waiting.
         """
-        if self._pool._observers is not None:
-            self._pool._tell_observers("acquire_began", self._label)
+        if self._slot is not None:
+            raise self.is_used()
         return self._pool._acquire_nowait(self)
 
     async def wait(self) -> C:

@@ -51,7 +51,10 @@ class Observer:
         """A lease has ended, in whatever way, after so many seconds."""
 
     def connect_began(self, pool: Pool[Any]) -> None:
-        """A connection is being opened."""
+        """A connection is being opened.
+
+        `connected` or `connect_failed` follows, unless the life of the pool ends before.
+        """
 
     def connected(self, pool: Pool[Any], seconds: float) -> None:
         """A connection is open, ``on_connect`` included, after so many seconds."""
@@ -81,16 +84,28 @@ _AT_ONCE: Final = ("acquire_began", "wait_ended", "leased")
 _NEWS: Final[list[Event]] = [event for event in EVENTS if event not in _AT_ONCE]
 
 
-def check_observer(observer: object) -> None:
-    """Raise `PoolConfigError` for what could be told nothing."""
+#: The methods that an observer has, by the event they are told of.
+Methods = dict[Event, "Callable[..., object]"]
+
+
+def _methods_of(observer: object) -> Methods:
+    """Return an observer's methods; raise `PoolConfigError` for what could be told nothing."""
     if isinstance(observer, type):
         raise PoolConfigError(
             f"observer {observer.__name__} is the class: give an instance, {observer.__name__}()"
         )
-    if not any(callable(getattr(observer, event, None)) for event in EVENTS):
+    found = {event: getattr(observer, event, None) for event in EVENTS}
+    methods = {event: method for event, method in found.items() if callable(method)}
+    if not methods:
         raise PoolConfigError(
             f"{shown(observer)} is no observer: it has none of the methods {', '.join(EVENTS)}"
         )
+    return {event: method for event, method in methods.items() if not _does_nothing(method, event)}
+
+
+def _does_nothing(method: Any, event: Event) -> bool:
+    """Tell whether a method is `Observer`'s own, so that whoever inherits it pays nothing."""
+    return getattr(method, "__func__", None) is getattr(Observer, event)
 
 
 class Observers:
@@ -98,8 +113,8 @@ class Observers:
 
     def __init__(self, hooks: Hooks) -> None:
         self._hooks = hooks
-        self._observers: list[object] = []
-        self._calls: dict[Event, tuple[Callable[..., object], ...]] = {}
+        self._observers: list[tuple[object, Methods]] = []
+        self._calls: dict[Event, tuple[tuple[object, Callable[..., object]], ...]] = {}
         self._failed: set[tuple[int, Event]] = set()
 
     def __bool__(self) -> bool:
@@ -108,26 +123,23 @@ class Observers:
 
     def add(self, observer: object) -> None:
         """Tell this one as well, after those before it."""
-        check_observer(observer)
-        self._observers.append(observer)
-        self._look()
+        self._observers.append((observer, _methods_of(observer)))
+        self._sort()
 
     def remove(self, observer: object) -> None:
         """Tell this one no more; of one that is there twice, once less."""
-        for place, one in enumerate(self._observers):
+        for place, (one, _) in enumerate(self._observers):
             if one is observer:
                 del self._observers[place]
                 self._failed = {key for key in self._failed if key[0] != id(observer)}
                 break
-        self._look()
+        self._sort()
 
-    def _look(self) -> None:
-        """Look the methods up, once for all events to come."""
+    def _sort(self) -> None:
+        """Sort the methods by event, once for all events to come."""
         self._calls = {
             event: tuple(
-                call
-                for one in self._observers
-                if callable(call := getattr(one, event, None)) and not _does_nothing(call, event)
+                (one, methods[event]) for one, methods in self._observers if event in methods
             )
             for event in EVENTS
         }
@@ -143,21 +155,15 @@ class Observers:
 
     def tell(self, pool: Any, event: Event, *values: object) -> None:
         """Tell all of one event; what one of them raises the others do not feel, nor the caller."""
-        for call in self._calls[event]:
+        for observer, call in self._calls[event]:
             try:
                 call(pool, *values)
             except BaseException as error:
-                self._report(call, event, error)
+                self._report(observer, event, error)
 
-    def _report(self, call: Any, event: Event, error: BaseException) -> None:
+    def _report(self, observer: object, event: Event, error: BaseException) -> None:
         """Log what an observer has raised, once for each of its methods."""
-        observer = getattr(call, "__self__", call)
         key = id(observer), event
         if key not in self._failed or not isinstance(error, Exception):
             self._failed.add(key)
             self._hooks.report(event, error, whose=type(observer).__name__)
-
-
-def _does_nothing(call: Any, event: Event) -> bool:
-    """Tell whether a method is `Observer`'s own, so that whoever inherits it pays nothing."""
-    return getattr(call, "__func__", None) is getattr(Observer, event)

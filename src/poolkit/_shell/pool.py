@@ -155,6 +155,8 @@ class Pool(Living[C]):
             raise self._busy_with_itself(lease)
         if self._inbox:
             self._drain()
+        if self._observers is not None:
+            self._tell_acquire_began(lease)
         if state.queue or self._has_hook:
             return None  # waiting, or awaiting the hook, makes this no fast path
         try:
@@ -190,20 +192,32 @@ class Pool(Living[C]):
         view = new(slot.view_class)
         bind(view, lease)
         if self._observers is not None:
-            self._tell_observers("leased", lease._label, 0.0)
+            self._tell_leased(lease, slot, 0.0)
         return view  # type: ignore[no-any-return]
+
+    def _tell_acquire_began(self, lease: Lease[Any]) -> None:
+        """Tell observers, unless no task acquires: that ends with an error and counts nowhere."""
+        try:
+            ref(self._runtime.current_task(self._runtime.home))
+        except (TypeError, RuntimeError):
+            raise messages.no_task(self.name) from None
+        self._tell_observers("acquire_began", lease._label)
 
     def _is_not_open(self, lease: Lease[Any]) -> PoolClosed:
         """Return the error for an acquire from a pool that is not open."""
         self._state.outcomes["closed"] += 1
-        self._tell_observers("wait_ended", lease._label, 0.0, "closed")
+        self._tell_refused(lease, "closed")
         return messages.not_open(self.name)
 
     def _busy_with_itself(self, lease: Lease[Any]) -> PoolError:
         """Return the error for a finalizer that acquires in the middle of a line of ours."""
         self._tell(self._state.count, "busy")
-        self._tell_observers("wait_ended", lease._label, 0.0, "busy")
+        self._tell_refused(lease, "busy")
         return messages.amid(self.name)
+
+    def _tell_refused(self, lease: Lease[Any], outcome: Outcome) -> None:
+        self._tell_observers("acquire_began", lease._label)
+        self._tell_observers("wait_ended", lease._label, 0.0, outcome)
 
     def _take_another(self, slot: Slot | None, now: float) -> Slot | None:
         """Take an idle connection that is not known to be dead, in place of one that may be."""
@@ -249,7 +263,8 @@ class Pool(Living[C]):
                 elif waiter.slot is None:
                     await checkpoint()  # refused at once: who tries again and again lets others run
                 if self._observers is not None:
-                    self._tell_wait_ended(lease, waiter.outcome)
+                    is_taken = waiter.slot is not None and waiter.slot.state != "leased"
+                    self._tell_wait_ended(lease, "closed" if is_taken else waiter.outcome)
             except BaseException:
                 self._tell(state.give_up, waiter, runtime.now())
                 self._carry_out()
@@ -267,7 +282,7 @@ class Pool(Living[C]):
         lease._has_waited = not direct
         view: C = make_view(lease, slot)
         if self._observers is not None:
-            self._tell_observers("leased", lease._label, runtime.now() - now)
+            self._tell_leased(lease, slot, runtime.now() - now)
         return view
 
     def _tell_wait_ended(self, lease: Lease[Any], outcome: Outcome) -> None:

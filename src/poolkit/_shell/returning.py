@@ -55,16 +55,18 @@ class Returning(Events[C]):
             self._dropped(slot, slot.release_count)
             return
         slot.release_count += 1
-        uses = slot.uses
-        if state.is_observed:
-            self._note_released(slot)
         if self._amid or not here:  # closed by the collector, in the middle of a line of ours
+            self._note_released(slot)
             self._post(functools.partial(self._take_back, slot, slot.release_count, error))
             return
+        uses, is_told = slot.uses, slot.tells_release
         self._amid = True
         try:
+            if is_told:
+                state.to_tell.append(("released", slot.label, runtime.now() - slot.leased_at))
+                slot.tells_release = False
             if not slot.touched and not (state.queue and self._is_dead(slot.connection)):
-                if not state.release(slot, runtime.now()):
+                if not state.release(slot, runtime.now()) and not is_told:
                     return
             else:
                 self._take_back(slot, slot.release_count, error)
@@ -159,14 +161,12 @@ class Returning(Events[C]):
 
     def _end_lost(self, slot: Slot) -> None:
         """End a lease whose connection goes although its holder has not given it back."""
-        if self._state.is_observed:
-            self._note_released(slot)
+        self._note_released(slot)
         slot.release_count += 1
         self._leaks.forget(slot)
 
     def _end_leases(self) -> None:
         """Say that the leases end which have not been given back, just before they do."""
         self._leaks.forget_leases()
-        if self._state.is_observed:
-            for slot in self._state.leased:
-                self._note_released(slot)
+        for slot in self._state.leased:
+            self._note_released(slot)

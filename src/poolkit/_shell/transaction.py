@@ -98,12 +98,13 @@ class Transaction(Generic[C]):
     async def _acquire_another(self, error: BaseException) -> C:
         """Acquire another connection in place of the one that was lost."""
         assert self._lease is not None
-        pool = self._lease._pool
+        pool, label = self._lease._pool, self._lease._label
         await self._end_lease(error)
         pool._uncount(self._lease)
         limit = None if self._timeout is None else self._left(self._timeout)
         self._lease = lease = pool.acquire(timeout=limit)
         lease._code, lease._lasti = self._place
+        lease._label = label
         return await lease.__aenter__()
 
     async def _end_lease(self, error: BaseException) -> None:

@@ -219,9 +219,9 @@ class PoolkitPool(_Pool):
 
     def _exchange(self, record: _Record) -> Any:
         """Borrow another connection for a record whose own was closed during its checkout."""
-        view, record.has_hook_to_run = self._acquire(record.stack), True
-        if self._records.get(record.slot) is record:
+        if self._records.get(record.slot) is record:  # or another checkout would take it meanwhile
             del self._records[record.slot]
+        view, record.has_hook_to_run = self._acquire(record.stack), True
         record.slot = view._poolkit_slot
         record.view, record.error = view, None
         self._records[record.slot] = record

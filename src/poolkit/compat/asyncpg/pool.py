@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import logging
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Self, TypeVar
@@ -17,11 +16,12 @@ import asyncpg
 from asyncpg import InterfaceError
 
 from poolkit._awaits import awaited, check_hook
-from poolkit._errors import ConnectFailed, PoolClosed, PoolError
+from poolkit._errors import ConnectFailed, NotLeased, PoolClosed, PoolError
 from poolkit._shell.callsite import caller
 from poolkit._shell.lease import Lease, Released, TracedLease
 from poolkit._shell.pool import Pool as _Pool
 from poolkit.compat.asyncpg._driver import CompatDriver, PoolConnectionProxy, ReleasedError
+from poolkit.compat.asyncpg._floor import Floor
 from poolkit.compat.asyncpg._internals import Internals
 
 if TYPE_CHECKING:
@@ -35,9 +35,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Hook = Callable[[Any], Awaitable[object]]
-#: asyncpg's: programs watch it for the warning that lost connections cannot be replaced.
-logger = logging.getLogger("asyncpg.pool")
-
 #: Seconds for connecting and `init`. What asyncpg allows for connecting, 60 by default, is less.
 _CONNECT_LIMIT = 120.0
 #: Seconds: poolkit looks for unused connections every second, which is no matter above this.
@@ -54,6 +51,14 @@ class AcquiredError(PoolError, InterfaceError):
     """What `acquire` has returned was used a second time."""
 
     __module__ = "poolkit.compat.asyncpg"
+
+
+class _SetupError(Exception):
+    """What `setup` has raised that the pool could have raised itself: of another pool, then."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 class PoolAcquireContext(Lease[asyncpg.Connection]):
@@ -81,6 +86,10 @@ class PoolAcquireContext(Lease[asyncpg.Connection]):
             error = failed.__cause__ or failed
         except PoolClosed as closed:
             raise pool.not_open() from closed
+        except _SetupError as failed:
+            error = failed.error
+        except NotLeased as over:
+            raise over if isinstance(over, InterfaceError) else ReleasedError(str(over)) from None
         else:
             return
         raise error.with_traceback(None)  # of the connect, and of others who were told
@@ -206,7 +215,7 @@ class Pool(Internals, _Pool[asyncpg.Connection]):
             deadlock="warn",  # whoever waits with a timeout expects a timeout
             on_connect=None if init is None else functools.partial(awaited, "init", init),
             on_acquire=None if setup is None else _or_terminate(setup),
-            observers=[_Floor()],
+            observers=[Floor()],
         )
         is_traced = self._new_lease is TracedLease
         self._new_lease = _TracedContext if is_traced else PoolAcquireContext
@@ -375,29 +384,6 @@ class Pool(Internals, _Pool[asyncpg.Connection]):
         return self._state.options.max_size
 
 
-class _Floor:
-    """Logs, once an outage, that `min_size` cannot be kept, unless a caller is told why."""
-
-    def __init__(self) -> None:
-        self._is_said = False
-
-    def outage_began(self, pool: Any, error: BaseException) -> None:  # noqa: ARG002
-        self._is_said = False
-
-    def connect_failed(self, pool: Any, seconds: float, error: BaseException, told: int) -> None:  # noqa: ARG002
-        if self._is_said:
-            return
-        stats = pool.stats()
-        if not told:
-            if stats.idle + stats.leased + stats.recycling >= pool.get_min_size():
-                return
-            with contextlib.suppress(Exception):  # a handler must not end the pool's tasks
-                logger.warning(
-                    "Failed to restore the pool connection floor; retrying", exc_info=error
-                )
-        self._is_said = True
-
-
 def _as_function(make: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(make)
     def create_pool(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -428,9 +414,11 @@ def _or_terminate(setup: Hook) -> Hook:
     async def run(conn: Any) -> None:
         try:
             await awaited("setup", setup, conn)
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(ReleasedError):  # `setup` has closed it itself
                 conn._poolkit_touch("terminate").connection.terminate()
+            if isinstance(error, (ConnectFailed, PoolClosed)):
+                raise _SetupError(error) from error
             raise
 
     return run
