@@ -921,3 +921,4 @@ async def test_setup_that_hides_the_loss_of_its_connection_is_asyncpgs_error(dat
     async with of_one(database, setup=setup) as pool:
         with pytest.raises(original.InterfaceError, match="no longer leased"):
             await pool.acquire()
+        await until(lambda: pool.get_idle_size() == 1)  # a connect under way would be cut off
