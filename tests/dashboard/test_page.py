@@ -70,8 +70,9 @@ def test_numbers_change_under_load(page: Browser, site: Site) -> None:
     site.let_go()
     page.until(HELD, 0)
     page.until("return document.querySelector('#waiting').innerText === '0'")
-    assert counter(page, "waited") == 4
-    assert counter(page, "direct") == N
+    # On a busy machine some of the others may have waited for the ping of a connection, too.
+    assert counter(page, "waited") >= 4
+    assert counter(page, "waited") + counter(page, "direct") == N + 4
     # The waits of those four are in the chart, and took longer than no time.
     drawn = "return [...document.querySelectorAll('#waits polyline.p99')].map(l => l.getAttribute('points')).join(' ')"
     heights = {float(point.split(",")[1]) for point in page.run(drawn).split()}

@@ -173,7 +173,7 @@ async def test_no_connection_is_a_503(database: Database, make: Any, why: str) -
         raise ConnectionRefusedError("no")
 
     limits: dict[str, dict[str, Any]] = {
-        "timeout": {"acquire_timeout": 0.05},
+        "timeout": {"min_size": 0, "acquire_timeout": 0.05},
         "busy": {"max_waiting": 0},
         # PostgreSQL's driver has the first of them wait to its deadline; the others fail at once.
         "failed": {
@@ -196,7 +196,7 @@ async def test_no_connection_is_a_503(database: Database, make: Any, why: str) -
 
     async with serve(app) as client, contextlib.AsyncExitStack() as stack:
         if why != "failed":
-            await stack.enter_async_context(pool.acquire())
+            await stack.enter_async_context(pool.acquire(timeout=10.0))
         for path in (*TAKES, "at%20its%20end"):
             answer = await client.get(f"/{path}")
             assert answer.status == 503, path
