@@ -94,8 +94,8 @@ def _methods_of(observer: object) -> Methods:
         raise PoolConfigError(
             f"observer {observer.__name__} is the class: give an instance, {observer.__name__}()"
         )
-    found = {event: getattr(observer, event, None) for event in EVENTS}
-    methods = {event: method for event, method in found.items() if callable(method)}
+    found: dict[Event, Any] = {event: getattr(observer, event, None) for event in EVENTS}
+    methods: Methods = {event: method for event, method in found.items() if callable(method)}
     if not methods:
         raise PoolConfigError(
             f"{shown(observer)} is no observer: it has none of the methods {', '.join(EVENTS)}"
