@@ -935,9 +935,14 @@ def test_task_that_waits_twice_at_once_is_served_twice() -> None:
     desk = Desk(max_size=1).open()
     slot = desk.take()
     waiters = [desk.waiter(), desk.waiter()]
+
+    def task() -> str:
+        return "the task"
+
     for waiter in waiters:
-        waiter.task = lambda: "the task"
+        waiter.task = task
         desk.state.enqueue(waiter, desk.now)
+    assert [waiter.key is task for waiter in waiters] == [True, False]
     assert len(desk.state.queue) == 2
     for waiter in waiters:
         desk.release(slot)
