@@ -66,7 +66,7 @@ soak: .test-tools  ## explore for MINUTES=10 each what the tests do in seconds (
 	$(bin) scripts.soak --minutes $(MINUTES) $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 coverage: .test-tools  ## branch coverage of the heart by its own tests; fails below 100 %
-	$(bin) coverage run -m pytest -q tests/state tests/pool tests/test_create.py $(quick)
+	POOLKIT_TEST_EFFORT=4 $(bin) coverage run -m pytest -q $(addprefix tests/,state pool test_create.py test_messages.py) $(quick)
 	$(bin) coverage report
 
 asyncpg-tests: .test-tools  ## run asyncpg's own tests of its pool on poolkit.compat.asyncpg

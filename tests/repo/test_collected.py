@@ -19,7 +19,7 @@ TESTS = {
     "tests/drivers": 3167,
     "tests/faults": 51,
     "tests/integrations": 694,
-    "tests/pool": 4581,
+    "tests/pool": 4617,
     "tests/repo": 121,
     "tests/sqlalchemy": 679,
     "tests/state": 225,
