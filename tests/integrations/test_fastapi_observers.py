@@ -227,7 +227,7 @@ def test_what_is_told_once_for_each_route_is_bounded(
                 app.add_api_route(f"/made/{number}", endpoint)
                 await ask(app, f"/made/{number}")
             assert pool._observers
-            (observer,) = pool._observers._observers
+            ((observer, _),) = pool._observers._observers
             assert len(observer._told._things) == 2  # type: ignore[attr-defined]
 
     anyio.run(main)
