@@ -104,6 +104,7 @@ async def _days(random: Random) -> None:
                     group.start_soon(user)
                 group.start_soon(fate)
         check_state(pool._state, pool._now())
+        driver.down = False  # the days may end in an outage, and nobody is left to end it
         await come_to_rest(pool, driver)
     acquires = next(served)
     print(f"{DAYS:g} days, {acquires} acquires, {len(outages)} outages")
