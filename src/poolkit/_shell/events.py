@@ -26,7 +26,7 @@ from poolkit._shell.observe import Observers
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from poolkit._core.slot import Event, Slot
+    from poolkit._core.slot import Event, Outcome, Slot
     from poolkit._driver import Driver
     from poolkit._options import Options
     from poolkit._shell.leaks import Leaks
@@ -242,6 +242,24 @@ class Events(Generic[C]):
                     self._observers.tell(self, *event)
         finally:
             self._is_telling = False
+
+    def _tell_acquire_began(self, lease: Lease[Any]) -> None:
+        """Tell observers, unless no task acquires: that ends with an error and counts nowhere."""
+        try:
+            task = self._runtime.current_task(self._runtime.home)
+        except RuntimeError:  # trio's
+            task = None
+        if task is None:
+            raise messages.no_task(self.name)
+        self._tell_observers("acquire_began", lease._label)
+
+    def _tell_wait_ended(self, lease: Lease[Any], outcome: Outcome) -> None:
+        seconds = self._runtime.now() - lease._since
+        self._tell_observers("wait_ended", lease._label, seconds, outcome)
+
+    def _tell_refused(self, lease: Lease[Any], outcome: Outcome) -> None:
+        self._tell_observers("acquire_began", lease._label)
+        self._tell_observers("wait_ended", lease._label, 0.0, outcome)
 
     def _tell_leased(self, lease: Lease[Any], slot: Slot, seconds: float) -> None:
         if self._observers is not None:

@@ -195,14 +195,6 @@ class Pool(Living[C]):
             self._tell_leased(lease, slot, 0.0)
         return view  # type: ignore[no-any-return]
 
-    def _tell_acquire_began(self, lease: Lease[Any]) -> None:
-        """Tell observers, unless no task acquires: that ends with an error and counts nowhere."""
-        try:
-            ref(self._runtime.current_task(self._runtime.home))
-        except (TypeError, RuntimeError):
-            raise messages.no_task(self.name) from None
-        self._tell_observers("acquire_began", lease._label)
-
     def _is_not_open(self, lease: Lease[Any]) -> PoolClosed:
         """Return the error for an acquire from a pool that is not open."""
         self._state.outcomes["closed"] += 1
@@ -214,10 +206,6 @@ class Pool(Living[C]):
         self._tell(self._state.count, "busy")
         self._tell_refused(lease, "busy")
         return messages.amid(self.name)
-
-    def _tell_refused(self, lease: Lease[Any], outcome: Outcome) -> None:
-        self._tell_observers("acquire_began", lease._label)
-        self._tell_observers("wait_ended", lease._label, 0.0, outcome)
 
     def _take_another(self, slot: Slot | None, now: float) -> Slot | None:
         """Take an idle connection that is not known to be dead, in place of one that may be."""
@@ -284,10 +272,6 @@ class Pool(Living[C]):
         if self._observers is not None:
             self._tell_leased(lease, slot, runtime.now() - now)
         return view
-
-    def _tell_wait_ended(self, lease: Lease[Any], outcome: Outcome) -> None:
-        seconds = self._runtime.now() - lease._since
-        self._tell_observers("wait_ended", lease._label, seconds, outcome)
 
     def _uncount(self, lease: Lease[Any]) -> None:
         """Forget that a lease was acquired: its caller acquires another one in its place."""

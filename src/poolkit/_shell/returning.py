@@ -56,8 +56,8 @@ class Returning(Events[C]):
             return
         slot.release_count += 1
         if self._amid or not here:  # closed by the collector, in the middle of a line of ours
-            self._note_released(slot)
             self._post(functools.partial(self._take_back, slot, slot.release_count, error))
+            self._note_released(slot)
             return
         uses, is_told = slot.uses, slot.tells_release
         self._amid = True
