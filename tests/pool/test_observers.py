@@ -496,6 +496,35 @@ async def test_lost_connection_is_told_once_though_the_pool_is_renewed() -> None
         assert notes.take("lost", "retired") == [("lost",), ("retired", "broken")]
 
 
+@RUNNERS
+def test_connect_that_fails_after_a_renewal_is_told(run: Any) -> None:
+    """It says nothing of the database, and was told to nobody; but it has ended."""
+
+    async def main() -> None:
+        notes = Notes()
+        driver = FakeDriver(connect=[(1.0, Boom("late"))])
+        async with Pool(driver, min_size=0, max_size=1, observers=[notes]) as pool:
+
+            async def use() -> None:
+                async with pool.acquire():
+                    pass
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(use)
+                await anyio.sleep(0.5)
+                pool.renew()
+            events = notes.take("connect_began", "connect_failed", "connected", "outage_began")
+            assert [event[0] for event in events] == [
+                "connect_began",
+                "connect_failed",
+                "connect_began",
+                "connected",
+            ]
+            assert events[1][2] == 0
+
+    run(main)
+
+
 def test_observer_whose_attribute_raises_is_not_kept() -> None:
     """Looked up once, when it is given."""
 

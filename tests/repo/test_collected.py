@@ -19,9 +19,9 @@ TESTS = {
     "tests/drivers": 3167,
     "tests/faults": 51,
     "tests/integrations": 694,
-    "tests/pool": 4617,
+    "tests/pool": 4619,
     "tests/repo": 121,
-    "tests/sqlalchemy": 679,
+    "tests/sqlalchemy": 683,
     "tests/state": 225,
     "tests/testing": 244,
 }

@@ -516,3 +516,43 @@ async def test_a_statement_made_beside_sqlalchemy_is_dead_after_the_checkout(
             await conn.execute(ONE)
             with pytest.raises(Exception, match="released back to the pool"):
                 await statement.fetchval()
+
+
+async def test_record_that_waits_for_another_connection_is_no_other_checkouts(
+    database: Database,
+) -> None:
+    """Its own was given up while it was idle, and its exchange has to wait in line."""
+    pool = poolkit.create_pool(database.url, min_size=1, max_size=2)
+    records: list[Any] = []
+    users: dict[str, int] = {}
+    let_go = asyncio.Event()
+    async with pool:
+        engine = create_async_engine(pool)
+        event.listen(engine.sync_engine.pool, "checkin", lambda _, record: records.append(record))
+        async with engine.connect():
+            pass
+        records[0].invalidate(soft=True)
+        await until(lambda: pool.stats().recycling == 0)
+        other = await pool.acquire()
+
+        async def use(name: str) -> None:
+            async with engine.connect() as conn:
+                users[name] = id((await conn.get_raw_connection())._connection_record)
+                assert await conn.scalar(ONE) == 1
+                await let_go.wait()
+                assert await conn.scalar(ONE) == 1
+
+        def arrived() -> int:
+            return len(users) + pool.stats().waiting
+
+        tasks = [asyncio.create_task(use("a"))]
+        await until(lambda: arrived() == 1)
+        tasks.append(asyncio.create_task(use("b")))
+        await until(lambda: arrived() == 2)
+        tasks.append(asyncio.create_task(use("c")))
+        await until(lambda: arrived() == 3)
+        pool.release(other)
+        await until(lambda: len(users) >= 2)
+        assert len(set(users.values())) == len(users)
+        let_go.set()
+        await asyncio.gather(*tasks)
