@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from anyio import wait_all_tasks_blocked
 
 from poolkit import NotLeased, Pool, PoolError, PoolTimeout
+from poolkit._core.state import PoolState
 from poolkit._shell.callsite import caller
 from poolkit._shell.lease import Returned
 from tests.fakes import Boom, CleanDriver, FakeConnection, FakeDriver, FullDriver, gone, own
@@ -201,3 +203,34 @@ async def test_note_that_finds_no_stack_is_kept(monkeypatch: pytest.MonkeyPatch)
             pool._drain()
         pool._drain()
         assert seen == ["noted"]
+
+
+@pytest.mark.parametrize("how", ["dropped", "lost"])
+@pytest.mark.filterwarnings("ignore:.*was never released:ResourceWarning")
+async def test_end_of_a_lease_that_finds_no_stack_is_made_up_for(
+    monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Whoever would give it back is gone, or its connection is."""
+    driver = Freeing()
+    async with Pool(driver, max_size=1) as pool:
+        conn = await pool.acquire()
+        await conn.query()
+        real, release_broken = own(conn), PoolState.release_broken
+
+        def fail(*_: Any) -> None:
+            monkeypatch.setattr(PoolState, "release_broken", release_broken)
+            raise RecursionError("maximum recursion depth exceeded")
+
+        monkeypatch.setattr(pool._runtime, "call_soon", lambda _: True)
+        monkeypatch.setattr(PoolState, "release_broken", fail)
+        if how == "dropped":
+            del conn
+            gc.collect()
+        else:
+            driver.watched[real]()
+        with pytest.raises(RecursionError):
+            pool._drain()
+        assert pool.stats().leased == 1
+        pool._drain()
+        assert pool.stats().leased == 0
+        assert gone(pool.stats())["broken"] == 1

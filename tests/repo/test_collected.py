@@ -19,7 +19,7 @@ TESTS = {
     "tests/drivers": 3167,
     "tests/faults": 51,
     "tests/integrations": 694,
-    "tests/pool": 4619,
+    "tests/pool": 4625,
     "tests/repo": 121,
     "tests/sqlalchemy": 683,
     "tests/state": 225,

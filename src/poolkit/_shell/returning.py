@@ -132,11 +132,8 @@ class Returning(Events[C]):
         if slot.release_count != turn or slot.state != "leased":
             return
         holder = slot.holder
-        self._end_lost(slot)
-        # Terminated, never reused: nobody knows what was going on with it.
-        now = self._runtime.now()
-        self._state.learn(slot, now)
-        self._state.release_broken(slot, now)
+        self._state.learn(slot, self._runtime.now())
+        self._end_lost(slot)  # terminated: nobody knows what was going on with it
         self._hooks.tell(
             warn,
             f"pool {self.name!r}: a connection was never released; acquired at "
@@ -157,11 +154,14 @@ class Returning(Events[C]):
         is_in_use = slot.state == "leased" and slot.touched
         if is_in_use and slot.release_count == release_count and self._hooks.ends_lost_leases:
             self._end_lost(slot)
-            self._state.release_broken(slot, self._runtime.now())
 
     def _end_lost(self, slot: Slot) -> None:
-        """End a lease whose connection goes although its holder has not given it back."""
+        """End a lease whose connection goes although its holder has not given it back.
+
+        If the stack runs out meanwhile, all of this is done again: so the count comes last.
+        """
         self._note_released(slot)
+        self._state.release_broken(slot, self._runtime.now())
         slot.release_count += 1
         self._leaks.forget(slot)
 
