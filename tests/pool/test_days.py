@@ -69,6 +69,7 @@ async def _days(random: Random) -> None:
     pool = Pool(
         driver, min_size=2, max_size=8, max_lifetime=LIFETIME, max_idle_time=300.0, max_overflow=2
     )
+    apart = min(20_000.0, DAY * DAYS / 3)  # of two outages, at most: two fall into few hours
     served = itertools.count()
     outages: list[tuple[float, float]] = []
 
@@ -87,7 +88,7 @@ async def _days(random: Random) -> None:
 
     async def fate() -> None:
         while True:
-            await anyio.sleep(random.uniform(3600, 20_000))
+            await anyio.sleep(random.uniform(apart / 5, apart))
             began = anyio.current_time()
             driver.crash()
             await anyio.sleep(random.uniform(0.5, 600))
