@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import functools
@@ -10,6 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
+import greenlet  # type: ignore[import-untyped, unused-ignore]
 import pytest
 from anyio import to_thread, wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
@@ -213,6 +215,39 @@ async def test_place_of_the_close_is_told() -> None:
         with pytest.raises(NotLeased, match="it was closed by its holder"):
             dir(conn)
         assert repr(conn) == "<closed connection of pool 'fake'>"
+
+
+def in_greenlet(call: Any) -> None:
+    """Call it as SQLAlchemy's `greenlet_spawn` does: below it there is no frame."""
+    greenlet.greenlet(call).switch()
+
+
+def in_bare_thread(call: Any) -> None:
+    """Call it as a library in C does from a thread of its own."""
+    _thread.start_new_thread(call, ())
+
+
+@pytest.mark.parametrize("call", [in_greenlet, in_bare_thread])
+async def test_close_that_no_line_of_a_program_calls_is_a_close(call: Any) -> None:
+    """A thread of a library's, a greenlet, or `atexit`: only the place is missing."""
+    async with Pool(driver_of(CleanDriver), max_size=1) as pool:
+        conn: Any = await pool.acquire()
+        call(conn.terminate)
+        with anyio.fail_after(5):
+            while pool.stats().leased:
+                await checkpoint()
+        with pytest.raises(NotLeased, match=r"it was closed .*by its holder"):
+            await conn.query()
+
+
+async def test_release_that_no_line_of_a_program_calls_is_a_release() -> None:
+    """As by SQLAlchemy's `greenlet_spawn`."""
+    async with Pool(FakeDriver(), max_size=1) as pool:
+        conn = await pool.acquire()
+        in_greenlet(functools.partial(pool.release, conn))
+        assert pool.stats().leased == 0
+        with pytest.raises(NotLeased, match=r"released at .* in Pool\.release"):
+            await conn.query()
 
 
 async def test_closed_connection_may_be_closed_again_and_asked() -> None:
@@ -420,6 +455,34 @@ async def test_close_that_a_connection_has_of_its_own_counts() -> None:
         conn: Any = await pool.acquire(timeout=5)
         await conn.aclose_now()
         assert pool.stats().leased == 0
+
+
+async def test_close_that_can_do_more_than_be_awaited_is_noticed_at_the_release() -> None:
+    """What it can do, the view leaves to it; the release finds the connection closed, and waits for nothing."""
+
+    class Steps(Future):
+        def __len__(self) -> int:
+            return 2
+
+    class Stepping(Closing):
+        def close_by_steps(self) -> Any:
+            """Close, and tell in how many steps."""
+            return Steps(self.close())
+
+    driver = driver_of(FullDriver, Stepping)
+    async with Pool(driver, max_size=1) as pool:
+        async with pool.acquire() as held:
+            conn: Any = held
+            steps = conn.close_by_steps()
+            assert type(steps) is Steps
+            assert len(steps) == 2
+            assert pool.stats().leased == 1
+            await steps
+            assert pool.stats().leased == 1
+        assert gone(pool.stats()) == {"broken": 1}
+        assert driver.calls["close"] == 0
+        await acquire_once(pool)
+        assert driver.most_alive == 1
 
 
 @pytest.mark.parametrize("anyio_backend", ASYNCIO)

@@ -32,8 +32,14 @@ _PAUSES = (
 
 
 def caller(depth: int) -> Place:
-    """Return where the caller's caller is: cheap to note, and turned into words only if asked."""
-    frame = sys._getframe(depth)
+    """Return where the caller's caller is: cheap to note, and turned into words only if asked.
+
+    The caller itself, if no line of Python's has called it: in a greenlet, or at exit.
+    """
+    try:
+        frame = sys._getframe(depth)
+    except ValueError:
+        frame = sys._getframe(1)
     return frame.f_code, frame.f_lasti
 
 
@@ -52,7 +58,11 @@ def users_place(depth: int, *, awaited: bool = False) -> Place | None:
 
     ``awaited``: it is a coroutine. None in a task, or a thread, that was made for the call.
     """
-    for frame in _frames(sys._getframe(depth)):
+    try:
+        innermost: types.FrameType | None = sys._getframe(depth)
+    except ValueError:  # no line of Python's has called it
+        innermost = None
+    for frame in _frames(innermost):
         code = frame.f_code
         if code.co_filename.replace("\\", "/").endswith((*_LOOPS, *_THREADS)):
             return None
@@ -64,7 +74,7 @@ def users_place(depth: int, *, awaited: bool = False) -> Place | None:
     return None
 
 
-def _frames(innermost: types.FrameType) -> Iterator[types.FrameType]:
+def _frames(innermost: types.FrameType | None) -> Iterator[types.FrameType]:
     """Return a frame and those who have called it, also across SQLAlchemy's stacks of its own."""
     greenlet = sys.modules.get("greenlet")
     awaits = None if greenlet is None else greenlet.getcurrent().parent
