@@ -602,6 +602,42 @@ async def test_observers_come_and_go_in_any_order() -> None:
         assert told[-1] == "d"
 
 
+async def test_observer_that_stops_when_it_is_told_hears_nothing_more() -> None:
+    """Not even of what has happened already; and nobody feels it."""
+    told: list[str] = []
+
+    class Once(Observer):
+        def retired(self, pool: Any, reason: str) -> None:
+            told.append(reason)
+            stop()
+
+    driver = FakeDriver()
+    async with Pool(driver, min_size=3, max_size=3) as pool:
+        stop = pool.observe(Once())
+        pool.resize(min_size=0, max_size=1)
+        assert told == ["surplus"]
+        assert pool.stats().retired["surplus"] == 2
+        async with pool.acquire() as conn:
+            assert await conn.query() == "row"
+
+
+async def test_lease_that_began_unobserved_is_not_told_to_be_released() -> None:
+    """Nor one whose observer has gone in between; another one that comes then hears nothing of it."""
+    first, second = Notes(), Notes()
+    async with Pool(FakeDriver(), max_size=2) as pool:
+        before = await pool.acquire(label="before")
+        stop = pool.observe(first)
+        during = await pool.acquire(label="during")
+        pool.release(before)
+        stop()
+        pool.release(during)
+        pool.observe(second)
+        async with pool.acquire(label="after"):
+            pass
+    assert first.take("leased", "released") == [("leased", "during")]
+    assert second.take("leased", "released") == [("leased", "after"), ("released", "after")]
+
+
 async def test_observer_may_ask_the_pool() -> None:
     """It is told when the books are in order."""
     seen: list[tuple[int, int]] = []

@@ -58,7 +58,8 @@ class Events(Generic[C]):
             options = dataclasses.replace(options, shedding=policy)
         self._state = PoolState(options, random.random)
         self._is_dead = self._hooks.is_dead
-        #: None while there is nobody to be told.
+        self._all_observers: Final = Observers(self._hooks)
+        #: The same; None while there is nobody to be told.
         self._observers: Observers | None = None
         for observer in options.observers:
             self.observe(observer)
@@ -204,22 +205,23 @@ class Events(Generic[C]):
 
         `poolkit.Observer` has the events. Raises `PoolConfigError` for what has no method for any.
         """
-        observers = self._observers or Observers(self._hooks)
-        observers.add(observer)
-        self._observers, self._state.is_observed = observers, observers.hear_news
+        self._all_observers.add(observer)
+        self._heed_observers()
         is_observing = True
 
         def stop() -> None:
             nonlocal is_observing
-            if not is_observing:
-                return
-            is_observing = False
-            observers.remove(observer)
-            if self._observers is observers:
-                self._state.is_observed = observers.hear_news
-                self._observers = observers or None
+            if is_observing:
+                is_observing = False
+                self._all_observers.remove(observer)
+                self._heed_observers()
 
         return stop
+
+    def _heed_observers(self) -> None:
+        """Tell observers of what they have methods for, from now on."""
+        self._state.is_observed = self._all_observers.hear_news
+        self._observers = self._all_observers or None
 
     def _tell_observers(self, event: Event, *values: object) -> None:
         """Tell observers of an event of the caller's, after all that has come before it."""
@@ -237,19 +239,13 @@ class Events(Generic[C]):
         self._is_telling = True
         try:
             while news and not self._is_interrupted():
-                event = news.popleft()
-                if self._observers is not None:
-                    self._observers.tell(self, *event)
+                self._all_observers.tell(self, *news.popleft())
         finally:
             self._is_telling = False
 
     def _tell_acquire_began(self, lease: Lease[Any]) -> None:
         """Tell observers, unless no task acquires: that ends with an error and counts nowhere."""
-        try:
-            task = self._runtime.current_task(self._runtime.home)
-        except RuntimeError:  # trio's
-            task = None
-        if task is None:
+        if self._runtime.current_task(self._runtime.home) is None:
             raise messages.no_task(self.name)
         self._tell_observers("acquire_began", lease._label)
 
@@ -262,9 +258,8 @@ class Events(Generic[C]):
         self._tell_observers("wait_ended", lease._label, 0.0, outcome)
 
     def _tell_leased(self, lease: Lease[Any], slot: Slot, seconds: float) -> None:
-        if self._observers is not None:
-            slot.tells_release = self._observers.hear("released")
-            self._tell_observers("leased", lease._label, seconds)
+        slot.tells_release = self._all_observers.hear("released")
+        self._tell_observers("leased", lease._label, seconds)
 
     def _note_released(self, slot: Slot) -> None:
         """Have observers told that a lease has ended, if they were told of it."""

@@ -114,8 +114,9 @@ class Observers:
     def __init__(self, hooks: Hooks) -> None:
         self._hooks = hooks
         self._observers: list[tuple[object, Methods]] = []
-        self._calls: dict[Event, tuple[tuple[object, Callable[..., object]], ...]] = {}
+        self._calls: dict[Event, tuple[tuple[object, Callable[..., object]], ...]]
         self._failed: set[tuple[int, Event]] = set()
+        self._sort()
 
     def __bool__(self) -> bool:
         """Tell whether there is anybody."""
@@ -128,11 +129,8 @@ class Observers:
 
     def remove(self, observer: object) -> None:
         """Tell this one no more; of one that is there twice, once less."""
-        for place, (one, _) in enumerate(self._observers):
-            if one is observer:
-                del self._observers[place]
-                self._failed = {key for key in self._failed if key[0] != id(observer)}
-                break
+        del self._observers[[id(one) for one, _ in self._observers].index(id(observer))]
+        self._failed = {key for key in self._failed if key[0] != id(observer)}
         self._sort()
 
     def _sort(self) -> None:
