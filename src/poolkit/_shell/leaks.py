@@ -32,9 +32,8 @@ class Leaks:
                 break
             turn, *_ = self._told.get(slot, (None,))
             if turn != slot.release_count:
-                place = messages.place_of(slot.holder)
-                self._told[slot] = (slot.release_count, slot.leased_at, place)
                 info = messages.lease(slot, now)
+                self._told[slot] = (slot.release_count, slot.leased_at, info.place)
                 say(
                     logging.WARNING,
                     "pool %r: leak_after=%s: a connection is held by %s%s",

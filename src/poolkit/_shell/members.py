@@ -57,9 +57,10 @@ def is_special(name: str) -> bool:
 
 
 def is_method(name: str, value: Any) -> bool:
-    """Tell whether what a type has of this name is called on the connection."""
-    if isinstance(value, _OF_CLASS):
-        return False
+    """Tell whether what a type has of this name is called on the connection.
+
+    It is nothing of the class's own: of that, `other_member` takes care.
+    """
     if is_special(name) or inspect.isroutine(value):
         return callable(value) or isinstance(value, _METHODS)
     return isinstance(value, _METHODS)

@@ -25,7 +25,7 @@ from poolkit._text import shown, told
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from poolkit._core.slot import Slot, Waiter
+    from poolkit._core.slot import Caller, Slot, Waiter
     from poolkit._core.state import PoolState
     from poolkit._stats import Facts, Holder, PoolStats
 
@@ -33,17 +33,15 @@ if TYPE_CHECKING:
 # -- who holds what ------------------------------------------------------------------------------
 
 
-def place_of(holder: Holder | None) -> str:
+def place_of(holder: Holder | Caller) -> str:
     """Return where a lease was acquired, and what for if it has a label."""
-    if holder is None:
-        return "an unknown place"
+    assert holder.code is not None
     return place(holder.code, holder.lasti, holder.label)
 
 
-def label_of(holder: Holder | None) -> str:
+def label_of(holder: Holder | Caller) -> str:
     """Return what a lease is for: its label, or the function that acquired it."""
-    if holder is None:
-        return "an unknown place"
+    assert holder.code is not None
     return holder.code.co_qualname if holder.label is None else holder.label
 
 
@@ -82,26 +80,6 @@ def not_begun(pool: str, limit: float | None, reason: str, stats: PoolStats) -> 
     return PoolTimeout(
         f"pool {pool!r}: no transaction within {limit} s: {reason} ({stats}). Keep transactions "
         "short, or raise acquire_timeout"
-    )
-
-
-def would_end(statement: str, remedy: str = "") -> TransactionEnded:
-    """Return the error for a statement that was refused, since it would end its transaction."""
-    return TransactionEnded(
-        f"{statement} was refused inside of a transaction block, which commits at its end, and "
-        "rolls back if an exception leaves it: leave the block, or raise, to end it; a part of it "
-        f"can be undone with SAVEPOINT and ROLLBACK TO{remedy}"
-    )
-
-
-def has_ended(how: str) -> TransactionEnded:
-    """Return the error for whatever is done in a block after its transaction.
-
-    ``how`` is a sentence's end: "SQLite has rolled it back, after: disk I/O error".
-    """
-    return TransactionEnded(
-        f"the transaction of this block has ended before the block: {how}. Leave the block, and "
-        "do all of it again in another one"
     )
 
 
@@ -207,12 +185,13 @@ def deadlock(pool: str, state: PoolState, circle: list[Waiter], now: float) -> P
     """Return the error for a circle of tasks that wait for each other, the last one first."""
     held: dict[Any, list[tuple[float, Holder]]] = {}
     for slot in state.leased:
-        if (holder := slot.holder) is not None:
-            held.setdefault(holder.task, []).append((now - slot.leased_at, holder))
+        holder = slot.holder
+        assert holder is not None
+        held.setdefault(holder.task, []).append((now - slot.leased_at, holder))
     tasks = [
-        (task_name(holder), holder, held.get(holder.task, []))
+        (task_name(waiting), waiting, held.get(waiting.task, []))
         for waiter in circle
-        if (holder := waiter.holder) is not None
+        if (waiting := waiter.holder) is not None
     ]
     most = max(map(len, held.values()))
     return PoolDeadlock.composed_by(

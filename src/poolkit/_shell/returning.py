@@ -132,12 +132,13 @@ class Returning(Events[C]):
         if slot.release_count != turn or slot.state != "leased":
             return
         holder = slot.holder
+        assert holder is not None
         self._state.learn(slot, self._runtime.now())
         self._end_lost(slot)  # terminated: nobody knows what was going on with it
         self._hooks.tell(
             warn,
             f"pool {self.name!r}: a connection was never released; acquired at "
-            f"{messages.place_of(holder)}{indented(stack_shown(holder.stack if holder else ()))}",
+            f"{messages.place_of(holder)}{indented(stack_shown(holder.stack))}",
         )
 
     def _found_dead(self, slot: Slot, error: BaseException | None = None) -> None:

@@ -333,7 +333,7 @@ class Workers:
                 if self._is_old_news(worker) and not await self._answers(slot, worker):
                     return
                 if left_behind and not slot.cancelled:
-                    self._reports.left_behind(left_behind, place_of(slot.holder))
+                    self._reports.left_behind(left_behind, place_of(slot))
                 self._tell(self._state.reset_succeeded, slot, self._runtime.now())
                 return
             if worker.scope.cancel_called:

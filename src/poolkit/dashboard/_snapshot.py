@@ -41,9 +41,9 @@ def snapshot(pool: Pool[Any], after: float) -> dict[str, Any]:
         "sentence": sentence,
         "slots": squares[:_MOST],
         "queue": [
-            {"seconds": now - waiter.since, "label": messages.label_of(waiter.holder)}
+            {"seconds": now - waiter.since, "label": messages.label_of(waiter)}
             for waiter in itertools.islice(state.queue.values(), _MOST)
-            if waiter.holder is not None
+            if waiter.task is not None
         ],
         "waiting": stats.waiting,
         "samples": looked.samples(after),
@@ -88,7 +88,7 @@ def judge(pool: Pool[Any]) -> tuple[str, str]:  # noqa: PLR0911  # a list of cas
     longest = next(iter(state.leased), None)
     limit = state.options.leak_after or LONG_LEASE
     if longest is not None and now - longest.leased_at >= limit:
-        label, seconds = messages.label_of(longest.holder), now - longest.leased_at
+        label, seconds = messages.label_of(longest), now - longest.leased_at
         return "busy", f"{label} has held a connection for {seconds:.0f} s; nobody waits"
     return "good", f"Nobody waits; {stats.leased} of {stats.capacity} connections are held"
 
@@ -96,7 +96,7 @@ def judge(pool: Pool[Any]) -> tuple[str, str]:  # noqa: PLR0911  # a list of cas
 def _most(pool: Pool[Any]) -> str:
     """Say who holds the most, unless all hold one each."""
     state = pool._state
-    labels = Counter(messages.label_of(slot.holder) for slot in state.leased)
+    labels = Counter(messages.label_of(slot) for slot in state.leased)
     for label, held in labels.most_common(1):
         if held > 1 or len(labels) == 1:
             return f"; {label} holds {held} of {state.options.capacity}"
@@ -109,7 +109,7 @@ def _square(slot: Slot | None, now: float) -> dict[str, Any]:
     if slot.state == "closing":  # since when, nobody has noted
         return {"state": "closing", "seconds": None, "label": ""}
     since = {"leased": slot.leased_at, "idle": slot.used_at}.get(slot.state, slot.job_began_at)
-    label = messages.label_of(slot.holder) if slot.state == "leased" else ""
+    label = messages.label_of(slot) if slot.state == "leased" else ""
     return {"state": slot.state, "seconds": max(0.0, now - since), "label": label}
 
 

@@ -18,7 +18,6 @@ import sqlite3
 from typing import TYPE_CHECKING, Any, Final
 
 from poolkit._errors import TransactionEnded
-from poolkit._shell import messages
 from poolkit._text import shown
 from poolkit.drivers.sqlite._state import Session
 from poolkit.drivers.sqlite._waits import Waits
@@ -97,7 +96,7 @@ class Blocks(Waits, Session):
     def begin(self, mode: str) -> None:
         """Begin the transaction of a block."""
         if self._in_block and self._ended is not None:
-            raise messages.has_ended(self._ended)
+            raise _has_ended(self._ended)
         if self.guard.may_be_bypassed:
             self._install()
         self.command(f"BEGIN {mode}")
@@ -107,7 +106,7 @@ class Blocks(Waits, Session):
     def commit_block(self) -> None:
         """Commit the transaction of a block. If this raises, the block has to be rolled back."""
         if not self.in_transaction:
-            raise messages.has_ended(self._ended or _SOMEHOW)
+            raise _has_ended(self._ended or _SOMEHOW)
         self._end_with(sqlite3.Connection.commit)
         self._in_block = False
 
@@ -146,7 +145,7 @@ class Blocks(Waits, Session):
         if name in _ALWAYS:
             return
         if self._in_block:
-            raise messages.has_ended(self._ended or _SOMEHOW)
+            raise _has_ended(self._ended or _SOMEHOW)
         if name == "rollback" or (sql is not None and _STARTS_ANEW.match(sql)):
             self._ended = None
             return
@@ -170,8 +169,8 @@ class Blocks(Waits, Session):
         if not refused or getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_AUTH:
             return error
         if name != "executescript" or getattr(self, "autocommit", _LEGACY) != _LEGACY:
-            return messages.would_end(refused)
-        return messages.would_end(
+            return _would_end(refused)
+        return _would_end(
             "executescript(), which begins with a COMMIT,",
             "; execute the statements of the script one by one",
         )
@@ -208,3 +207,23 @@ _ABANDONED: Final = (
     "SQLite has rolled it back, as a write in it was interrupted whose caller was cancelled"
 )
 _LEFT: Final = "the caller of its BEGIN was cancelled"
+
+
+def _would_end(statement: str, remedy: str = "") -> TransactionEnded:
+    """Return the error for a statement that was refused, since it would end its transaction."""
+    return TransactionEnded(
+        f"{statement} was refused inside of a transaction block, which commits at its end, and "
+        "rolls back if an exception leaves it: leave the block, or raise, to end it; a part of it "
+        f"can be undone with SAVEPOINT and ROLLBACK TO{remedy}"
+    )
+
+
+def _has_ended(how: str) -> TransactionEnded:
+    """Return the error for whatever is done in a block after its transaction.
+
+    ``how`` is a sentence's end: "SQLite has rolled it back, after: disk I/O error".
+    """
+    return TransactionEnded(
+        f"the transaction of this block has ended before the block: {how}. Leave the block, and "
+        "do all of it again in another one"
+    )
