@@ -715,6 +715,12 @@ KEYWORDS: dict[str, tuple[str, dict[str, Any], str]] = {
     "pool's": (PG, {"max_sise": 3}, "unknown option 'max_sise'; did you mean max_size? Known: "),
     "driver's": (PG, {"poler": "session"}, "unknown option 'poler'; did you mean pooler? Known: "),
     "driver's of SQLite": (LITE, {"busy_timout": 3}, "did you mean busy_timeout? Known: "),
+    "less alike": (LITE, {"max_waiters": 3}, "'max_waiters'; did you mean max_waiting? Known: "),
+    "less alike to several": (
+        LITE,
+        {"retry_backoff": 3},
+        "'retry_backoff'; did you mean backoff_min or backoff_max? Known: ",
+    ),
     "others'": (
         PG,
         {"pool_size": 3},

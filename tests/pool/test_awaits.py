@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import logging
 import types
@@ -31,6 +32,16 @@ sync: Any = _sync
 def listing(_: Any) -> list[str]:
     """Be none either, with a result."""
     return ["secret"]
+
+
+async def generating(_: Any) -> AsyncIterator[None]:
+    """Have a `yield`."""
+    yield
+
+
+def generating_too(_: Any) -> Iterator[None]:
+    """Have one, too."""
+    yield
 
 
 @contextlib.asynccontextmanager
@@ -173,6 +184,10 @@ async def decorated(conn: Any) -> None:
     await with_settings(conn, "some")
 
 
+#: As with everything in C that does not say how it is called.
+run_in: Any = contextvars.copy_context().run
+of_unknown_signature = functools.partial(run_in, plain)
+
 FINE: dict[str, Any] = {
     "decorator that gives more": decorated,
     "async def": plain,
@@ -183,6 +198,7 @@ FINE: dict[str, Any] = {
     "class that can be awaited": Later,
     "types.coroutine": of_old,
     "wrapped": functools.wraps(plain)(lambda *args: plain(*args)),
+    "of unknown signature": of_unknown_signature,
 }
 
 
@@ -227,6 +243,16 @@ async def test_drivers_connect_that_cannot_be_awaited_fails_at_once() -> None:
     assert [conn.dead for conn in made] == [True] * len(made) != []
 
 
+@pytest.mark.parametrize("made", [sync, generating, generating_too], ids=lambda made: made.__name__)
+async def test_drivers_connect_that_makes_no_connection_has_none_terminated(made: Any) -> None:
+    """The driver could not do so: what it would be given is None, or steps."""
+    driver = FullDriver()
+    driver.connect = lambda: made(None)  # type: ignore[method-assign]
+    with anyio.fail_after(5), pytest.raises(ConnectFailed, match=r"FullDriver\.connect\(\) return"):
+        await Pool(driver, acquire_timeout=600).open()
+    assert "terminate" not in driver.log
+
+
 async def test_drivers_set_up_that_cannot_be_awaited_fails_at_once() -> None:
     """Its own name is in the error, and not that of ``on_connect``."""
     pool = Pool(synchronous("set_up"), on_connect=plain, acquire_timeout=600)
@@ -266,16 +292,6 @@ async def test_drivers_method_that_cannot_be_awaited_is_logged_once(
 
 
 # -- when the pool is made -----------------------------------------------------------------------
-
-
-async def generating(_: Any) -> AsyncIterator[None]:
-    """Have a `yield`."""
-    yield
-
-
-def generating_too(_: Any) -> Iterator[None]:
-    """Have one, too."""
-    yield
 
 
 async def without_arguments() -> None:

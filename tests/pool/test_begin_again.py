@@ -165,6 +165,28 @@ async def test_second_connection_is_greeted_like_the_first() -> None:
     assert greeted == [1, 2]
 
 
+async def test_begin_on_a_lease_of_an_integration_is_sent_again_on_what_it_exchanges() -> None:
+    """It holds the lease for somebody else: so it is the one that acquires another."""
+    driver = LosingDriver(1)
+    causes: list[BaseException] = []
+    async with Pool(driver, max_size=1) as pool:
+        lease = pool.acquire()
+        view = await lease
+
+        async def exchange(error: BaseException) -> FakeConnection:
+            causes.append(error)
+            lease.end("block", error)
+            return await pool.acquire()
+
+        async with poolkit.transaction(view).exchanging(exchange) as conn:
+            assert conn.number == 2
+            assert await conn.query() == "row"
+        assert [type(error) for error in causes] == [Lost]
+        assert pool.stats().leased == 1  # it is the integration's to give back
+        pool.release(conn)
+    assert driver.log.count("commit") == 1
+
+
 async def test_begin_that_meets_the_end_of_the_pool_is_not_sent_again() -> None:
     """The pool has cut it."""
     driver = LosingDriver(1)

@@ -9,6 +9,8 @@ from typing import Any
 
 import anyio
 import pytest
+import sniffio
+import trio
 from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
 
@@ -246,6 +248,67 @@ async def test_block_may_be_left_by_another_task_than_has_entered_it() -> None:
         assert await query(pool) == "row"
         await user.leave()
         assert not is_open(pool)
+
+
+async def test_block_may_be_left_by_another_task_while_the_first_goes_on() -> None:
+    """As by a supervisor that enters for a service, and is the last to end."""
+    pool = Pool(FakeDriver())
+    stack = contextlib.AsyncExitStack()
+    done = anyio.Event()
+
+    async def enter() -> None:
+        await stack.enter_async_context(pool)
+        await done.wait()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(enter)
+        await wait_all_tasks_blocked()
+        assert await query(pool) == "row"
+        await stack.aclose()
+        assert not is_open(pool)
+        done.set()
+
+
+async def test_end_of_a_block_that_never_began_leaves_an_open_pool_open() -> None:
+    """A handler of shutdown that runs although nobody has entered."""
+    pool = await Pool(FakeDriver()).open()
+    await pool.__aexit__(None, None, None)
+    assert await query(pool) == "row"
+    async with pool:
+        pass
+    assert await query(pool) == "row"
+    await pool.aclose()
+
+
+async def test_block_that_no_task_enters_counts_like_any_other() -> None:
+    """A callback of the event loop may step a coroutine that has nothing to wait for."""
+    pool = Pool(FakeDriver())
+    first = User(pool)
+    entered: list[bool] = []
+
+    def call_back() -> None:
+        with contextlib.suppress(StopIteration):
+            pool.__aenter__().send(None)
+        entered.append(True)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(first.run)
+        await wait_all_tasks_blocked()
+        call_soon(call_back)
+        await wait_all_tasks_blocked()
+        assert entered
+        await first.leave()
+        assert await query(pool) == "row"
+        await pool.__aexit__(None, None, None)
+        assert not is_open(pool)
+
+
+def call_soon(function: Any) -> None:
+    """Have the event loop call it, outside of any task."""
+    if sniffio.current_async_library() == "trio":
+        trio.lowlevel.current_trio_token().run_sync_soon(function)
+    else:
+        asyncio.get_running_loop().call_soon(function)
 
 
 # -- aclose and open -----------------------------------------------------------------------------

@@ -645,6 +645,16 @@ class Marked(Exception):
     __slots__ = ("about",)
 
 
+class Awaitable:
+    """What can be awaited, and nothing else."""
+
+    def __init__(self, operation: Any) -> None:
+        self.operation = operation
+
+    def __await__(self) -> Any:
+        return self.operation.__await__()
+
+
 class Talking(Giving):
     """A connection that hands out something live in other ways than by returning it."""
 
@@ -708,6 +718,10 @@ class Talking(Giving):
         """Do so by a coroutine from a plain method."""
         return self.tell(*args, **kwargs)
 
+    def tell_in_an_object(self, *args: Any, **kwargs: Any) -> Any:
+        """Do so by what can be awaited, and is no coroutine."""
+        return Awaitable(self.tell(*args, **kwargs))
+
     def tell_in_a_future(self, *args: Any, **kwargs: Any) -> Any:
         """Do so in the background."""
         if sniffio.current_async_library() == "trio":
@@ -726,6 +740,10 @@ class Talking(Giving):
     def execute_later(self, sql: str, *args: Any, **options: Any) -> Any:
         """Do so by a coroutine from a plain method."""
         return self.execute(sql, *args, **options)
+
+    def execute_in_an_object(self, sql: str, *args: Any, **options: Any) -> Any:
+        """Do so by what can be awaited, and is no coroutine."""
+        return Awaitable(self.execute(sql, *args, **options))
 
     def give_own(self, which: str) -> Any:
         """Return what is this connection's own, or its protocol's."""
@@ -886,7 +904,9 @@ TOLD: list[Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = [
 ]
 
 
-@pytest.mark.parametrize("way", ["tell", "tell_now", "tell_later", "tell_in_a_future"])
+@pytest.mark.parametrize(
+    "way", ["tell", "tell_now", "tell_later", "tell_in_an_object", "tell_in_a_future"]
+)
 @pytest.mark.parametrize("make", TOLD, ids=range(len(TOLD)))
 async def test_argument_by_which_something_live_comes_out_costs_the_connection(
     way: str, make: Callable[[], Any]
@@ -912,7 +932,7 @@ async def test_callback_that_is_set_as_an_attribute_costs_the_connection() -> No
         del values[0]
 
 
-@pytest.mark.parametrize("way", ["execute", "execute_now", "execute_later"])
+@pytest.mark.parametrize("way", ["execute", "execute_now", "execute_later", "execute_in_an_object"])
 async def test_argument_that_is_data_costs_nothing(way: str) -> None:
     """Nor does what is none, if it is no callback, and there is nothing new in it afterwards."""
 

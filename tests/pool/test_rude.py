@@ -138,6 +138,22 @@ async def live_through(pool: Pool[FakeConnection], driver: RudeDriver) -> int:
     return served
 
 
+async def test_driver_that_raises_when_the_pool_opens_keeps_it_from_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is only told; the log says so."""
+
+    class Rude(FullDriver):
+        def pool_opens(self) -> None:
+            raise Boom("not ready")
+
+    async with Pool(Rude()) as pool, pool.acquire() as conn:
+        assert await conn.query() == "row"
+    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert "pool_opens" in record.getMessage()
+    assert "not ready" in record.getMessage()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("call", ASYNC + SYNC)
 async def test_call_that_raises_costs_its_connection_at_most(

@@ -5,17 +5,18 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
 
 from poolkit import NotLeased, Pool, PoolError
 from poolkit._shell.kinds import attached
 from poolkit._shell.view_class import view_class
-from tests.fakes import Boom, CleanDriver, FakeConnection, FullDriver
+from tests.fakes import Boom, CleanDriver, FakeConnection, FullDriver, gone, own
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -437,3 +438,133 @@ async def test_awaitable_that_can_do_more_is_left_as_it_is() -> None:
         assert isinstance(view.enter(), Entered)
         async with view.enter() as entered:
             assert type(entered) is Entered
+
+
+class Select(Coroutine[Any, Any, Any]):
+    """What libraries return that can be awaited, entered, iterated, or run as a task."""
+
+    def __init__(self, operation: Any, closed: list[str]) -> None:
+        self.operation = operation
+        self.closed = closed
+        self.text = "SELECT 1"
+
+    def send(self, value: Any) -> Any:
+        """Go on."""
+        return self.operation.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """Go on with an error."""
+        return self.operation.throw(*error)
+
+    def close(self) -> None:
+        """Never begin, or end."""
+        self.closed.append(self.text)
+        self.operation.close()
+
+    def __await__(self) -> Any:
+        return self.operation.__await__()
+
+    async def __aenter__(self) -> str:
+        return str(await self.operation)
+
+    async def __aexit__(self, *_: object) -> None:
+        """Leave."""
+
+    def __aiter__(self) -> Any:
+        return self._rows()
+
+    async def _rows(self) -> Any:
+        yield await self.operation
+
+
+class Selecting(FakeConnection):
+    """Has such operations."""
+
+    def __init__(self, driver: Any, number: int) -> None:
+        super().__init__(driver, number)
+        self.closed: list[str] = []
+
+    def select(self) -> Any:
+        """Return one."""
+        return Select(self.query(), self.closed)
+
+
+async def test_operation_that_is_more_than_a_coroutine_may_be_a_task() -> None:
+    """It is under way while the task is, and cancelled with it; so the next user gets no rest of it."""
+    driver = connecting_to(Selecting, FullDriver())
+    async with Pool(driver, max_size=1) as pool:
+        async with pool.acquire() as conn:
+            view: Any = conn
+            async with anyio.create_task_group() as group:
+                group.start_soon(view.select)
+            assert own(view).dirty
+            assert not view._poolkit_slot.cancelled
+        assert driver.calls["reset"] == 0
+        async with pool.acquire() as conn:
+            view = conn
+            own(view).gate = anyio.Event()
+            async with anyio.create_task_group() as group:
+                group.start_soon(view.select)
+                await wait_all_tasks_blocked()
+                assert view._poolkit_slot.busy == 1
+                group.cancel_scope.cancel()
+            assert view._poolkit_slot.cancelled
+        async with pool.acquire():
+            assert driver.calls["reset"] == 1
+
+
+async def test_operation_that_is_closed_is_never_begun() -> None:
+    """Nor is what the library has made for it, which is closed too."""
+    async with Pool(connecting_to(Selecting), max_size=1) as pool, pool.acquire() as conn:
+        view: Any = conn
+        view.select().close()
+        assert own(view).closed == ["SELECT 1"]
+        assert not own(view).dirty
+
+
+async def test_operation_awaited_after_the_release_is_never_begun() -> None:
+    """Whether it is a coroutine, which is closed, or cannot be."""
+    begun: list[str] = []
+
+    class Later:
+        def __await__(self) -> Any:
+            begun.append("later")
+            return checkpoint().__await__()
+
+    class Both(Selecting):
+        def later(self) -> Later:
+            return Later()
+
+    async with Pool(connecting_to(Both), max_size=1) as pool:
+        async with pool.acquire() as conn:
+            view: Any = conn
+            connection = own(view)
+            await view.later()
+            late = [view.later(), view.select()]
+        for operation in late:
+            with pytest.raises(NotLeased):
+                await operation
+        assert begun == ["later"]
+        assert connection.closed == ["SELECT 1"]
+
+
+@pytest.mark.parametrize("use", ["iterate", "read"])
+async def test_operation_that_is_used_as_an_object_costs_the_connection(use: str) -> None:
+    """What it then does the view does not see; and it is dead with the lease."""
+    async with Pool(connecting_to(Selecting), max_size=1) as pool:
+        async with pool.acquire() as conn:
+            view: Any = conn
+            select = view.select()
+            assert isinstance(select, Select)
+            if use == "iterate":
+                assert [row async for row in select] == ["row"]
+            else:
+                assert select.text == "SELECT 1"
+                assert await select == "row"
+            late = view.select()
+        assert gone(pool.stats()) == {"derived": 1}
+        with pytest.raises(NotLeased):
+            late.text  # noqa: B018
+        with pytest.raises(NotLeased):
+            aiter(late)
+        late.close()

@@ -7,6 +7,7 @@ import functools
 import inspect
 import operator
 import pydoc
+import types
 import typing
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -14,6 +15,7 @@ import asyncpg
 import pytest
 
 from poolkit import NotLeased, Pool
+from poolkit._shell import methods
 from poolkit._shell.view_class import view_class
 from poolkit.drivers.asyncpg import create_pool as create_asyncpg_pool
 from poolkit.testing._fake import BareDriver
@@ -486,6 +488,42 @@ async def test_method_that_only_the_connection_has_is_described() -> None:
             assert conn.later.__doc__ == "Come."
             assert inspect.iscoroutinefunction(conn.later)
             assert await conn.later(1) == 1
+
+
+async def test_method_of_the_connections_own_may_be_no_function_of_pythons() -> None:
+    """As those of libraries in C; it is a method of the view like any other."""
+
+    class Own(FakeConnection):
+        def __init__(self, driver: Any, number: int) -> None:
+            super().__init__(driver, number)
+            self.size = self.__sizeof__  # a method of `object`
+
+    async with Pool(driver_of(Own, CleanDriver()), max_size=1) as pool:
+        async with pool.acquire() as held:
+            conn: Any = held
+            assert conn.size() == own(conn).__sizeof__()
+            size = conn.size
+            assert not conn._poolkit_slot.has_derived
+        with pytest.raises(NotLeased, match=r"\.size: "):
+            size()
+        assert pool.stats().idle == 1
+
+
+async def test_methods_that_are_made_anew_each_time_are_not_kept_without_end() -> None:
+    """By a proxy that generates its code; each of them does what it is to do."""
+
+    class Generating(FakeConnection):
+        def __getattr__(self, name: str) -> Any:
+            if not name.startswith("add_"):
+                raise AttributeError(name)
+            number = name.removeprefix("add_")
+            return types.MethodType(eval(f"lambda self, x: x + {number}"), self)
+
+    async with Pool(driver_of(Generating), max_size=1) as pool, pool.acquire() as held:
+        conn: Any = held
+        for number in range(600):
+            assert getattr(conn, f"add_{number}")(1) == number + 1
+        assert len(methods._calls) < 600
 
 
 # -- odd types -----------------------------------------------------------------------------------
