@@ -48,7 +48,9 @@ POOL: Final = tuple(f"_shell/{name}" for name in ("pool", "life", "events", "ret
 LEASE: Final = tuple(
     f"_shell/{name}" for name in ("lease", "view", "view_class", "methods", "operations")
 )
-FILES: Final = (*CORE, *POOL, *LEASE)
+#: Who is told, and of whom, and of what place.
+TOLD: Final = tuple(f"_shell/{name}" for name in ("observe", "labels", "callsite"))
+FILES: Final = (*CORE, *POOL, *LEASE, *TOLD)
 
 
 def _tests(folder: str, *names: str) -> list[str]:
@@ -63,6 +65,7 @@ def _others(folder: str, *names: str) -> list[str]:
 _EXPLORING: Final = ("cancel_sweep", "schedules", "gates", "days", "bad_days")
 _SHELL: Final = ("acquire", "life", "details")
 _VIEW: Final = ("view", "view_details", "corners")
+_NAMED: Final = ("observers", "labels", "closing", "leaks", "words")
 #: Of a test that runs on each event loop, the plain one; and those that make a loop themselves.
 _HERE: Final = ["-k", "not uvloop and not trio"]
 _ELSEWHERE: Final = ["-k", "uvloop or trio"]
@@ -76,6 +79,7 @@ _OF_POOLS: Final = [
     [*_tests("pool", *_VIEW), *_HERE],
     [*_REST, *_HERE],
 ]
+_OF_THE_TOLD: Final = [[*_tests("pool", *_NAMED), *_HERE], [*_ALL, *_HERE]]
 _OF_LEASES: Final = [
     [*_tests("pool", *_VIEW), *_HERE],
     [*_tests("pool", *_SHELL), *_HERE],
@@ -86,12 +90,13 @@ QUICK: Final = {
     **{key: [_others("state", "model", "state_machine"), [*_ALL, *_HERE]] for key in CORE},
     **dict.fromkeys(POOL, _OF_POOLS),
     **dict.fromkeys(LEASE, _OF_LEASES),
+    **dict.fromkeys(TOLD, _OF_THE_TOLD),
 }
 _MODEL: Final = _tests("state", "model", "state_machine")
 SLOW: Final = {
     **{key: [_MODEL, [*_ALL, *_ELSEWHERE], _STORMS, _LONG] for key in CORE},
     **{key: [[*_ALL, *_ELSEWHERE], _STORMS, _LONG, _KIT] for key in POOL},
-    **{key: [[*_ALL, *_ELSEWHERE], _STORMS, _KIT] for key in LEASE},
+    **{key: [[*_ALL, *_ELSEWHERE], _STORMS, _KIT] for key in (*LEASE, *TOLD)},
 }
 #: Imported once, before the first fork; nothing of poolkit's.
 LIBRARIES: Final = (
@@ -369,7 +374,10 @@ def make(file: str) -> list[Mutant]:
     for mutant in dict.fromkeys(Maker(file).all()):
         if mutant.line in docs:
             continue
-        compile(mutant.source(), file, "exec")
+        try:
+            compile(mutant.source(), file, "exec")
+        except SyntaxError:  # a name that is `nonlocal` further down is no more
+            continue
         mutants.append(dataclasses.replace(mutant, nth=seen[mutant.what]))
         seen[mutant.what] += 1
     return mutants

@@ -641,3 +641,20 @@ def test_demo_says_what_to_try_and_ends_whole(stop: signal.Signals, tmp_path: Pa
     assert "Traceback" not in stderr
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+# -- mutants -------------------------------------------------------------------------------------
+
+
+def test_mutants_that_do_not_compile_are_left_out() -> None:
+    """As one without the line that binds a name which is `nonlocal` further down."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "mutants.py"), "_shell/events", "--list"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert "is_observing = False" in done.stdout
+    assert "is_observing = True  ->  pass" not in done.stdout
