@@ -592,6 +592,33 @@ def test_blocks_of_a_loop_that_has_ended_do_not_count() -> None:
     assert not is_open(pool)
 
 
+def test_block_that_is_collected_after_its_loop_was_closed_closes_the_pool() -> None:
+    """Where no loop is running, hence no task: the connections are terminated, without a word."""
+    driver = FakeDriver()
+    pool = Pool(driver)
+
+    async def stay() -> None:
+        async with pool:
+            assert await query(pool) == "row"
+            await asyncio.get_running_loop().create_future()
+
+    async def look() -> None:
+        while not driver.alive or pool.stats().leased:
+            await asyncio.sleep(0)
+
+    loop = asyncio.new_event_loop()
+    coroutine = stay()
+    task = loop.create_task(coroutine)
+    loop.run_until_complete(look())
+    for one in asyncio.all_tasks(loop):
+        one._log_destroy_pending = False  # type: ignore[attr-defined]  # as meant here
+    loop.close()
+    coroutine.close()
+    assert not task.done()
+    assert not is_open(pool)
+    assert not driver.alive
+
+
 async def test_driver_that_raises_at_the_end_is_seen_by_the_last_one_out() -> None:
     """What is neither an error nor a cancellation, and nobody has seen."""
 

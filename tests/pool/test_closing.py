@@ -144,6 +144,11 @@ async def terminate(conn: Any) -> None:
     conn.terminate()
 
 
+def close_in_a_function(conn: Any) -> None:
+    """Call a plain method out of a plain function."""
+    conn.terminate()
+
+
 async def terminate_in_a_thread(conn: Any) -> None:
     """Call a plain method elsewhere."""
     await to_thread.run_sync(conn.terminate)
@@ -211,6 +216,10 @@ async def test_place_of_the_close_is_told() -> None:
         with pytest.raises(NotLeased, match=here):
             len(conn)
         conn = await pool.acquire()
+        close_in_a_function(conn)
+        with pytest.raises(NotLeased, match=r"test_closing\.py:\d+ in close_in_a_function by its"):
+            len(conn)
+        conn = await pool.acquire()
         await close_in_a_child(conn)
         with pytest.raises(NotLeased, match="it was closed by its holder"):
             dir(conn)
@@ -227,16 +236,19 @@ def in_bare_thread(call: Any) -> None:
     _thread.start_new_thread(call, ())
 
 
-@pytest.mark.parametrize("call", [in_greenlet, in_bare_thread])
-async def test_close_that_no_line_of_a_program_calls_is_a_close(call: Any) -> None:
-    """A thread of a library's, a greenlet, or `atexit`: only the place is missing."""
+@pytest.mark.parametrize(
+    ("call", "where"),
+    [(in_greenlet, r"at .*test_closing\.py:\d+ in in_greenlet by"), (in_bare_thread, "by")],
+)
+async def test_close_that_no_line_of_a_program_calls_is_a_close(call: Any, where: str) -> None:
+    """A greenlet, of which the place is that of its parent; or a thread, of which there is none."""
     async with Pool(driver_of(CleanDriver), max_size=1) as pool:
         conn: Any = await pool.acquire()
         call(conn.terminate)
         with anyio.fail_after(5):
             while pool.stats().leased:
                 await checkpoint()
-        with pytest.raises(NotLeased, match=r"it was closed .*by its holder"):
+        with pytest.raises(NotLeased, match=rf"it was closed {where} its holder"):
             await conn.query()
 
 

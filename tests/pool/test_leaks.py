@@ -106,6 +106,39 @@ async def test_stacks_are_noted_only_if_asked_for() -> None:
                 assert not any("asyncio/events.py" in line for line in info.stack)
 
 
+async def test_place_is_the_line_that_acquires() -> None:
+    """And no other of the same function."""
+    async with Pool(CleanDriver(), max_size=1) as pool:
+        for _ in range(2):
+            line = line_here() + 1
+            async with pool.acquire():
+                (info,) = pool.leases()
+                assert info.place == (f"{__file__}:{line} in test_place_is_the_line_that_acquires")
+        line = line_here() + 1
+        conn = await pool.acquire()
+        assert f"test_leaks.py:{line} in " in pool.leases()[0].place
+        pool.release(conn)
+
+
+def line_here() -> int:
+    """Return the line of the caller."""
+    return sys._getframe(1).f_lineno
+
+
+async def test_stack_has_sixteen_places_at_most() -> None:
+    """The innermost, however deep in a program the acquire is."""
+
+    async def deep(steps: int) -> Any:
+        return await (deep(steps - 1) if steps else pool.acquire())
+
+    async with Pool(CleanDriver(), max_size=1, leak_after=60.0) as pool:
+        conn = await deep(40)
+        (info,) = pool.leases()
+        assert len(info.stack) == 16
+        assert all("deep" in line for line in info.stack)
+        pool.release(conn)
+
+
 async def test_stack_of_a_lease_awaited_elsewhere_has_no_lines_of_the_pool() -> None:
     """Only those of its users."""
     async with Pool(CleanDriver(), leak_after=60.0) as pool:

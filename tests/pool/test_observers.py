@@ -574,6 +574,75 @@ async def test_observer_that_raises_is_logged_once_and_never_felt(
     assert len(notes.take("released")) == 3
 
 
+async def test_observer_that_comes_again_is_logged_again(caplog: pytest.LogCaptureFixture) -> None:
+    """And not one that has stayed meanwhile."""
+
+    class Rude(Observer):
+        def released(self, pool: Any, label: str | None, seconds: float) -> None:
+            raise Boom("released")
+
+    class Ruder(Rude):
+        pass
+
+    rude, ruder = Rude(), Ruder()
+
+    async def told_of() -> list[str]:
+        caplog.clear()
+        async with pool.acquire():
+            pass
+        return [record.getMessage().partition(".")[0] for record in caplog.records]
+
+    async with Pool(FakeDriver(), observers=[ruder]) as pool:
+        stop = pool.observe(rude)
+        assert await told_of() == ["Ruder", "Rude"]
+        assert await told_of() == []
+        stop()
+        pool.observe(rude)
+        assert await told_of() == ["Rude"]
+
+
+async def test_what_an_observer_raises_that_is_no_error_comes_out_of_aclose() -> None:
+    """Each time, as what a driver raises: the caller in whose way it came has not seen it."""
+
+    class Fatal(BaseException):
+        pass
+
+    class Rude(Observer):
+        def released(self, pool: Any, label: str | None, seconds: float) -> None:
+            raise Fatal
+
+    pool = await Pool(FakeDriver(), observers=[Rude()]).open()
+    for _ in range(2):
+        async with pool.acquire() as conn:
+            assert await conn.query() == "row"
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await pool.aclose()
+    assert [type(error) for error in caught.value.exceptions] == [Fatal, Fatal]
+
+
+async def test_event_that_nobody_has_a_method_for_is_not_noted() -> None:
+    """So an observer costs what it hears, and what it has inherited costs nothing."""
+
+    class Idle(Observer):
+        pass
+
+    class Leasing(Observer):
+        def leased(self, pool: Any, label: str | None, seconds: float) -> None:
+            pass
+
+    class Counting(Observer):
+        def retired(self, pool: Any, reason: str) -> None:
+            pass
+
+    for observer, is_noted in ((Idle(), False), (Leasing(), False), (Counting(), True)):
+        async with Pool(FakeDriver(), observers=[observer]) as pool:
+            assert pool._state.is_observed is is_noted
+            assert pool._observers is not None
+            heard = [event for event in EVENTS if pool._observers.hear(event)]
+            assert heard == [name for name in vars(type(observer)) if name in EVENTS]
+            assert repr(pool)
+
+
 async def test_observers_come_and_go_in_any_order() -> None:
     """Each is told as long as it is there, in the order in which they came."""
     told: list[str] = []

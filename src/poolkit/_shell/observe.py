@@ -114,9 +114,9 @@ class Observers:
     def __init__(self, hooks: Hooks) -> None:
         self._hooks = hooks
         self._observers: list[tuple[object, Methods]] = []
-        self._calls: dict[Event, tuple[tuple[object, Callable[..., object]], ...]]
+        #: The methods by event, for all events, once there was anybody.
+        self._calls: dict[Event, tuple[tuple[object, Callable[..., object]], ...]] = {}
         self._failed: set[tuple[int, Event]] = set()
-        self._sort()
 
     def __bool__(self) -> bool:
         """Tell whether there is anybody."""
