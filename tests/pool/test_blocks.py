@@ -597,19 +597,19 @@ def test_block_that_is_collected_after_its_loop_was_closed_closes_the_pool() -> 
     driver = FakeDriver()
     pool = Pool(driver)
 
+    used = asyncio.Event()
+
     async def stay() -> None:
         async with pool:
             assert await query(pool) == "row"
+            used.set()
             await asyncio.get_running_loop().create_future()
-
-    async def look() -> None:
-        while not driver.alive or pool.stats().leased:
-            await asyncio.sleep(0)
 
     loop = asyncio.new_event_loop()
     coroutine = stay()
     task = loop.create_task(coroutine)
-    loop.run_until_complete(look())
+    loop.run_until_complete(used.wait())
+    assert driver.alive
     for one in asyncio.all_tasks(loop):
         one._log_destroy_pending = False  # type: ignore[attr-defined]  # as meant here
     loop.close()
