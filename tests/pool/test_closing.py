@@ -223,12 +223,23 @@ async def test_place_of_the_close_is_told() -> None:
         await close_in_a_child(conn)
         with pytest.raises(NotLeased, match="it was closed by its holder"):
             dir(conn)
+        thread = await pool.acquire()
+        await terminate_in_a_thread(thread)
+        with pytest.raises(NotLeased, match="it was closed by its holder"):
+            dir(thread)
         assert repr(conn) == "<closed connection of pool 'fake'>"
 
 
 def in_greenlet(call: Any) -> None:
     """Call it as SQLAlchemy's `greenlet_spawn` does: below it there is no frame."""
     greenlet.greenlet(call).switch()
+
+
+def in_nested_greenlet(call: Any) -> None:
+    """Call it in a greenlet whose parent has no frame either, as where hubs are written in C."""
+    child = greenlet.greenlet(call)
+    child.parent = greenlet.greenlet(child.switch)
+    child.parent.switch()
 
 
 def in_bare_thread(call: Any) -> None:
@@ -238,10 +249,14 @@ def in_bare_thread(call: Any) -> None:
 
 @pytest.mark.parametrize(
     ("call", "where"),
-    [(in_greenlet, r"at .*test_closing\.py:\d+ in in_greenlet by"), (in_bare_thread, "by")],
+    [
+        (in_greenlet, r"at .*test_closing\.py:\d+ in in_greenlet by"),
+        (in_nested_greenlet, "by"),
+        (in_bare_thread, "by"),
+    ],
 )
 async def test_close_that_no_line_of_a_program_calls_is_a_close(call: Any, where: str) -> None:
-    """A greenlet, of which the place is that of its parent; or a thread, of which there is none."""
+    """Of a greenlet the place is its parent's, if that has one; of a library's thread there is none."""
     async with Pool(driver_of(CleanDriver), max_size=1) as pool:
         conn: Any = await pool.acquire()
         call(conn.terminate)

@@ -7,6 +7,7 @@ finalizers that cancel.
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import contextvars
 import gc
@@ -27,7 +28,7 @@ from poolkit import Pool, PoolBusy, PoolError, Verdict
 from poolkit._core.state import PoolState
 from poolkit._shell.view import held_slot
 from poolkit.testing._invariants import check_state
-from tests.fakes import Boom, FakeDriver, FullDriver
+from tests.fakes import Boom, FakeDriver, FullDriver, gone
 from tests.pool.storm import until_quiet
 
 if TYPE_CHECKING:
@@ -346,6 +347,54 @@ async def test_acquire_in_the_middle_of_an_event_is_counted() -> None:
         pool._look(strike)
         async with pool.acquire():
             assert counted(pool)["busy"] == 1
+
+
+async def test_connection_that_comes_back_while_its_waiter_joins_the_line_is_there_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A finalizer gives it back in the middle of that; nobody is parked for it."""
+    driver = FakeDriver(connect=[None, poolkit.testing.NEVER])
+    async with Pool(driver, min_size=1, max_size=2) as pool:
+        held = await pool.acquire()
+        enqueue = PoolState.enqueue
+
+        def interrupted(*args: Any) -> bool:
+            has_decided = enqueue(*args)
+            pool.release(held)
+            return has_decided
+
+        monkeypatch.setattr(PoolState, "enqueue", interrupted)
+        lease = pool.acquire()
+        assert lease.take_nowait() is None
+        waiting = lease.wait()
+        with pytest.raises(StopIteration) as done:
+            waiting.send(None)
+        conn = done.value.value
+        assert conn.number == 1
+        monkeypatch.undo()
+        pool.release(conn)
+
+
+async def test_note_that_a_finalizer_takes_just_before_the_pool_is_taken_once() -> None:
+    """And what it has decided is carried out."""
+
+    class Inbox(collections.deque[Any]):
+        def popleft(self) -> Any:
+            if len(self) == 1:
+                pool._look(super().popleft())  # as a finalizer does that strikes here
+            return super().popleft()
+
+    driver = FakeDriver()
+    async with Pool(driver, min_size=1, max_size=1) as pool:
+        pool._inbox = Inbox()
+        (slot,) = pool._state.idle
+        slot.connection.dead = True
+        pool._found_dead(slot)
+        with anyio.fail_after(5):
+            async with pool.acquire() as conn:
+                assert conn.number == 2
+        assert gone(pool.stats()) == {"broken": 1}
+        assert driver.log.count("terminate") == 1
 
 
 async def test_lease_used_twice_while_it_waits_counts_what_its_caller_saw() -> None:

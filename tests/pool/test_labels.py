@@ -158,6 +158,15 @@ def test_block_that_ends_in_another_context_ends() -> None:
     assert labels.current() is None
 
 
+def test_integration_is_told_whether_its_label_was_set_in_this_context() -> None:
+    """Elsewhere it has nothing of its own to restore either."""
+    before = labels.set_for_context("GET /items")
+    assert contextvars.copy_context().run(labels.restore, before) is False
+    assert labels.current() == "GET /items"
+    assert labels.restore(before) is True
+    assert labels.current() is None
+
+
 def test_until_a_label_is_set_nobody_looks_for_one() -> None:
     """In a thread of its own, whose context is empty."""
     labels.in_use.clear()

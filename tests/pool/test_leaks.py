@@ -139,6 +139,21 @@ async def test_stack_has_sixteen_places_at_most() -> None:
         pool.release(conn)
 
 
+def test_stack_of_a_shallow_program_is_whole() -> None:
+    """It ends where a thread begins, of which the loop is all but what it runs."""
+    stacks: list[tuple[str, ...]] = []
+
+    async def main() -> None:
+        async with Pool(CleanDriver(), max_size=1, leak_after=60.0) as pool, pool.acquire():
+            stacks.extend(info.stack for info in pool.leases())
+
+    thread = threading.Thread(target=asyncio.run, args=(main(),))
+    thread.start()
+    thread.join()
+    ((line,),) = stacks
+    assert line.endswith("main")
+
+
 async def test_stack_of_a_lease_awaited_elsewhere_has_no_lines_of_the_pool() -> None:
     """Only those of its users."""
     async with Pool(CleanDriver(), leak_after=60.0) as pool:

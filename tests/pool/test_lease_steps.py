@@ -51,6 +51,19 @@ async def test_connection_is_waited_for_where_none_is_idle() -> None:
         assert pool.stats().idle == 1
 
 
+async def test_connection_that_came_back_before_the_wait_is_handed_out() -> None:
+    """Also to a lease that has no time to wait: it is only to be pinged."""
+    async with Pool(CleanDriver(), max_size=1) as pool:
+        held = await pool.acquire()
+        lease = pool.acquire(timeout=0)
+        assert lease.take_nowait() is None
+        pool.release(held)
+        conn = await lease.wait()
+        assert await conn.query() == "row"
+        assert (pool.stats().leased, pool.stats().timed_out) == (1, 0)
+        lease.end(caller(1))
+
+
 async def test_without_a_hook_there_is_none_to_run() -> None:
     """It may be asked for all the same."""
     async with Pool(CleanDriver(), max_size=1) as pool:

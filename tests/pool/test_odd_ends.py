@@ -112,23 +112,37 @@ async def test_reset_whose_answer_is_old_is_followed_by_a_ping_that_may_fail(
             assert gone(pool.stats()) == {"broken": 1}
 
 
+class Telling(FullDriver):
+    """One that tells when a reset is over."""
+
+    has_reset = False
+
+    async def reset(self, c: FakeConnection, /) -> str | None:
+        """Reset, and tell."""
+        note = await super().reset(c)
+        self.has_reset = True
+        return note
+
+
 async def test_pool_that_ends_while_a_reset_waits_for_an_operation_ends_the_job() -> None:
     """It was about to look whether the operation of the ended lease has noticed."""
-    async with Pool(FullDriver(), min_size=1, max_size=1) as pool:
+    driver = Telling()
+    async with Pool(driver, min_size=1, max_size=1) as pool:
         conn = await pool.acquire()
         slot = held_slot(conn)
         await conn.query()
         slot.busy += 1  # it never notices
         pool.release(conn)
-        while pool._state.recycling:
+        while not driver.has_reset:
             await anyio.lowlevel.checkpoint()
-            if slot.connection.driver.calls["reset"]:
-                break
         life = pool._life
         assert life is not None
+        assert slot.state == "recycling"
         pool._collapse(life, None)
         await pool._wait_ended(life)
         assert life.ended
+    assert driver.calls["reset"] == 1  # and no second one
+    assert not driver.alive
 
 
 async def test_reset_that_is_deaf_to_its_limit_is_the_last_beside_an_operation() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import functools
 import inspect
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+import sniffio
 from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
 
@@ -489,26 +491,39 @@ class Selecting(FakeConnection):
         return Select(self.query(), self.closed)
 
 
+async def in_a_task(start: Callable[[], Any], *, cancelled: bool) -> None:
+    """Run what this returns as a task of its own, to its end, or cancel it as far as it comes."""
+    if sniffio.current_async_library() == "trio":
+        async with anyio.create_task_group() as group:
+            group.start_soon(start)
+            await wait_all_tasks_blocked()
+            if cancelled:
+                group.cancel_scope.cancel()
+        return
+    task = asyncio.create_task(start())  # anyio's would await it: asyncio itself sends and throws
+    await wait_all_tasks_blocked()
+    if cancelled:
+        task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled() == cancelled
+
+
 async def test_operation_that_is_more_than_a_coroutine_may_be_a_task() -> None:
-    """It is under way while the task is, and cancelled with it; so the next user gets no rest of it."""
+    """It is under way while that is, and cancelled with it: then the next user has a reset one."""
     driver = connecting_to(Selecting, FullDriver())
     async with Pool(driver, max_size=1) as pool:
         async with pool.acquire() as conn:
             view: Any = conn
-            async with anyio.create_task_group() as group:
-                group.start_soon(view.select)
+            await in_a_task(view.select, cancelled=False)
             assert own(view).dirty
             assert not view._poolkit_slot.cancelled
         assert driver.calls["reset"] == 0
         async with pool.acquire() as conn:
             view = conn
             own(view).gate = anyio.Event()
-            async with anyio.create_task_group() as group:
-                group.start_soon(view.select)
-                await wait_all_tasks_blocked()
-                assert view._poolkit_slot.busy == 1
-                group.cancel_scope.cancel()
+            await in_a_task(view.select, cancelled=True)
             assert view._poolkit_slot.cancelled
+            assert view._poolkit_slot.busy == 0
         async with pool.acquire():
             assert driver.calls["reset"] == 1
 
