@@ -230,6 +230,24 @@ async def test_place_of_the_close_is_told() -> None:
         assert repr(conn) == "<closed connection of pool 'fake'>"
 
 
+def test_close_in_a_task_of_its_own_is_not_at_the_line_that_runs_the_loop() -> None:
+    """Which is right below it where the loop is written in C."""
+    uvloop = pytest.importorskip("uvloop")
+
+    async def main() -> None:
+        async with Pool(driver_of(CleanDriver), max_size=1) as pool:
+            conn: Any = await pool.acquire()
+            await asyncio.create_task(conn.close())
+            with pytest.raises(NotLeased, match="it was closed by its holder"):
+                dir(conn)
+
+    loop = uvloop.new_event_loop()
+    try:
+        loop.run_until_complete(main())
+    finally:
+        loop.close()
+
+
 def in_greenlet(call: Any) -> None:
     """Call it as SQLAlchemy's `greenlet_spawn` does: below it there is no frame."""
     greenlet.greenlet(call).switch()
@@ -507,8 +525,8 @@ async def test_close_that_can_do_more_than_be_awaited_is_noticed_at_the_release(
             await steps
             assert pool.stats().leased == 1
         assert gone(pool.stats()) == {"broken": 1}
-        assert driver.calls["close"] == 0
         await acquire_once(pool)
+        assert driver.calls["close"] == 0  # it was over
         assert driver.most_alive == 1
 
 
