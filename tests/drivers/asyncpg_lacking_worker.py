@@ -16,12 +16,13 @@ import logging
 import sys
 from typing import Any
 
+import asyncpg
+
 ENDLESS = "SELECT pg_sleep(600)"
 DSN = sys.argv[1]
+connect = asyncpg.connect  # as it is
 for change in sys.argv[2:]:
     exec(change, {})  # the test's own
-
-import asyncpg  # noqa: E402
 
 from poolkit import NotLeased  # noqa: E402
 from poolkit.drivers.asyncpg import create_pool  # noqa: E402
@@ -50,6 +51,17 @@ def check(what: str, found: object, wanted: object) -> None:
     """Note what is not as it should be."""
     if found != wanted:
         wrong.append(f"{what}: {found!r}, not {wanted!r}")
+
+
+async def running(conn: Any) -> None:
+    """Wait until the server is in the middle of the statement: it forgets what is cancelled before."""
+    sql = "SELECT count(*) FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'PgSleep'"
+    outside = await connect(DSN)
+    try:
+        while not await outside.fetchval(sql, conn.get_server_pid()):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    finally:
+        outside.terminate()
 
 
 # -- what leases leave ---------------------------------------------------------------------------
@@ -144,16 +156,22 @@ async def prepare_in_sql(conn: Any) -> None:
 
 async def cancel(conn: Any) -> None:
     """A transaction whose statement is cancelled."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(0.02), conn.transaction():
+
+    async def work() -> None:
+        async with conn.transaction():
             await conn.execute(ENDLESS)
+
+    task = asyncio.create_task(work())
+    await running(conn)
+    task.cancel()
+    await asyncio.wait([task])
+    check("cancelled", task.cancelled(), True)
 
 
 async def leave_running(conn: Any) -> None:
     """An operation of another task."""
     kept_running.append(asyncio.create_task(conn.execute(ENDLESS)))
-    for _ in range(3):
-        await asyncio.sleep(0)
+    await running(conn)
 
 
 async def end_block_in_sql(conn: Any) -> None:

@@ -36,6 +36,7 @@ from tests.integrations.live import serve
 from tests.proxy import Proxy
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Awaitable, Callable
 
     from tests.drivers.asyncpg_help import Pooled
@@ -479,6 +480,59 @@ async def test_cancelled_child_query_in_a_lease_that_goes_on_costs_nothing(
                     scope.cancel()
             assert await conn.fetchval("SELECT 17") == 17
         await next_user_is_well(pool, outside, pid)
+
+
+class Overtaken(Proxy):
+    """Holds what its first client sends, so that what later ones send overtakes it."""
+
+    _held: asyncio.Event | None = None
+
+    def hold_first(self) -> None:
+        """Hold from now on."""
+
+        async def change() -> None:
+            self._held = asyncio.Event()
+
+        self._do(change)
+
+    def deliver(self) -> None:
+        """Deliver what was held."""
+
+        async def change() -> None:
+            assert self._held is not None
+            self._held.set()
+
+        self._do(change)
+
+    async def _received(self, source: socket.socket) -> bytes:
+        data = await super()._received(source)
+        if self._held is not None and source is self._links[0].client:
+            await self._held.wait()
+        return data
+
+
+@pytest.mark.parametrize("is_left_running", [True, False], ids=["left running", "cancelled"])
+async def test_cancellation_that_overtakes_its_statement_is_repeated(
+    postgres: Postgres, dsn: str, outside: asyncpg.Connection, *, is_left_running: bool
+) -> None:
+    """The server forgets the first request, which comes before there is anything to cancel."""
+    with Overtaken(postgres.host, postgres.port) as proxy:
+        async with of_one(proxy.through(dsn), reset_timeout=PATIENCE) as pool:
+            async with pool.acquire() as conn:
+                pid = conn.get_server_pid()
+                proxy.hold_first()
+                task = asyncio.create_task(conn.execute(ENDLESS))
+                await wait_all_tasks_blocked()
+                if not is_left_running:
+                    task.cancel()
+                    await asyncio.wait([task])
+            await until(lambda: len(proxy.links) > 1 and proxy.links[1].end)
+            proxy.deliver()
+            await next_user_is_well(pool, outside, pid)
+            await asyncio.wait([task])
+            error = asyncpg.QueryCanceledError if is_left_running else asyncio.CancelledError
+            with pytest.raises(error):
+                task.result()
 
 
 async def test_many_cancelled_at_every_moment_leave_clean_sessions(

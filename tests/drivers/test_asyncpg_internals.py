@@ -37,7 +37,10 @@ CONNECTIONS: Final = {
     **dict.fromkeys(["Connection._top_xact", "Connection._pool_release_ctr"], 14),
 }
 #: The compiled code itself needs these under their names: see the other test.
-NEEDED: Final = {"Protocol._is_cancelling", "Protocol._wait_for_cancellation", "asyncpg.connect"}
+NEEDED: Final = {
+    *("Protocol._is_cancelling", "Protocol._wait_for_cancellation", "asyncpg.connect"),
+    "Connection._cancel_current_command",
+}
 
 
 async def leases(dsn: str, *changes: str, path: Path | None = None) -> dict[str, Any]:

@@ -37,6 +37,7 @@ COSTS: Final = {
     "Connection._drop_local_type_cache": f"{_RETIRED} that has changed type codecs",
     "Connection._drop_global_statement_cache": "each connection finds out schema changes itself",
     "Connection._drop_global_type_cache": "each connection finds out schema changes itself",
+    "Connection._cancel_current_command": f"{_RETIRED} if the server missed a cancellation",
     "Connection._mark_stmts_as_closed": f"{_RETIRED} that has deallocated statements in SQL",
     # of a connection
     "Connection._protocol": _SLOWER,

@@ -7,7 +7,9 @@ connection instead of handing it on.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any, Final
 
 from asyncpg import exceptions as pg
 
@@ -18,6 +20,9 @@ from poolkit.drivers.asyncpg._parts import CALLBACKS, CAPABILITIES
 if TYPE_CHECKING:
     from poolkit.drivers.asyncpg._costs import MissingParts
     from poolkit.drivers.asyncpg._parts import Parts
+
+#: Seconds until the server is asked once more to cancel what still runs; then twice as many.
+_ASK_AGAIN: Final = 0.1
 
 
 class Unfit(ConnectionError):
@@ -89,6 +94,8 @@ async def settle(c: Any) -> None:
         except pg.InterfaceError as error:
             raise Unfit(f"an operation may be under way: {error}") from error
         return
+    if "Protocol._wait_for_cancellation" not in parts.missing and may_be_cancelling(c):
+        await _cancellation_ended(c)
     try:
         # asyncpg refuses to close a statement in use at the right moment: it has waited for a
         # cancellation, has found that no operation runs, and has sent nothing yet.
@@ -102,10 +109,32 @@ async def settle(c: Any) -> None:
     try:
         parts.protocol._request_cancel()
         name = "_wait_for_cancellation"
-        await parts.protocol._wait_for_cancellation()
+        await _cancellation_ended(c)
     except (AttributeError, TypeError) as error:
         parts.report_missing(f"Protocol.{name}")
         raise Unfit(f"what is under way cannot be cancelled: {error}") from error
+
+
+async def _cancellation_ended(c: Any) -> None:
+    """Wait until a cancelled operation has ended; ask the server again while it runs on.
+
+    PostgreSQL forgets a request to cancel that overtakes its statement, as it does when the session
+    is slow to read: the statement would then run to its end, and the connection be lost.
+    """
+    pause = _ASK_AGAIN
+    while True:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await c._parts.protocol._wait_for_cancellation()
+                return
+        pause *= 2
+        asked = asyncio.get_running_loop().create_future()
+        try:
+            c._cancel_current_command(asked)
+        except (AttributeError, TypeError) as error:
+            raise Unfit(f"the server has missed a cancellation: {error}") from error
+        # Until the server has the request, it would cancel what is sent next.
+        await asked
 
 
 def may_be_cancelling(c: Any) -> bool:

@@ -30,6 +30,7 @@ _METHODS: Final = frozenset(
     {"_unwrap", "_get_statement", "_prepare", "_executemany", "_copy_out", "_introspect_type"}
     | {"_introspect_types", "_drop_local_statement_cache", "_drop_local_type_cache"}
     | {"_drop_global_statement_cache", "_drop_global_type_cache", "_mark_stmts_as_closed"}
+    | {"_cancel_current_command"}
 )
 _PROTOCOL_METHODS: Final = (
     *("_is_cancelling", "_wait_for_cancellation", "_request_cancel"),
