@@ -56,9 +56,12 @@ fi
 rm -rf "$1" || { sleep 1; rm -rf "$1"; }
 """
 BASE = {
+    "autovacuum": "off",
     "fsync": "off",
     "synchronous_commit": "off",
     "full_page_writes": "off",
+    # To compile asyncpg's questions about types takes seconds. asyncpg still finds that jit is on.
+    "jit_above_cost": "-1",
     "listen_addresses": HOST,
     "unix_socket_directories": "",
 }

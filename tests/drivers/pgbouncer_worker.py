@@ -1,9 +1,9 @@
-"""One of many processes behind a pooler: asks until it has had its share, and checks every answer.
+"""Many processes behind a pooler: each asks until it has had its share, and checks every answer.
 
-``python -m tests.drivers.pgbouncer_worker DSN NAME QUERIES SETTINGS`` prints JSON: how many queries
-were made, which parts of the work are done, the errors by kind, and the answers that were not what
-was asked for. SETTINGS is JSON too, the keywords of ``create_pool``. The server needs what `TABLES`
-creates.
+``python -m tests.drivers.pgbouncer_worker DSN PROCESSES QUERIES SETTINGS`` prints a line of JSON for
+each: how many queries were made, which parts of the work are done, the errors by kind, and the
+answers that were not what was asked for. QUERIES are those of each. SETTINGS is JSON too, the
+keywords of ``create_pool``. The server needs what `TABLES` creates.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import multiprocessing
 import sys
 from collections import Counter
 from decimal import Decimal
@@ -20,6 +21,7 @@ from poolkit.drivers.asyncpg import create_pool
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from multiprocessing.connection import Connection
 
     import asyncpg
 
@@ -132,8 +134,8 @@ PARTS: list[Part] = [
 ]
 
 
-async def main(dsn: str, name: str, queries: int, settings: dict[str, Any]) -> None:
-    """Share the queries out among tasks, and print how they went."""
+async def main(dsn: str, name: str, queries: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """Share the queries out among tasks, and return how they went."""
     made = 0
     parts, errors = Counter[str](), Counter[str]()
     wrong: list[str] = []
@@ -157,8 +159,27 @@ async def main(dsn: str, name: str, queries: int, settings: dict[str, Any]) -> N
 
     async with create_pool(dsn, min_size=1, max_size=4, **settings) as pool:
         await asyncio.gather(*(take_turns(Work(pool, name)) for _ in range(TASKS)))
-    print(json.dumps({"made": made, "parts": parts, "errors": errors, "wrong": wrong}))
+    return {"made": made, "parts": parts, "errors": errors, "wrong": wrong}
+
+
+def work_alone(there: Connection, *args: Any) -> None:
+    """Work in a process of its own, and say how it went."""
+    there.send(asyncio.run(main(*args)))
+
+
+def work_together(dsn: str, processes: int, queries: int, settings: dict[str, Any]) -> None:
+    """Print how it went in each of the processes."""
+    fork = multiprocessing.get_context("fork")  # what they import is imported once
+    here: list[Connection] = []
+    for n in range(processes):
+        mine, its = fork.Pipe()
+        arguments = (its, dsn, f"worker {n}", queries, settings)
+        fork.Process(target=work_alone, args=arguments, daemon=True).start()
+        its.close()  # so that its end is noticed
+        here.append(mine)
+    for one in here:
+        print(json.dumps(one.recv()))
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4])))
+    work_together(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4]))

@@ -72,41 +72,27 @@ def run_processes(
     bouncer: PgBouncer, database: str, processes: int, queries: int, **settings: Any
 ) -> dict[str, Any]:
     """Have processes work at the same time; return the sum of what they say."""
-    running = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", "tests.drivers.pgbouncer_worker", bouncer.dsn(database)),
-                *(f"worker {n}", str(queries // processes), json.dumps(settings)),
-            ],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for n in range(processes)
-    ]
-    sums: dict[str, Any] = {
-        "made": 0,
-        "parts": Counter(),
-        "errors": Counter(),
-        "wrong": [],
-        "said": "",
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.drivers.pgbouncer_worker", bouncer.dsn(database)),
+            *(str(processes), str(queries // processes), json.dumps(settings)),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(results) == processes
+    return {
+        "made": sum(result["made"] for result in results),
+        "parts": sum((Counter(result["parts"]) for result in results), Counter[str]()),
+        "errors": sum((Counter(result["errors"]) for result in results), Counter[str]()),
+        "wrong": [answer for result in results for answer in result["wrong"]],
+        "said": done.stderr,
     }
-    try:
-        for process in running:
-            out, said = process.communicate(timeout=100)
-            assert process.returncode == 0, said
-            result = json.loads(out)
-            sums["made"] += result["made"]
-            sums["parts"].update(result["parts"])
-            sums["errors"].update(result["errors"])
-            sums["wrong"] += result["wrong"]
-            sums["said"] += said
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
-    return sums
 
 
 def test_eight_processes_get_no_error_and_no_wrong_row(
