@@ -60,17 +60,29 @@ def renamed(folder: Path, member: str) -> Path:
     assert found is not None and found.submodule_search_locations
     source = Path(next(iter(found.submodule_search_locations)))
     target = folder / "asyncpg"
-    unused = shutil.ignore_patterns("__pycache__", "_testbase", "*.pyx", "*.pxd")
-    shutil.copytree(source, target, ignore=unused)
+    unused = shutil.ignore_patterns("_testbase", "*.pyx", "*.pxd")
+    # Links: nothing is compiled that is as it was. What changes is unlinked first, see `_write`.
+    shutil.copytree(source, target, ignore=unused, copy_function=_link)
     owner, _, name = member.partition(".")
     if owner == "protocol":
-        with (target / "__init__.py").open("a") as file:
-            file.write(_LESS.replace("HIDDEN", repr(name)))
+        path = target / "__init__.py"
+        _write(path, path.read_text() + _LESS.replace("HIDDEN", repr(name)))
         return folder
     before = {"Protocol": r"(?<=protocol\.)", "ConnectionSettings": r"(?<=\.)"}.get(owner, r"\b")
     for path in target.rglob("*.py"):
-        path.write_text(re.sub(rf"{before}{name}\b", f"renamed_{name}", path.read_text()))
+        text = path.read_text()
+        if (changed := re.sub(rf"{before}{name}\b", f"renamed_{name}", text)) != text:
+            _write(path, changed)
     if owner in ("Protocol", "ConnectionSettings"):
-        with (target / "protocol" / "__init__.py").open("a") as file:
-            file.write(_HIDING.replace("HIDDEN", repr(name)))
+        path = target / "protocol" / "__init__.py"
+        _write(path, path.read_text() + _HIDING.replace("HIDDEN", repr(name)))
     return folder
+
+
+def _link(source: str, target: str) -> None:
+    Path(target).symlink_to(source)
+
+
+def _write(path: Path, text: str) -> None:
+    path.unlink()  # it is a link to the installed one
+    path.write_text(text)
