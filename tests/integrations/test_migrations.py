@@ -44,7 +44,7 @@ def running(program: str, url: str, log: Path) -> Iterator[Request]:
         port = listener.getsockname()[1]
 
         def request(method: str, path: str) -> tuple[int, Any]:
-            conn = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            conn = http.client.HTTPConnection("127.0.0.1", port, timeout=100)
             with contextlib.closing(conn):
                 conn.request(method, path)
                 answer = conn.getresponse()

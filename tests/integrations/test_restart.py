@@ -101,7 +101,7 @@ async def test_sigterm_has_new_clients_refused_while_open_requests_are_finished(
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        async with asyncio.timeout(20), httpx.AsyncClient(timeout=20) as client:
+        async with asyncio.timeout(100), httpx.AsyncClient(timeout=100) as client:
             while not await is_listening(port):  # noqa: ASYNC110  # it is another process's
                 await asyncio.sleep(0.01)
             request = asyncio.create_task(client.get(f"http://127.0.0.1:{port}/"))
@@ -145,14 +145,14 @@ async def test_sigterm_lets_requests_and_background_tasks_finish(
     try:
         await outside.execute("CREATE TABLE done (x int)")
         with serving(tmp_path, dsn) as (process, url):
-            async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+            async with httpx.AsyncClient(base_url=url, timeout=100) as client:
                 assert (await client.get("/slow")).json() == 1
                 requests = [asyncio.create_task(client.get("/slow")) for _ in range(9)]
                 sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(0.5)'"
                 await until(outside, f"{sleeping} AND state = 'active'", 3)
                 process.send_signal(signal.SIGTERM)
                 answers = [(await request).status_code for request in requests]
-            _, log = await asyncio.to_thread(process.communicate, timeout=20)
+            _, log = await asyncio.to_thread(process.communicate, timeout=100)
         assert answers == [200] * 9
         assert process.returncode in (0, -signal.SIGTERM)
         assert "Traceback" not in log
