@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +11,7 @@ import pytest
 
 from poolkit.drivers.asyncpg._costs import COSTS
 from tests.drivers.asyncpg_renamed import renamed
+from tests.forked import Forking, forking
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = "tests.drivers.asyncpg_lacking_worker"
@@ -43,41 +42,34 @@ NEEDED: Final = {
 }
 
 
-async def leases(dsn: str, *changes: str, path: Path | None = None) -> dict[str, Any]:
-    """Run the worker; return what it says."""
-    paths = [*([str(path)] if path else []), str(ROOT / "src"), str(ROOT)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    worker = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", WORKER, dsn, *changes),
-        env=environment,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        async with asyncio.timeout(90):
-            out, err = await worker.communicate()
-    finally:
-        if worker.returncode is None:
-            worker.kill()
-            await worker.wait()
-    assert worker.returncode == 0, err.decode()
-    said: dict[str, Any] = json.loads(out.decode().splitlines()[-1])
-    return said
+@pytest.fixture(scope="module")
+def interpreter() -> Iterator[Forking]:
+    """Return an interpreter that has imported neither asyncpg nor poolkit."""
+    with forking() as interpreter:
+        yield interpreter
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    """Start the worker from asyncio; it runs on asyncio as well."""
-    return "asyncio"
+def leases(interpreter: Forking, dsn: str, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Return what runs the worker, and returns what it says."""
+
+    def run(*changes: str, path: Path | None = None) -> dict[str, Any]:
+        paths = [*([path] if path else []), ROOT / "src", ROOT]
+        done = interpreter.run(tmp_path, WORKER, dsn, *changes, paths=paths)
+        assert done.returncode == 0, done.err
+        said: dict[str, Any] = json.loads(done.out.splitlines()[-1])
+        return said
+
+    return run
 
 
 @pytest.mark.parametrize("member", sorted(set(COSTS) - NEEDED))
-async def test_member_of_another_name_is_done_without(
-    dsn: str, tmp_path: Path, member: str
+def test_member_of_another_name_is_done_without(
+    leases: Callable[..., dict[str, Any]], tmp_path: Path, member: str
 ) -> None:
     """Connections open, nothing reaches the next lease, and one warning names it with its cost."""
     name = member.replace("connection.", "Connection.")
-    said = await leases(dsn, path=renamed(tmp_path, name))
+    said = leases(path=renamed(tmp_path, name))
     assert said["wrong"] == []
     (warning,) = said["warned"]
     assert f"{member} ({COSTS[member]})" in warning
@@ -86,9 +78,9 @@ async def test_member_of_another_name_is_done_without(
     assert said["instances"] == [member != "connection._ConnectionProxy"]
 
 
-async def test_nothing_is_said_of_asyncpg_as_it_is(dsn: str) -> None:
+def test_nothing_is_said_of_asyncpg_as_it_is(leases: Callable[..., dict[str, Any]]) -> None:
     """All is as expected: one connection serves all leases, whatever they leave."""
-    said = await leases(dsn)
+    said = leases()
     assert said == {"warned": [], "connections": 1, "wrong": [], "instances": [True]}
 
 
@@ -333,12 +325,14 @@ asyncpg.connection._detect_server_capabilities = detect""",
 
 
 @pytest.mark.parametrize("change", CHANGES)
-async def test_member_that_an_agent_has_changed_breaks_nothing(dsn: str, change: str) -> None:
+def test_member_that_an_agent_has_changed_breaks_nothing(
+    leases: Callable[..., dict[str, Any]], change: str
+) -> None:
     """It is used as it is, or done without, which is said once; the leases are as clean as ever."""
     text, members, connections = CHANGES[change]
     if _WRAPT in text:
         pytest.importorskip("wrapt")
-    said = await leases(dsn, text)
+    said = leases(text)
     assert said["wrong"] == []
     if change == "connect forgets the class":  # it may have set codecs, too
         assert "does not know which there were" in said["warned"].pop()
