@@ -63,7 +63,6 @@ BASE = {
     # To compile asyncpg's questions about types takes seconds. asyncpg still finds that jit is on.
     "jit_above_cost": "-1",
     "listen_addresses": HOST,
-    "shared_buffers": "16MB",  # a sixth less for each connection than with 128
     "unix_socket_directories": "",
 }
 
