@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import aiosqlite
 import anyio
@@ -354,8 +354,5 @@ def test_it_says_what_it_is(pool: SQLitePool) -> None:
     """The repr has the pool and the state, and no password."""
     from poolkit.fastapi._request import RequestLeases
 
-    class Http:
-        scope: ClassVar = {"type": "http", "method": "GET", "path": "/"}
-
-    held = RequestLeases(Http())  # type: ignore[arg-type]
+    held = RequestLeases({"type": "http", "method": "GET", "path": "/"})
     assert repr(held.lease(pool, None)) == "<connection of pool 'test' for GET ?: not held>"

@@ -155,10 +155,14 @@ class _Through:
 
 def find(scope: Scope, name: str) -> Pool[Any] | None:
     """Return the pool that a name means in the application that serves a request, or None."""
+    app = scope.get("app")
+    own = _open_now(app)
+    if name in own:
+        return own[name]
     for pools in _ways(scope):
         if name in pools:
             pool = pools[name]
-            return None if _lacks_its_own(scope.get("app"), name, pool) else pool
+            return None if _lacks_its_own(app, name, pool) else pool
     return None
 
 

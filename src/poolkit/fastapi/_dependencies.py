@@ -1,17 +1,11 @@
-"""The dependencies: plain functions over generators whose scope is theirs, not their user's.
-
-::
-
-    pool ──┬──▶ lazy
-           ├──▶ connection
-           ├──▶ _transaction ──▶ transaction
-           └──▶ _stream ──▶ streaming_connection
+"""The dependencies: plain coroutines that leave what is to be given back to the function scope.
 
 FastAPI ends a dependency with ``yield`` only after the response, unless its user says otherwise in
 each endpoint: a slow download or a background task would hold a connection that nobody uses, and a
-COMMIT that fails would come after the client's 200. So the generators here are function-scoped, and
-what users depend on are plain functions over them. As FastAPI caches a dependency by its scope as
-well, this also makes it one lease for each request, however its users spell ``Depends``.
+COMMIT that fails would come after the client's 200. So nothing here yields. What is to be done at
+the end is pushed on the exit stack that FastAPI keeps for the function scope, which ends when the
+endpoint has returned, before the response (`poolkit.fastapi._function_scope`). As one request has
+one lease, it does not matter how its users spell ``Depends``, or in how many dependencies.
 """
 
 # No `from __future__ import annotations`: FastAPI reads the annotations of dependencies.
@@ -25,52 +19,30 @@ from starlette.requests import HTTPConnection
 
 from poolkit._errors import PoolClosed
 from poolkit._shell.pool import Pool
-from poolkit._shell.transaction import transaction as _transaction_on
-from poolkit.fastapi import _framework as framework
-from poolkit.fastapi import _websockets as websockets
+from poolkit.fastapi import _function_scope as function_scope
 from poolkit.fastapi._applications import DEFAULT, find
 from poolkit.fastapi._lazy import LazyConnection
 from poolkit.fastapi._request import RequestLeases
+from poolkit.fastapi._transaction import begin
 
 T = TypeVar("T")
-
-_FOR_A_MESSAGE: Final = (
-    "depend on poolkit.fastapi.pool, and write `async with pool.transaction() as conn:`"
-)
 
 _Dependency: TypeAlias = Callable[..., Coroutine[Any, Any, Any]]
 
 
-async def _request_leases(http: HTTPConnection) -> AsyncIterator[RequestLeases]:
-    """Give back at the end of the function scope; tell the client 503 when there was nothing."""
-    held = RequestLeases.of(http)
-    if held.is_open:
-        yield held
-        return
-    held.begin()
-    with held.answering():
-        try:
-            yield held
-        except BaseException as error:
-            held.end(error, http)
-            raise
-    held.end(None, http)
-
-
-Held: TypeAlias = Annotated[RequestLeases, Depends(_request_leases, scope="function")]
-
-
-async def label(held: Held) -> str:
+@function_scope.dependency
+async def label(http: HTTPConnection) -> str:
     """Depend on what the request is for: ``GET /items/{id}``; all that it acquires has this label.
 
     With `lifespan` every request has it. Without, say so once for all routes::
 
         app = FastAPI(dependencies=[Depends(poolkit.fastapi.label)])
     """
-    return held.label
+    return RequestLeases.begun(http).label
 
 
-async def pool(http: HTTPConnection, _: Held) -> Pool[Any]:
+@function_scope.dependency
+async def pool(http: HTTPConnection) -> Pool[Any]:
     """Depend on the application's pool; nothing is acquired.
 
     For what outlives the endpoint or runs beside it: streaming responses, background tasks,
@@ -82,6 +54,11 @@ async def pool(http: HTTPConnection, _: Held) -> Pool[Any]:
         PoolClosed: the application's lifespan has not run, hence no pool was opened.
 
     """
+    RequestLeases.begun(http)
+    return _default_pool(http)
+
+
+def _default_pool(http: HTTPConnection) -> Pool[Any]:
     found = find(http.scope, DEFAULT)
     if found is None:
         raise PoolClosed(
@@ -109,8 +86,12 @@ class Dependencies:
     lazy: _Dependency
     streaming_connection: _Dependency
 
-    def __init__(self, root: _Dependency) -> None:
-        async def connection(held: Held, pool: Annotated[Pool[Any], Depends(root)]) -> Any:
+    def __init__(self, root: _Dependency, look_up: Callable[[HTTPConnection], Pool[Any]]) -> None:
+        # An override of the default pool moves the named ones, too.
+        hanging = function_scope.Root(root, look_up, pool)
+
+        @hanging.dependency
+        async def connection(http: HTTPConnection) -> Any:
             """Depend on a connection: the request's one lease, given back before the response.
 
             Statements take effect one by one, as the driver runs them; use `transaction` for writes
@@ -121,16 +102,19 @@ class Dependencies:
             `PoolUnavailable` the client sees as 503. Raises `PoolConfigError` in endpoints that are
             generators, whose body runs later.
             """
+            held = RequestLeases.begun(http)
+            pool = hanging.find(http) or await hanging.solve(http)
             return await held.lease(pool, connection).keep()
 
-        async def lazy(
-            held: Held, pool: Annotated[Pool[Any], Depends(root)]
-        ) -> LazyConnection[Any]:
+        @hanging.dependency
+        async def lazy(http: HTTPConnection) -> LazyConnection[Any]:
             """Depend on a connection that is acquired when it is first needed, if it is.
 
             ``async with db as conn:`` holds it for the block, ``conn = await db`` to the end of the
             endpoint or to ``db.release()``: see `LazyConnection`.
             """
+            held = RequestLeases.begun(http)
+            pool = hanging.find(http) or await hanging.solve(http)
             return held.lease(pool, lazy)
 
         async def streaming_connection(
@@ -151,6 +135,7 @@ class Dependencies:
         self.connection = connection
         self.lazy = lazy
         self.streaming_connection = streaming_connection
+        self._hanging = hanging
         self._transaction = functools.lru_cache(maxsize=1000)(self._make_transaction)
         self.transaction = self.transaction_with()
 
@@ -164,42 +149,16 @@ class Dependencies:
         return self._transaction(tuple(sorted(settings.items())))
 
     def _make_transaction(self, settings: tuple[tuple[str, Any], ...]) -> _Dependency:
-        root = self.pool
+        hanging = self._hanging
 
-        async def _transaction(
-            http: HTTPConnection, held: Held, pool: Annotated[Pool[Any], Depends(root)]
-        ) -> AsyncIterator[Any]:
-            lease = held.lease(pool, transaction)
-            if not lease.begins(settings):
-                yield await lease.keep()
-                return
-            websockets.advise(http.scope, held.label, "transaction", _FOR_A_MESSAGE)
-            began, over = pool._now(), None
-            is_new = not lease.is_held
-            on_it = _transaction_on(await lease.keep(), **dict(settings))
-            if is_new:
-                on_it.exchanging(functools.partial(lease.exchange, since=began))
-            async with on_it.within(pool._default_limit, since=began) as view:
-                try:
-                    yield view
-                except BaseException as error:
-                    if not framework.has_closed(http, error):
-                        raise
-                    over = error
-            if over is not None:
-                try:
-                    raise over
-                finally:
-                    del over  # which would hold this frame, and be held by it
-
-        async def transaction(
-            connection: Annotated[Any, Depends(_transaction, scope="function")],
-        ) -> Any:
+        @hanging.dependency
+        async def transaction(http: HTTPConnection) -> Any:
             """Depend on a connection in a transaction, which commits before the response is sent.
 
             Any exception that leaves the endpoint rolls back, `HTTPException` included. If the
             COMMIT fails its error takes the place of the response, so no client is told of a
             success that was none. It is the same lease as `connection`'s when a request uses both.
+            A client that leaves does not cancel the COMMIT, which then has half a minute.
 
             In a WebSocket it lasts as long as the handler, which is logged. A client that leaves
             raises `WebSocketDisconnect` there, which rolls back, unless the handler has closed the
@@ -207,7 +166,12 @@ class Dependencies:
 
             Raises what `connection` raises, and the driver's own errors of BEGIN and COMMIT.
             """
-            return connection
+            held = RequestLeases.begun(http)
+            pool = hanging.find(http) or await hanging.solve(http)
+            lease = held.lease(pool, transaction)
+            if lease.begins(settings):
+                return await begin(http, held, pool, lease, dict(settings))
+            return await lease.keep()
 
         return transaction
 
@@ -249,18 +213,22 @@ def for_pool(name: str, /) -> Dependencies:
         """Depend on a pool by its name; nothing is acquired."""
         if default is not find(http.scope, DEFAULT):
             return default  # the root is overridden, and everything hangs from it
+        return look_up(http)
+
+    def look_up(http: HTTPConnection) -> Pool[Any]:
         found = find(http.scope, name)
         if found is None:
+            _default_pool(http)  # raises, if there is none either
             raise PoolClosed(
                 f"no pool named {name!r} was opened for this application: give it one with "
                 f"poolkit.fastapi.lifespan(pool, {name}=...)"
             )
         return found
 
-    return Dependencies(named)
+    return Dependencies(named, look_up)
 
 
-_default: Final = Dependencies(pool)
+_default: Final = Dependencies(pool, _default_pool)
 connection: Final = _default.connection
 transaction: Final = _default.transaction
 transaction_with: Final = _default.transaction_with

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 import fastapi
 import starlette
 from fastapi import APIRouter, Depends, FastAPI
+from fastapi.dependencies import utils as solving
+from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from starlette.requests import HTTPConnection
 from starlette.routing import Host, Mount
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
@@ -49,17 +51,27 @@ def path_of(scope: Scope) -> str | None:
 
     With the prefixes of routers and mounts. What is mounted where nobody knows is after ``/...``.
     """
-    route, included = route_of(scope), scope.get("fastapi")
-    # From FastAPI 0.137 on a route does not know the prefix that its router was included with.
-    context = included.get("effective_route_context") if isinstance(included, dict) else None
-    prefixed = getattr(context, "starlette_route", None)
-    if route is not prefixed and route is not getattr(context, "original_route", route):
-        context = prefixed = None  # of an application around this one
-    for one in (context, prefixed, route):
+    route, context = route_of(scope), _context_of(scope)
+    for one in (context, getattr(context, "starlette_route", None), route):
         path = getattr(one, "path_format", None) or getattr(one, "path", None)
         if path and isinstance(path, str):
             return f"{_mounted_at(scope)}{path}"
     return None
+
+
+def _context_of(scope: Scope) -> Any:
+    """Return what is known of the router that has included a route, or None.
+
+    From FastAPI 0.137 on a route does not know the prefix that its router was included with.
+    """
+    included = scope.get("fastapi")
+    if not isinstance(included, dict):
+        return None
+    route, context = route_of(scope), included.get("effective_route_context")
+    if route is getattr(context, "starlette_route", None):
+        return context
+    # Else it is of an application around this one.
+    return context if route is getattr(context, "original_route", route) else None
 
 
 def methods_of(route: Any) -> Iterable[str]:
@@ -194,6 +206,49 @@ def _is_generator(endpoint: Any) -> bool:
     return any(inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one) for one in kinds)
 
 
+def function_stack(scope: Scope) -> contextlib.AsyncExitStack:
+    """Return the stack that FastAPI ends when the endpoint of a request has returned."""
+    stack: contextlib.AsyncExitStack = scope["fastapi_function_astack"]
+    return stack
+
+
+def overrides_of(scope: Scope) -> Any:
+    """Return the `dependency_overrides` that FastAPI looks into for a request, or None."""
+    return getattr(_overriding(scope), "dependency_overrides", None)
+
+
+def _overriding(scope: Scope) -> Any:
+    """Return the application whose `dependency_overrides` hold."""
+    context = _context_of(scope)
+    if context is not None:
+        return getattr(context, "dependency_overrides_provider", None)
+    return getattr(route_of(scope), "dependency_overrides_provider", None)
+
+
+async def solve(http: Any, dependency: Callable[..., Any]) -> Any:
+    """Return what FastAPI gives for a dependency, or for what overrides it.
+
+    Headers and tasks in the background that it would add to the response are lost.
+    """
+
+    async def depending(found: Any = Depends(dependency)) -> None:
+        """Depend on it."""
+
+    scope = http.scope
+    path = getattr(route_of(scope), "path_format", "")
+    solved = await solving.solve_dependencies(
+        request=http,
+        dependant=solving.get_dependant(path=path, call=depending),
+        dependency_overrides_provider=_overriding(scope),
+        async_exit_stack=function_stack(scope),
+        embed_body_fields=False,
+    )
+    if solved.errors:
+        kind = WebSocketRequestValidationError if scope["type"] == "websocket" else None
+        raise (kind or RequestValidationError)(solved.errors)
+    return solved.values["found"]
+
+
 # -- of an application ---------------------------------------------------------------------------
 
 
@@ -270,10 +325,58 @@ def _request() -> HTTPConnection | None:
     router.add_api_route("/{_}", _endpoint, dependencies=[Depends(_see)])
     inner.include_router(router, prefix="/router")
     outer.mount("/mount", inner)
+    try:
+        _serve(outer, "/mount/router/1", lambda _: None)
+    except _SeenError as seen:
+        http: HTTPConnection = seen.args[0]
+        return http
+    except Exception:
+        return None
+    return None
+
+
+def _has_function_stack() -> bool:
+    """Tell whether what is pushed there is done after the endpoint, and before the response.
+
+    And whether FastAPI can be asked for what overrides a dependency.
+    """
+    app, done = FastAPI(openapi_url=None), list[str]()
+
+    async def root() -> str:
+        return "root"
+
+    async def override() -> str:
+        return "override"
+
+    async def push(http: HTTPConnection) -> None:
+        overrides = overrides_of(http.scope)
+        done.append(await solve(http, root) if root in overrides else "")
+        stack = function_stack(http.scope)
+        stack.push(lambda *_: done.append("exit"))  # type: ignore[arg-type]
+        stack.push_async_exit(leave)
+
+    async def leave(*_: object) -> None:
+        done.append("asynchronous exit")
+
+    async def endpoint() -> None:
+        done.append("endpoint")
+
+    app.dependency_overrides[root] = override
+    app.add_api_route("/", endpoint, dependencies=[Depends(push)])
+    try:
+        _serve(app, "/", lambda message: done.append(message["type"]))
+    except Exception:
+        return False
+    wanted = ["override", "endpoint", "asynchronous exit", "exit", "http.response.start"]
+    return done[: len(wanted)] == wanted
+
+
+def _serve(app: Any, path: str, send_on: Callable[[Any], object]) -> None:
+    """Serve a request without an event loop, as far as nothing is waited for."""
     scope: Scope = {
         "type": "http",
         "method": "GET",
-        "path": "/mount/router/1",
+        "path": path,
         "raw_path": b"",
         "query_string": b"",
         "root_path": "",
@@ -288,21 +391,20 @@ def _request() -> HTTPConnection | None:
     async def receive() -> Any:
         return {"type": "http.request", "body": b"", "more_body": False}
 
-    async def send(_: Any) -> None:
-        pass
+    async def send(message: Any) -> None:
+        send_on(message)
 
-    # Without an event loop: up to its first dependency, a request waits for nothing.
-    served: Any = outer(scope, receive, send)
+    served: Any = app(scope, receive, send)
     try:
         served.send(None)
-    except _SeenError as seen:
-        http: HTTPConnection = seen.args[0]
-        return http
-    except Exception:
-        return None
+    except StopIteration:
+        pass
     finally:
         served.close()
-    return None
+
+
+#: Whether `function_stack`, `overrides_of` and `solve` do what they say.
+HAS_FUNCTION_STACK: Final = contextvars.Context().run(_has_function_stack)
 
 
 def _missing() -> list[str]:
@@ -325,6 +427,8 @@ def _missing() -> list[str]:
         "the dependencies of a route (endpoints that are generators fail only when they run)": (
             _see in dependencies_of(route_of(scope))
         ),
+        "the exit stack of the function scope (each dependency costs a request three times as "
+        "much)": HAS_FUNCTION_STACK,
         "the middleware of an application (one that is mounted in a mounted one, and has no pool "
         "of its own, is served from the outermost's)": (
             hasattr(app, "middleware_stack") and hasattr(app, "user_middleware")

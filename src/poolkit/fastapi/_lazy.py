@@ -45,14 +45,16 @@ class LazyConnection(Generic[T]):
 
     __module__ = "poolkit.fastapi"
     __slots__ = (
-        *("_awaited", "_blocks", "_ended", "_kept"),
-        *("_lock", "_pool", "_request", "_settings", "_view"),
+        *("_awaited", "_blocks", "_ended", "_has_tried", "_is_acquiring", "_kept"),
+        *("_pool", "_request", "_settings", "_view"),
     )
 
     def __init__(self, pool: Pool[Any], request: RequestLeases) -> None:
         self._pool = pool
         self._request = request
-        self._lock = anyio.Lock(fast_acquire=True)
+        #: Whether a task is acquiring; others that want it meanwhile wait for this event.
+        self._is_acquiring = False
+        self._has_tried: anyio.Event | None = None
         self._view: Any = None
         self._blocks = 0
         self._awaited = False
@@ -173,26 +175,31 @@ class LazyConnection(Generic[T]):
         return view
 
     async def _use(self, *, to_the_end: bool = False, since: float | None = None) -> Any:
-        began = self._pool._now() if since is None and self._lock.locked() else since
-        async with self._lock:
-            if not (self._ended or self.is_held):
-                lease = self._acquire()
-                if began is not None and lease._timeout is not None:
-                    # The wait for whoever has tried before, in vain, is part of this one.
-                    lease._timeout = max(0.0, lease._timeout + began - self._pool._now())
-                self._request.acquires = True
-                try:
-                    # What is awaited, anybody may release: it is not counted in a deadlock.
-                    self._view = await (lease.__aenter__() if to_the_end else lease)
-                finally:
-                    self._request.acquires = False
-                refuse_in_threads(self._view, _is_here)
-            if self._ended:  # perhaps while waiting, in a task that has outlived the endpoint
-                self._give_back(AT_THE_END, None)
-                raise NotLeased(
-                    f"the connection of {self._request.label} was given back{AT_THE_END}"
-                )
-            return self._view
+        while self._is_acquiring:
+            since = self._pool._now() if since is None else since
+            self._has_tried = self._has_tried or anyio.Event()
+            await self._has_tried.wait()
+        if not (self._ended or self.is_held):
+            lease = self._acquire()
+            if since is not None and lease._timeout is not None:
+                # The wait for whoever has tried before, in vain, is part of this one.
+                lease._timeout = max(0.0, lease._timeout + since - self._pool._now())
+            self._is_acquiring = self._request.acquires = True
+            try:
+                # What is awaited, anybody may release: it is not counted in a deadlock.
+                self._view = await (lease.__aenter__() if to_the_end else lease)
+            finally:
+                self._is_acquiring = self._request.acquires = False
+                if self._has_tried is not None:
+                    self._has_tried.set()
+                    self._has_tried = None
+            refuse_in_threads(self._view, _is_here)
+        if self._ended:  # perhaps while waiting, in a task that has outlived the endpoint
+            self._give_back(AT_THE_END, None)
+            raise NotLeased(
+                f"the connection of {self._request.label} was given back{AT_THE_END}"
+            )
+        return self._view
 
     def _acquire(self) -> Lease[Any]:
         """Return a lease in the name of the endpoint, and for its route if nothing else is said."""

@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from poolkit._errors import PoolConfigError, PoolUnavailable
 from poolkit._shell import labels
 from poolkit.fastapi import _framework as framework
+from poolkit.fastapi import _function_scope as function_scope
 from poolkit.fastapi import _routes as routes
 from poolkit.fastapi import _second_acquire as second_acquire
 from poolkit.fastapi._http_errors import make_answer
 from poolkit.fastapi._lazy import AFTER_THE_RESPONSE, AT_THE_END, INSTEAD, LazyConnection
 
 if TYPE_CHECKING:
+    import types
     from collections.abc import Iterator
 
     from starlette.requests import HTTPConnection
+    from starlette.types import Scope
 
     from poolkit._shell.pool import Pool
 
@@ -29,15 +32,20 @@ if TYPE_CHECKING:
 class RequestLeases:
     """The leases of one request, and its name."""
 
-    def __init__(self, http: HTTPConnection) -> None:
+    __slots__ = (
+        *("_called", "_has_begun", "_has_ended", "_is_websocket", "_leases", "_route", "_streams"),
+        *("__weakref__", "acquires", "label", "place"),
+    )
+
+    def __init__(self, scope: Scope) -> None:
         # Not the scope, which has this: a cycle would be left to the garbage collector.
-        self._route = framework.route_of(http.scope)
-        self._is_websocket = http.scope["type"] == "websocket"
-        self.is_open = False
-        self.label: Final = routes.label_of(http.scope)
-        self._called = framework.endpoint_of(http.scope)
+        self._route = framework.route_of(scope)
+        self._called = framework.endpoint_of(scope)
+        self._is_websocket = scope["type"] == "websocket"
+        self._has_begun = self._has_ended = False
+        self.label: Final = routes.label_of(scope)
         #: Where the dependencies acquire, for who reads an error: the endpoint's first line.
-        self.place: Final = routes.code_of(self._called), routes.ITS_BEGINNING
+        self.place: Final = routes.beginning_of(self._called)
         #: Whether a dependency is about to acquire, and not the program.
         self.acquires = False
         self._leases: dict[Pool[Any], LazyConnection[Any]] = {}
@@ -45,33 +53,48 @@ class RequestLeases:
 
     @staticmethod
     def of(http: HTTPConnection) -> RequestLeases:
-        """Return what a request holds; there is one such object, though FastAPI may ask twice.
-
-        Before FastAPI 0.123 it does so for each set of security scopes.
-        """
+        """Return what a request holds."""
         held: RequestLeases | None = http.scope.get("poolkit")
-        if held is None:
-            held = http.scope["poolkit"] = RequestLeases(http)
+        if held is None or held._has_ended:  # a middleware may send the same scope on once more
+            held = http.scope["poolkit"] = RequestLeases(http.scope)
+        return held
+
+    @staticmethod
+    def begun(http: HTTPConnection) -> RequestLeases:
+        """Return what a request holds, which is given back at the end of the function scope."""
+        held = RequestLeases.of(http)
+        if not held._has_begun:
+            function_scope.stack_of(http).push(held._end)
+            held._begin()
         return held
 
     # -- the life of a request -------------------------------------------------------------------
 
-    def begin(self) -> None:
+    def _begin(self) -> None:
         """Be the one that code in this context belongs to."""
-        self.is_open = True
+        self._has_begun = True
         before, label = second_acquire.current.get(), labels.get()
         second_acquire.current.set(self)
         # A text is of a block of the user's, who knows better; or is left of another request.
         if type(label) is not str or (before is not None and label is before.label):
             labels.set_for_context(self.label)
 
-    def end(self, error: BaseException | None, http: HTTPConnection) -> None:
-        """Give back what is held, as the endpoint has ended."""
-        # A middleware may send the same scope on once more.
-        http.scope.pop("poolkit", None)
+    def _end(
+        self,
+        kind: type[BaseException] | None,  # noqa: ARG002  # so an exit is called
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        """Give back what is held, as the endpoint has ended; have FastAPI answer what it raised."""
+        self._has_ended = True
         for lease in self._leases.values():
             lease.end(error, AT_THE_END)
         self._leases.clear()
+        if error is not None:
+            try:
+                self._answer(error)
+            finally:
+                del error, traceback  # which would hold this frame, and be held by it
 
     def end_stream(self, pool: Pool[Any], error: BaseException | None) -> None:
         """Give back what was held for the whole response."""
@@ -83,23 +106,29 @@ class RequestLeases:
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:
-        """Raise `PoolUnavailable` in the form that FastAPI answers; task groups raise groups."""
+        """Raise `PoolUnavailable` in the form that FastAPI answers."""
         try:
             yield
-        except PoolUnavailable as error:
-            make_answer(error, self.label, websocket=self._is_websocket)
+        except BaseException as error:
+            self._answer(error)
             raise
-        except BaseExceptionGroup as group:
-            if group.split(PoolUnavailable)[1] is not None:
-                raise
-            first: Any = group
+
+    def _answer(self, error: BaseException) -> None:
+        """Give an error the form that FastAPI answers; raise the one that a task group has wrapped.
+
+        That is, the first of a group of nothing else.
+        """
+        if isinstance(error, PoolUnavailable):
+            make_answer(error, self.label, websocket=self._is_websocket)
+        elif isinstance(error, BaseExceptionGroup) and error.split(PoolUnavailable)[1] is None:
+            first: Any = error
             while isinstance(first, BaseExceptionGroup):
                 first = first.exceptions[0]
             make_answer(first, self.label, websocket=self._is_websocket)
             try:
                 raise first from first.__cause__
             finally:
-                del first  # which would hold this frame, and be held by it
+                del first, error  # which would hold this frame, and be held by it
 
     # -- its leases ------------------------------------------------------------------------------
 

@@ -15,12 +15,12 @@ from poolkit._shell import labels
 from poolkit.fastapi import _framework as framework
 
 if TYPE_CHECKING:
-    import types
-
     from starlette.types import Scope
 
+    from poolkit._shell.callsite import Place
+
 #: An offset in no code: the place is where the function begins.
-ITS_BEGINNING: Final = sys.maxsize
+_BEGINNING: Final = sys.maxsize
 
 #: A route may take whatever method a client makes up.
 _METHODS: Final = frozenset(
@@ -33,7 +33,12 @@ def label_of(scope: Scope) -> str:
     path = framework.path_of(scope)
     if path is None:
         path = getattr(framework.endpoint_of(scope), "__qualname__", "?")
-    return labels.checked(f"{_method_of(scope)} {path}")
+    return _label(_method_of(scope), path)
+
+
+@functools.lru_cache(maxsize=1000)
+def _label(method: str, path: str) -> str:
+    return labels.checked(f"{method} {path}")
 
 
 def _method_of(scope: Scope) -> str:
@@ -63,14 +68,22 @@ class RouteLabel:
         self._scope = None
 
 
-def code_of(endpoint: Any) -> types.CodeType:
-    """Return the code of an endpoint, be it a function, a partial one or an object to call."""
+def beginning_of(endpoint: Any) -> Place:
+    """Return the first line of an endpoint, be it a function, a partial one or an object to call."""
+    try:
+        return _beginning_of(endpoint)
+    except TypeError:  # it cannot be a key
+        return _beginning_of.__wrapped__(endpoint)
+
+
+@functools.lru_cache(maxsize=1000)
+def _beginning_of(endpoint: Any) -> Place:
     endpoint = inspect.unwrap(endpoint)
     while isinstance(endpoint, functools.partial):
         endpoint = inspect.unwrap(endpoint.func)
     if not hasattr(endpoint, "__code__"):
         endpoint = getattr(type(endpoint), "__call__", None)  # noqa: B004  # its code is wanted
-    return getattr(endpoint, "__code__", code_of.__code__)
+    return getattr(endpoint, "__code__", beginning_of.__code__), _BEGINNING
 
 
 def takes(route: object, dependency: object) -> bool:

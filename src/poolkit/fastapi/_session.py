@@ -21,7 +21,8 @@ from poolkit._errors import NotLeased, PoolConfigError
 from poolkit._shell.pool import Pool
 from poolkit.fastapi import _framework as framework
 from poolkit.fastapi import _websockets as websockets
-from poolkit.fastapi._dependencies import Held, pool
+from poolkit.fastapi._dependencies import pool
+from poolkit.fastapi._request import RequestLeases
 from poolkit.fastapi._threads import refuse_in_threads, set_class, subclass
 from poolkit.sqlalchemy._session import maker_of
 
@@ -40,8 +41,9 @@ def depend(maker: Callable[..., Awaitable[Any]], /) -> Callable[..., Awaitable[A
     """Return the dependency on a session of the maker that a dependency gives."""
 
     async def begun(
-        http: HTTPConnection, held: Held, maker: Annotated[Any, Depends(maker)]
+        http: HTTPConnection, maker: Annotated[Any, Depends(maker)]
     ) -> AsyncIterator[Any]:
+        held = RequestLeases.begun(http)
         label = held.label
         if held.begins_late(session):
             raise PoolConfigError(

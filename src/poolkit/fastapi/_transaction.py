@@ -1,0 +1,69 @@
+"""A request's transaction: begun by the dependency, and over before the response."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, Final
+
+from poolkit._errors import PoolTimeout
+from poolkit._shell.transaction import Transaction, transaction
+from poolkit.fastapi import _framework as framework
+from poolkit.fastapi import _function_scope as function_scope
+from poolkit.fastapi import _websockets as websockets
+
+if TYPE_CHECKING:
+    import types
+
+    from starlette.requests import HTTPConnection
+
+    from poolkit._shell.pool import Pool
+    from poolkit.fastapi._lazy import LazyConnection
+    from poolkit.fastapi._request import RequestLeases
+
+#: Seconds: as long as a server that answers may take.
+_COMMIT_LIMIT: Final = 30.0
+
+_FOR_A_MESSAGE: Final = (
+    "depend on poolkit.fastapi.pool, and write `async with pool.transaction() as conn:`"
+)
+
+
+async def begin(
+    http: HTTPConnection,
+    held: RequestLeases,
+    pool: Pool[Any],
+    lease: LazyConnection[Any],
+    settings: dict[str, Any],
+) -> Any:
+    """Begin the transaction of a request, and have it end with the function scope."""
+    websockets.advise(http.scope, held.label, "transaction", _FOR_A_MESSAGE)
+    began, is_new = pool._now(), not lease.is_held
+    on_it: Transaction[Any] = transaction(await lease.keep(), **settings)
+    if is_new:
+        on_it.exchanging(functools.partial(lease.exchange, since=began))
+    connection = await on_it.within(pool._default_limit, since=began).__aenter__()
+    function_scope.stack_of(http).push_async_exit(functools.partial(_end, on_it, pool, http))
+    return connection
+
+
+async def _end(
+    on_it: Transaction[Any],
+    pool: Pool[Any],
+    http: HTTPConnection,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: types.TracebackType | None,
+) -> None:
+    """Commit or roll back; a client that leaves meanwhile does not leave it half done."""
+    is_over = error is not None and framework.has_closed(http, error)
+    runtime = pool._runtime
+    with runtime.limited(runtime.after(_COMMIT_LIMIT), shield=True) as scope:
+        if is_over:
+            await on_it.__aexit__(None, None, None)
+        else:
+            await on_it.__aexit__(kind, error, traceback)
+    if scope.cancelled_caught and error is None:
+        raise PoolTimeout(
+            f"pool {pool.name!r}: COMMIT was not done within {_COMMIT_LIMIT:g} s: nobody knows "
+            "whether it took effect"
+        )
