@@ -110,6 +110,70 @@ async def test_many_requests_cancelled_at_once_leave_nothing(
         outside("BEGIN IMMEDIATE")
 
 
+# -- in the COMMIT -------------------------------------------------------------------------------
+
+
+class SlowToCommit(FakeDriver):
+    """Its COMMITs last until a test lets them go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began, self.go_on = anyio.Event(), anyio.Event()
+        self.committed = 0
+
+    @contextlib.asynccontextmanager
+    async def transaction(self, _: Any, /) -> AsyncIterator[None]:  # type: ignore[override]
+        """Commit when that is allowed."""
+        yield
+        self.began.set()
+        await self.go_on.wait()
+        self.committed += 1
+
+
+def app_that_commits(driver: SlowToCommit) -> tuple[Any, FastAPI]:
+    """Return a pool, and an application with one endpoint in a transaction."""
+    pool: Any = Pool(driver, max_size=1)
+    app = FastAPI(lifespan=poolkit.fastapi.lifespan(pool))
+
+    @app.get("/")
+    async def endpoint(conn: Transaction[Any]) -> int:
+        await conn.query()
+        return 1
+
+    return pool, app
+
+
+async def test_commit_under_way_is_not_cancelled_with_its_request() -> None:
+    """It is carried out whole, on a connection that serves the next one; then the request ends."""
+    driver = SlowToCommit()
+    pool, app = app_that_commits(driver)
+    limited = Impatient(app)
+    async with serve(limited) as client:
+        request = asyncio.create_task(client.get("/"))
+        await driver.began.wait()
+        limited.time_is_up()
+        for _ in range(10):
+            await checkpoint()
+        assert pool.stats().leased == 1
+        driver.go_on.set()
+        assert (await request).status in (200, 504)  # cancelled at its next await, if there is one
+        assert driver.committed == 1
+        assert pool.stats().connected == 1
+        await check_pool(pool)
+
+
+async def test_commit_that_never_ends_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After half a minute nobody knows whether it took effect: 500, and no 503 to try again after."""
+    monkeypatch.setattr("poolkit.fastapi._transaction._COMMIT_LIMIT", 0.0)
+    driver = SlowToCommit()
+    pool, app = app_that_commits(driver)
+    async with serve(app) as client:
+        assert (await client.get("/")).status == 500
+        assert driver.committed == 0
+        await until(lambda: pool.stats().leased + pool.stats().recycling == 0)
+        await check_pool(pool)
+
+
 # -- at every step -------------------------------------------------------------------------------
 
 

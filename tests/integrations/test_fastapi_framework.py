@@ -64,6 +64,8 @@ def hide(kind, *names):
     kind.__getattribute__ = look
 """
 
+ROOT = Path(__file__).parents[2]
+
 #: What poolkit does not find, and what the warning says of it.
 PARTS = {
     "mounts": (
@@ -89,6 +91,10 @@ for kind in ("APIRoute", "_EffectiveRouteContext"):
         "hide(fastapi.routing.APIRouter, 'lifespan_context')",
         "the lifespan of an application (",
     ),
+    "stack": (
+        "import tests.integrations.without_function_stack",
+        "the exit stack of the function scope (",
+    ),
     "websocket": (
         "hide(starlette.websockets.WebSocket, 'application_state')",
         "the state of a WebSocket (",
@@ -98,8 +104,8 @@ for kind in ("APIRoute", "_EffectiveRouteContext"):
 
 @pytest.mark.parametrize(
     "hidden",
-    [[], ["path"], ["mounts"], list(PARTS)],
-    ids=["none", "path", "mounts", "all"],
+    [[], ["path"], ["mounts"], ["stack"], list(PARTS)],
+    ids=["none", "path", "mounts", "stack", "all"],
 )
 def test_what_the_framework_does_not_have_is_done_without(
     hidden: list[str], tmp_path: Path
@@ -108,6 +114,7 @@ def test_what_the_framework_does_not_have_is_done_without(
     program = "\n".join([HIDE, *(PARTS[name][0] for name in hidden), SERVE])
     done = subprocess.run(  # this interpreter, with a fixed program
         [sys.executable, "-c", program, str(tmp_path / "test.db")],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import aiosqlite
 import pytest
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI, Header
 from fastapi.testclient import TestClient
 
 import poolkit.fastapi
@@ -143,6 +143,85 @@ async def test_override_of_the_root_moves_all(
             async with serve(app) as client:
                 assert (await client.get(f"/{kind}")).json == "other"
                 assert (await client.get(f"/replica/{kind}")).json == "other"
+
+
+async def test_override_that_yields_lives_as_long_as_any_dependency(
+    pool: SQLitePool, database: Path
+) -> None:
+    """It is made once for all of poolkit's dependencies of a request, and ended after the response."""
+    app = FastAPI()
+    said: list[str] = []
+
+    async def override() -> Any:
+        async with create_pool(database, name="of the override") as made:
+            said.append("made")
+            yield made
+            said.append("ended")
+
+    @app.get("/")
+    async def endpoint(
+        conn: Conn, tx: Tx, other: Annotated[Any, Depends(replicas.connection)]
+    ) -> str:
+        assert conn is tx is other
+        said.append("endpoint")
+        return str(conn._poolkit_pool.name)  # type: ignore[attr-defined]
+
+    app.dependency_overrides[poolkit.fastapi.pool] = override
+    for _ in range(2):
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as it:
+            assert (await it.get("/")).json() == "of the override"
+    assert said == ["made", "endpoint", "ended"] * 2
+
+
+async def test_override_may_depend_on_the_request(pool: SQLitePool, database: Path) -> None:
+    """On its path, its headers, and other dependencies; what they lack is FastAPI's own 422."""
+    app = FastAPI()
+
+    async def tenant(x_tenant: Annotated[str, Header()]) -> str:
+        return x_tenant
+
+    async def override(number: int, tenant: Annotated[str, Depends(tenant)]) -> SQLitePool:
+        assert (number, tenant) == (7, "a")
+        return pool
+
+    @app.get("/{number}")
+    async def endpoint(conn: Conn) -> str:  # noqa: FAST003
+        return str(conn._poolkit_pool.name)  # type: ignore[attr-defined]
+
+    app.dependency_overrides[poolkit.fastapi.pool] = override
+    transport = httpx.ASGITransport(app)
+    async with pool, httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        assert (await client.get("/7", headers={"x-tenant": "a"})).json() == "test"
+        answer = await client.get("/7")
+        assert answer.status_code == 422
+        assert [error["loc"] for error in answer.json()["detail"]] == [["header", "x-tenant"]]
+        await nothing_is_lost(pool)
+
+
+async def test_override_of_an_application_is_not_that_of_another(
+    pool: SQLitePool, replica: SQLitePool
+) -> None:
+    """That of the mounted one holds for its own routes; a bare router's has none, as ever."""
+    inner, outer, router = FastAPI(), FastAPI(), APIRouter()
+
+    async def endpoint(conn: Conn) -> str:
+        return str(conn._poolkit_pool.name)  # type: ignore[attr-defined]
+
+    for one in (inner, outer, router):
+        one.get("/name")(endpoint)
+    outer.mount("/in", inner)
+    outer.include_router(router, prefix="/included")
+    outer.mount("/bare", router)
+    async with lifespan(pool)(outer):
+        inner.dependency_overrides[poolkit.fastapi.pool] = lambda: replica
+        transport = httpx.ASGITransport(outer)
+        async with replica, httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            assert (await client.get("/name")).json() == "test"
+            assert (await client.get("/included/name")).json() == "test"
+            assert (await client.get("/in/name")).json() == "replica"
+            outer.dependency_overrides[poolkit.fastapi.pool] = lambda: replica
+            assert (await client.get("/included/name")).json() == "replica"
+            assert (await client.get("/bare/name")).json() == "test"
 
 
 async def test_override_of_a_named_pool_moves_it_alone(

@@ -1,34 +1,29 @@
 """All that is touched of FastAPI and Starlette without being documented there.
 
-It is looked at once, at import, with a small application. What is not as expected is done without:
-nothing here raises for what is missing, and one warning names it.
+`poolkit.fastapi._look` tries it once. What is not as expected is done without: nothing here raises
+for what is missing.
 """
 
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import functools
 import inspect
-import logging
 import traceback
 import types
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 import fastapi
-import starlette
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import APIRouter, Depends
 from fastapi.dependencies import utils as solving
 from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from starlette.requests import HTTPConnection
 from starlette.routing import Host, Mount
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from poolkit._shell.log import say
-
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from starlette.types import Scope
 
@@ -55,7 +50,7 @@ def path_of(scope: Scope) -> str | None:
     for one in (context, getattr(context, "starlette_route", None), route):
         path = getattr(one, "path_format", None) or getattr(one, "path", None)
         if path and isinstance(path, str):
-            return f"{_mounted_at(scope)}{path}"
+            return f"{mounted_at(scope)}{path}"
     return None
 
 
@@ -87,7 +82,7 @@ def is_routed(scope: Scope) -> bool:
     return hasattr(endpoint_of(scope), "__qualname__")  # and not an application that is mounted
 
 
-def _mounted_at(scope: Scope) -> str:
+def mounted_at(scope: Scope) -> str:
     """Return where the application that serves a request is mounted: the paths of its mounts."""
     root = scope.get("root_path", "")
     proxy = scope.get("app_root_path", root)  # what a proxy has cut off is no part of the route
@@ -225,28 +220,29 @@ def _overriding(scope: Scope) -> Any:
     return getattr(route_of(scope), "dependency_overrides_provider", None)
 
 
-async def solve(http: Any, dependency: Callable[..., Any]) -> Any:
-    """Return what FastAPI gives for a dependency, or for what overrides it.
+async def solve(http: Any, dependency: Callable[..., Any], solved_before: Any) -> tuple[Any, Any]:
+    """Return what FastAPI gives for a dependency, or for what overrides it; and all solved so far.
 
     Headers and tasks in the background that it would add to the response are lost.
     """
+    scope, needs = http.scope, Depends(dependency)
 
-    async def depending(found: Any = Depends(dependency)) -> None:
+    def depending(found: Any = needs) -> None:
         """Depend on it."""
 
-    scope = http.scope
     path = getattr(route_of(scope), "path_format", "")
     solved = await solving.solve_dependencies(
         request=http,
         dependant=solving.get_dependant(path=path, call=depending),
         dependency_overrides_provider=_overriding(scope),
+        dependency_cache=solved_before,
         async_exit_stack=function_stack(scope),
         embed_body_fields=False,
     )
     if solved.errors:
         kind = WebSocketRequestValidationError if scope["type"] == "websocket" else None
         raise (kind or RequestValidationError)(solved.errors)
-    return solved.values["found"]
+    return solved.values["found"], solved.dependency_cache
 
 
 # -- of an application ---------------------------------------------------------------------------
@@ -297,163 +293,3 @@ def _was_closing(error: BaseException) -> bool:
     """Tell whether an error was raised in the handler's own close: the client was faster."""
     close = WebSocket.close.__code__
     return any(frame.f_code is close for frame, _ in traceback.walk_tb(error.__traceback__))
-
-
-# -- the look ------------------------------------------------------------------------------------
-
-
-class _SeenError(Exception):
-    """Carries what a request looks like out of it."""
-
-
-async def _endpoint(_: int) -> None:
-    """Serve nothing."""
-
-
-@contextlib.asynccontextmanager
-async def _life(_: Any) -> AsyncIterator[None]:
-    yield
-
-
-async def _see(http: HTTPConnection) -> None:
-    raise _SeenError(http)
-
-
-def _request() -> HTTPConnection | None:
-    """Return a request on its way to a mounted application's router, or None."""
-    router, inner, outer = APIRouter(), FastAPI(openapi_url=None), FastAPI(openapi_url=None)
-    router.add_api_route("/{_}", _endpoint, dependencies=[Depends(_see)])
-    inner.include_router(router, prefix="/router")
-    outer.mount("/mount", inner)
-    try:
-        _serve(outer, "/mount/router/1", lambda _: None)
-    except _SeenError as seen:
-        http: HTTPConnection = seen.args[0]
-        return http
-    except Exception:
-        return None
-    return None
-
-
-def _has_function_stack() -> bool:
-    """Tell whether what is pushed there is done after the endpoint, and before the response.
-
-    And whether FastAPI can be asked for what overrides a dependency.
-    """
-    app, done = FastAPI(openapi_url=None), list[str]()
-
-    async def root() -> str:
-        return "root"
-
-    async def override() -> str:
-        return "override"
-
-    async def push(http: HTTPConnection) -> None:
-        overrides = overrides_of(http.scope)
-        done.append(await solve(http, root) if root in overrides else "")
-        stack = function_stack(http.scope)
-        stack.push(lambda *_: done.append("exit"))  # type: ignore[arg-type]
-        stack.push_async_exit(leave)
-
-    async def leave(*_: object) -> None:
-        done.append("asynchronous exit")
-
-    async def endpoint() -> None:
-        done.append("endpoint")
-
-    app.dependency_overrides[root] = override
-    app.add_api_route("/", endpoint, dependencies=[Depends(push)])
-    try:
-        _serve(app, "/", lambda message: done.append(message["type"]))
-    except Exception:
-        return False
-    wanted = ["override", "endpoint", "asynchronous exit", "exit", "http.response.start"]
-    return done[: len(wanted)] == wanted
-
-
-def _serve(app: Any, path: str, send_on: Callable[[Any], object]) -> None:
-    """Serve a request without an event loop, as far as nothing is waited for."""
-    scope: Scope = {
-        "type": "http",
-        "method": "GET",
-        "path": path,
-        "raw_path": b"",
-        "query_string": b"",
-        "root_path": "",
-        "headers": [],
-        "scheme": "http",
-        "http_version": "1.1",
-        "asgi": {"version": "3.0"},
-        "server": None,
-        "client": None,
-    }
-
-    async def receive() -> Any:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message: Any) -> None:
-        send_on(message)
-
-    served: Any = app(scope, receive, send)
-    try:
-        served.send(None)
-    except StopIteration:
-        pass
-    finally:
-        served.close()
-
-
-#: Whether `function_stack`, `overrides_of` and `solve` do what they say.
-HAS_FUNCTION_STACK: Final = contextvars.Context().run(_has_function_stack)
-
-
-def _missing() -> list[str]:
-    """Return what is not as expected, and what follows from that."""
-    http = contextvars.Context().run(_request)
-    scope: Scope = {} if http is None else http.scope
-    app: Any = FastAPI(openapi_url=None)
-    app.include_router(APIRouter(lifespan=_life))
-    websocket = WebSocket({"type": "websocket"}, None, None)  # type: ignore[arg-type]
-    found = {
-        "the path of a route (routes are named by their functions)": (
-            (path_of(scope) or "").endswith("/router/{_}")
-        ),
-        "the mounts of an application (where one is mounted is not told)": (
-            _mounted_at(scope) == "/mount"
-        ),
-        "the endpoint of a route (leases have no line of the program)": (
-            endpoint_of(scope) is _endpoint
-        ),
-        "the dependencies of a route (endpoints that are generators fail only when they run)": (
-            _see in dependencies_of(route_of(scope))
-        ),
-        "the exit stack of the function scope (each dependency costs a request three times as "
-        "much)": HAS_FUNCTION_STACK,
-        "the middleware of an application (one that is mounted in a mounted one, and has no pool "
-        "of its own, is served from the outermost's)": (
-            hasattr(app, "middleware_stack") and hasattr(app, "user_middleware")
-        ),
-        "the lifespan of an application (one that is mounted, and whose own has not run, is served "
-        "from the pools around it)": _life in lifespans_of(app),
-        "the state of a WebSocket (each disconnect rolls back)": (
-            getattr(websocket, "application_state", None) is WebSocketState.CONNECTING
-        ),
-    }
-    return [name for name, is_there in found.items() if not is_there]
-
-
-def look() -> None:
-    """Warn of what is not as expected, all of it at once."""
-    missing = _missing()
-    if missing:
-        say(
-            logging.WARNING,
-            "fastapi %s with starlette %s does not have, where poolkit knows it: %s. poolkit does "
-            "without; look for a newer poolkit, or take an older fastapi",
-            fastapi.__version__,
-            starlette.__version__,
-            "; ".join(missing),
-        )
-
-
-look()

@@ -2,7 +2,7 @@
 
 FastAPI keeps an exit stack for it in the scope of a request, under a name that it does not
 document. To push something there costs a fifth of what a dependency with ``yield`` does. Where
-`poolkit.fastapi._framework` has not found it as it knows it, every dependency depends on such a
+`poolkit.fastapi._look` has not found it as it knows it, every dependency depends on such a
 one, which gives a stack of ours, and on the pool::
 
     as it is            where there is no such stack
@@ -22,17 +22,18 @@ from starlette.requests import HTTPConnection
 
 from poolkit._shell.pool import Pool
 from poolkit.fastapi import _framework as framework
+from poolkit.fastapi._look import HAS_FUNCTION_STACK
 
 Dependency: TypeAlias = Callable[..., Coroutine[Any, Any, Any]]
 
-#: In the scope of a request: a stack of ours, and the pools that FastAPI has solved.
+#: In the scope of a request: a stack of ours, and what FastAPI has solved for us.
 _STACK: Final = "poolkit_stack"
 _SOLVED: Final = "poolkit_solved"
 
 
 def stack_of(http: HTTPConnection) -> contextlib.AsyncExitStack:
     """Return the stack on which to push what is to be done when the endpoint has returned."""
-    if framework.HAS_FUNCTION_STACK:
+    if HAS_FUNCTION_STACK:
         return framework.function_stack(http.scope)
     stack: contextlib.AsyncExitStack = http.scope[_STACK]
     return stack
@@ -40,7 +41,7 @@ def stack_of(http: HTTPConnection) -> contextlib.AsyncExitStack:
 
 def dependency(call: Dependency) -> Dependency:
     """Make a dependency, on nothing but the request, of what pushes something on the stack."""
-    return call if framework.HAS_FUNCTION_STACK else _with_stack(call)
+    return call if HAS_FUNCTION_STACK else _with_stack(call)
 
 
 class Root:
@@ -58,11 +59,11 @@ class Root:
 
     def dependency(self, call: Dependency) -> Dependency:
         """Make a dependency of what pushes something on the stack, and needs the pool."""
-        return call if framework.HAS_FUNCTION_STACK else _with_stack(call, self._call)
+        return call if HAS_FUNCTION_STACK else _with_stack(call, self._call)
 
     def find(self, http: HTTPConnection) -> Pool[Any] | None:
         """Return the pool; None if there is an override, for which FastAPI has to `solve` it."""
-        if not framework.HAS_FUNCTION_STACK:
+        if not HAS_FUNCTION_STACK:
             return http.scope[_SOLVED][self._call]  # type: ignore[no-any-return]
         overrides = framework.overrides_of(http.scope)
         if overrides and not self._moved_by.isdisjoint(overrides):
@@ -71,13 +72,11 @@ class Root:
 
     async def solve(self, http: HTTPConnection) -> Pool[Any]:
         """Return what overrides the pool, which has a life in the request as any dependency has."""
-        solved = http.scope.get(_SOLVED)
-        if solved is None:
-            solved = http.scope[_SOLVED] = {}
+        if _SOLVED not in http.scope:
             stack_of(http).callback(http.scope.pop, _SOLVED, None)
-        if self._call not in solved:
-            solved[self._call] = await framework.solve(http, self._call)
-        return solved[self._call]  # type: ignore[no-any-return]
+        before = http.scope.get(_SOLVED)
+        pool, http.scope[_SOLVED] = await framework.solve(http, self._call, before)
+        return pool  # type: ignore[no-any-return]
 
 
 # -- where FastAPI has no such stack -------------------------------------------------------------

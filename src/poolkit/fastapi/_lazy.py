@@ -196,9 +196,7 @@ class LazyConnection(Generic[T]):
             refuse_in_threads(self._view, _is_here)
         if self._ended:  # perhaps while waiting, in a task that has outlived the endpoint
             self._give_back(AT_THE_END, None)
-            raise NotLeased(
-                f"the connection of {self._request.label} was given back{AT_THE_END}"
-            )
+            raise NotLeased(f"the connection of {self._request.label} was given back{AT_THE_END}")
         return self._view
 
     def _acquire(self) -> Lease[Any]:

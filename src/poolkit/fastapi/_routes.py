@@ -69,7 +69,7 @@ class RouteLabel:
 
 
 def beginning_of(endpoint: Any) -> Place:
-    """Return the first line of an endpoint, be it a function, a partial one or an object to call."""
+    """Return the first line of an endpoint: a function, a partial one or an object to call."""
     try:
         return _beginning_of(endpoint)
     except TypeError:  # it cannot be a key

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, Final
 
-from poolkit._errors import PoolTimeout
 from poolkit._shell.transaction import Transaction, transaction
 from poolkit.fastapi import _framework as framework
 from poolkit.fastapi import _function_scope as function_scope
@@ -63,7 +62,7 @@ async def _end(
         else:
             await on_it.__aexit__(kind, error, traceback)
     if scope.cancelled_caught and error is None:
-        raise PoolTimeout(
+        raise TimeoutError(  # and no `PoolUnavailable`, after which a client would try again
             f"pool {pool.name!r}: COMMIT was not done within {_COMMIT_LIMIT:g} s: nobody knows "
             "whether it took effect"
         )
