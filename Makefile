@@ -18,6 +18,10 @@ quick = $(addprefix --ignore=tests/,state/test_model.py state/test_state_machine
 # Where another version of a dependency may behave in another way.
 versioned = $(addprefix tests/,drivers integrations sqlalchemy compat dashboard)
 
+# The dependencies of FastAPI as they are where it has no exit stack that poolkit knows.
+without_stack = $(bin) pytest -n $(WORKERS) --dist worksteal -p tests.integrations.without_function_stack \
+	$(wildcard tests/integrations/test_fastapi_*.py)
+
 # These would import from elsewhere than the environment.
 unexport PYTHONPATH PYTHONHOME
 # Tests start hundreds of interpreters: each would compile poolkit, and pytest every test, anew.
@@ -39,6 +43,7 @@ test-oldest: VENV = .venv-oldest
 test-oldest:  ## run what versions can break with the oldest version of every dependency
 	@sh scripts/venv.sh $(VENV) -c tests/oldest.txt -e '.[test]'
 	$(bin) pytest -n $(WORKERS) --dist worksteal $(or $(ARGS),$(versioned))
+	$(if $(ARGS),,$(without_stack))
 
 # Whose next version may break something; pre-releases of no other library are of interest.
 newest = aiosqlite asyncpg fastapi sqlalchemy starlette
@@ -47,6 +52,7 @@ test-newest:  ## the same with the newest versions, pre-releases of the drivers 
 	@sh scripts/venv.sh $(VENV) $(example) -e '.[test]'
 	@$(bin) pip install -q --upgrade --pre $(newest)
 	$(bin) pytest -n $(WORKERS) --dist worksteal $(or $(ARGS),$(versioned))
+	$(if $(ARGS),,$(without_stack))
 
 test-tools:  ## install what tests need beyond Python (root, apt)
 	@sh scripts/test-tools.sh

@@ -164,7 +164,7 @@ async def test_override_that_yields_lives_as_long_as_any_dependency(
     ) -> str:
         assert conn is tx is other
         said.append("endpoint")
-        return str(conn._poolkit_pool.name)  # type: ignore[attr-defined]
+        return str(conn._poolkit_pool.name)
 
     app.dependency_overrides[poolkit.fastapi.pool] = override
     for _ in range(2):
@@ -184,8 +184,8 @@ async def test_override_may_depend_on_the_request(pool: SQLitePool, database: Pa
         assert (number, tenant) == (7, "a")
         return pool
 
-    @app.get("/{number}")
-    async def endpoint(conn: Conn) -> str:  # noqa: FAST003
+    @app.get("/{number}")  # noqa: FAST003  # the override's parameter
+    async def endpoint(conn: Conn) -> str:
         return str(conn._poolkit_pool.name)  # type: ignore[attr-defined]
 
     app.dependency_overrides[poolkit.fastapi.pool] = override

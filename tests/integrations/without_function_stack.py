@@ -16,4 +16,4 @@ def _look(self: contextlib.AsyncExitStack, name: str) -> Any:
     return _real(self, name)
 
 
-contextlib.AsyncExitStack.__getattribute__ = _look  # type: ignore[method-assign]
+contextlib.AsyncExitStack.__getattribute__ = _look  # type: ignore[method-assign, assignment]

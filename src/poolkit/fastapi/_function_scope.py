@@ -102,7 +102,9 @@ def _with_stack(call: Dependency, root: Dependency | None = None) -> Dependency:
     made: Any = depending
     made.__name__, made.__qualname__, made.__doc__ = call.__name__, call.__qualname__, call.__doc__
     made.__signature__ = inspect.Signature(
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=need)
-        for name, need in needs.items()
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=need)
+            for name, need in needs.items()
+        ]
     )
     return depending

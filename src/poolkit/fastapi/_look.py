@@ -78,7 +78,7 @@ def _has_function_stack() -> bool:
             done.append(found)
             assert await framework.solve(http, root, solved) == (found, solved)
         stack = framework.function_stack(http.scope)
-        stack.push(lambda *_: done.append("exit"))  # type: ignore[arg-type]
+        stack.push(lambda *_: done.append("exit"))
         stack.push_async_exit(leave)
 
     async def leave(*_: object) -> None:
