@@ -21,7 +21,7 @@ from poolkit._errors import NotLeased, PoolConfigError
 from poolkit._shell.pool import Pool
 from poolkit.fastapi import _framework as framework
 from poolkit.fastapi import _websockets as websockets
-from poolkit.fastapi._dependencies import pool
+from poolkit.fastapi._dependencies import label, pool
 from poolkit.fastapi._request import RequestLeases
 from poolkit.fastapi._threads import refuse_in_threads, set_class, subclass
 from poolkit.sqlalchemy._session import maker_of
@@ -41,11 +41,11 @@ def depend(maker: Callable[..., Awaitable[Any]], /) -> Callable[..., Awaitable[A
     """Return the dependency on a session of the maker that a dependency gives."""
 
     async def begun(
-        http: HTTPConnection, maker: Annotated[Any, Depends(maker)]
+        http: HTTPConnection,
+        label: Annotated[str, Depends(label)],
+        maker: Annotated[Any, Depends(maker)],
     ) -> AsyncIterator[Any]:
-        held = RequestLeases.begun(http)
-        label = held.label
-        if held.begins_late(session):
+        if RequestLeases.of(http).begins_late(session):
             raise PoolConfigError(
                 f"{label} is a generator: it streams, and its body begins when its session was "
                 f"closed. Open {_OWN}"
