@@ -26,12 +26,18 @@ from benchmarks.table import Table, Target
 from tests.proxy import HOST, Proxy, free_port
 
 ROOT = Path(__file__).parent.parent
-WAYS = ("/floor", "/hand", "/poolkit", "/asyncpg", "/session", "/connect")
+WAYS = (
+    *("/floor", "/hand", "/poolkit", "/poolkit-transaction", "/asyncpg"),
+    *("/poolkit-in-transaction", "/asyncpg-in-transaction", "/session", "/connect"),
+)
 SAYS = {
     "/floor": "no database at all",
     "/hand": "by hand: a bare hand-off in a yield dependency, no reset",
-    "/poolkit": "poolkit: Depends(poolkit.fastapi.connection), reset='transaction'",
+    "/poolkit": "poolkit: Depends(poolkit.fastapi.connection), the defaults",
+    "/poolkit-transaction": "poolkit: the same, reset='transaction'",
+    "/poolkit-in-transaction": "poolkit: Depends(poolkit.fastapi.transaction), the defaults",
     "/asyncpg": "asyncpg.Pool in a yield dependency, the defaults",
+    "/asyncpg-in-transaction": "asyncpg.Pool in a yield dependency, with a transaction",
     "/session": "SQLAlchemy AsyncSession in a yield dependency, the defaults",
     "/connect": "no pool: asyncpg.connect in each request",
 }
@@ -138,13 +144,17 @@ def _ways(name: str, dsn: str, crowd: int, rounds: int, seconds: float, where: s
         above = Spread.of(a["p50"] - b["p50"] for a, b in pairs)
         more = times(way, "/asyncpg")
         table.add(SAYS[way], spread["rate"], more, spread["p50"], spread["p99"], above)
-    wanted = [("/hand", 0.95), ("/connect", 10.0)]
-    wanted += [("/asyncpg", 1.2), ("/session", 2.5)] if crowd == 50 else []  # noqa: PLR2004
+    wanted = [
+        ("/poolkit", "/asyncpg", 1.0),
+        ("/poolkit-in-transaction", "/asyncpg-in-transaction", 1.15),
+        ("/poolkit-transaction", "/asyncpg", 1.3),
+        ("/poolkit-transaction", "/hand", 1.0),
+    ]
     if name == "near":
         table.targets = [
-            Target(f"poolkit: x {way}", times("/poolkit", way).median, "least", least)
-            for way, least in wanted
-            if way in ways
+            Target(f"{way}: x {to}", times(way, to).median, "least", least)
+            for way, to, least in wanted
+            if way in ways and to in ways
         ]
     return table
 

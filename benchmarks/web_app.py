@@ -26,21 +26,31 @@ except ImportError:
 DSN = os.environ["BENCH_DSN"]
 SIZE, OVERFLOW = (int(part) for part in os.environ.get("BENCH_POOL", "10+0").split("+"))
 
-pool = poolkit.drivers.asyncpg.create_pool(
-    DSN,
-    min_size=min(5, SIZE),
-    max_size=SIZE,
-    max_overflow=OVERFLOW,
-    acquire_timeout=30.0,
-    reset="transaction",
-)
+#: The default one, and others by the level of their reset.
+LEVELS = ("transaction",)
+
+
+def make_pool(reset: Any) -> poolkit.Pool[asyncpg.Connection]:
+    """Return a pool of a level."""
+    return poolkit.drivers.asyncpg.create_pool(
+        DSN,
+        min_size=min(5, SIZE),
+        max_size=SIZE,
+        max_overflow=OVERFLOW,
+        acquire_timeout=30.0,
+        reset=reset,
+    )
+
+
+pool = make_pool("full")
+others = {level: make_pool(level) for level in LEVELS}
 state: dict[str, Any] = {}
 
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with contextlib.AsyncExitStack() as stack:
-        await stack.enter_async_context(poolkit.fastapi.lifespan(pool)(app))
+        await stack.enter_async_context(poolkit.fastapi.lifespan(pool, **others)(app))
         peer = asyncpg.create_pool(DSN, min_size=min(5, SIZE), max_size=SIZE)
         state["asyncpg"] = await stack.enter_async_context(peer)
         state["hand"] = [await asyncpg.connect(DSN) for _ in range(SIZE)]
@@ -66,6 +76,26 @@ async def floor() -> int:
 @app.get("/poolkit")
 async def ours(db: Annotated[asyncpg.Connection, Depends(poolkit.fastapi.connection)]) -> int:
     """Take a connection as the documentation says."""
+    return int(await db.fetchval("SELECT 1"))
+
+
+def _serve_level(level: str) -> None:
+    connection = Depends(poolkit.fastapi.for_pool(level).connection)
+
+    @app.get(f"/poolkit-{level}")
+    async def ours(db: Any = connection) -> int:
+        return int(await db.fetchval("SELECT 1"))
+
+
+for _level in LEVELS:
+    _serve_level(_level)
+
+
+@app.get("/poolkit-in-transaction")
+async def ours_in_transaction(
+    db: Annotated[asyncpg.Connection, Depends(poolkit.fastapi.transaction)],
+) -> int:
+    """Take a connection in a transaction."""
     return int(await db.fetchval("SELECT 1"))
 
 
@@ -99,6 +129,17 @@ async def _asyncpg() -> AsyncIterator[Any]:
 @app.get("/asyncpg")
 async def theirs(db: Annotated[Any, Depends(_asyncpg)]) -> int:
     """Take one from asyncpg.Pool, as tutorials do."""
+    return int(await db.fetchval("SELECT 1"))
+
+
+async def _asyncpg_in_transaction() -> AsyncIterator[Any]:
+    async with state["asyncpg"].acquire() as connection, connection.transaction():
+        yield connection
+
+
+@app.get("/asyncpg-in-transaction")
+async def theirs_in_transaction(db: Annotated[Any, Depends(_asyncpg_in_transaction)]) -> int:
+    """Take one from asyncpg.Pool, and begin a transaction."""
     return int(await db.fetchval("SELECT 1"))
 
 
