@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import inspect
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
@@ -105,8 +104,10 @@ def is_asyncpgs(kind: type, name: str) -> bool:
 
     A method that an agent has replaced in asyncpg's class counts as asyncpg's.
     """
-    found = inspect.getattr_static(kind, name, None)
-    return found is inspect.getattr_static(Connection, name, None)
+    for base in kind.__mro__:  # at every reset: `inspect.getattr_static` costs ten times as much
+        if name in base.__dict__:
+            return issubclass(Connection, base)
+    return True
 
 
 def protocol_of(c: Any) -> Any:
