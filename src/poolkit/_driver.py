@@ -138,6 +138,10 @@ class Driver(Protocol[C]):
         Returning says that ``c`` is clean and idle, and that the driver has verified it. A returned
         string names what the last user had left behind (``"an open transaction"``); the pool logs
         it, once per place in the user's code. If this raises, the pool terminates ``c``.
+
+        On asyncio from Python 3.12 on it runs up to its first wait inside of the release, though in
+        a task and a context of the pool's: do no long work there. The time limit is one
+        `asyncio.Task.cancel` then.
         """
         ...
 

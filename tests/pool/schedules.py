@@ -50,6 +50,14 @@ class _CountedScope(anyio_asyncio.CancelScope):
         return self.number
 
 
+class _EagerLoop(OneStepLoop):
+    """A loop whose tasks may start at once: it has no task factory, which would prevent that."""
+
+    def create_task(self, coro: Any, **more: Any) -> Any:
+        """Make one that is counted."""
+        return _CountedTask(coro, loop=self, **more)
+
+
 @contextlib.contextmanager
 def steady() -> Iterator[None]:
     """Take away what makes two runs differ: addresses as hashes, the collector, and chance."""
@@ -73,10 +81,15 @@ def run_on_asyncio(
     function: Callable[[Random], Awaitable[Any]],
     *,
     choose: Callable[[int], int] | None = None,
+    eager: bool = True,
 ) -> int:
-    """Run, with each next callback chosen, by ``random`` if not otherwise; return the steps."""
-    loop = OneStepLoop(choose or random.randrange)
-    loop.set_task_factory(lambda loop, coro, **more: _CountedTask(coro, loop=loop, **more))
+    """Run, with each next callback chosen, by ``random`` if not otherwise; return the steps.
+
+    ``eager``: resets begin at once, where Python can do that; else by workers.
+    """
+    loop = (_EagerLoop if eager else OneStepLoop)(choose or random.randrange)
+    if not eager:
+        loop.set_task_factory(lambda loop, coro, **more: _CountedTask(coro, loop=loop, **more))
 
     async def main() -> None:
         await function(random)

@@ -101,7 +101,7 @@ async def test_used_connection_is_reset_before_its_next_user() -> None:
         assert pool.stats().recycling == 1
         async with pool.acquire() as conn:
             assert not conn.dirty
-        assert driver.calls["reset"] == 1
+            assert driver.calls["reset"] == 1
 
 
 async def test_waiters_are_served_in_the_order_they_came() -> None:
@@ -201,7 +201,7 @@ async def test_who_waits_for_no_other_user_gets_what_is_only_being_reset(how: st
         for _ in range(3):
             async with pool.acquire() as conn:
                 await conn.query()
-        assert driver.calls["reset"] == 2
+    assert driver.calls["reset"] == 3
 
 
 @pytest.mark.parametrize("how", HASTY)

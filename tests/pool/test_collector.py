@@ -27,7 +27,7 @@ from poolkit.testing._invariants import check_state
 from tests.effort import SHARE
 from tests.fakes import FakeConnection, FullDriver
 from tests.pool.storm import come_to_rest
-from tests.pool.virtual import on_asyncio, on_trio
+from tests.pool.virtual import on_asyncio, on_trio, on_workers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Iterator
@@ -220,7 +220,7 @@ async def in_time(run: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
 
 
 STRIKES: list[Strike] = [releases, forgets, runs_on, cancels]
-RUNS = [on_asyncio, on_trio]
+RUNS = [on_asyncio, on_workers, on_trio]
 #: Of so many lines one is tried. The eight tests begin at different ones: together they try all.
 STEP = max(1, round(1 / SHARE))
 

@@ -23,7 +23,7 @@ from poolkit.testing._invariants import check_state
 from tests.effort import EFFORT
 from tests.fakes import Boom, FakeConnection, FullDriver
 from tests.pool.storm import come_to_rest
-from tests.pool.virtual import on_asyncio, on_trio
+from tests.pool.virtual import on_asyncio, on_trio, on_workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -168,7 +168,7 @@ async def pass_through(gates: Gates) -> None:
     await come_to_rest(await Pool(driver).open(), driver)
 
 
-@pytest.mark.parametrize("run", [on_asyncio, on_trio])
+@pytest.mark.parametrize("run", [on_asyncio, on_workers, on_trio])
 def test_every_combination_of_outcomes_loses_nothing(
     run: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

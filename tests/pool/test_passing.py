@@ -433,7 +433,7 @@ async def test_error_of_the_systems_in_a_lease_is_the_users_own() -> None:
                 raise PASSING["reset"]
         async with pool.acquire() as conn:
             assert conn.number == 1
-        assert driver.calls["reset"] == 1
+            assert driver.calls["reset"] == 1
 
 
 def test_chain_of_errors_without_end_is_not_followed_without_end() -> None:

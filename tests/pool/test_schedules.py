@@ -30,18 +30,24 @@ seeds = st.integers(0, 1 << 32)
 
 
 @explored
-@given(seed=seeds)
-def test_storm_under_a_random_schedule_loses_nothing(seed: int) -> None:
+@given(seed=seeds, eager=st.booleans())
+def test_storm_under_a_random_schedule_loses_nothing(seed: int, *, eager: bool) -> None:
     """Whichever callback comes next, on asyncio."""
-    run_on_asyncio(Random(seed), storm)
+    run_on_asyncio(Random(seed), storm, eager=eager)
 
 
 @explored
-@given(seed=seeds, order=st.lists(st.integers(0, 5), max_size=300))
-def test_storm_under_a_chosen_schedule_loses_nothing(seed: int, order: list[int]) -> None:
+@given(seed=seeds, order=st.lists(st.integers(0, 5), max_size=300), eager=st.booleans())
+def test_storm_under_a_chosen_schedule_loses_nothing(
+    seed: int, order: list[int], *, eager: bool
+) -> None:
     """First in, first out, with the deviations that Hypothesis chooses, and shrinks."""
     left = iter(order)
-    run_on_asyncio(Random(seed), storm, choose=lambda many: min(next(left, 0), many - 1))
+
+    def choose(many: int) -> int:
+        return min(next(left, 0), many - 1)
+
+    run_on_asyncio(Random(seed), storm, choose=choose, eager=eager)
 
 
 @explored

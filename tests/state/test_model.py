@@ -210,8 +210,9 @@ def test_planted_service_after_the_deadline_is_found(late: str) -> None:
 
 def test_planted_facts_of_what_came_after_the_deadline_are_found() -> None:
     """Told too late: who held the connection has given it back, and nothing is leased."""
-    used_at = "slot.used_at = now\n        self._reset("
-    early = f"if self.queue:\n            self._end_overdue(now)\n        {used_at}"
+    used_at = "slot.used_at = slot.job_began_at"
+    overdue = "if self.queue and self.line.next_deadline() <= now:"
+    early = f"{overdue}\n            self._end_overdue(now)\n        {used_at}"
     check_found("I13", early, used_at, "a deadline that passes")
 
 

@@ -190,12 +190,21 @@ class PoolState(Lifecycle):
         return True
 
     def release_dirty(self, slot: Slot, now: float) -> None:
-        """Take back a connection that has to be reset first."""
-        if self.queue:
+        """Take back a connection that has to be reset first.
+
+        The hot edge leased -> recycling, written out.
+        """
+        if self.queue and self.line.next_deadline() <= now:
             self._end_overdue(now)
-        slot.used_at = now
-        self._reset(slot, now)
-        self._follow_up(now)
+        slot.used_at = slot.job_began_at = slot.sent_at = now
+        limit = self.options.reset_timeout
+        slot.overdue_at = NEVER if limit is None else now + limit + 1.0
+        self.to_start.append(("reset", slot))
+        self.recycling[slot] = None  # before the other: nothing is lost if there is no memory
+        del self.leased[slot]
+        slot.state = "recycling"
+        if self.openers or self.aging or not self._is_full():
+            self._follow_up(now)
 
     def release_broken(self, slot: Slot, now: float, reason: Reason = "broken") -> None:
         """Take back a connection that nobody may use again."""
@@ -273,13 +282,44 @@ class PoolState(Lifecycle):
             self._place(slot, now, cold=True)
             self._follow_up(now)
 
-    def reset_succeeded(self, slot: Slot, now: float) -> None:
-        """Record that a connection is fit for its next user."""
-        if slot.state == "recycling":
-            slot.touched = slot.cancelled = slot.has_derived = False
-            self._heard_from(slot, slot.sent_at)
+    def reset_succeeded(self, slot: Slot, now: float) -> bool:
+        """Record that a connection is fit for its next user.
+
+        Return True if there are decisions to carry out, beside those whom it wakes. The hot edges
+        recycling -> leased and recycling -> idle, written out.
+        """
+        if slot.state != "recycling":
+            return False
+        slot.touched = slot.cancelled = slot.has_derived = False
+        slot.alive_at = sent_at = slot.sent_at
+        slot.good_until = min(sent_at + self._ping_after, slot.retire_at)
+        waiter = next(iter(self.queue.values())) if self.queue else None
+        asks = self._ask_on_return or self.openers or self.aging or self.line.shedder is not None
+        if asks or now >= slot.retire_at or (waiter is not None and now >= waiter.deadline):
             self._place(slot, now)
             self._follow_up(now)
+            return True
+        self.progress.ended(slot)
+        if waiter is None:
+            self.idle.append(slot)
+            del self.recycling[slot]
+            slot.state = "idle"
+            self.ramp = 1  # nobody is short of anything; all else that is due stays so
+            return False
+        self.to_wake.append(waiter)
+        self.leased[slot] = None
+        del self.recycling[slot]
+        slot.state = "leased"
+        del self.queue[waiter.key]
+        slot.uses += 1
+        slot.lease_to(waiter, now)
+        waiter.slot = slot
+        waiter.outcome = "served"
+        self.outcomes["served"] += 1
+        if self._is_full():
+            return False
+        self._follow_up(now)
+        return True
 
     def recycle_failed(self, slot: Slot, now: float, *, suspect_others: bool) -> None:
         """Record that a ping or a reset failed; the idle connections may be dead as well."""

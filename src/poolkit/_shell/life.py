@@ -49,9 +49,15 @@ class Life:
         self.workers = workers
         self.openers = 0  # those under way to open it
         self.is_kept = False  # whoever has called `open` is to call `aclose`
-        self.ended = False  # its tasks have
+        self._has_root_ended = False
         self._scope = anyio.CancelScope()
         self.watchers: list[Any] = []
+        workers.changed = self.changed
+
+    @property
+    def ended(self) -> bool:
+        """Whether its tasks have ended."""
+        return self._has_root_ended and not self.workers.is_busy
 
     def begin(
         self, name: str, look_after: Callable[[], None], end: Callable[[BaseException | None], None]
@@ -91,7 +97,7 @@ class Life:
                         error=cause,
                     )
                 runtime.stop_alarm()
-                self.ended = True
+                self._has_root_ended = True
                 end(cause)
 
         runtime.start_root(root)
@@ -315,6 +321,8 @@ class Living(Returning[C]):
             self._tell,
             self._carry_out,
             self._found_dead,
+            self._inbox,
+            self._reset_succeeded,
         )
         runtime.protect(
             *_own_classes(type(self)),

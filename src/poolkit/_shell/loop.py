@@ -38,6 +38,8 @@ class Loop:
     read_clock: Callable[[], float]
     #: Has "time" while `now` may have to go by another clock; then `read_clock` knows.
     overrides: Mapping[str, Any]
+    #: Whether `start_at_once` can start anything here.
+    starts_at_once = False
     #: Return what a task may await until it is unparked, which may have happened already.
     create_parking: Callable[[], Any]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import math
 import sys
 import time
@@ -25,6 +26,8 @@ _TURNS_TO_CANCEL = 5
 
 #: Seconds: the coarsest timers there are. Those of uvloop count milliseconds.
 _COARSE = max(0.001, time.get_clock_info("monotonic").resolution)
+#: The name of the tasks that start at once.
+_EAGER = "poolkit reset"
 #: The clock of asyncio's own loops, which have it in a Python function that costs as much again.
 _MONOTONIC = time.monotonic
 
@@ -51,6 +54,8 @@ class OnAsyncio(Loop):
         self._starters: set[asyncio.Task[None]] = set()
         self._own_time = asyncio.BaseEventLoop.time
         self._attributes: dict[str, Any] = getattr(self._loop, "__dict__", {})
+        self._make_eager = self._find_eager()
+        self.starts_at_once = self._make_eager is not None
         self._clock: Callable[[], float] | None = None
         self.read_clock()
         self.create_parking = self._loop.create_future
@@ -74,6 +79,48 @@ class OnAsyncio(Loop):
     def _create_task(self, function: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
         # As an argument the context, or a name, would be too much for some task factories.
         return self._context.copy().run(lambda: self._loop.create_task(function()))
+
+    def start_at_once(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> Any:
+        """Run a task of the pool's up to its first wait, inside of the task that calls; return it.
+
+        None: nothing was started. Python has such tasks from 3.12 on, uvloop has them from 0.22 on,
+        and a program that has a task factory makes all its tasks by that. Call it from a task of
+        this loop only: started from a callback, or in another thread, it may take the place of a
+        task that runs there.
+        """
+        make = self._make_eager
+        if make is None or self._loop.get_task_factory() is not None:
+            return None
+        steps = function(*args)
+        try:
+            return make(steps, context=self._context.copy(), eager_start=True, name=_EAGER)
+        except BaseException:  # there is no stack, or no memory
+            steps.close()
+            raise
+
+    def _find_eager(self) -> Callable[..., Any] | None:
+        """Return what makes tasks that start at once; None: nothing does. Tried, for loops vary."""
+        makers: list[Callable[..., Any]] = [self._loop.create_task]
+        # Until 3.14 asyncio's own takes no `eager_start`. Another one decides for itself.
+        plain = self._asyncio.BaseEventLoop.create_task
+        if type(self._loop).create_task is plain and "create_task" not in self._attributes:
+            makers.append(functools.partial(self._asyncio.Task, loop=self._loop))
+
+        async def nothing() -> None:
+            """End at once."""
+
+        for make in makers:
+            steps = nothing()
+            try:
+                if self._loop.get_task_factory() is not None:
+                    break
+                task = make(steps, context=self._context.copy(), eager_start=True, name=_EAGER)
+            except (TypeError, NotImplementedError):
+                steps.close()
+                continue
+            return make if task.done() else None
+        steps.close()
+        return None
 
     def is_ending(self) -> bool:
         """Tell whether somebody has cancelled the root task, as the end of a run does."""

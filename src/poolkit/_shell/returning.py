@@ -80,6 +80,13 @@ class Returning(Events[C]):
             raise
         finally:
             self._amid = False
+        if state.to_start and slot.state == "recycling" and (life := self._life) is not None:
+            is_begun = False
+            try:
+                is_begun = life.workers.reset_at_once(slot)
+            finally:
+                if not is_begun or life.watchers:
+                    self._carry_out()
         if state.to_start or state.to_terminate or state.to_tell or state.line.shedder:
             self._carry_out()
 

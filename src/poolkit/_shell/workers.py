@@ -20,6 +20,8 @@ from anyio.lowlevel import checkpoint
 from poolkit._core.slot import NEVER
 from poolkit._driver import Verdict
 from poolkit._errors import PoolConfigError
+from poolkit._shell.at_work import Worker
+from poolkit._shell.eager import Eager
 from poolkit._shell.messages import place_of
 from poolkit._shell.reports import Reports
 from poolkit._shell.runtime import is_cancellation
@@ -28,6 +30,7 @@ from poolkit._shell.view_class import view_class
 from poolkit._text import shown
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Awaitable, Callable
 
     from anyio.abc import TaskGroup
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from poolkit._core.slot import Job, Slot
     from poolkit._core.state import PoolState
     from poolkit._driver import Driver
+    from poolkit._shell.at_work import Once
     from poolkit._shell.driver_calls import Hooks
     from poolkit._shell.runtime import Runtime
 
@@ -58,27 +62,7 @@ _STATES: Final[dict[Job, str]] = {
 }
 
 
-class _Worker:
-    """A parked task, or one at work."""
-
-    __slots__ = ("calm", "job", "limit_at", "parking", "scope", "slot", "task")
-
-    def __init__(self, job: tuple[Job, Slot]) -> None:
-        self.job: tuple[Job, Slot] | None = job
-        self.slot = job[1]  # of the job at hand
-        self.parking: Any = None
-        # Made in its task, from where it can be cancelled.
-        self.task: Any = None
-        self.scope: Any = None
-        self.calm: Any = None  # inside of that one: where who ignores it is left alone
-        self.limit_at = NEVER  # when its job is to be cancelled
-
-    def is_late(self, error: BaseException) -> bool:
-        """Tell whether its job was cancelled, and has ended with this error for that."""
-        return bool(self.scope.cancel_called) and not isinstance(error, Exception)
-
-
-class Workers:
+class Workers(Eager):
     """The tasks that run the jobs of one life of a pool, from `open` to `aclose`."""
 
     def __init__(
@@ -90,7 +74,12 @@ class Workers:
         tell: Callable[..., object],
         settle: Callable[[], None],
         found_dead: Callable[[Slot], None],
+        inbox: deque[Callable[[], object]],
+        reset_succeeded: Callable[[Slot, float], None],
     ) -> None:
+        super().__init__()
+        self._inbox = inbox
+        self._reset_succeeded = reset_succeeded
         self._state = state
         self._driver = driver
         self._hooks = hooks
@@ -100,8 +89,8 @@ class Workers:
         self._carry_out = settle
         self._found_dead = found_dead
         self._group: TaskGroup | None = None
-        self._parked: list[_Worker] = []
-        self._busy: dict[_Worker, Job] = {}
+        self._parked: list[Worker] = []
+        self._busy: dict[Worker | Once, Job] = {}
         self._attend_at = -NEVER  # when it is to be noted again that the event loop runs
 
     def begin(self, group: TaskGroup) -> None:
@@ -122,7 +111,7 @@ class Workers:
             else:
                 job = jobs.popleft()
                 try:
-                    self._runtime.spawn(self._group, self._run, _Worker(job))
+                    self._runtime.spawn(self._group, self._run, Worker(job))
                 except BaseException:  # a task factory may raise
                     jobs.appendleft(job)
                     raise
@@ -132,6 +121,11 @@ class Workers:
         for worker, job in list(self._busy.items()):
             if job == "connect":
                 self._cancel(worker)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether jobs are under way."""
+        return bool(self._busy)
 
     def end(self) -> None:
         """Cancel every job under way, and begin no other."""
@@ -160,11 +154,11 @@ class Workers:
             else:
                 self._runtime.set_alarm(worker.limit_at)
 
-    def _cancel(self, worker: _Worker) -> None:
+    def _cancel(self, worker: Worker | Once) -> None:
         """Cancel a job once. One that goes on all the same is seen to be stuck."""
         worker.limit_at = NEVER
-        if not worker.scope.cancel_called:
-            self._runtime.cancel(worker.task, worker.scope, worker.calm)
+        if not worker.is_cancelled:
+            worker.cancel(self._runtime)
 
     def _is_ending(self) -> bool:
         """Tell whether the root task has been cancelled, or will never run again."""
@@ -176,7 +170,7 @@ class Workers:
             or not runtime.is_here()
         )
 
-    async def _run(self, worker: _Worker) -> None:
+    async def _run(self, worker: Worker) -> None:
         """Do one job after the other, until one leaves something behind in this task."""
         runtime = self._runtime
         worker.task = runtime.current_task(runtime.home)
@@ -190,7 +184,7 @@ class Workers:
         if not ending:
             await runtime.forget_cancellations()
 
-    async def _work_on(self, worker: _Worker) -> None:
+    async def _work_on(self, worker: Worker) -> None:
         run = {
             "connect": self._connect,
             "ping": self._ping,
@@ -222,7 +216,7 @@ class Workers:
                     await run[job](slot, worker)
                 finally:
                     del self._busy[worker]
-            if worker.scope.cancel_called or self._differ(trace, runtime.trace(worker.task)):
+            if worker.is_cancelled or self._differ(trace, runtime.trace(worker.task)):
                 return
             # Parked before the outcome is settled: what is owed next needs no new worker.
             worker.parking = runtime.create_parking()
@@ -237,14 +231,14 @@ class Workers:
         except Exception:  # the values of context variables compare as they like
             return True
 
-    def _limit(self, worker: _Worker, seconds: float | None) -> None:
+    def _limit(self, worker: Worker | Once, seconds: float | None) -> None:
         """Have what the worker does from now on cancelled after so many seconds."""
         worker.limit_at = self._runtime.after(seconds)
         self._runtime.set_alarm(worker.limit_at)
 
     # -- the four jobs ---------------------------------------------------------------------------
 
-    async def _connect(self, slot: Slot, worker: _Worker) -> None:
+    async def _connect(self, slot: Slot, worker: Worker) -> None:
         options = self._state.options
         if slot.generation != self._state.generation:  # nobody wants it any more
             unwanted = TimeoutError("the pool was closed or renewed before this connect began")
@@ -255,7 +249,7 @@ class Workers:
         made = error is None
         late = error is not None and worker.is_late(error)
         if made and options.on_connect is not None:
-            if late := bool(worker.scope.cancel_called):  # which the driver did not notice
+            if late := worker.is_cancelled:  # which the driver did not notice
                 error = TimeoutError()
             else:
                 _, error = await self._try(
@@ -282,11 +276,9 @@ class Workers:
             verdict = Verdict.FATAL
         self._tell(self._state.connect_failed, slot, error, verdict, self._runtime.now())
 
-    async def _ask_anew(
-        self, worker: _Worker, connection: Any
-    ) -> tuple[bool, BaseException | None]:
+    async def _ask_anew(self, worker: Worker, connection: Any) -> tuple[bool, BaseException | None]:
         """Ping what has just connected; return whether it is too late, and the error."""
-        if worker.scope.cancel_called:  # which the driver did not notice: it could hang for ever
+        if worker.is_cancelled:  # which the driver did not notice: it could hang for ever
             return True, TimeoutError()
         _, error = await self._try("ping", worker, self._driver.ping, connection)
         return error is not None and worker.is_late(error), error
@@ -297,15 +289,15 @@ class Workers:
         if self._hooks.watch is not None:
             self._hooks.watch(connection, functools.partial(self._found_dead, slot))
 
-    async def _ping(self, slot: Slot, worker: _Worker) -> None:
+    async def _ping(self, slot: Slot, worker: Worker) -> None:
         if await self._answers(slot, worker):
             self._tell(self._state.ping_succeeded, slot, self._runtime.now())
 
-    async def _answers(self, slot: Slot, worker: _Worker) -> bool:
+    async def _answers(self, slot: Slot, worker: Worker | Once) -> bool:
         """Ping; return whether there is an answer that is not old, having told the state if not."""
         limit = self._state.options.ping_timeout
         for _ in range(_PINGS):
-            if worker.scope.cancel_called:  # the answer was there in time, and is of no use
+            if worker.is_cancelled:  # the answer was there in time, and is of no use
                 self._recycle_failed(slot, suspect_others=False)
                 return False
             alive, _ = await self._attempt("ping", slot, worker, limit)
@@ -313,19 +305,24 @@ class Workers:
                 return alive
         return True
 
-    def _is_old_news(self, worker: _Worker) -> bool:
+    def _is_old_news(self, worker: Worker | Once) -> bool:
         """Tell whether the loop was away since the last request was sent."""
         return self._state.was_away_since(worker.slot.sent_at, self._runtime.now())
 
-    async def _reset(self, slot: Slot, worker: _Worker) -> None:
+    async def _reset(
+        self, slot: Slot, worker: Worker | Once, first: tuple[bool, object] | None = None
+    ) -> None:
+        """Reset a connection; ``first``: the outcome of a call that was made already."""
         left_behind: str | None = None
         error: BaseException | None = None
         for _ in range(2):
-            limit = self._state.options.reset_timeout
-            # What an operation that was under way at release has made since then is revoked, too.
             was_busy = slot.busy
-            self._hooks.revoke(slot.connection, derived=False)
-            clean, note = await self._attempt("reset", slot, worker, limit)
+            if first is None:
+                # What an operation under way at release has made since then is revoked, too.
+                self._hooks.revoke(slot.connection, derived=False)
+                limit = self._state.options.reset_timeout
+                first = await self._attempt("reset", slot, worker, limit)
+            (clean, note), first = first, None
             if not clean:
                 return
             left_behind = left_behind or self._checked(note)
@@ -336,7 +333,7 @@ class Workers:
                     self._reports.left_behind(left_behind, place_of(slot))
                 self._tell(self._state.reset_succeeded, slot, self._runtime.now())
                 return
-            if worker.scope.cancel_called:
+            if worker.is_cancelled:
                 break  # the driver did not notice; here the next await would, and tell nobody
             # An operation of the ended lease is under way still. If the reset has ended it, its
             # task is about to be told; what it does until then, a second reset undoes.
@@ -349,11 +346,17 @@ class Workers:
         self._recycle_failed(slot, suspect_others=False)
 
     async def _attempt(
-        self, job: Literal["ping", "reset"], slot: Slot, worker: _Worker, limit: float | None
+        self, job: Literal["ping", "reset"], slot: Slot, worker: Worker | Once, limit: float | None
     ) -> tuple[bool, object]:
         """Await a ping or a reset; return whether it succeeded, having told the state if not."""
         self._limit(worker, limit)
         result, error = await self._try(job, worker, getattr(self._driver, job), slot.connection)
+        return self._judge(slot, worker, result, error)
+
+    def _judge(
+        self, slot: Slot, worker: Worker | Once, result: object, error: BaseException | None
+    ) -> tuple[bool, object]:
+        """Return whether a ping or a reset succeeded, having told the state if not."""
         worker.limit_at = NEVER
         if error is None and self._hooks.is_dead(slot.connection):
             error = ConnectionError("the connection has died meanwhile")
@@ -366,7 +369,7 @@ class Workers:
         self._recycle_failed(slot, suspect_others=gone)
         return False, None
 
-    async def _close(self, slot: Slot, worker: _Worker) -> None:
+    async def _close(self, slot: Slot, worker: Worker) -> None:
         options = self._state.options
         connection = slot.connection
         self._limit(worker, options.close_timeout)
@@ -377,7 +380,7 @@ class Workers:
             _, error = await self._try("on_close", worker, options.on_close, connection)
             if error is not None:
                 self._reports.debug("on_close failed: %s", shown(error))
-        if slot.state == "closing" and not (worker.scope.cancel_called or self._is_ending()):
+        if slot.state == "closing" and not (worker.is_cancelled or self._is_ending()):
             _, error = await self._try("close", worker, self._driver.close, connection)
             if error is None and is_healthy:
                 self._tell(self._state.close_finished, slot, self._runtime.now())
@@ -388,7 +391,7 @@ class Workers:
         self._tell(self._state.close_finished, slot, self._runtime.now())
 
     async def _try(
-        self, job: str, worker: _Worker, call: Callable[..., Awaitable[T]], *arguments: Any
+        self, job: str, worker: Worker | Once, call: Callable[..., Awaitable[T]], *arguments: Any
     ) -> tuple[T | None, BaseException | None]:
         """Await a call of the driver, or a hook: whatever it raises is returned beside its result.
 
@@ -421,10 +424,10 @@ class Workers:
         elif job in ("on_close", "close"):
             self._reports.cannot_be_awaited(refusal)
 
-    def _is_ours(self, error: BaseException, worker: _Worker) -> bool:
+    def _is_ours(self, error: BaseException, worker: Worker | Once) -> bool:
         """Tell whether the pool, or the end of its loop, has cancelled what ends with this."""
         if is_cancellation(error):
-            return bool(worker.scope.cancel_called) or self._is_ending()
+            return worker.is_cancelled or self._is_ending()
         return isinstance(error, GeneratorExit) and not self._runtime.is_here()
 
     # -- helpers ---------------------------------------------------------------------------------

@@ -67,6 +67,7 @@ def _pooled(kind: Any, *, collects_names: bool) -> Any:
             "_named_statements",  # the statements that the lease has given names to
             "_own_callbacks",  # the callbacks of on_connect, and of the pool
             "_parts",  # which undocumented parts of asyncpg it has
+            "_plain_reset",  # the SQL of most resets, and what it was made for
             "_report_error",  # tells the pool of errors that the view does not see
             "_siblings",  # all connections of the driver
             "_undo_sql",  # what the server takes in a reset
@@ -86,6 +87,7 @@ def _pooled(kind: Any, *, collects_names: bool) -> Any:
             self._login: str = self._parts.login
             self._base = Restoration()
             self._undo_sql = UndoSQL()
+            self._plain_reset: tuple[Any, Any, str] = (None, None, "")
             self._always_needs_reset = False
             # Transactions.
             self._block: Transaction | None = None

@@ -113,6 +113,19 @@ def restore_base(c: Any, level: object) -> str:
     return f"{server.first(base)}{middle}{server.sql(_END)}{last}"
 
 
+def plain_reset(c: Any) -> str:
+    """Return what `restore_base` does of the level "full" where nothing was prepared or dropped.
+
+    It is the same for each reset of a connection, unless a class of the user's has a query.
+    """
+    base, server, text = c._plain_reset
+    if base is not c._base or server is not c._undo_sql:
+        text = restore_base(c, "full")
+        if has_asyncpgs_query(c):
+            c._plain_reset = c._base, c._undo_sql, text
+    return text  # type: ignore[no-any-return]
+
+
 def restore_settings(c: Any) -> str:
     """Return the SQL that restores the settings and rights of the base, and ends LISTEN."""
     server = c._undo_sql

@@ -94,7 +94,7 @@ class Survey:
         c._undo_sql = self._known.get(server, _ALL)
 
     async def send_reset(self, c: Any, query: str) -> None:
-        """Send a reset; if the server does not know it, examine the next fresh connection anew."""
+        """Send a reset."""
         texts = [query]
         if not (c._undo_sql.takes_several or c._base.last):
             texts = [text for text in query.split(";") if text.strip()]
@@ -102,9 +102,13 @@ class Survey:
             for text in texts:
                 await c.execute_own(text)
         except pg.PostgresError as error:
-            if error.sqlstate in _UNKNOWN and not c.is_closed():
-                self._known.pop(_server(c), None)
+            self.reset_failed(c, error)
             raise
+
+    def reset_failed(self, c: Any, error: pg.PostgresError) -> None:
+        """If the server does not know a reset, examine the next fresh connection anew."""
+        if error.sqlstate in _UNKNOWN and not c.is_closed():
+            self._known.pop(_server(c), None)
 
     def _warn_of_missing(self, pool: str, server: object, found: UndoSQL) -> None:
         missing = [name for name in PIECES if name not in found.by_piece]
