@@ -100,6 +100,8 @@ class OnAsyncio(Loop):
 
     def _find_eager(self) -> Callable[..., Any] | None:
         """Return what makes tasks that start at once; None: nothing does. Tried, for loops vary."""
+        if self._loop.get_task_factory() is not None:
+            return None
         makers: list[Callable[..., Any]] = [self._loop.create_task]
         # Until 3.14 asyncio's own takes no `eager_start`. Another one decides for itself.
         plain = self._asyncio.BaseEventLoop.create_task
@@ -112,14 +114,11 @@ class OnAsyncio(Loop):
         for make in makers:
             steps = nothing()
             try:
-                if self._loop.get_task_factory() is not None:
-                    break
                 task = make(steps, context=self._context.copy(), eager_start=True, name=_EAGER)
             except (TypeError, NotImplementedError):
                 steps.close()
                 continue
             return make if task.done() else None
-        steps.close()
         return None
 
     def is_ending(self) -> bool:
