@@ -39,10 +39,12 @@ def test_newest_versions_are_upgraded_in_an_environment_of_their_own() -> None:
         text=True,
         check=True,
     ).stdout.splitlines()
-    install, upgrade, tests = said
+    install, upgrade, tests, again = said
     assert install.startswith("sh scripts/venv.sh .venv-newest ")
     assert upgrade.endswith("--upgrade --pre aiosqlite asyncpg fastapi sqlalchemy starlette")
     assert tests.startswith(".venv-newest/bin/python -m pytest ")
     assert "tests/drivers" in tests
+    assert "-p tests.integrations.without_function_stack" in again
+    assert "tests/integrations/test_fastapi_dependencies.py" in again
     assert "make test-newest" in (ROOT / ".github/workflows/newest.yml").read_text()
     assert "cron:" in (ROOT / ".github/workflows/newest.yml").read_text()
