@@ -55,7 +55,7 @@ def leases(interpreter: Forking, dsn: str, tmp_path: Path) -> Callable[..., dict
 
     def run(*changes: str, path: Path | None = None) -> dict[str, Any]:
         paths = [*([path] if path else []), ROOT / "src", ROOT]
-        done = interpreter.run(tmp_path, WORKER, dsn, *changes, paths=paths)
+        done = interpreter.run(tmp_path, "-m", WORKER, dsn, *changes, paths=paths)
         assert done.returncode == 0, done.err
         said: dict[str, Any] = json.loads(done.out.splitlines()[-1])
         return said

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +13,17 @@ import sqlalchemy.pool.base
 
 import poolkit
 from poolkit.sqlalchemy import _internals, create_async_engine
-from tests.drivers.asyncpg_help import PATIENCE
+from tests.forked import Done, Forking, forking
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from tests.sqlalchemy.conftest import Database
 
+    Use = Callable[..., tuple[int, list[str]]]
+
 ROOT = Path(__file__).parents[2]
+PATHS = [ROOT / "src", ROOT]
 
 #: What poolkit does not need, by whatever name it goes.
 HARMLESS = [
@@ -54,26 +57,32 @@ def nothing_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_internals, "_told", type(_internals._told)())
 
 
-def run(*args: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in a process of its own."""
-    return subprocess.run(
-        [sys.executable, *args],
-        capture_output=True,
-        text=True,
-        timeout=11 * PATIENCE,
-        check=False,
-        cwd=ROOT,
-        env={"PYTHONPATH": ":".join(sys.path)},
-    )
+@pytest.fixture(scope="module")
+def use_renamed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Done]]:
+    """Return what uses an engine in a process of its own, which has not yet imported SQLAlchemy."""
+    with forking("asyncpg", "aiosqlite", "greenlet", "uuid", "zoneinfo") as interpreter:
+        folder = tmp_path_factory.mktemp("renamed")
+
+        def use(*arguments: str) -> Done:
+            return interpreter.run(
+                folder, "-m", "tests.sqlalchemy.renamed", *arguments, paths=PATHS
+            )
+
+        yield use
 
 
-def use(database: Database, *names: str) -> tuple[int, list[str]]:
-    """Use an engine with these members renamed; return how often it connected, and what it said."""
-    ended = run("-m", "tests.sqlalchemy.renamed", database.url, *names)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    lines = ended.stdout.splitlines()
-    (connected,) = [line.split()[1] for line in lines if line.startswith("connected ")]
-    return int(connected), [line for line in lines if "does without" in line]
+@pytest.fixture
+def use(use_renamed: Callable[..., Done]) -> Use:
+    """Return what uses an engine with members renamed; how often it connected, and what it said."""
+
+    def use(database: Database, *names: str) -> tuple[int, list[str]]:
+        ended = use_renamed(database.url, *names)
+        assert ended.returncode == 0, ended.out + ended.err
+        lines = ended.out.splitlines()
+        (connected,) = [line.split()[1] for line in lines if line.startswith("connected ")]
+        return int(connected), [line for line in lines if "does without" in line]
+
+    return use
 
 
 # -- other names ---------------------------------------------------------------------------------
@@ -83,12 +92,12 @@ def use(database: Database, *names: str) -> tuple[int, list[str]]:
 PLAINLY = 3
 
 
-def test_engine_works_without_what_is_not_needed(database: Database) -> None:
+def test_engine_works_without_what_is_not_needed(use: Use, database: Database) -> None:
     """Nothing is said, and no connection is lost."""
     assert use(database, *HARMLESS) == (PLAINLY, [])
 
 
-def test_engine_does_without_members_of_the_pool(database: Database) -> None:
+def test_engine_does_without_members_of_the_pool(use: Use, database: Database) -> None:
     """One warning names them all, and the version."""
     connected, (warning,) = use(database, *OF_POOL)
     assert connected == PLAINLY
@@ -96,7 +105,7 @@ def test_engine_does_without_members_of_the_pool(database: Database) -> None:
     assert all(name in warning for name in OF_POOL)
 
 
-def test_engine_does_without_members_of_the_adapter(on_postgresql: Database) -> None:
+def test_engine_does_without_members_of_the_adapter(use: Use, on_postgresql: Database) -> None:
     """One warning names them; statements are prepared anew, and each lease is reset."""
     connected, (warning,) = use(on_postgresql, *OF_ADAPTER)
     assert connected == PLAINLY
@@ -104,6 +113,7 @@ def test_engine_does_without_members_of_the_adapter(on_postgresql: Database) -> 
 
 
 def test_connection_ends_with_its_lease_where_settings_could_be_left(
+    use: Use,
     on_postgresql: Database,
 ) -> None:
     """Where it is not known what an isolation level is kept in, no adapter goes on to another."""
@@ -126,11 +136,13 @@ async def test_engine_refuse_deadlock_without_what_is_needed(
     assert "install another version" in str(caught.value)
 
 
-def test_modules_are_imported_without_what_is_needed(on_postgresql: Database) -> None:
+def test_modules_are_imported_without_what_is_needed(
+    use_renamed: Callable[..., Done], on_postgresql: Database
+) -> None:
     """Only who makes an engine is told, and not by an AttributeError in some depth."""
-    ended = run("-m", "tests.sqlalchemy.renamed", on_postgresql.url, "_ConnectionRecord")
+    ended = use_renamed(on_postgresql.url, "_ConnectionRecord")
     assert ended.returncode == 1
-    error = ended.stderr.splitlines()[-1]
+    error = ended.err.splitlines()[-1]
     assert "PoolConfigError" in error
     assert "._ConnectionRecord, without which" in error
 
@@ -197,10 +209,19 @@ INSTRUMENTED = """
 """
 
 
+@pytest.fixture(scope="module")
+def instrumenting() -> Iterator[Forking]:
+    """Return an interpreter that has imported SQLAlchemy, and has instrumented nothing."""
+    opentelemetry = ("opentelemetry.instrumentation.sqlalchemy", "opentelemetry.sdk.trace.export")
+    with forking("asyncpg", "aiosqlite", "sqlalchemy.ext.asyncio", *opentelemetry) as interpreter:
+        yield interpreter
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_opentelemetry_sees_statements_in_the_span_of_their_user(
-    when: str, database: Database
+    instrumenting: Forking, when: str, database: Database, tmp_path: Path
 ) -> None:
     """Whether SQLAlchemy is instrumented before the engine is made, or the engine itself."""
-    ended = run("-c", textwrap.dedent(INSTRUMENTED), database.url, when)
-    assert ended.returncode == 0, ended.stderr
+    text = textwrap.dedent(INSTRUMENTED)
+    ended = instrumenting.run_text(tmp_path, text, database.url, when, paths=PATHS)
+    assert ended.returncode == 0, ended.err
