@@ -1,12 +1,14 @@
 """What is not documented in FastAPI and Starlette: looked at once, and done without if it is gone."""
 
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from poolkit.fastapi._routes import label_of
+from tests.forked import Forking, forking
+
+ROOT = Path(__file__).resolve().parents[2]
 
 #: Serves a plain endpoint, and one that is a generator, with what is left; prints the labels.
 SERVE = """
@@ -102,28 +104,31 @@ for kind in ("APIRoute", "_EffectiveRouteContext"):
 }
 
 
+@pytest.fixture(scope="module")
+def interpreter() -> Iterator[Forking]:
+    """Return an interpreter that has imported FastAPI, but not poolkit."""
+    with forking("fastapi.testclient") as interpreter:
+        yield interpreter
+
+
 @pytest.mark.parametrize(
     "hidden",
     [[], ["path"], ["mounts"], ["stack"], list(PARTS)],
     ids=["none", "path", "mounts", "stack", "all"],
 )
 def test_what_the_framework_does_not_have_is_done_without(
-    hidden: list[str], tmp_path: Path
+    interpreter: Forking, hidden: list[str], tmp_path: Path
 ) -> None:
     """One warning names all of it, at import; requests are served all the same."""
     program = "\n".join([HIDE, *(PARTS[name][0] for name in hidden), SERVE])
-    done = subprocess.run(  # this interpreter, with a fixed program
-        [sys.executable, "-c", program, str(tmp_path / "test.db")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
+    done = interpreter.run_text(
+        tmp_path, program, str(tmp_path / "test.db"), paths=[ROOT / "src", ROOT]
     )
     label = "GET serve.<locals>.read" if "path" in hidden else "GET /in/items/read"
     if hidden == ["mounts"]:
         label = "GET /.../items/read"
-    assert done.stdout.splitlines() == [f"['{label}', [[1]]]", "[[1]]", "0"], done.stderr
-    warned = [line for line in done.stderr.splitlines() if line.startswith("WARNING poolkit ")]
+    assert done.out.splitlines() == [f"['{label}', [[1]]]", "[[1]]", "0"], done.err
+    warned = [line for line in done.err.splitlines() if line.startswith("WARNING poolkit ")]
     assert len(warned) == bool(hidden)
     for name, (_, said) in PARTS.items():
         assert (name in hidden) == any(said in line for line in warned)
