@@ -4,8 +4,8 @@ import contextlib
 import http.client
 import json
 import os
+import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.forked import Forking, forking
 from tests.postgres import Postgres
 
 pytestmark = pytest.mark.skipif(
@@ -37,35 +38,53 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     server.drop_database(name)
 
 
-@contextlib.contextmanager
-def running(program: str, url: str, log: Path) -> Iterator[Request]:
-    """Start a program; stop it, and see that it has ended whole."""
-    with socket.create_server(("127.0.0.1", 0)) as listener, log.open("w") as output:
-        port = listener.getsockname()[1]
+@pytest.fixture(scope="module")
+def listener() -> Iterator[socket.socket]:
+    """Return a socket that listens for all programs, one after the other."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener
 
-        def request(method: str, path: str) -> tuple[int, Any]:
-            conn = http.client.HTTPConnection("127.0.0.1", port, timeout=100)
-            with contextlib.closing(conn):
-                conn.request(method, path)
-                answer = conn.getresponse()
-                return answer.status, json.loads(answer.read())
 
-        target = f"examples.migrations.{program}:app"
-        with subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", target, "--fd", str(listener.fileno())],
-            cwd=ROOT,
-            env={**os.environ, "DATABASE_URL": url},
-            pass_fds=[listener.fileno()],
-            stdout=output,
-            stderr=output,
-        ) as server:
-            try:
-                yield request
-            finally:
-                server.terminate()
-    said = log.read_text()
-    assert "Application shutdown complete" in said
-    assert "Traceback" not in said
+@pytest.fixture(scope="module")
+def interpreter(listener: socket.socket) -> Iterator[Forking]:
+    """Return an interpreter that has imported what the programs need, but for poolkit."""
+    modules = ("aiosqlite", "asyncpg", "databases", "fastapi", "sqlalchemy.ext.asyncio", "uvicorn")
+    with forking(*modules, pass_fds=[listener.fileno()]) as interpreter:
+        yield interpreter
+
+
+@pytest.fixture
+def running(
+    interpreter: Forking, listener: socket.socket, url: str, tmp_path: Path
+) -> Callable[[str], contextlib.AbstractContextManager[Request]]:
+    """Return what starts a program; it is stopped in the end, and has ended whole."""
+    port = listener.getsockname()[1]
+
+    def request(method: str, path: str) -> tuple[int, Any]:
+        conn = http.client.HTTPConnection("127.0.0.1", port, timeout=100)
+        with contextlib.closing(conn):
+            conn.request(method, path)
+            answer = conn.getresponse()
+            return answer.status, json.loads(answer.read())
+
+    @contextlib.contextmanager
+    def running(program: str) -> Iterator[Request]:
+        server = interpreter.start(
+            tmp_path,
+            *("-m", "uvicorn", f"examples.migrations.{program}:app"),
+            *("--fd", str(listener.fileno())),
+            paths=[ROOT / "src", ROOT],
+            DATABASE_URL=url,
+        )
+        try:
+            yield request
+        finally:
+            os.kill(server.pid, signal.SIGTERM)
+            said = "\n".join(server.wait()[1:])
+        assert "Application shutdown complete" in said
+        assert "Traceback" not in said
+
+    return running
 
 
 def test_each_program_is_there_before_and_after() -> None:
@@ -79,13 +98,15 @@ def test_each_program_is_there_before_and_after() -> None:
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_a_program_answers(program: str, url: str, tmp_path: Path) -> None:
+def test_a_program_answers(
+    program: str, running: Callable[[str], contextlib.AbstractContextManager[Request]]
+) -> None:
     """The same, before and after; and what comes after serves fifty clients at once.
 
     (`create_engine_before` would not: the threads that wait for a connection are those by which one
     would be given back, until a request fails after the thirty seconds of ``pool_timeout``.)
     """
-    with running(program, url, tmp_path / "log") as request:
+    with running(program) as request:
         if program.startswith("async_session"):
             assert request("GET", "/items") == (200, {"number": 1})
             expected: Any = {"number": 1}
