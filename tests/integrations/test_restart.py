@@ -37,13 +37,17 @@ SHOP = """
     import fastapi
     import poolkit
 
-    pool = poolkit.create_pool(os.environ["SHOP"], max_size=3, name="shop")
+    pool = poolkit.create_pool(os.environ["SHOP"], max_size=3, name="shop", acquire_timeout=100)
     app = fastapi.FastAPI(lifespan=poolkit.fastapi.lifespan(pool))
 
     @app.get("/slow")
     async def slow(conn: poolkit.fastapi.Connection, tasks: fastapi.BackgroundTasks) -> int:
         tasks.add_task(afterwards)
-        return await conn.fetchval("SELECT 1 FROM pg_sleep(0.5)")
+        return await conn.fetchval("SELECT 1 FROM pg_advisory_xact_lock_shared(1)")
+
+    @app.get("/numbers")
+    async def numbers() -> tuple[int, int]:
+        return pool.stats().leased, pool.stats().waiting
 
     async def afterwards() -> None:
         async with pool.acquire() as conn:
@@ -58,7 +62,7 @@ def serving(folder: Path, dsn: str) -> Iterator[tuple[subprocess.Popen[str], str
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
         command = [sys.executable, "-m", "uvicorn", "shop:app", "--fd", str(listener.fileno())]
         process = subprocess.Popen(
-            [*command, "--timeout-graceful-shutdown", "20"],
+            [*command, "--timeout-graceful-shutdown", "100"],
             cwd=folder,
             env={**os.environ, "SHOP": dsn},
             pass_fds=[listener.fileno()],
@@ -130,9 +134,20 @@ async def is_listening(port: int) -> bool:
 
 async def until(outside: asyncpg.Connection, query: str, wanted: int) -> None:
     """Ask the server until it gives the answer."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(100):
         while await outside.fetchval(query) != wanted:  # noqa: ASYNC110  # it is another process's
             await asyncio.sleep(0.01)
+
+
+def read_until(process: subprocess.Popen[str], word: str | None = None) -> str:
+    """Return what a process says until it has said this, or all that it says to its end."""
+    said = ""
+    for line in process.stderr or ():
+        said += line
+        if word is not None and word in line:
+            return said
+    assert word is None, said
+    return said
 
 
 async def test_sigterm_lets_requests_and_background_tasks_finish(
@@ -147,12 +162,17 @@ async def test_sigterm_lets_requests_and_background_tasks_finish(
         with serving(tmp_path, dsn) as (process, url):
             async with httpx.AsyncClient(base_url=url, timeout=100) as client:
                 assert (await client.get("/slow")).json() == 1
+                await outside.execute("SELECT pg_advisory_lock(1)")
                 requests = [asyncio.create_task(client.get("/slow")) for _ in range(9)]
-                sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(0.5)'"
-                await until(outside, f"{sleeping} AND state = 'active'", 3)
+                while (await client.get("/numbers")).json() != [3, 6]:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
                 process.send_signal(signal.SIGTERM)
+                log = await asyncio.to_thread(read_until, process, "Shutting down")
+                assert not any(request.done() for request in requests)
+                await outside.execute("SELECT pg_advisory_unlock(1)")
                 answers = [(await request).status_code for request in requests]
-            _, log = await asyncio.to_thread(process.communicate, timeout=100)
+            log += await asyncio.to_thread(read_until, process)
+            await asyncio.to_thread(process.wait)
         assert answers == [200] * 9
         assert process.returncode in (0, -signal.SIGTERM)
         assert "Traceback" not in log
