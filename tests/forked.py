@@ -74,9 +74,9 @@ class Forking:
         asked = [command, [str(path) for path in paths], environment]
         return Forked(self._ask, asked, folder / "out", folder / "err")
 
-    def run(self, folder: Path, *command: str, paths: Sequence[Path]) -> Done:
+    def run(self, folder: Path, *command: str, paths: Sequence[Path], **environment: str) -> Done:
         """Run it to its end."""
-        return self.start(folder, *command, paths=paths).wait()
+        return self.start(folder, *command, paths=paths, **environment).wait()
 
     def run_text(self, folder: Path, text: str, *arguments: str, paths: Sequence[Path]) -> Done:
         """Run a script, given as its text, to its end."""

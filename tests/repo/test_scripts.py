@@ -10,11 +10,12 @@ import subprocess
 import sys
 import urllib.request
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.forked import Forking, forking
 from tests.postgres import Postgres, Server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -558,21 +559,27 @@ def test_demo_interrupted_while_it_starts_says_nothing(tmp_path: Path) -> None:
     assert done.stdout + done.stderr == ""
 
 
-def demo_without_database(url: str) -> str:
-    """Run the demo with a database that it cannot have; return the one line that it says."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "demo.py"), str(free_port())],
-        env={**os.environ, "DATABASE_URL": url},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 1
-    (line,) = (done.stdout + done.stderr).splitlines()
-    assert line.startswith("DATABASE_URL names no database to use: ")
-    assert "sekret" not in line
-    return line
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forking]:
+    """Return an interpreter that has imported what the example needs, but for poolkit."""
+    with forking("aiosqlite", "asyncpg", "fastapi", "uvicorn") as forks:
+        yield forks
+
+
+@pytest.fixture
+def demo_without_database(forks: Forking, tmp_path: Path) -> Callable[[str], str]:
+    """Return what runs the demo with a database that it cannot have; the one line that it says."""
+
+    def run(url: str) -> str:
+        command = (str(ROOT / "scripts" / "demo.py"), str(free_port()))
+        done = forks.run(tmp_path, *command, paths=[ROOT / "src", ROOT], DATABASE_URL=url)
+        assert done.returncode == 1
+        (line,) = (done.out + done.err).splitlines()
+        assert line.startswith("DATABASE_URL names no database to use: ")
+        assert "sekret" not in line
+        return line
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -585,24 +592,32 @@ def demo_without_database(url: str) -> str:
         ("sqlite:////no/such/folder/shop.db", "the directory /no/such/folder does not exist"),
     ],
 )
-def test_demo_says_in_one_sentence_what_is_wrong_with_the_url(url: str, says: str) -> None:
+def test_demo_says_in_one_sentence_what_is_wrong_with_the_url(
+    demo_without_database: Callable[[str], str], url: str, says: str
+) -> None:
     """And shows no password."""
     assert says in demo_without_database(url)
 
 
-def test_demo_says_in_one_sentence_that_no_server_answers() -> None:
+def test_demo_says_in_one_sentence_that_no_server_answers(
+    demo_without_database: Callable[[str], str],
+) -> None:
     """After it has tried for a few seconds: the server may be starting, too."""
     nobody = f"127.0.0.1:{free_port()}"
     assert "ConnectionRefusedError" in demo_without_database(f"postgresql://me:sekret@{nobody}/x")
 
 
-def test_demo_says_in_one_sentence_that_there_is_no_such_database(postgres: Postgres) -> None:
+def test_demo_says_in_one_sentence_that_there_is_no_such_database(
+    demo_without_database: Callable[[str], str], postgres: Postgres
+) -> None:
     """In the server's words."""
     url = postgres.dsn("no such shop")
     assert 'database "no such shop" does not exist' in demo_without_database(url)
 
 
-def test_demo_says_in_one_sentence_that_the_password_is_wrong(own_postgres: Server) -> None:
+def test_demo_says_in_one_sentence_that_the_password_is_wrong(
+    demo_without_database: Callable[[str], str], own_postgres: Server
+) -> None:
     """And not which one was tried."""
     own_postgres.query("CREATE ROLE needs_password")
     own_postgres.query("CREATE ROLE clerk LOGIN PASSWORD 'right' IN ROLE needs_password")
