@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import importlib
 import sqlite3
-import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiosqlite
@@ -19,11 +19,12 @@ import wrapt
 import poolkit
 from poolkit.drivers.aiosqlite._internals import class_of, sqlite_of
 from poolkit.drivers.sqlite import _wrapped as _sqlite_wrapped
-from tests.drivers.sqlite_help import PATIENCE
+from tests.forked import Forking, forking
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
@@ -111,7 +112,30 @@ async def test_connection_works_without_what_is_undocumented(
     assert said(caplog) == []
 
 
-def test_driver_is_imported_without_what_is_undocumented(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def interpreter() -> Iterator[Forking]:
+    """Return an interpreter that has imported the libraries, and not poolkit."""
+    modules = ("aiosqlite", "pytest", "wrapt", "opentelemetry.instrumentation.sqlite3")
+    with forking(*modules, options=["-W", "error::ResourceWarning"]) as interpreter:
+        yield interpreter
+
+
+@pytest.fixture
+def run(interpreter: Forking, tmp_path: Path) -> Callable[..., str]:
+    """Return what runs a script in a process of its own, which it may spoil; what it prints."""
+
+    def run(script: str, *args: str) -> str:
+        text = textwrap.dedent(script)
+        done = interpreter.run_text(tmp_path, text, *args, paths=[ROOT / "src", ROOT])
+        assert done.returncode == 0, done.err
+        return done.out
+
+    return run
+
+
+def test_driver_is_imported_without_what_is_undocumented(
+    run: Callable[..., str], tmp_path: Path
+) -> None:
     """Nothing is asked for when the modules are loaded, either."""
     script = """
         import asyncio, sys, types
@@ -126,18 +150,6 @@ def test_driver_is_imported_without_what_is_undocumented(tmp_path: Path) -> None
         asyncio.run(use(f"sqlite+aiosqlite:///{sys.argv[1]}"))
     """
     run(script, str(tmp_path / "app.db"))
-
-
-def run(script: str, *args: str) -> str:
-    """Run a script in a process of its own, which it may spoil; return what it prints."""
-    return subprocess.run(
-        [sys.executable, "-W", "error::ResourceWarning", "-c", textwrap.dedent(script), *args],
-        capture_output=True,
-        text=True,
-        timeout=3 * PATIENCE,
-        check=True,
-        env={"PYTHONPATH": ":".join(sys.path)},
-    ).stdout
 
 
 # -- wrapped by agents ---------------------------------------------------------------------------
@@ -193,7 +205,9 @@ async def test_memory_database_is_kept_where_connect_returns_proxies(
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_connection_works_with_opentelemetry(scheme: str, tmp_path: Path) -> None:
+def test_connection_works_with_opentelemetry(
+    run: Callable[..., str], scheme: str, tmp_path: Path
+) -> None:
     """Its instrumentation of sqlite3; it is named in the one warning."""
     script = """
         import asyncio, logging, sys
