@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 #: Imports nothing of the project's, and of the libraries that it works with only what it is told to.
 _PROGRAM: Final = """
 import asyncio, importlib, inspect, json, logging, os, runpy, ssl, sys, urllib.parse
+import configparser, decimal, getpass, pathlib, platform, random, secrets, stringprep, uuid
 import anyio.lowlevel, typing_extensions
 import anyio._backends._asyncio
 for name in sys.argv[1:]:
