@@ -66,8 +66,6 @@ def hide(kind, *names):
     kind.__getattribute__ = look
 """
 
-ROOT = Path(__file__).parents[2]
-
 #: What poolkit does not find, and what the warning says of it.
 PARTS = {
     "mounts": (
