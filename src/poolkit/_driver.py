@@ -35,6 +35,13 @@ The pool looks for the optional methods once, when the pool is made:
 ``is_clean(c) -> bool``
     Sync, no I/O. True only if ``c`` is fit for the next user as it is; then release needs no job.
     Never asked when an operation may still be in flight or objects were made from ``c``.
+``can_hand_on(c) -> bool``
+    Sync, no I/O. Asked while a caller waits for a connection, when ``is_clean`` has not said that
+    ``c`` is clean: True if ``c`` may go to that caller as it is, and be reset later. `reset` is
+    called as soon as nobody waits, and after 100 leases or 5 seconds at the latest; an idle
+    connection owes no reset. So what the driver has noted of a lease has to last until the next
+    `reset`. Never asked when an operation may still be in flight or was cancelled; but objects may
+    have been made from ``c``, which ``revoke`` has ended.
 ``watch(c, dead)``
     Called once for each connection, after ``on_connect``. Call ``dead()`` (from any thread) when
     the library learns by itself that ``c`` has died. Call ``dead(exc)`` (in the loop's thread) when

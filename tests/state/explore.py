@@ -107,10 +107,11 @@ def key(world: World) -> Any:
             return heard, time(slot.used_at), ages, uses
         if slot.state == "recycling":
             begun = time(slot.job_began_at), time(slot.overdue_at)
-            kept = slot.sent_at < state._back_at, time(slot.used_at), uses
+            kept = slot in world.owing, slot.sent_at < state._back_at, time(slot.used_at), uses
             return world.at_work.get(slot), begun, kept, ages, slot in slow
         if slot.state == "leased":
-            return time(slot.alive_at), ages, uses, slot.leased_at < state._back_at, proved(slot)
+            put_off = slot.unreset and (slot in world.owing, time(slot.unreset_since))
+            return put_off, time(slot.alive_at), ages, uses, slot.leased_at < state._back_at, proved(slot)
         return (slot.reason,)
 
     holders = [(slot_key(slot), _held(world, slot)) for slot in state.leased]

@@ -295,6 +295,19 @@ def test_planted_trust_in_old_news_is_found(old: str, new: str) -> None:
     check_found("I13", old, new, "a loop that is away from one connection")
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("elif slot.unreset and (waiter is None or is_old", "elif slot.unreset and (is_old"),
+        ("            or self._puts_off_resets\n", ""),
+        ("slot.unreset += 1\n", "pass\n"),
+    ],
+)
+def test_planted_reset_that_is_put_off_for_nobody_is_found(old: str, new: str) -> None:
+    """Who was to get the connection as it is has given up, or nobody has waited at all."""
+    check_found("I14", old, new, SIMPLE)
+
+
 def test_planted_end_of_the_same_connection_twice_is_found() -> None:
     """A ping that fails after the pool was closed at once."""
     check_found(

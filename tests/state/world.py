@@ -32,7 +32,7 @@ VERDICTS = {
     "stale": Verdict.STALE,
     "server gone": Verdict.SERVER_GONE,
 }
-RELEASES = ("clean", "used", "dirty", "broken", "closing", "stale", "server gone")
+RELEASES = ("clean", "used", "unreset", "dirty", "broken", "closing", "stale", "server gone")
 
 
 class Caller:
@@ -63,6 +63,7 @@ class World:
         self.dead: set[int] = set()  # those of which the pool has been told that they died
         self.stale_at: dict[Slot, float] = {}  # from when on a renewal forbids its use
         self.proved_at: dict[Slot, float] = {}  # when what it has last answered was sent
+        self.owing: set[Slot] = set()  # those that need a reset before they may be idle
         self.blocked_until = -NEVER  # the event loop was away
         self.size_limit = state.options.capacity
         self.acquires = 0
@@ -185,7 +186,10 @@ class World:
         assert slot is not None
         if how in VERDICTS:
             self.heed(slot, VERDICTS[how])
-        elif how in ("dirty", "broken", "closing"):
+        elif how in ("unreset", "dirty", "broken", "closing"):
+            self.owing.add(slot)
+            if how == "unreset":
+                self.proved_at[slot] = slot.leased_at
             getattr(self.state, f"release_{how}")(slot, self.now)
             for waiter in self.state.queue.values():
                 assert self.now < waiter.deadline, "I13: will be told of what comes after"
@@ -225,6 +229,7 @@ class World:
             if slot.state == "closing":
                 self.end(slot.connection)
             self.state.close_finished(slot, self.now)
+            self.owing.discard(slot)
         elif outcome != "ok":
             self.state.recycle_failed(slot, self.now, suspect_others=outcome == "timed_out")
         else:
@@ -234,6 +239,7 @@ class World:
             if job == "ping":
                 self.state.ping_succeeded(slot, self.now)
             else:
+                self.owing.discard(slot)
                 self.state.reset_succeeded(slot, self.now)
 
     def die(self, where: str, i: int) -> None:
@@ -418,6 +424,8 @@ class World:
         young = (s for s in state.closing if s.reason == "expired" and self.now < s.expires_at)
         few = max(2, max(state.size, state.options.min_size) // 10)
         assert sum(1 for _ in young) <= few, "I9: too many are replaced at once"
+        assert self.owing.isdisjoint(state.idle), "I14: an idle connection owes a reset"
+        self.owing.intersection_update([*state.leased, *state.recycling])
         there = [*state.idle, *state.leased, *state.recycling, *state.closing]
         assert {slot.connection for slot in there} == self.alive, "I7: lost, or in two places"
         assert len(there) == len(self.alive)

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from poolkit._options import Options
     from poolkit._stats import Facts, PoolStats
 
+#: How many leases of a connection in a row may end without its reset, while somebody waits.
+_MOST_UNRESET: Final = 100
+#: For how many seconds.
+_LONGEST_UNRESET: Final = 5.0
 #: Seconds: the event loop is not away before, however short `ping_after` is.
 _BRIEF: Final = 0.5
 
@@ -33,6 +37,7 @@ class Placement(Slots):
         "_capacity",
         "_fit_since",
         "_ping_after",
+        "_puts_off_resets",
         "_random",
         "_ticked_at",
         "aging",
@@ -78,6 +83,7 @@ class Placement(Slots):
         self.aging = 0  # those that are due, and go one after the other
         self.connected_total = 0
         self.connect_failures = 0
+        self._puts_off_resets = False  # a leased connection may owe one
 
         self._adopt(options)
 
@@ -92,13 +98,15 @@ class Placement(Slots):
     def _look_at_returns(self) -> None:
         """Decide how much there is to ask of a connection that comes back.
 
-        While this is False, it is no surplus one, not used up, and nothing that it told is old.
+        While this is False, it is no surplus one, not used up, nothing that it told is old, and it
+        owes no reset.
         """
         options = self.options
         self._ask_on_return = (
             options.max_overflow > 0
             or options.max_uses is not None
             or self.live > options.max_size
+            or self._puts_off_resets
             or (bool(self.leased) and next(iter(self.leased)).leased_at < self._back_at)
         )
 
@@ -165,6 +173,8 @@ class Placement(Slots):
     def _place(self, slot: Slot, now: float, *, cold: bool = False) -> None:
         """Find the place of a connection that is free and clean: the queue, idle, or the exit.
 
+        One whose reset was put off may go to the queue only; else it is reset now.
+
         ``cold``: it was only pinged; put it at the cold end.
         """
         waiter = self._first_in_line(now)
@@ -177,6 +187,9 @@ class Placement(Slots):
         if reason:
             self._retire(slot, reason)
             self._follow_up(now)
+        elif slot.unreset and (waiter is None or is_old or self._must_be_reset(slot, now)):
+            self._reset(slot, now)
+            self._follow_up(now)
         elif waiter and is_old:
             self._ping(slot, now)
         elif waiter:
@@ -185,6 +198,10 @@ class Placement(Slots):
             self._move(slot, "idle")
             if cold:
                 self.idle.rotate(1)
+
+    def _must_be_reset(self, slot: Slot, now: float) -> bool:
+        """Tell whether the reset of a connection was put off for as long as it may be."""
+        return slot.unreset > _MOST_UNRESET or now >= slot.unreset_since + _LONGEST_UNRESET
 
     def _hand_off(self, slot: Slot, waiter: Waiter, now: float) -> None:
         self._move(slot, "leased")

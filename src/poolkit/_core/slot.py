@@ -94,6 +94,8 @@ class Slot(Caller):
         "state",
         "tells_release",
         "touched",
+        "unreset",
+        "unreset_since",
         "used_at",
         "uses",
         "verdicts",
@@ -116,6 +118,9 @@ class Slot(Caller):
         self.sent_at = 0.0  # when the last request of its job was sent
         self.overdue_at = NEVER  # from here on its job has outlasted even its time limit
         self.uses = 0
+        # Handed on without the reset that it needs, because somebody waits.
+        self.unreset = 0  # leases in a row after which the reset was put off
+        self.unreset_since = 0.0  # when the first one of them has ended
         # The lease. A view is valid while the release count is what it was when it was made.
         self.release_count = 0
         self.task = self.code = self.label = None

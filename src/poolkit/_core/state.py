@@ -189,6 +189,23 @@ class PoolState(Lifecycle):
         self.to_wake.append(waiter)
         return True
 
+    def release_unreset(self, slot: Slot, now: float) -> None:
+        """Take back a connection whose reset may be put off for as long as somebody waits.
+
+        It goes to the first in line, or else is reset: an idle connection owes no reset.
+        """
+        if self.queue:
+            self._end_overdue(now)
+        slot.used_at = now
+        slot.touched = slot.has_derived = False
+        if not slot.unreset:
+            slot.unreset_since = now
+            if not self._puts_off_resets:
+                self._puts_off_resets = True
+                self._look_at_returns()
+        slot.unreset += 1
+        self._place(slot, now)
+
     def release_dirty(self, slot: Slot, now: float) -> None:
         """Take back a connection that has to be reset first.
 
@@ -291,6 +308,7 @@ class PoolState(Lifecycle):
         if slot.state != "recycling":
             return False
         slot.touched = slot.cancelled = slot.has_derived = False
+        slot.unreset = 0
         slot.alive_at = sent_at = slot.sent_at
         slot.good_until = min(sent_at + self._ping_after, slot.retire_at)
         waiter = next(iter(self.queue.values())) if self.queue else None

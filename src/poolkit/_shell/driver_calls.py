@@ -61,6 +61,7 @@ class Hooks:
         self._name = type(driver).__name__
         self._is_dead = driver.is_dead
         self._is_clean: Callable[[Any], bool] | None = getattr(driver, "is_clean", None)
+        self._can_hand_on: Callable[[Any], bool] | None = getattr(driver, "can_hand_on", None)
         self._classify: Callable[[BaseException, Any], Verdict | None] | None = getattr(
             driver, "classify", None
         )
@@ -108,6 +109,14 @@ class Hooks:
             return self._is_clean is not None and bool(self._is_clean(connection))
         except BaseException as error:
             self.report("is_clean", error)
+            return False
+
+    def can_hand_on(self, connection: Any) -> bool:
+        """Tell whether the reset of a connection may be put off while somebody waits."""
+        try:
+            return self._can_hand_on is not None and bool(self._can_hand_on(connection))
+        except BaseException as error:
+            self.report("can_hand_on", error)
             return False
 
     def is_used_up(self, connection: Any) -> bool:

@@ -107,11 +107,13 @@ class Returning(Events[C]):
             else:
                 state.release_broken(slot, now, reason)
         else:
-            is_in_doubt = slot.busy or slot.cancelled or slot.has_derived
-            if is_in_doubt or not self._hooks.is_clean(slot.connection):
-                state.release_dirty(slot, now)
-            else:
+            is_in_doubt = slot.busy or slot.cancelled
+            if not (is_in_doubt or slot.has_derived) and self._hooks.is_clean(slot.connection):
                 state.release(slot, now)
+            elif state.queue and not is_in_doubt and self._hooks.can_hand_on(slot.connection):
+                state.release_unreset(slot, now)
+            else:
+                state.release_dirty(slot, now)
 
     def _why_not_again(self, slot: Slot, error: BaseException | None, now: float) -> Reason | None:
         """Return why a used connection must go, or None; renew or suspect the others."""

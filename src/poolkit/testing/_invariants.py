@@ -1,4 +1,4 @@
-"""What must hold of a pool's state after every event: the invariants I1 to I13.
+"""What must hold of a pool's state after every event: the invariants I1 to I14.
 
 Those that one look at the state can tell are here; the others can only be checked as things happen.
 """
@@ -22,6 +22,7 @@ def check_state(state: PoolState, now: float, *, at_work: set[Slot] | None = Non
     every_slot_is_in_one_place(state, at_work)
     never_above_capacity(state)
     nobody_waits_beside_a_good_connection(state, now)
+    an_idle_connection_owes_no_reset(state)
     who_waits_is_waiting(state)
     connects_are_bounded(state)
     waiting_has_an_end(state)
@@ -60,6 +61,11 @@ def nobody_waits_beside_a_good_connection(state: PoolState, now: float) -> None:
         assert all(now >= slot.good_until for slot in state.idle), (
             "I3: a waiter beside a connection"
         )
+
+
+def an_idle_connection_owes_no_reset(state: PoolState) -> None:
+    """I14: a reset is put off only while the connection goes from one user to the next."""
+    assert not any(slot.unreset for slot in state.idle), "I14: an idle connection owes a reset"
 
 
 def who_waits_is_waiting(state: PoolState) -> None:
