@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from poolkit.drivers.asyncpg._connection import pooled
 from poolkit.drivers.asyncpg._costs import MissingParts
 from poolkit.drivers.asyncpg._dsn import check_dsn, explain, session_settings
 from poolkit.drivers.asyncpg._peer import watch_peer
+from poolkit.drivers.asyncpg._plain_lease import judging
 from poolkit.drivers.asyncpg._settings import SETTINGS, Settings, SettingsDict
 from poolkit.drivers.asyncpg._survey import Survey
 from poolkit.drivers.asyncpg._transaction import Transaction
@@ -57,10 +59,19 @@ class AsyncpgDriver:
         if not (isinstance(kind, type) and issubclass(kind, unwrapped.Connection)):
             raise PoolConfigError("connection_class is not a subclass of asyncpg.Connection")
         self._kind = pooled(kind)
+        #: What a reset undoes.
+        self._level = self.settings.reset
+        #: Whether a reset may be put off after leases that have run only plain statements.
+        self._puts_off = self._level == "auto"
+        if self._puts_off:
+            self._level = "full"
+            self._kind = judging(self._kind, kind)
+        #: Is awaited in the place of a reset that might be put off, if somebody verifies that.
+        self.verify: Callable[[Any, Callable[[], Awaitable[str | None]]], Awaitable[str | None]] | None = None
         self._missing_parts = MissingParts()
         self._missing_parts.report(self.name, parts.missing_of_class(kind))
         #: Whether most releases need no reset.
-        self._is_light = self.settings.reset in ("transaction", "none")
+        self._is_light = self._level in ("transaction", "none")
         self._siblings: weakref.WeakSet[Any] = weakref.WeakSet()
         self._survey = Survey(self.settings, self._arguments)
         #: Whether one of the connections was to a primary.
@@ -95,6 +106,8 @@ class AsyncpgDriver:
             c = internals.as_ours(c, self._kind, self._missing_parts, self.name)
             await self._adopt(c)
             await self._survey.examine(c, self.name)
+            if self._puts_off:
+                await c.ask_for_taken_names()
         except BaseException:
             with contextlib.suppress(AttributeError):  # `c` may be no connection at all
                 c.terminate()
@@ -168,7 +181,7 @@ class AsyncpgDriver:
         Resets of the levels that leave the session alone have not done so. What another lease has
         left would become part of the base.
         """
-        if not self._has_base or self.settings.reset in ("full", "full+prepared"):
+        if not self._has_base or self._level in ("full", "full+prepared"):
             return
         try:
             await c.execute_own(resets.restore_settings(c))
@@ -221,7 +234,7 @@ class AsyncpgDriver:
             if not candidate.last:
                 return
             try:
-                await c.execute_own(resets.restore_base(c, self.settings.reset))
+                await c.execute_own(resets.restore_base(c, self._level))
             except pg.PostgresError as failure:
                 error = failure
                 continue
@@ -258,6 +271,8 @@ class AsyncpgDriver:
         """Say what an error means; see `poolkit.drivers.asyncpg._errors`."""
         if c is None:
             return errors.of_connecting(exc)
+        if self._puts_off:
+            c.spoil()  # type: ignore[attr-defined]  # it is one of ours
         if isinstance(exc, internals.Unfit):
             return Verdict.SUSPECT
         if isinstance(exc, pg.ReadOnlySQLTransactionError):
@@ -291,8 +306,27 @@ class AsyncpgDriver:
             return False
         return not (internals.may_be_cancelling(c) or c.is_in_transaction())
 
+    def can_hand_on(self, c: Any, /) -> bool:
+        """Tell whether only plain statements have run since the last reset, at ``"auto"``."""
+        return self._puts_off and self.verify is None and self._has_run_only_plain(c)
+
+    def _has_run_only_plain(self, c: Any) -> bool:
+        if not c.has_run_only_plain():
+            return False
+        return not (internals.may_be_cancelling(c) or c.is_in_transaction())
+
     async def reset(self, c: Any, /) -> str | None:
         """End what is in flight, roll back, undo session changes, restore the base, verify."""
+        if not self._puts_off:
+            return await self._reset(c)
+        if self.verify is not None and self._has_run_only_plain(c):
+            left_behind = await self.verify(c, functools.partial(self._reset, c))
+        else:
+            left_behind = await self._reset(c)
+        c.was_reset()
+        return left_behind
+
+    async def _reset(self, c: Any) -> str | None:
         text = self._plain_reset(c)
         if text and await self._reset_plainly(c, text):
             return None
@@ -300,7 +334,7 @@ class AsyncpgDriver:
             raise ConnectionError(
                 "a lease has changed type codecs, and poolkit does not know which there were before"
             )
-        level = self.settings.reset
+        level = self._level
         await internals.settle(c)
         left_behind, c._left_behind = c._left_behind, ""
         dropped = _prepare_anew_if_dropped(c)
@@ -335,7 +369,7 @@ class AsyncpgDriver:
         So it is after most leases.
         """
         if (
-            self.settings.reset != "full"
+            self._level != "full"
             or c._left_behind
             or c._unfit
             or c._named_statements
@@ -377,7 +411,7 @@ class AsyncpgDriver:
         return True
 
     def _undo(self, c: Any) -> str:
-        return resets.undo_lease(c, self.settings.reset)
+        return resets.undo_lease(c, self._level)
 
     def _undone_for_good(self, c: Any) -> tuple[str, ...]:
         """Return the kinds of what the reset undoes and could not restore."""

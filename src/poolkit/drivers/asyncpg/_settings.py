@@ -21,7 +21,7 @@ from poolkit._options import PoolOptions, check_seconds, unknown_option
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-Level = Literal["full", "full+prepared", "transaction", "none"]
+Level = Literal["full", "full+prepared", "auto", "transaction", "none"]
 Pooler = Literal["transaction", "session"]
 
 
@@ -76,6 +76,8 @@ class Settings:
     ``"full"`` (the default), in one round trip: settings, ``SET ROLE``, ``SET SESSION
     AUTHORIZATION``, temporary tables, sequences, advisory locks, ``LISTEN``, held cursors.
     ``"full+prepared"``: also statements prepared by SQL (about half a round trip more).
+    ``"auto"``: as ``"full"``; but while somebody waits, the reset is put off after leases whose
+    statements cannot have left anything, going by their texts.
     ``"transaction"``: only ``LISTEN``; no round trip without it. For programs that use
     ``SET LOCAL`` and ``pg_advisory_xact_lock``.
     ``"none"``: nothing else.
@@ -112,7 +114,7 @@ class Settings:
         if self.reset is None:
             object.__setattr__(self, "reset", "transaction" if by_transaction else "full")
         _check_reset(self.reset)
-        if by_transaction and str(self.reset).startswith("full"):
+        if by_transaction and self.reset in ("full", "full+prepared", "auto"):
             raise PoolConfigError(
                 f"reset={self.reset!r} behind pooler='transaction' would reset a session that "
                 "belongs to others: leave it out, or give 'transaction' or 'none'"

@@ -1,0 +1,179 @@
+"""A connection at ``reset="auto"``: it notes whether only plain statements have run since its reset.
+
+`judging` makes its class, in front of the one that `poolkit.drivers.asyncpg._connection.pooled` has
+made. The text of each statement is judged by `_plain`. asyncpg's protocol counts the queries that
+it sends; if it has sent more than were judged, something has got past this class.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any, Final
+
+from asyncpg import exceptions as pg
+
+from poolkit.drivers.asyncpg import _internals as internals
+from poolkit.drivers.asyncpg import _unwrapped as unwrapped
+from poolkit.drivers.asyncpg._plain import is_plain
+from poolkit.drivers.asyncpg._plain_names import NAMES
+
+#: asyncpg's methods whose statements are judged, or that send none.
+_JUDGED: Final = frozenset(
+    {"execute", "executemany", "fetch", "fetchmany", "fetchrow", "fetchval", "close"}
+)
+#: The parts of asyncpg without which nobody can tell what a lease has done.
+_NEEDED: Final = ("Protocol.queries_count", "Connection._get_statement", "Protocol._is_cancelling")
+#: Names that functions and types of users have, and PostgreSQL's own, too: a call by such a name
+#: may be one of theirs. Also the names of functions that can be called like a column, ``t.name``.
+#: Those of extensions are trusted.
+_TAKEN: Final = """\
+COPY (
+SELECT proname FROM pg_catalog.pg_proc f
+  LEFT JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) f.proargtypes[0]
+  WHERE pronamespace OPERATOR(pg_catalog.<>) 'pg_catalog'::pg_catalog.regnamespace
+  AND (proname OPERATOR(pg_catalog.=) ANY ({names}) OR (
+    pronargs OPERATOR(pg_catalog.-) pronargdefaults OPERATOR(pg_catalog.<=) 1
+    AND typtype OPERATOR(pg_catalog.=) ANY ('{{c,d,p}}')))
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend WHERE deptype OPERATOR(pg_catalog.=) 'e'
+    AND classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass
+    AND objid OPERATOR(pg_catalog.=) f.oid)
+UNION
+SELECT typname FROM pg_catalog.pg_type t
+  WHERE typnamespace OPERATOR(pg_catalog.<>) 'pg_catalog'::pg_catalog.regnamespace
+  AND typname OPERATOR(pg_catalog.=) ANY ({names})
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend WHERE deptype OPERATOR(pg_catalog.=) 'e'
+    AND classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_type'::pg_catalog.regclass
+    AND objid OPERATOR(pg_catalog.=) t.oid)
+) TO STDOUT (ENCODING 'UTF8')""".format(names="'{%s}'::pg_catalog.name[]" % ",".join(sorted(NAMES)))
+
+
+@functools.lru_cache(maxsize=256)
+def judging(kind: Any, asyncpgs: Any) -> Any:
+    """Return the subclass, of a class of pooled connections, that judges each statement.
+
+    ``asyncpgs``: the class of connections that the pooled one was made for.
+    """
+
+    class JudgingConnection(kind):  # type: ignore[misc]
+        """A connection that knows whether a lease has run only plain statements."""
+
+        __slots__ = (
+            "_is_plain",  # whether all that was judged since the last reset was plain
+            "_judged",  # the queries that asyncpg would have counted if nothing got past the judge
+            "_taken",  # names that are not only PostgreSQL's own; None: nobody knows
+            "_texts",  # the statements since the last reset, if somebody wants to be told of them
+        )
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self._is_plain = False
+            self._judged = 0
+            self._taken: frozenset[str] | None = None
+            self._texts: list[object] | None = None
+
+        async def ask_for_taken_names(self) -> None:
+            """Ask the server for the names that functions and types of users have.
+
+            If it does not say so, no statement counts as plain.
+            """
+            if not (
+                unwrapped.is_asyncpgs(asyncpgs, "execute")
+                and set(_NEEDED).isdisjoint(self._parts.missing)
+            ):
+                return
+            data = bytearray()
+
+            async def keep(chunk: bytes) -> None:
+                data.extend(chunk)
+
+            try:
+                await internals.copy_out(self, "", _TAKEN, keep)
+            except pg.PostgresError:
+                if self.is_closed():
+                    raise
+                return  # a server that is not PostgreSQL
+            self._taken = frozenset(data.decode().split("\n"))
+
+        def was_reset(self) -> None:
+            """Begin anew: there is nothing in the session but its base."""
+            self._is_plain = self._taken is not None
+            self._judged = internals.queries_count(self)
+            if self._texts is not None:
+                self._texts = []
+
+        def spoil(self) -> None:
+            """Note that something else than plain statements has been done."""
+            self._is_plain = False
+
+        def judge(self, query: object) -> None:
+            """Judge a statement that is about to run."""
+            if self._is_plain:
+                self._judged += 1
+                assert self._taken is not None
+                self._is_plain = is_plain(query, self._taken)
+            if self._texts is not None:
+                self._texts.append(query)
+
+        def has_run_only_plain(self) -> bool:
+            """Tell whether plain statements are all that has run since the last reset."""
+            if not self._is_plain or self._parts.protocol.queries_count != self._judged:
+                return False
+            if self._left_behind or self._must_unlisten or self._named_statements or self._unfit:
+                return False
+            return not (self._dropped_for_codecs or self._codecs.are_lost)
+
+        # -- where statements come by ------------------------------------------------------------
+
+        async def execute_own(self, query: str) -> None:
+            self._judged += 1
+            await super().execute_own(query)
+
+        async def execute(self, query: str, *args: Any, **kwargs: Any) -> Any:
+            if not args:  # else `_get_statement` is called
+                self.judge(query)
+            return await super().execute(query, *args, **kwargs)
+
+        def _get_statement(self, *args: Any, **kwargs: Any) -> Any:
+            self.judge(args[0] if args else kwargs.get("query"))
+            if kwargs.get("named"):
+                self._is_plain = False
+            return super()._get_statement(*args, **kwargs)
+
+        def cursor(self, *args: Any, **kwargs: Any) -> Any:
+            self._is_plain = False
+            return super().cursor(*args, **kwargs)
+
+        def callback_changes(self) -> None:
+            self._is_plain = False
+            super().callback_changes()
+
+        def use_library_codecs(self, library: Any) -> bool:
+            self._is_plain = False
+            return bool(super().use_library_codecs(library))
+
+        def allow_callbacks(self) -> None:
+            self._is_plain = False  # on_acquire has run
+            super().allow_callbacks()
+
+        def keep_as_own(self) -> None:
+            super().keep_as_own()
+            self.was_reset()
+
+    def spoiling(name: str) -> Any:
+        async def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            self._is_plain = False
+            return await getattr(super(JudgingConnection, self), name)(*args, **kwargs)
+
+        return functools.update_wrapper(call, getattr(kind, name))
+
+    for name, method in inspect.getmembers(unwrapped.Connection, inspect.isroutine):
+        is_public = not name.startswith("_") and name not in _JUDGED
+        if is_public and inspect.iscoroutinefunction(inspect.unwrap(method)):
+            setattr(JudgingConnection, name, spoiling(name))
+    for name in ("execute", "cursor"):
+        functools.update_wrapper(vars(JudgingConnection)[name], getattr(kind, name))
+    JudgingConnection.__doc__ = kind.__doc__
+    JudgingConnection.__name__ = kind.__name__
+    JudgingConnection.__qualname__ = kind.__qualname__
+    return JudgingConnection
