@@ -299,7 +299,7 @@ def test_planted_trust_in_old_news_is_found(old: str, new: str) -> None:
     ("old", "new"),
     [
         ("elif slot.unreset and (waiter is None or is_old", "elif slot.unreset and (is_old"),
-        ("            or self._puts_off_resets\n", ""),
+        ("self._asks_all or self._puts_off_resets", "self._asks_all"),
         ("slot.unreset += 1\n", "pass\n"),
     ],
 )

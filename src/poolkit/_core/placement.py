@@ -31,6 +31,7 @@ class Placement(Slots):
 
     __slots__ = (
         "_age_at",
+        "_asks_all",
         "_ask_on_return",
         "_awake_by",
         "_back_at",
@@ -98,17 +99,17 @@ class Placement(Slots):
     def _look_at_returns(self) -> None:
         """Decide how much there is to ask of a connection that comes back.
 
-        While this is False, it is no surplus one, not used up, nothing that it told is old, and it
-        owes no reset.
+        While `_asks_all` is False, it is no surplus one, not used up, and nothing that it told is
+        old; while `_ask_on_return` is, it owes no reset either.
         """
         options = self.options
-        self._ask_on_return = (
+        self._asks_all = (
             options.max_overflow > 0
             or options.max_uses is not None
             or self.live > options.max_size
-            or self._puts_off_resets
             or (bool(self.leased) and next(iter(self.leased)).leased_at < self._back_at)
         )
+        self._ask_on_return = self._asks_all or self._puts_off_resets
 
     # -- inspect ---------------------------------------------------------------------------------
 

@@ -194,8 +194,6 @@ class PoolState(Lifecycle):
 
         It goes to the first in line, or else is reset: an idle connection owes no reset.
         """
-        if self.queue:
-            self._end_overdue(now)
         slot.used_at = now
         slot.touched = slot.has_derived = False
         if not slot.unreset:
@@ -204,7 +202,29 @@ class PoolState(Lifecycle):
                 self._puts_off_resets = True
                 self._look_at_returns()
         slot.unreset += 1
-        self._place(slot, now)
+        waiter = self.line.first()
+        if (
+            waiter is None
+            or now >= waiter.deadline
+            or now >= slot.retire_at
+            or now >= self._awake_by
+            or self._asks_all
+            or self.line.shedder is not None
+            or self._must_be_reset(slot, now)
+        ):
+            self._end_overdue(now)
+            self._place(slot, now)
+            return
+        # As in `release`.
+        del self.queue[waiter.key]
+        del self.leased[slot]
+        self.leased[slot] = None
+        slot.uses += 1
+        slot.lease_to(waiter, now)
+        waiter.slot = slot
+        waiter.outcome = "served"
+        self.outcomes["served"] += 1
+        self.to_wake.append(waiter)
 
     def release_dirty(self, slot: Slot, now: float) -> None:
         """Take back a connection that has to be reset first.

@@ -40,6 +40,23 @@ async def _(bench: Bench) -> None:
             raise Broken("it was True after Probe.spoil")
 
 
+@LINES.line(
+    "can_hand_on is False of a connection that its user has left a mess on, until it is reset",
+    needs="can_hand_on",
+    probes="spoil",
+)
+async def _(bench: Bench) -> None:
+    async with bench.connection() as c:
+        if not isinstance(answer := bench.ask("can_hand_on", c), bool):
+            raise Broken(f"it returned {answer!r}")
+        await _spoil(bench, c)
+        for after in ("Probe.spoil", "another lease"):
+            if bench.ask("can_hand_on", c):
+                raise Broken(f"it was True after {after}")
+            bench.revoke(c)
+            await bench.ping(c, "between two leases")
+
+
 @LINES.line("reset returns None or a str, and leaves a clean connection usable, also twice")
 async def _(bench: Bench) -> None:
     async with bench.connection() as c:
