@@ -40,7 +40,7 @@ async def test_fake_driver_keeps_every_line() -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", LOOPS, indirect=True)
-@pytest.mark.parametrize("reset", ["full", "transaction"])
+@pytest.mark.parametrize("reset", ["full", "auto", "transaction"])
 async def test_asyncpg_driver_keeps_every_line(database: str, reset: str) -> None:
     """On a real PostgreSQL; it has no options of the pool to refuse."""
     outside = await asyncpg.connect(database)
@@ -75,7 +75,7 @@ async def test_sqlite_drivers_keep_every_line(tmp_path: Path, kind: Any) -> None
     probe = probes.of_sqlite(path, lambda: int(ask("SELECT count(*) FROM t")[0]))
     report = await check_driver(kind(path), probe)
     wanting = {"Probe(kill=)"} | {
-        f"the driver's {name}" for name in ("set_up", "greeted", "is_used_up")
+        f"the driver's {name}" for name in ("set_up", "greeted", "is_used_up", "can_hand_on")
     }
     if probe.count is None:
         wanting.add("Probe(count=)")

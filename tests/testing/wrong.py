@@ -313,6 +313,30 @@ class IsCleanAlways(FakeDriver):
         return True
 
 
+@breaks(
+    "can_hand_on is False of a connection that its user has left a mess on, until it is reset"
+)
+class CanHandOnAlways(FakeDriver):
+    def can_hand_on(self, c: Any, /) -> bool:
+        return True
+
+
+@breaks(
+    "can_hand_on is False of a connection that its user has left a mess on, until it is reset"
+)
+class CanHandOnForgetsAtRelease(FakeDriver):
+    def __init__(self, **script: Any) -> None:
+        super().__init__(**script)
+        self.begun_anew: set[Any] = set()
+
+    def revoke(self, c: Any, /) -> None:
+        super().revoke(c)
+        self.begun_anew.add(c)
+
+    def can_hand_on(self, c: Any, /) -> bool:
+        return c in self.begun_anew or self.is_clean(c)
+
+
 @breaks("reset returns None or a str, and leaves a clean connection usable, also twice")
 class ResetReturnsTrue(FakeDriver):
     async def reset(self, c: Any, /) -> Any:

@@ -363,6 +363,10 @@ class FakeDriver(BareDriver[F], Generic[F]):
         """Tell whether a reset would have nothing to do."""
         return not (c.in_transaction or c.session != c.base or c.active)
 
+    def can_hand_on(self, _: F, /) -> bool:
+        """Say no: what is not clean is reset."""
+        return False
+
     async def set_up(self, c: F, on_connect: Callable[[F], Awaitable[object]], /) -> None:
         """Run ``on_connect``; a reset goes back to the session as that has left it."""
         await on_connect(c)
