@@ -30,6 +30,7 @@ from poolkit.drivers.asyncpg._plain_lease import judging
 from poolkit.drivers.asyncpg._settings import SETTINGS, Settings, SettingsDict
 from poolkit.drivers.asyncpg._survey import Survey
 from poolkit.drivers.asyncpg._transaction import Transaction
+from poolkit.drivers.asyncpg._verify import Verification
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -62,12 +63,12 @@ class AsyncpgDriver:
         #: What a reset undoes.
         self._level = self.settings.reset
         #: Whether a reset may be put off after leases that have run only plain statements.
-        self._puts_off = self._level == "auto"
-        if self._puts_off:
+        self.puts_off_resets = self._level == "auto"
+        if self.puts_off_resets:
             self._level = "full"
             self._kind = judging(self._kind, kind)
-        #: Is awaited in the place of a reset that might be put off, if somebody verifies that.
-        self.verify: Callable[[Any, Callable[[], Awaitable[str | None]]], Awaitable[str | None]] | None = None
+        #: Finds out whether resets may be put off, while a test wants to know.
+        self.verification: Verification | None = None
         self._missing_parts = MissingParts()
         self._missing_parts.report(self.name, parts.missing_of_class(kind))
         #: Whether most releases need no reset.
@@ -106,8 +107,9 @@ class AsyncpgDriver:
             c = internals.as_ours(c, self._kind, self._missing_parts, self.name)
             await self._adopt(c)
             await self._survey.examine(c, self.name)
-            if self._puts_off:
+            if self.puts_off_resets:
                 await c.ask_for_taken_names()
+                c._texts = None if self.verification is None else []
         except BaseException:
             with contextlib.suppress(AttributeError):  # `c` may be no connection at all
                 c.terminate()
@@ -271,7 +273,7 @@ class AsyncpgDriver:
         """Say what an error means; see `poolkit.drivers.asyncpg._errors`."""
         if c is None:
             return errors.of_connecting(exc)
-        if self._puts_off:
+        if self.puts_off_resets:
             c.spoil()  # type: ignore[attr-defined]  # it is one of ours
         if isinstance(exc, internals.Unfit):
             return Verdict.SUSPECT
@@ -308,7 +310,7 @@ class AsyncpgDriver:
 
     def can_hand_on(self, c: Any, /) -> bool:
         """Tell whether only plain statements have run since the last reset, at ``"auto"``."""
-        return self._puts_off and self.verify is None and self._has_run_only_plain(c)
+        return self.puts_off_resets and self.verification is None and self._has_run_only_plain(c)
 
     def _has_run_only_plain(self, c: Any) -> bool:
         if not c.has_run_only_plain():
@@ -317,10 +319,10 @@ class AsyncpgDriver:
 
     async def reset(self, c: Any, /) -> str | None:
         """End what is in flight, roll back, undo session changes, restore the base, verify."""
-        if not self._puts_off:
+        if not self.puts_off_resets:
             return await self._reset(c)
-        if self.verify is not None and self._has_run_only_plain(c):
-            left_behind = await self.verify(c, functools.partial(self._reset, c))
+        if self.verification is not None and self._has_run_only_plain(c):
+            left_behind = await self.verification.reset(c, functools.partial(self._reset, c))
         else:
             left_behind = await self._reset(c)
         c.was_reset()
@@ -409,6 +411,19 @@ class AsyncpgDriver:
         if c.is_in_transaction():
             raise ConnectionError("the connection is in a transaction after its reset")
         return True
+
+    def begin_verifying(self) -> Verification:
+        """Put no reset off, and find out which of them are needed."""
+        self.verification = Verification()
+        for c in self._siblings:
+            c._texts = []
+        return self.verification
+
+    def end_verifying(self) -> None:
+        """Put resets off again."""
+        self.verification = None
+        for c in self._siblings:
+            c._texts = None
 
     def _undo(self, c: Any) -> str:
         return resets.undo_lease(c, self._level)

@@ -215,8 +215,8 @@ class _Reader:
             return self._read_type(at + 1)
         if word == "with" and not frame.has_query and before[0] in ("", "("):
             frame.has_with = True
-        elif word == "select" or (word in _VERBS and before[0] == ")"):
-            frame.has_query = word != "insert"  # of which INTO is yet to come
+        elif word == "select" or (word in ("update", "delete", "values") and before[0] == ")"):
+            frame.has_query = True  # INSERT may be an alias, until its INTO comes
         return self._read_name(at, word)
 
     def _begins_query(self, at: int) -> bool:
