@@ -134,7 +134,9 @@ def _level(level: str, undone: Reset, settings: str) -> Postgresql:
 
 POSTGRESQL = [
     _level("transaction", "the transaction", "an open transaction is rolled back"),
-    _level("auto", "the session", "as full, but put off while somebody waits, after plain statements"),
+    _level(
+        "auto", "the session", "as full, but put off while somebody waits, after plain statements"
+    ),
     _level("full", "the session", "as DISCARD ALL, but for statements and plans: the default"),
 ]
 

@@ -47,20 +47,28 @@ def dsn(postgres: Postgres) -> Iterator[str]:
 SCHEMA = (
     "CREATE TABLE clean (id int GENERATED ALWAYS AS IDENTITY, x text NOT NULL DEFAULT 'a', at date)",
     "CREATE TABLE audited (x int)",
-    "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-    "PERFORM set_config('app.tenant', NEW.x::text, false); RETURN NEW; END $$",
+    (
+        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "PERFORM set_config('app.tenant', NEW.x::text, false); RETURN NEW; END $$"
+    ),
     "CREATE TRIGGER note BEFORE INSERT ON audited FOR EACH ROW EXECUTE FUNCTION note()",
     "CREATE TABLE noted (x int)",
-    "CREATE FUNCTION note_locally() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-    "PERFORM set_config('app.user', NEW.x::text, true); RETURN NEW; END $$",
+    (
+        "CREATE FUNCTION note_locally() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "PERFORM set_config('app.user', NEW.x::text, true); RETURN NEW; END $$"
+    ),
     "CREATE TRIGGER note BEFORE INSERT ON noted FOR EACH ROW EXECUTE FUNCTION note_locally()",
     "CREATE VIEW locking AS SELECT pg_advisory_lock(5) IS NULL AS x",
     "CREATE TABLE slow (x text DEFAULT set_config('work_mem', '3MB', false))",
     # It fits better than pg_catalog's, which takes text.
-    "CREATE FUNCTION upper(varchar) RETURNS text LANGUAGE sql AS "
-    "$$ SELECT set_config('app.upper', $1, false) $$",
-    "CREATE FUNCTION total(t) RETURNS text LANGUAGE sql AS "
-    "$$ SELECT set_config('app.total', '1', false) $$",
+    (
+        "CREATE FUNCTION upper(varchar) RETURNS text LANGUAGE sql AS "
+        "$$ SELECT set_config('app.upper', $1, false) $$"
+    ),
+    (
+        "CREATE FUNCTION total(t) RETURNS text LANGUAGE sql AS "
+        "$$ SELECT set_config('app.total', '1', false) $$"
+    ),
     "CREATE DOMAIN mine AS text CHECK (set_config('app.mine', VALUE, false) IS NOT NULL)",
 )
 
@@ -187,7 +195,10 @@ async def test_everybody_in_a_crowd_is_served_and_in_the_end_all_is_reset(dsn: s
         async def use(number: int) -> None:
             for turn in range(50):
                 async with pool.acquire() as conn:
-                    assert await conn.fetchval("SELECT current_setting('app.x', true)") in (None, "")
+                    assert await conn.fetchval("SELECT current_setting('app.x', true)") in (
+                        None,
+                        "",
+                    )
                     if (number, turn % 25) == (3, 7):
                         await conn.execute("SET app.x = 'left'")
 
@@ -210,9 +221,8 @@ async def test_reset_is_not_put_off_after_any_kind_of_state(dsn: str, kind: Kind
     async with auto(dsn, **options) as (pool, seen):
         before = pool.stats().connected
         conn = await and_hand_on(pool, act)
-        if kind.name == "attribute of a class of one's own":  # the pool undoes it itself
-            assert seen.resets == 0
-        elif kind.name.startswith("plans of cached"):  # it stays at every level
+        # The pool undoes an attribute itself; plans stay at every level.
+        if kind.name.startswith(("attribute of a class", "plans of cached")):
             assert seen.resets == 0
         else:
             assert seen.resets or pool.stats().connected > before
@@ -386,7 +396,9 @@ async def test_on_acquire_has_each_lease_reset(dsn: str) -> None:
 
 async def test_on_connect_does_not_keep_resets_from_being_put_off(dsn: str) -> None:
     """What it has set up is the base of the session."""
-    set_up = sql("SET app.x = 'base'", "SET search_path = public, pg_catalog", "SET ROLE pg_monitor")
+    set_up = sql(
+        "SET app.x = 'base'", "SET search_path = public, pg_catalog", "SET ROLE pg_monitor"
+    )
     assert not await is_reset(dsn, sql("SELECT 1"), on_connect=set_up)
     assert await is_reset(dsn, sql("SELECT upper('a')"), on_connect=set_up)
 

@@ -89,7 +89,13 @@ NOT_PLAIN = [
     *("SET x = 1", "SET LOCAL x = 1", "RESET ALL", "SHOW x", "DISCARD ALL", "TABLE t", "LISTEN x"),
     *("NOTIFY x", "UNLISTEN *", "LOCK TABLE t", "CALL f()", "DO 'x'", "EXECUTE p", "PREPARE p AS"),
     *("DEALLOCATE ALL", "DECLARE c CURSOR FOR SELECT 1", "FETCH c", "MOVE c", "CLOSE c", "VACUUM"),
-    *("COPY t TO STDOUT", "CREATE TABLE t ()", "CREATE TEMP TABLE t ()", "DROP TABLE t", "LOAD 'x'"),
+    *(
+        "COPY t TO STDOUT",
+        "CREATE TABLE t ()",
+        "CREATE TEMP TABLE t ()",
+        "DROP TABLE t",
+        "LOAD 'x'",
+    ),
     *("TRUNCATE t", "ANALYZE", "EXPLAIN SELECT 1", "EXPLAIN ANALYZE SELECT f()", "ALTER TABLE t"),
     *("PREPARE TRANSACTION 'x'", "COMMIT PREPARED 'x'", "ROLLBACK PREPARED 'x'", "CHECKPOINT"),
     *("SET TRANSACTION READ ONLY", "SET CONSTRAINTS ALL DEFERRED", "IMPORT FOREIGN SCHEMA x"),
@@ -109,10 +115,10 @@ NOT_PLAIN = [
     "SELECT set_config('x', 'y', false)",
     "SELECT SET_CONFIG ('x', 'y', false)",
     "SELECT pg_catalog.set_config('x', 'y', false)",
-    'SELECT "set_config"(\'x\', \'y\', false)',
-    'SELECT pg_catalog . "set_config" (\'x\', \'y\', false)',
-    'SELECT U&"set\\005fconfig"(\'x\', \'y\', false)',
-    'SELECT U&"set!005fconfig" UESCAPE \'!\' (\'x\', \'y\', false)',
+    "SELECT \"set_config\"('x', 'y', false)",
+    "SELECT pg_catalog . \"set_config\" ('x', 'y', false)",
+    "SELECT U&\"set\\005fconfig\"('x', 'y', false)",
+    "SELECT U&\"set!005fconfig\" UESCAPE '!' ('x', 'y', false)",
     "SELECT set_config/* */('x', 'y', false)",
     "SELECT set_config--\n('x', 'y', false)",
     "SELECT 1 --\r, set_config('x', 'y', false)",
@@ -136,16 +142,37 @@ NOT_PLAIN = [
     "SELECT (ARRAY[0.5])[1].setseed",
     "SELECT setseed(0.5)",
     *("SELECT setval('s', 1)", "SELECT currval('s')", "SELECT lastval()", "SELECT lo_creat(1)"),
-    *("SELECT lo_import('x')", "SELECT lo_open(1, 2)", "SELECT loread(1, 2)", "SELECT lowrite(1, 'x')"),
+    *(
+        "SELECT lo_import('x')",
+        "SELECT lo_open(1, 2)",
+        "SELECT loread(1, 2)",
+        "SELECT lowrite(1, 'x')",
+    ),
     *("SELECT pg_advisory_lock(1)", "SELECT pg_sleep(1)", "SELECT pg_notify('a', 'b')"),
-    *("SELECT pg_try_advisory_lock(1)", "SELECT pg_advisory_xact_lock(1)", "SELECT pg_reload_conf()"),
+    *(
+        "SELECT pg_try_advisory_lock(1)",
+        "SELECT pg_advisory_xact_lock(1)",
+        "SELECT pg_reload_conf()",
+    ),
     *("SELECT dblink('', '')", "SELECT dblink_connect('')", "SELECT crosstab('x')"),
-    *("SELECT query_to_xml('SELECT f()', true, true, '')", "SELECT table_to_xml('t', true, true, '')"),
+    *(
+        "SELECT query_to_xml('SELECT f()', true, true, '')",
+        "SELECT table_to_xml('t', true, true, '')",
+    ),
     *("SELECT cursor_to_xml('c', 1, true, true, '')", "SELECT database_to_xml(true, true, '')"),
-    *("SELECT ts_stat('SELECT f()')", "SELECT ts_rewrite('a', 'SELECT f()')", "SELECT xpath('x', y)"),
+    *(
+        "SELECT ts_stat('SELECT f()')",
+        "SELECT ts_rewrite('a', 'SELECT f()')",
+        "SELECT xpath('x', y)",
+    ),
     *("SELECT f()", "SELECT public.lower('x')", "SELECT pg_temp.lower('x')", "SELECT a.b.lower(1)"),
     *('SELECT "Lower"(1)', 'SELECT "and"(1)', 'SELECT "over"(1)', "SELECT my_aggregate(x) FROM t"),
-    *("SELECT treat(x AS y)", "SELECT operator(1)", "SELECT 1 OPERATOR(public.+) 2", "SELECT xmltable(x)"),
+    *(
+        "SELECT treat(x AS y)",
+        "SELECT operator(1)",
+        "SELECT 1 OPERATOR(public.+) 2",
+        "SELECT xmltable(x)",
+    ),
     "SELECT pg_catalog.pg_catalog.lower('x')",
     "SELECT pg_catalog.numeric(1)",
     "SELECT DISTINCT ON (a) set_config('x', 'y', false)",
@@ -166,7 +193,7 @@ NOT_PLAIN = [
     "SELECT 1 insert INTO TEMP x",
     "SELECT (1) insert INTO TEMP x",
     "SELECT (1) AS insert INTO TEMP x",
-    "SELECT 1 \"insert\" INTO TEMP x",
+    'SELECT 1 "insert" INTO TEMP x',
     "WITH a AS (SELECT 1) SELECT (1) insert INTO TEMP x",
     "WITH insert AS (SELECT 1) SELECT (1) insert INTO TEMP x FROM insert",
     "WITH a AS (SELECT 1) SELECT 1 INTO TEMP x",
@@ -174,7 +201,7 @@ NOT_PLAIN = [
     # Types: a cast may call what the owner of the type has written.
     *("SELECT $1::mine", "SELECT $1::public.text", "SELECT $1::text.mine", 'SELECT $1::"mine"'),
     *("SELECT CAST($1 AS mine)", "SELECT CAST($1 AS public.text)", "SELECT CAST($1 AS text.mine)"),
-    *("SELECT mine '1'", 'SELECT "mine" \'1\'', "SELECT public.date '1'", "SELECT lower(1) '1'"),
+    *("SELECT mine '1'", "SELECT \"mine\" '1'", "SELECT public.date '1'", "SELECT lower(1) '1'"),
     *("SELECT mine(3) '1'", "SELECT $1::mine[]", "SELECT CAST(1 AS mine(3))", "SELECT $1::mine(3)"),
     "SELECT * FROM json_to_record($1) AS x(a mine)",
     "SELECT * FROM json_to_record($1) AS (a mine)",
@@ -185,8 +212,16 @@ NOT_PLAIN = [
     "SELECT * FROM json_to_record($1) x(a mine)",
     "SELECT * FROM ROWS FROM (json_to_record($1) AS (a mine))",
     # Names.
-    *("UPDATE pg_settings SET setting = 'x'", "SELECT * FROM pg_stat_activity", "SELECT pg_x FROM t"),
-    *('UPDATE "pg_settings" SET setting = \'x\'', "INSERT INTO pg_temp.t VALUES (1)", "SELECT 1 pg_a"),
+    *(
+        "UPDATE pg_settings SET setting = 'x'",
+        "SELECT * FROM pg_stat_activity",
+        "SELECT pg_x FROM t",
+    ),
+    *(
+        "UPDATE \"pg_settings\" SET setting = 'x'",
+        "INSERT INTO pg_temp.t VALUES (1)",
+        "SELECT 1 pg_a",
+    ),
     'SELECT "a""b"(1)',
     # Not understood, or not always the same.
     *("SELECT 'a", 'SELECT "a', "SELECT /* 1", "SELECT (1", "SELECT 1)", "SELECT 1) + (1"),
@@ -210,7 +245,7 @@ class Text(str):
 
 @pytest.mark.parametrize("given", [None, 1, b"SELECT 1", Text("SELECT 1")])
 def test_what_is_no_text_is_not_plain(given: object) -> None:
-    """asyncpg may accept it all the same."""
+    """Whoever sends it may make a text of it."""
     assert not is_plain(given, NONE)
 
 
@@ -243,8 +278,31 @@ def test_statement_is_not_plain_if_users_have_a_function_or_type_of_a_name_in_it
 # -- whatever there is ---------------------------------------------------------------------------
 
 PIECES = sorted(
-    {piece for sql in [*PLAIN.splitlines(), *NOT_PLAIN] if len(sql) < 500 for piece in sql.split(" ")}
-    | {"'", '"', "(", ")", ",", ".", ";", "::", "--", "/*", "*/", "\n", "\r", "$$", "$1", "AS", "WITH"}
+    {
+        piece
+        for sql in [*PLAIN.splitlines(), *NOT_PLAIN]
+        if len(sql) < 500
+        for piece in sql.split(" ")
+    }
+    | {
+        "'",
+        '"',
+        "(",
+        ")",
+        ",",
+        ".",
+        ";",
+        "::",
+        "--",
+        "/*",
+        "*/",
+        "\n",
+        "\r",
+        "$$",
+        "$1",
+        "AS",
+        "WITH",
+    }
 )
 texts = st.one_of(
     st.text(max_size=60),
@@ -269,7 +327,9 @@ def test_plain_text_calls_nothing_that_is_unknown(sql: str) -> None:
     """By another, ruder reading: without all strings, quoted names and comments, it is not there."""
     if names_in(sql) is not None and not re.search(r"/\*.*/\*", sql, re.DOTALL):
         visible = HIDING.sub(" ", sql)
-        assert not TELLING.search(visible) or not re.search(r"\b(set_config|nextval|f)\s*\(", visible)
+        assert not TELLING.search(visible) or not re.search(
+            r"\b(set_config|nextval|f)\s*\(", visible
+        )
         assert ";" not in visible.rstrip(" \t\n\r\f;")
         assert not re.search(r"(?<!insert)\s+into\b", visible, re.IGNORECASE)
 
@@ -308,14 +368,24 @@ NEWER = {
     *("any_value", "casefold", "crc32", "date_add", "date_bin", "date_subtract", "erf", "erfc"),
     *("gamma", "json_agg_strict", "jsonb_agg_strict", "lgamma", "regexp_count", "regexp_instr"),
     *("regexp_like", "regexp_substr", "string_to_table", "trim_array", "uuid_extract_timestamp"),
-    *("uuid_extract_version", "uuidv4", "uuidv7", "bit_count", "bit_xor", "range_agg", "multirange"),
+    *(
+        "uuid_extract_version",
+        "uuidv4",
+        "uuidv7",
+        "bit_count",
+        "bit_xor",
+        "range_agg",
+        "multirange",
+    ),
     *("range_intersect_agg", "unistr"),
 }
 #: By grammar: they call functions of other names.
 GRAMMAR = {"current_catalog", "every"}
 
 
-async def test_functions_are_the_servers_own_and_change_nothing(outside: asyncpg.Connection) -> None:
+async def test_functions_are_the_servers_own_and_change_nothing(
+    outside: asyncpg.Connection,
+) -> None:
     """Asked of the server: each function of each name is stable, or known to be harmless."""
     rows = await outside.fetch(
         "SELECT proname, bool_or(provolatile = 'v') AS is_volatile FROM pg_proc "

@@ -164,11 +164,11 @@ def test_connection_is_reset_if_the_deadlines_of_all_who_wait_have_passed(
             group.start_soon(too_late, pool)
             await waiting(pool, 1)
             now = pool._runtime.now
-            pool._runtime.now = lambda: now() + 2.0  # type: ignore[method-assign]
+            pool._runtime.now = lambda: now() + 2.0
             try:
                 pool.release(conn)
             finally:
-                pool._runtime.now = now  # type: ignore[method-assign]
+                pool._runtime.now = now
             assert pool.stats().recycling == 1
             assert driver.resets == 0
         assert driver.resets == 1

@@ -111,7 +111,14 @@ def key(world: World) -> Any:
             return world.at_work.get(slot), begun, kept, ages, slot in slow
         if slot.state == "leased":
             put_off = slot.unreset and (slot in world.owing, time(slot.unreset_since))
-            return put_off, time(slot.alive_at), ages, uses, slot.leased_at < state._back_at, proved(slot)
+            return (
+                put_off,
+                time(slot.alive_at),
+                ages,
+                uses,
+                slot.leased_at < state._back_at,
+                proved(slot),
+            )
         return (slot.reason,)
 
     holders = [(slot_key(slot), _held(world, slot)) for slot in state.leased]

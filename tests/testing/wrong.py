@@ -313,17 +313,13 @@ class IsCleanAlways(FakeDriver):
         return True
 
 
-@breaks(
-    "can_hand_on is False of a connection that its user has left a mess on, until it is reset"
-)
+@breaks("can_hand_on is False of a connection that its user has left a mess on, until it is reset")
 class CanHandOnAlways(FakeDriver):
     def can_hand_on(self, c: Any, /) -> bool:
         return True
 
 
-@breaks(
-    "can_hand_on is False of a connection that its user has left a mess on, until it is reset"
-)
+@breaks("can_hand_on is False of a connection that its user has left a mess on, until it is reset")
 class CanHandOnForgetsAtRelease(FakeDriver):
     def __init__(self, **script: Any) -> None:
         super().__init__(**script)

@@ -31,8 +31,8 @@ class Placement(Slots):
 
     __slots__ = (
         "_age_at",
-        "_asks_all",
         "_ask_on_return",
+        "_asks_all",
         "_awake_by",
         "_back_at",
         "_capacity",

@@ -144,7 +144,7 @@ def _controls_transaction(tokens: list[Token]) -> bool:
 _VERBS: Final = frozenset(["select", "insert", "update", "delete", "values", "with"])
 #: What a set of parentheses is.
 _ANY, _CAST, _COLUMNS, _QUERY, _NAMES_OF_WITH = "any", "cast", "columns", "query", "with"
-#: After these a word may be what begins an expression, and no alias or type.
+#: Beyond the first and the last token.
 _NOWHERE: Final[Token] = ("", "")
 
 

@@ -1,4 +1,4 @@
-"""A connection at ``reset="auto"``: it notes whether only plain statements have run since its reset.
+"""A connection at ``reset="auto"``: it notes whether a lease has run only plain statements.
 
 `judging` makes its class, in front of the one that `poolkit.drivers.asyncpg._connection.pooled` has
 made. The text of each statement is judged by `_plain`. asyncpg's protocol counts the queries that
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from asyncpg import exceptions as pg
 
@@ -45,7 +45,8 @@ SELECT typname FROM pg_catalog.pg_type t
   AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend WHERE deptype OPERATOR(pg_catalog.=) 'e'
     AND classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_type'::pg_catalog.regclass
     AND objid OPERATOR(pg_catalog.=) t.oid)
-) TO STDOUT (ENCODING 'UTF8')""".format(names="'{%s}'::pg_catalog.name[]" % ",".join(sorted(NAMES)))
+) TO STDOUT (ENCODING 'UTF8')"""
+_NAMES: Final = f"'{{{','.join(sorted(NAMES))}}}'::pg_catalog.name[]"
 
 
 @functools.lru_cache(maxsize=256)
@@ -88,7 +89,7 @@ def judging(kind: Any, asyncpgs: Any) -> Any:
                 data.extend(chunk)
 
             try:
-                await internals.copy_out(self, "", _TAKEN, keep)
+                await internals.copy_out(self, "", _TAKEN.format(names=_NAMES), keep)
             except pg.PostgresError:
                 if self.is_closed():
                     raise

@@ -10,16 +10,13 @@ from __future__ import annotations
 
 from typing import Final
 
-#: Words that may stand before a parenthesis or a string, and can be no function's or type's name.
-RESERVED: Final = frozenset(
-    """
+_RESERVED: Final = """
     all and any array both case distinct else except fetch for from group having in intersect
     lateral leading limit not offset on only or placing returning select some symmetric then to
     trailing union using variadic when where current_time current_timestamp localtime localtimestamp
     between coalesce exists extract greatest grouping least normalize nullif position row trim
     values
-    """.split()
-)
+"""
 #: Words that may stand there as keywords, and that can be a function's or type's name as well.
 _KEYWORDS: Final = """
     by conflict cube escape filter ilike join like over overlaps rollup set sets zone
@@ -107,10 +104,14 @@ _TYPES: Final = """
     regconfig regnamespace regproc regrole regtype smallint text time timestamp timestamptz timetz
     tsmultirange tsquery tsrange tstzmultirange tstzrange tsvector uuid varbit varchar xid xid8 xml
 """
+#: Words that may stand before a parenthesis or a string, and can be no function's or type's name.
+RESERVED: Final = frozenset(_RESERVED.split())
 FUNCTIONS: Final = frozenset(_FUNCTIONS.split())
 TYPES: Final = frozenset(_TYPES.split())
 #: Words that a type's name may have after the first.
-TYPE_WORDS: Final = frozenset("precision varying with without time zone array".split())
+TYPE_WORDS: Final = frozenset(
+    ["array", "precision", "time", "varying", "with", "without", "zone"],
+)
 #: All names that a function or type of a user's may have, too. Then they are not plain.
 NAMES: Final = FUNCTIONS | TYPES | frozenset(_KEYWORDS.split())
 BEFORE_PARENTHESIS: Final = RESERVED | FUNCTIONS | frozenset(_KEYWORDS.split())
