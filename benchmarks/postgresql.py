@@ -128,11 +128,8 @@ def _targets(tasks: int, found: Results) -> list[Target]:
     targets = [
         Target(f"{light}: x the limit, {at}", rates(found, light, LIMIT).median, "least", 0.95),
         Target(f"{full}: x {session}, {at}", rates(found, full, session).median, "least", 1.25),
+        Target(f"{auto}: x {session}, {at}", rates(found, auto, session).median, "least", 1.8),
     ]
-    if tasks > SIZE:  # else nobody waits, and each lease is followed by a reset
-        targets.append(
-            Target(f"{auto}: x {session}, {at}", rates(found, auto, session).median, "least", 1.8)
-        )
     if tasks == 10:  # noqa: PLR2004  # where the issue of a pool is its own cost
         for other, least in ((off, 1.5), (session, 2.5), (psycopg, 2.5)):
             if other in found:

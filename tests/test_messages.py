@@ -484,7 +484,7 @@ _PG_WORDS = {
     "pooler=transaction&pooler=session": "'pooler' stands twice",
     "pooler=": "pooler in the URL is empty: give it a value, or leave it out",
     "pooler=pgbouncer": "pooler='pgbouncer': give 'transaction', 'session' or None",
-    "reset=ful": "reset='ful': give 'full', 'full+prepared', 'transaction', 'none'",
+    "reset=ful": "reset='ful': give 'full', 'full+prepared', 'auto', 'transaction', 'none'",
     "tcp_timeout=a": "tcp_timeout='a' in the URL is not a number of seconds: for no limit write none",
     "sslmode": "has the form name=value&name=value",
     "=5": "has the form name=value&name=value",

@@ -11,6 +11,8 @@ import pytest
 
 from poolkit import ConnectFailed, Pool, PoolConfigError
 from poolkit.drivers.asyncpg import AsyncpgDriver, create_pool
+from poolkit.drivers.asyncpg import _parts as parts
+from poolkit.drivers.asyncpg import _plain_lease as lease
 from poolkit.testing import check_pool, verify_auto_reset
 from tests.drivers.asyncpg_help import LOOPS, of_one, quiet, until
 from tests.drivers.postgresql_kinds import KINDS, Kind, Own, is_seen, leave
@@ -69,6 +71,10 @@ SCHEMA = (
         "CREATE FUNCTION total(t) RETURNS text LANGUAGE sql AS "
         "$$ SELECT set_config('app.total', '1', false) $$"
     ),
+    (
+        "CREATE FUNCTION many(VARIADIC t[]) RETURNS text LANGUAGE sql AS "
+        "$$ SELECT set_config('app.total', '1', false) $$"
+    ),
     "CREATE DOMAIN mine AS text CHECK (set_config('app.mine', VALUE, false) IS NOT NULL)",
 )
 
@@ -98,8 +104,7 @@ async def auto(dsn: str, **options: Any) -> AsyncIterator[tuple[Pooled, Seen]]:
 
 async def and_hand_on(pool: Pooled, use: Act) -> Any:
     """Use a connection while somebody waits for it; return the next lease's, and its lease's end."""
-    lease = pool.acquire()
-    conn = await lease
+    conn = await pool.acquire()
     waiter = asyncio.ensure_future(wait(pool))
     await until(lambda: pool.stats().waiting == 1)
     try:
@@ -325,6 +330,7 @@ async def shadowed(conn: Any) -> None:
 async def like_a_column(conn: Any) -> None:
     """Call a function that takes a row."""
     await conn.fetchval("SELECT t.total FROM t")
+    await conn.fetchval("SELECT t.many FROM t")
     assert await conn.fetchval("SELECT current_setting('app.total')") == "1"
 
 
@@ -426,6 +432,42 @@ async def test_class_of_ones_own_is_none_the_worse(dsn: str) -> None:
     options = {"connect_kwargs": {"connection_class": Other}}
     assert not await is_reset(dsn, lambda conn: conn.answer(), **options)
     assert await is_reset(dsn, lambda conn: conn.leave(), **options)
+
+
+@pytest.mark.parametrize(
+    "part", ["Protocol.queries_count", "Connection._get_statement", "Protocol._is_cancelling"]
+)
+async def test_without_a_part_of_asyncpgs_each_lease_is_reset(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """Nobody could tell what has been done."""
+    examine = parts.examine
+
+    def lacking(c: Any, kind: type) -> parts.Parts:
+        found = examine(c, kind)
+        found.missing.append(part)
+        return found
+
+    monkeypatch.setattr(parts, "examine", lacking)
+    assert await is_reset(dsn, sql("SELECT 1"))
+
+
+async def test_server_that_does_not_say_which_functions_there_are_has_each_lease_reset(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not PostgreSQL, and its functions may do other things."""
+    monkeypatch.setattr(lease, "_TAKEN", "COPY (SELECT proname FROM not_there) TO STDOUT")
+    assert await is_reset(dsn, sql("SELECT 1"))
+
+
+async def test_pings_do_not_keep_a_reset_from_being_put_off(dsn: str) -> None:
+    """They are the pool's own statements."""
+    async with auto(dsn, ping_after=0.0) as (pool, seen):
+        for _ in range(3):
+            conn = await and_hand_on(pool, fetch)
+            pool.release(conn)
+            await quiet(pool)
+        assert seen.resets == 3
 
 
 # -- the option ----------------------------------------------------------------------------------

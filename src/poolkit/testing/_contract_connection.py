@@ -30,6 +30,7 @@ _TAKES: Final = {
     "greeted": ("c",),
     "revoke": ("c",),
     "is_clean": ("c",),
+    "can_hand_on": ("c",),
     "watch": ("c", "dead"),
     "classify": ("exc", "c"),
     "transaction": ("c",),

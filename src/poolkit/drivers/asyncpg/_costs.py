@@ -16,6 +16,7 @@ _RETIRED: Final = "a connection is closed after a lease"
 _SLOWER: Final = (
     f"a reset takes a round trip more, and {_RETIRED} that has left something under way"
 )
+_NOT_AUTO: Final = "reset='auto' is no faster than 'full'"
 
 #: Each part, and what it costs to do without.
 COSTS: Final = {
@@ -27,7 +28,9 @@ COSTS: Final = {
     "protocol.PreparedStatementState": _SLOWER,
     # of the class of connections
     "Connection._unwrap": f"{_RETIRED} that has set callbacks",
-    "Connection._get_statement": "behind a pooler cursors leave statements in its sessions",
+    "Connection._get_statement": (
+        f"behind a pooler cursors leave statements in its sessions, and {_NOT_AUTO}"
+    ),
     "Connection._prepare": f"{_RETIRED} that has prepared statements",
     "Connection._executemany": "a reset ends settings that on_connect names only in executemany()",
     "Connection._copy_out": "a reset ends settings that on_connect names only in COPY",
@@ -54,13 +57,13 @@ COSTS: Final = {
     "Connection._stmt_cache_enabled": "behind a pooler cursors leave statements in its sessions",
     "Connection._server_caps": "poolkit finds out what the server can undo by trying it",
     # of its protocol
-    "Protocol._is_cancelling": "each lease is followed by a reset",
+    "Protocol._is_cancelling": f"each lease is followed by a reset, and {_NOT_AUTO}",
     "Protocol._wait_for_cancellation": f"{_RETIRED} that has left something under way",
     "Protocol._request_cancel": f"{_RETIRED} that has left something under way",
     "Protocol.close_statement": _SLOWER,
     "Protocol.query": "agents and query loggers see the pool's own statements",
     "Protocol.copy_out": "reading what on_connect has set up takes two round trips, not one",
-    "Protocol.queries_count": "max_queries has no effect",
+    "Protocol.queries_count": f"max_queries has no effect, and {_NOT_AUTO}",
     # of its settings
     "ConnectionSettings.remove_python_codec": f"{_RETIRED} that has changed type codecs",
     "ConnectionSettings.add_python_codec": f"{_RETIRED} that has changed type codecs",

@@ -34,7 +34,8 @@ SELECT proname FROM pg_catalog.pg_proc f
   WHERE pronamespace OPERATOR(pg_catalog.<>) 'pg_catalog'::pg_catalog.regnamespace
   AND (proname OPERATOR(pg_catalog.=) ANY ({names}) OR (
     pronargs OPERATOR(pg_catalog.-) pronargdefaults OPERATOR(pg_catalog.<=) 1
-    AND typtype OPERATOR(pg_catalog.=) ANY ('{{c,d,p}}')))
+    AND (typtype OPERATOR(pg_catalog.=) ANY ('{{c,d,p}}') OR
+      provariadic OPERATOR(pg_catalog.<>) 0::pg_catalog.oid)))
   AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend WHERE deptype OPERATOR(pg_catalog.=) 'e'
     AND classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass
     AND objid OPERATOR(pg_catalog.=) f.oid)

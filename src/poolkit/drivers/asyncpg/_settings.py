@@ -76,8 +76,9 @@ class Settings:
     ``"full"`` (the default), in one round trip: settings, ``SET ROLE``, ``SET SESSION
     AUTHORIZATION``, temporary tables, sequences, advisory locks, ``LISTEN``, held cursors.
     ``"full+prepared"``: also statements prepared by SQL (about half a round trip more).
-    ``"auto"``: as ``"full"``; but while somebody waits, the reset is put off after leases whose
-    statements cannot have left anything, going by their texts.
+    ``"auto"``: as ``"full"``; but while somebody waits, a reset is put off after statements whose
+    texts cannot have left anything. It cannot see what triggers, rules, views, policies,
+    operators, casts, defaults and constraints set in the session.
     ``"transaction"``: only ``LISTEN``; no round trip without it. For programs that use
     ``SET LOCAL`` and ``pg_advisory_xact_lock``.
     ``"none"``: nothing else.
