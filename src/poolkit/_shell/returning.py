@@ -107,13 +107,19 @@ class Returning(Events[C]):
             else:
                 state.release_broken(slot, now, reason)
         else:
-            is_in_doubt = slot.busy or slot.cancelled
-            if not (is_in_doubt or slot.has_derived) and self._hooks.is_clean(slot.connection):
+            is_in_doubt = slot.busy or slot.cancelled or slot.has_derived
+            if not is_in_doubt and self._hooks.is_clean(slot.connection):
                 state.release(slot, now)
-            elif state.queue and not is_in_doubt and self._hooks.can_hand_on(slot.connection):
+            elif state.queue and self._can_hand_on(slot):
                 state.release_unreset(slot, now)
             else:
                 state.release_dirty(slot, now)
+
+    def _can_hand_on(self, slot: Slot) -> bool:
+        """Tell whether a connection may go to a waiter now, and be reset later."""
+        if slot.busy or slot.cancelled:
+            return False
+        return self._hooks.can_hand_on(slot.connection)
 
     def _why_not_again(self, slot: Slot, error: BaseException | None, now: float) -> Reason | None:
         """Return why a used connection must go, or None; renew or suspect the others."""
