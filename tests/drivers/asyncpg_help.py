@@ -42,6 +42,7 @@ async def leave_nothing(_: asyncpg.Connection) -> None:
 LEVELS = [
     pytest.param("full", id="full"),
     pytest.param("full+prepared", id="full+prepared"),
+    pytest.param("auto", id="auto"),
     pytest.param("transaction", id="transaction"),
     pytest.param("none", id="none"),
     pytest.param(leave_nothing, id="function"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -210,6 +211,69 @@ async def test_everybody_in_a_crowd_is_served_and_in_the_end_all_is_reset(dsn: s
         await asyncio.gather(*map(use, range(20)))
         await check_pool(pool)
         assert 2 <= seen.resets < 100
+
+
+#: What a user in a crowd does; the last ones leave something.
+DEEDS = (
+    "SELECT count(*) FROM t",
+    "INSERT INTO clean DEFAULT VALUES",
+    "UPDATE clean SET x = 'c'",
+    "SET app.x = 'left'",
+    "SELECT set_config('work_mem', '3MB', false)",
+    "SELECT pg_advisory_lock_shared(3)",
+    "BEGIN",
+)
+
+
+async def see_nothing(conn: Any) -> None:
+    """Check that nobody was there before."""
+    assert not conn.is_in_transaction()
+    row = await conn.fetchrow(
+        "SELECT current_setting('app.x', true) AS x, current_setting('work_mem') AS memory"
+    )
+    assert (row["x"] or "", row["memory"]) == ("", "4MB")
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_nobody_in_a_crowd_sees_what_others_have_left(dsn: str, seed: int) -> None:
+    """Also if many are cancelled, at whatever moment, and fail; in the end nothing is lost."""
+    random = Random(seed)
+    async with create_pool(dsn, max_size=3, reset="auto", acquire_timeout=60) as pool:
+        seen, leases = Seen(pool), 0
+
+        async def turn() -> None:
+            nonlocal leases
+            begin = random.choice([pool.acquire, pool.acquire, pool.transaction])
+            async with begin() as conn:
+                leases += 1
+                if begin == pool.acquire:
+                    await see_nothing(conn)
+                    if random.random() < 0.3:
+                        await conn.execute(random.choice(DEEDS))
+                else:
+                    await conn.execute(random.choice(DEEDS[:3]))
+                if random.random() < 0.1:
+                    raise LookupError
+
+        async def use() -> None:
+            for _ in range(40):
+                limit = random.choice([None, None, None, 0.0, 0.001, 0.004])
+                with contextlib.suppress(LookupError, TimeoutError):
+                    async with asyncio.timeout(limit):
+                        await turn()
+
+        await asyncio.gather(*(use() for _ in range(12)))
+        await check_pool(pool)
+        assert 0 < seen.resets < leases
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(3):
+                conn = await stack.enter_async_context(pool.acquire())
+                await see_nothing(conn)
+            locks = (
+                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = "
+                "(SELECT oid FROM pg_database WHERE datname = current_database())"
+            )
+            assert await conn.fetchval(f"{locks} AND objid = 3") == 0
 
 
 # -- not put off ---------------------------------------------------------------------------------
