@@ -59,6 +59,7 @@ def settings_of_the_driver() -> None:
     """They are keywords of both doors."""
     poolkit.create_pool("postgresql://", reset="transaction", pooler="session", ssl=True)
     poolkit.create_pool("sqlite:///app.db", busy_timeout=1.0, row_factory=dict)
+    poolkit.create_pool("postgresql://", reset="auto")
     poolkit.create_pool("postgresql://", reset="ful")  # type: ignore[arg-type]
     poolkit.create_pool("sqlite:///app.db", busy_timeout="1")  # type: ignore[arg-type]
 
