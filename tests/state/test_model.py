@@ -94,7 +94,7 @@ def test_invariants_hold_in_every_state(name: str) -> None:
 
 
 #: The modules that decide together, each after those it imports.
-PARTS = ("slots", "line", "fitness", "supply", "placement", "lifecycle", "state")
+PARTS = ("slots", "line", "fitness", "supply", "placement", "lifecycle", "unreset", "state")
 
 
 def planted(old: str, new: str) -> type[PoolState]:

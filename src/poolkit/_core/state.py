@@ -23,10 +23,10 @@ import itertools
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from poolkit._core import fitness, supply
-from poolkit._core.lifecycle import Lifecycle
 from poolkit._core.outage import Outage
 from poolkit._core.progress import PATIENCE
 from poolkit._core.slot import NEVER, NO_VERDICTS, Slot
+from poolkit._core.unreset import Unreset
 from poolkit._driver import Verdict
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _VISIT: Final = 1.5
 
 
-class PoolState(Lifecycle):
+class PoolState(Unreset):
     """Every event of a pool, and what is decided on it."""
 
     __slots__ = ()
@@ -188,43 +188,6 @@ class PoolState(Lifecycle):
         self.outcomes["served"] += 1
         self.to_wake.append(waiter)
         return True
-
-    def release_unreset(self, slot: Slot, now: float) -> None:
-        """Take back a connection whose reset may be put off for as long as somebody waits.
-
-        It goes to the first in line, or else is reset: an idle connection owes no reset.
-        """
-        slot.used_at = now
-        slot.touched = slot.has_derived = False
-        if not slot.unreset:
-            slot.unreset_since = now
-            if not self._puts_off_resets:
-                self._puts_off_resets = True
-                self._look_at_returns()
-        slot.unreset += 1
-        waiter = self.line.first()
-        if (
-            waiter is None
-            or now >= waiter.deadline
-            or now >= slot.retire_at
-            or now >= self._awake_by
-            or self._asks_all
-            or self.line.shedder is not None
-            or self._must_be_reset(slot, now)
-        ):
-            self._end_overdue(now)
-            self._place(slot, now)
-            return
-        # As in `release`.
-        del self.queue[waiter.key]
-        del self.leased[slot]
-        self.leased[slot] = None
-        slot.uses += 1
-        slot.lease_to(waiter, now)
-        waiter.slot = slot
-        waiter.outcome = "served"
-        self.outcomes["served"] += 1
-        self.to_wake.append(waiter)
 
     def release_dirty(self, slot: Slot, now: float) -> None:
         """Take back a connection that has to be reset first.

@@ -45,12 +45,17 @@ async def verify_auto_reset(pool: Pool[Any]) -> AsyncIterator[Verification]:
         )
     if driver.verification is not None:
         raise PoolConfigError(f"verify_auto_reset: pool {pool.name!r} is being verified already")
-    verification: Verification = driver.begin_verifying()
+    from poolkit.drivers.asyncpg._verify import (  # noqa: PLC0415  # it imports asyncpg
+        begin_verifying,
+        end_verifying,
+    )
+
+    verification = begin_verifying(driver)
     try:
         yield verification
         await _resets_end(pool)
     finally:
-        driver.end_verifying()
+        end_verifying(driver)
     if verification.found:
         found = "".join(f"\n- {each}" for each in dict.fromkeys(verification.found))
         raise AssertionError(

@@ -67,13 +67,13 @@ class AsyncpgDriver:
         if self.puts_off_resets:
             self._level = "full"
             self._kind = judging(self._kind, kind)
-        #: Finds out whether resets may be put off, while a test wants to know.
+        #: Finds out whether resets may be put off, while a test wants to know: `begin_verifying`.
         self.verification: Verification | None = None
         self._missing_parts = MissingParts()
         self._missing_parts.report(self.name, parts.missing_of_class(kind))
         #: Whether most releases need no reset.
         self._is_light = self._level in ("transaction", "none")
-        self._siblings: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.connections: weakref.WeakSet[Any] = weakref.WeakSet()
         self._survey = Survey(self.settings, self._arguments)
         #: Whether one of the connections was to a primary.
         self._had_primary = False
@@ -120,7 +120,7 @@ class AsyncpgDriver:
         await parts.try_out(c)
         self._missing_parts.report(self.name, c._parts.missing)
         c._parts.report_missing = lambda name: self._missing_parts.report(self.name, [name])
-        c.join(self._siblings)
+        c.join(self.connections)
         self._had_primary |= _standby(c) == "off"
         if self.settings.tcp_timeout is not None:
             watch_peer(internals.socket_of(c), self.settings.tcp_timeout)
@@ -411,19 +411,6 @@ class AsyncpgDriver:
         if c.is_in_transaction():
             raise ConnectionError("the connection is in a transaction after its reset")
         return True
-
-    def begin_verifying(self) -> Verification:
-        """Put no reset off, and find out which of them are needed."""
-        self.verification = Verification()
-        for c in self._siblings:
-            c._texts = []
-        return self.verification
-
-    def end_verifying(self) -> None:
-        """Put resets off again."""
-        self.verification = None
-        for c in self._siblings:
-            c._texts = None
 
     def _undo(self, c: Any) -> str:
         return resets.undo_lease(c, self._level)

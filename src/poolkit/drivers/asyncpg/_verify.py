@@ -14,6 +14,8 @@ from poolkit.drivers.asyncpg import _internals as internals
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
+    from poolkit.drivers.asyncpg._driver import AsyncpgDriver
+
 #: All code in the database, in which settings with a dot may be named: those are in no catalogue.
 _CODE: Final = """\
 COPY (
@@ -67,6 +69,21 @@ class Verification:
         if left:
             self.found.append(f"{', '.join(left)}, after: {'; '.join(_shown(texts))}")
         return left_behind
+
+
+def begin_verifying(driver: AsyncpgDriver) -> Verification:
+    """Have a driver put no reset off, and find out which of them are needed."""
+    driver.verification = Verification()
+    for c in driver.connections:
+        c._texts = []
+    return driver.verification
+
+
+def end_verifying(driver: AsyncpgDriver) -> None:
+    """Have a driver put resets off again."""
+    driver.verification = None
+    for c in driver.connections:
+        c._texts = None
 
 
 async def _dotted_names(c: Any) -> list[str]:
