@@ -11,6 +11,8 @@ import asyncpg
 import pytest
 
 from poolkit import ConnectFailed, Pool, PoolConfigError
+from poolkit._core import placement
+from poolkit._core.slot import NEVER
 from poolkit.drivers.asyncpg import AsyncpgDriver, create_pool
 from poolkit.drivers.asyncpg import _parts as parts
 from poolkit.drivers.asyncpg import _plain_lease as lease
@@ -31,6 +33,12 @@ if TYPE_CHECKING:
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     """Run on asyncio and on uvloop: asyncpg knows no others."""
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def no_reset_is_due_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is: `tests/pool/test_unreset.py` has that."""
+    monkeypatch.setattr(placement, "_LONGEST_UNRESET", NEVER)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +84,7 @@ SCHEMA = (
         "CREATE FUNCTION many(VARIADIC t[]) RETURNS text LANGUAGE sql AS "
         "$$ SELECT set_config('app.total', '1', false) $$"
     ),
+    "CREATE DOMAIN macaddr AS text",
     "CREATE DOMAIN mine AS text CHECK (set_config('app.mine', VALUE, false) IS NOT NULL)",
 )
 
@@ -407,15 +416,22 @@ async def of_a_domain(conn: Any) -> None:
     assert await conn.fetchval("SELECT current_setting('app.mine')") == "a"
 
 
-async def raises(conn: Any) -> None:
-    """Fail."""
-    await conn.fetch("SELECT 1 / 0")
+async def of_a_type_with_such_a_name(conn: Any) -> None:
+    """Cast to a type that might be a user's, going by its name."""
+    await conn.fetchval("SELECT '08:00:2b:01:02:03'::macaddr")
 
 
 OTHERS: list[Act] = [
     *(caught, prepared, only_prepared, cursor, iterated, copied_out, copied_in, with_codec),
     *(itself_reset, by_the_protocol, open_transaction, timed_out, chained, listened),
-    *(many_at_once, shadowed, like_a_column, of_many_like_a_column, of_a_domain),
+    *(
+        many_at_once,
+        shadowed,
+        like_a_column,
+        of_many_like_a_column,
+        of_a_domain,
+        of_a_type_with_such_a_name,
+    ),
 ]
 
 

@@ -11,6 +11,8 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from poolkit import Pool, PoolTimeout
+from poolkit._core import placement
+from poolkit._core.slot import NEVER
 from poolkit.testing import check_pool
 from tests.conftest import BACKENDS
 from tests.fakes import FakeConnection, FakeCursor, FullDriver
@@ -22,6 +24,15 @@ if TYPE_CHECKING:
 
 #: Where a task can be cancelled that is about to run.
 LOOPS = [backend for backend in BACKENDS if backend.id != "trio"]
+
+
+@pytest.fixture(autouse=True)
+def no_reset_is_due_by_time(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However slow the machine is, but where time is virtual."""
+    if "run" not in request.fixturenames:
+        monkeypatch.setattr(placement, "_LONGEST_UNRESET", NEVER)
 
 
 class Driver(FullDriver):

@@ -16,7 +16,7 @@ from asyncpg import exceptions as pg
 from poolkit.drivers.asyncpg import _internals as internals
 from poolkit.drivers.asyncpg import _unwrapped as unwrapped
 from poolkit.drivers.asyncpg._plain import is_plain
-from poolkit.drivers.asyncpg._plain_names import NAMES
+from poolkit.drivers.asyncpg._plain_names import BEFORE_STRING, NAMES
 
 #: asyncpg's methods whose statements are judged, or that send none.
 _JUDGED: Final = frozenset(
@@ -24,30 +24,23 @@ _JUDGED: Final = frozenset(
 )
 #: The parts of asyncpg without which nobody can tell what a lease has done.
 _NEEDED: Final = ("Protocol.queries_count", "Connection._get_statement", "Protocol._is_cancelling")
-#: Names that functions and types of users have, and PostgreSQL's own, too: a call by such a name
-#: may be one of theirs. Also the names of functions that can be called like a column, ``t.name``.
-#: Those of extensions are trusted.
+#: The names of all functions that are users' own, and of types that have a name of PostgreSQL's: what
+#: is called by such a name may be theirs. ``t.name``, too, is a call if ``name`` takes a row of ``t``.
+#: Those of extensions are trusted. The numbers are those of pg_catalog, pg_proc and pg_type, the same
+#: everywhere; each connection asks, and to look them up would take several times as long.
 _TAKEN: Final = """\
 COPY (
-SELECT proname FROM pg_catalog.pg_proc f
-  LEFT JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) f.proargtypes[0]
-  WHERE pronamespace OPERATOR(pg_catalog.<>) 'pg_catalog'::pg_catalog.regnamespace
-  AND (proname OPERATOR(pg_catalog.=) ANY ({names}) OR (
-    pronargs OPERATOR(pg_catalog.-) pronargdefaults OPERATOR(pg_catalog.<=) 1
-    AND (typtype OPERATOR(pg_catalog.=) ANY ('{{c,d,p}}') OR
-      provariadic OPERATOR(pg_catalog.<>) 0::pg_catalog.oid)))
-  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend WHERE deptype OPERATOR(pg_catalog.=) 'e'
-    AND classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass
-    AND objid OPERATOR(pg_catalog.=) f.oid)
-UNION
-SELECT typname FROM pg_catalog.pg_type t
-  WHERE typnamespace OPERATOR(pg_catalog.<>) 'pg_catalog'::pg_catalog.regnamespace
-  AND typname OPERATOR(pg_catalog.=) ANY ({names})
-  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend WHERE deptype OPERATOR(pg_catalog.=) 'e'
-    AND classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_type'::pg_catalog.regclass
-    AND objid OPERATOR(pg_catalog.=) t.oid)
+SELECT proname FROM pg_catalog.pg_proc
+  WHERE pronamespace OPERATOR(pg_catalog.<>) 11::pg_catalog.oid AND oid NOT IN
+    (SELECT objid FROM pg_catalog.pg_depend WHERE deptype OPERATOR(pg_catalog.=) 'e'
+    AND classid OPERATOR(pg_catalog.=) 1255::pg_catalog.oid)
+UNION ALL SELECT typname FROM pg_catalog.pg_type
+  WHERE typnamespace OPERATOR(pg_catalog.<>) 11::pg_catalog.oid
+  AND typname OPERATOR(pg_catalog.=) ANY ({names}) AND oid NOT IN
+    (SELECT objid FROM pg_catalog.pg_depend WHERE deptype OPERATOR(pg_catalog.=) 'e'
+    AND classid OPERATOR(pg_catalog.=) 1247::pg_catalog.oid)
 ) TO STDOUT (ENCODING 'UTF8')"""
-_NAMES: Final = f"'{{{','.join(sorted(NAMES))}}}'::pg_catalog.name[]"
+_NAMES: Final = f"'{{{','.join(sorted(BEFORE_STRING & NAMES))}}}'::pg_catalog.name[]"
 
 
 @functools.lru_cache(maxsize=256)
@@ -75,7 +68,7 @@ def judging(kind: Any, asyncpgs: Any) -> Any:
             self._texts: list[object] | None = None
 
         async def ask_for_taken_names(self) -> None:
-            """Ask the server for the names that functions and types of users have.
+            """Ask the server for the names of functions and types that are not PostgreSQL's.
 
             If it does not say so, no statement counts as plain.
             """
