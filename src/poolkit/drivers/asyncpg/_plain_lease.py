@@ -25,7 +25,7 @@ _JUDGED: Final = frozenset(
 #: The parts of asyncpg without which nobody can tell what a lease has done.
 _NEEDED: Final = ("Protocol.queries_count", "Connection._get_statement", "Protocol._is_cancelling")
 #: The names of all functions of users, and of types of theirs that have a name of PostgreSQL's:
-#: what is called by such a name may be theirs. ``t.name`` is a call, too, if ``name`` takes a row of
+#: what is called by such a name may be theirs. ``t.name`` is also a call if ``name`` takes a row of
 #: ``t``. Those of extensions are trusted. The numbers are those of pg_catalog, pg_proc and pg_type,
 #: the same everywhere; each connection asks, and looking them up would take several times as long.
 _TAKEN: Final = """\
