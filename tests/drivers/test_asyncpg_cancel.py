@@ -535,6 +535,24 @@ async def test_cancellation_that_overtakes_its_statement_is_repeated(
                 task.result()
 
 
+async def test_statement_under_way_in_another_task_at_release_is_ended(
+    dsn: str, outside: asyncpg.Connection
+) -> None:
+    """A prepared statement runs outside of the view: only asyncpg knows that it does."""
+    async with of_one(dsn) as pool:
+        async with pool.acquire() as conn:
+            pid = conn.get_server_pid()
+            await conn.execute("SET application_name = 'mine'")
+            statement = await conn.prepare(ENDLESS)
+            task = asyncio.create_task(statement.fetch())
+            assert await running(outside, ENDLESS) == pid
+        with pytest.raises(asyncpg.QueryCanceledError):
+            await task
+        async with pool.acquire() as conn:
+            assert await conn.fetchval("SHOW application_name") != "mine"
+        await next_user_is_well(pool, outside, pid)
+
+
 async def test_many_cancelled_at_every_moment_leave_clean_sessions(
     dsn: str, outside: asyncpg.Connection
 ) -> None:

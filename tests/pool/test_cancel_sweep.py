@@ -23,6 +23,7 @@ from poolkit import Pool, PoolClosed
 from poolkit.testing._invariants import check_state
 from tests.fakes import FakeConnection, FullDriver
 from tests.pool.planting import plant
+from tests.pool.virtual import only_workers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -85,7 +86,20 @@ async def close_while_held(pool: Pool[FakeConnection]) -> None:
     await pool.aclose()
 
 
-SCENARIOS = [open_close, wait_in_line, transactions, close_while_held]
+async def leave_objects(pool: Pool[FakeConnection]) -> None:
+    """Have each lease followed by a reset, while others wait."""
+
+    async def user() -> None:
+        async with pool.acquire() as conn:
+            conn.cursor()
+            await checkpoint()
+
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(user)
+
+
+SCENARIOS = [open_close, wait_in_line, transactions, close_while_held, leave_objects]
 
 
 async def come_to_rest(pool: Pool[FakeConnection], driver: FullDriver) -> None:
@@ -141,13 +155,17 @@ async def test_scope_cancelled_at_any_step_loses_nothing(scenario: Scenario) -> 
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("resets", [contextlib.nullcontext, only_workers])
 @pytest.mark.parametrize("scenario", SCENARIOS)
 async def test_task_cancelled_at_any_step_loses_nothing(
-    scenario: Scenario, anyio_backend: Any
+    scenario: Scenario,
+    resets: Callable[[], contextlib.AbstractContextManager[None]],
+    anyio_backend: Any,
 ) -> None:
     """By asyncio's own cancellation, which comes once and may hit a caller already served."""
     for steps in range(MOST_STEPS):
-        pool, driver = await make()
+        with resets():
+            pool, driver = await make()
         task = asyncio.ensure_future(scenario(pool))
         for _ in range(steps):
             await checkpoint()

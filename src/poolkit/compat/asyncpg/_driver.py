@@ -243,6 +243,9 @@ class CompatDriver(AsyncpgDriver):
         """Tell whether a connection has sent as many queries as it may."""
         return queries_count(c) >= self._max_queries
 
+    def _plain_reset(self, c: Any) -> str:
+        return "" if internals.is_not_postgresql(c) else super()._plain_reset(c)
+
     def _undo(self, c: Any) -> str:
         if not internals.is_not_postgresql(c):
             return super()._undo(c)
