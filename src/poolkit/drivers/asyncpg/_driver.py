@@ -330,7 +330,7 @@ class AsyncpgDriver:
 
     async def _reset(self, c: Any) -> str | None:
         text = self._plain_reset(c)
-        if text and await self._reset_plainly(c, text):
+        if text and await self._survey.send_plain_reset(c, text):
             return None
         if c._codecs.are_lost:
             raise ConnectionError(
@@ -366,51 +366,8 @@ class AsyncpgDriver:
         return left_behind or None
 
     def _plain_reset(self, c: Any) -> str:
-        """Return the SQL of a full reset if only the server has anything to undo; else "".
-
-        So it is after most leases.
-        """
-        if (
-            self._level != "full"
-            or c._left_behind
-            or c._unfit
-            or c._named_statements
-            or c._may_have_dropped_ours
-            or c._may_have_deallocated
-            or c._may_have_prepared
-            or c._dropped_for_codecs
-            or c._codecs.are_lost
-            or not c._undo_sql.takes_several
-            or internals.may_be_cancelling(c)
-            or c.is_in_transaction()
-        ):
-            return ""
-        return resets.plain_reset(c)
-
-    async def _reset_plainly(self, c: Any, text: str) -> bool:
-        """Send a reset in one round trip; return False if nothing was sent.
-
-        An operation may be under way of a statement that a task has kept, say. asyncpg knows that,
-        and refuses, which costs a fifth of asking before.
-        """
-        send = c._parts.send_query
-        if send is None:
-            return False
-        try:
-            await send(text, None)
-        except TypeError:  # it takes other arguments
-            return False
-        except pg.InterfaceError:
-            if c.is_closed():
-                raise
-            return False
-        except pg.PostgresError as error:
-            self._survey.reset_failed(c, error)
-            raise
-        c._must_unlisten = False
-        if c.is_in_transaction():
-            raise ConnectionError("the connection is in a transaction after its reset")
-        return True
+        """Return the SQL of a full reset if only the server has anything to undo; else ""."""
+        return resets.plain_reset(c) if self._level == "full" else ""
 
     def _undo(self, c: Any) -> str:
         return resets.undo_lease(c, self._level)

@@ -114,10 +114,25 @@ def restore_base(c: Any, level: object) -> str:
 
 
 def plain_reset(c: Any) -> str:
-    """Return what `restore_base` does of the level "full" where nothing was prepared or dropped.
+    """Return the SQL of a full reset if only the server has anything to undo; else "".
 
-    It is the same for each reset of a connection, unless a class of the user's has a query.
+    So it is after most leases. It is the same for each reset of a connection, unless a class of the
+    user's has a query.
     """
+    if (
+        c._left_behind
+        or c._unfit
+        or c._named_statements
+        or c._may_have_dropped_ours
+        or c._may_have_deallocated
+        or c._may_have_prepared
+        or c._dropped_for_codecs
+        or c._codecs.are_lost
+        or not c._undo_sql.takes_several
+        or internals.may_be_cancelling(c)
+        or c.is_in_transaction()
+    ):
+        return ""
     base, server, text = c._plain_reset
     if base is not c._base or server is not c._undo_sql:
         text = restore_base(c, "full")
