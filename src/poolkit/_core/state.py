@@ -307,7 +307,6 @@ class PoolState(Unreset):
             slot.state = "idle"
             self.ramp = 1  # nobody is short of anything; all else that is due stays so
             return False
-        self.to_wake.append(waiter)
         self.leased[slot] = None
         del self.recycling[slot]
         slot.state = "leased"
@@ -317,6 +316,7 @@ class PoolState(Unreset):
         waiter.slot = slot
         waiter.outcome = "served"
         self.outcomes["served"] += 1
+        self.to_wake.append(waiter)
         if self._is_full():
             return False
         self._follow_up(now)

@@ -85,7 +85,8 @@ class Returning(Events[C]):
             try:
                 is_begun = life.workers.reset_at_once(slot)
             finally:
-                if not is_begun or life.watchers:
+                # It may have run out of stack when it had ended already, and left notes.
+                if not is_begun or life.watchers or state.to_wake or self._inbox:
                     self._carry_out()
         if state.to_start or state.to_terminate or state.to_tell or state.line.shedder:
             self._carry_out()
