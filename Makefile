@@ -27,7 +27,7 @@ unexport PYTHONPATH PYTHONHOME
 # Tests start hundreds of interpreters: each would compile poolkit, and pytest every test, anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-oldest test-newest test-tools soak coverage asyncpg-tests mutants check lint types fmt bench bench-quick clean
+.PHONY: help demo test test-oldest test-newest test-tools soak coverage asyncpg-tests mutants check lint types fmt bench bench-instructions bench-quick clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -e 's/:.*## /: /' -e 's/^/make /'
@@ -83,6 +83,10 @@ mutants: .test-tools  ## change the heart in small ways, see that a test fails (
 
 bench: .bench-tools  ## measure poolkit beside other pools (BENCH='A B overload'), for an hour or so
 	$(bench) $(BENCH) --page docs/explanation/performance.md
+
+bench-instructions: .test-tools  ## count the processor's instructions, compare with what is recorded (ARGS=--record)
+	@sh scripts/test-tools.sh valgrind
+	$(bin) benchmarks.instructions $(ARGS)
 
 bench-quick: .bench-tools  ## the same in under two minutes, and less exactly
 	$(bench) $(BENCH) --quick

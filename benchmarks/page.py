@@ -14,10 +14,10 @@ from benchmarks import machine
 from benchmarks.table import Table
 
 
-def fill(path: Path, tables: list[Table]) -> None:
+def fill(path: Path, tables: list[Table], *, with_machine: bool = True) -> None:
     """Replace what stands between the marks of these tables, and of the machine."""
     text = path.read_text(encoding="utf-8")
-    parts = {"machine": machine.sentence()}
+    parts = {"machine": machine.sentence()} if with_machine else {}
     for table in tables:
         parts[table.name] = table.markdown()
         if chart := table.draw(path.with_suffix("")):
