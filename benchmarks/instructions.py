@@ -125,7 +125,7 @@ async def request(dependency: str | None) -> AsyncIterator[Loop]:
     from benchmarks.fastapi_dependency import SCOPE, make_app, receive, send
     from poolkit.testing import FakeDriver
 
-    app = make_app(dependency and getattr(poolkit.fastapi, dependency))
+    app = make_app(getattr(poolkit.fastapi, dependency) if dependency else None)
     async with poolkit.Pool(FakeDriver()) as pool:
         app.state.poolkit = pool
 

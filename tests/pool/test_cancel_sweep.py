@@ -198,8 +198,8 @@ async def test_planted_waiter_that_does_not_give_up_is_found(
     plant(
         monkeypatch,
         pool,
-        "_acquire_wait",
-        "self._tell(state.give_up, waiter, runtime.now())",
+        "_leave_line",
+        "self._tell(self._state.give_up, waiter, self._runtime.now())",
         "pass",
     )
     await check_found(wait_in_line)

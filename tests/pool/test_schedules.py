@@ -82,8 +82,8 @@ def test_planted_waiter_that_does_not_give_up_is_found(
     plant(
         monkeypatch,
         pool,
-        "_acquire_wait",
-        "self._tell(state.give_up, waiter, runtime.now())",
+        "_leave_line",
+        "self._tell(self._state.give_up, waiter, self._runtime.now())",
         "pass",
     )
     check_found(RUNS[backend])
@@ -98,9 +98,9 @@ def test_planted_hand_off_lost_to_a_cancellation_is_found(
     plant(
         monkeypatch,
         pool,
-        "_acquire_wait",
-        "self._tell(state.give_up, waiter, runtime.now())",
-        "waiter.slot or self._tell(state.give_up, waiter, runtime.now())",
+        "_leave_line",
+        "self._tell(self._state.give_up, waiter, self._runtime.now())",
+        "waiter.slot or self._tell(self._state.give_up, waiter, self._runtime.now())",
     )
     check_found(RUNS[backend])
 

@@ -92,7 +92,7 @@ class PoolState(Unreset):
             limit, len(self.idle) + self.progress.recycles()
         ):
             self._turn_away(waiter, "timed_out" if in_haste else "busy", now)
-        elif self._refuses_newcomers(now):
+        elif self.outage is not None and self._refuses_newcomers(now):
             self.end_wait(waiter, "failed", now, self.last_error)
         else:
             self.line.enqueue(waiter)

@@ -1,25 +1,21 @@
 """The pool: acquires and releases connections, and tells what it has.
 
 Nothing is awaited between taking a connection and owning it. What is common to all events is in
-`events`, the end of a lease in `returning`, opening and closing in `life`.
+`events`, the end of a lease in `returning`, opening and closing in `life`, the line in `waiting`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import sys
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
-from anyio.lowlevel import checkpoint
-
 from poolkit._awaits import awaited
-from poolkit._core.deadlock import closed_by
 from poolkit._core.progress import PATIENCE
-from poolkit._core.slot import NEVER, Waiter
+from poolkit._core.slot import NEVER
 from poolkit._driver import C, require_driver
-from poolkit._errors import NotLeased, PoolClosed, PoolDeadlock, PoolError, PoolTimeout
+from poolkit._errors import NotLeased, PoolClosed, PoolError, PoolTimeout
 from poolkit._options import check_seconds, make_options
 from poolkit._shell import messages
 from poolkit._shell.callsite import caller
@@ -28,15 +24,14 @@ from poolkit._shell.labels import current as current_label
 from poolkit._shell.labels import get as get_label
 from poolkit._shell.labels import in_use as labels_in_use
 from poolkit._shell.lease import DONE, Lease, Released, TracedLease
-from poolkit._shell.life import Living
-from poolkit._shell.log import say
 from poolkit._shell.transaction import Transaction
-from poolkit._shell.view import bind, held_slot, is_closed, make_view
+from poolkit._shell.view import bind, held_slot, is_closed
+from poolkit._shell.waiting import Waiting
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from poolkit._core.slot import Outcome, Slot
+    from poolkit._core.slot import Outcome
     from poolkit._driver import Driver
     from poolkit._options import Options, PoolOptions
 
@@ -56,7 +51,7 @@ getframe: Final = sys._getframe
 ref: Final = weakref.ref
 
 
-class Pool(Living[C]):
+class Pool(Waiting[C]):
     """A pool of connections: ``async with pool``, then ``async with pool.acquire() as conn``.
 
     Made from a driver and options (`Options` has them all), for example
@@ -206,119 +201,6 @@ class Pool(Living[C]):
         self._tell(self._state.count, "busy")
         self._tell_refused(lease, "busy")
         return messages.amid(self.name)
-
-    def _take_another(self, slot: Slot | None, now: float) -> Slot | None:
-        """Take an idle connection that is not known to be dead, in place of one that may be."""
-        while slot is not None and self._is_dead(slot.connection):
-            self._state.undo_take(slot, now)
-            slot = self._state.take(now)
-        return slot
-
-    async def _acquire_wait(self, lease: Lease[C]) -> C:  # noqa: PLR0912  # a call less
-        """Wait for a connection; ``on_acquire``, if set, is still to be run.
-
-        The steps are those of `_acquire_nowait`, and may find an idle connection at once if only
-        the hook has led here.
-        """
-        runtime, state = self._runtime, self._state
-        now = runtime.read_clock() if "time" in runtime.overrides else runtime.now()
-        deadline = NEVER if lease._timeout is None else now + lease._timeout
-        if (task := runtime.current_task(runtime.home)) is None:
-            raise messages.no_task(self.name)
-        lease._since = now
-        waiter = Waiter(
-            deadline, runtime.create_parking(), ref(task), lease._code, lease._lasti, lease._label
-        )
-        slot = self._take_for_hook(waiter, now) if self._has_hook else None
-        direct = slot is not None
-        if slot is None:
-            try:
-                self._amid = True
-                try:
-                    has_decided = state.enqueue(waiter, now)
-                finally:
-                    self._amid = False
-                if has_decided:
-                    self._carry_out()
-                else:
-                    runtime.set_alarm(waiter.deadline)
-                if waiter.outcome == "waiting" and not (
-                    state.options.deadlock != "off"
-                    and (circle := closed_by(waiter, state, now))
-                    and self._refuse_deadlock(waiter, circle)
-                ):
-                    await waiter.parking
-                elif waiter.slot is None:
-                    await checkpoint()  # refused at once: who tries again and again lets others run
-                if self._observers is not None:
-                    is_taken = waiter.slot is not None and waiter.slot.state != "leased"
-                    self._tell_wait_ended(lease, "closed" if is_taken else waiter.outcome)
-            except BaseException:
-                self._tell(state.give_up, waiter, runtime.now())
-                self._carry_out()
-                if self._observers is not None:
-                    self._tell_wait_ended(lease, "cancelled")
-                raise
-            slot = waiter.slot
-            if slot is None or slot.state != "leased":
-                raise self._refusal(waiter, lease._timeout)
-        if lease._slot is not None:  # used a second time while this one waited
-            self._tell(state.recount, "direct" if direct else "served", "failed")
-            self._tell(state.release, slot, runtime.now())
-            self._carry_out()
-            raise lease.is_used()
-        lease._has_waited = not direct
-        view: C = make_view(lease, slot)
-        if self._observers is not None:
-            self._tell_leased(lease, slot, runtime.now() - now)
-        return view
-
-    def _uncount(self, lease: Lease[Any]) -> None:
-        """Forget that a lease was acquired: its caller acquires another one in its place."""
-        was = "served" if getattr(lease, "_has_waited", False) else "direct"
-        self._tell(self._state.uncount, was)
-
-    def _refusal(self, waiter: Waiter, limit: float | None) -> PoolError:
-        """Return the error for a wait that ended without a connection."""
-        cause = waiter.cause
-        if isinstance(cause, PoolDeadlock):
-            waiter.cause = None  # or its traceback, which holds the waiter, would be a cycle
-            return cause
-        if waiter.slot is not None:  # taken back between hand-off and now
-            self._tell(self._state.recount, "served", "closed")
-        return messages.refusal(self.name, waiter, limit, self._count_dead)
-
-    def _count_dead(self) -> int:
-        """Count the leases whose connections are dead, which nobody gives back."""
-        return sum(self._is_dead(slot.connection) for slot in list(self._state.leased))
-
-    def _take_for_hook(self, caller: Waiter, now: float) -> Slot | None:
-        """Take an idle connection, as the fast path does, for a caller that has a hook to await."""
-
-        def take() -> Slot | None:
-            slot = self._take_another(self._state.take(now), now)
-            if slot is not None:
-                slot.lease_to(caller, now)
-            return slot
-
-        slot = self._look(take)
-        self._carry_out()
-        return slot
-
-    def _refuse_deadlock(self, waiter: Waiter, circle: list[Waiter]) -> bool:
-        """Refuse a caller that completes a deadlock, or warn; return whether it is refused."""
-        state = self._state
-        others = (other.parking for other in circle if other is not waiter)
-        if not all(map(self._runtime.is_parked, others)):
-            return False  # somebody is being cancelled
-        error = self._look(messages.deadlock, self.name, state, circle, self._runtime.now())
-        if state.options.deadlock == "warn":
-            say(logging.WARNING, "%s", error)
-            return False
-        self._tell(state.end_wait, waiter, "deadlocked", self._runtime.now())
-        waiter.cause = error
-        self._carry_out()
-        return True
 
     async def _run_on_acquire(self, lease: Lease[C], view: C) -> None:
         """Run ``on_acquire`` like the first line of the caller's block, within its deadline."""
