@@ -295,7 +295,7 @@ class PoolState(Unreset):
         slot.alive_at = sent_at = slot.sent_at
         slot.good_until = min(sent_at + self._ping_after, slot.retire_at)
         waiter = next(iter(self.queue.values())) if self.queue else None
-        asks = self._ask_on_return or self.openers or self.aging or self.line.shedder is not None
+        asks = self._asks_all or self.openers or self.aging or self.line.shedder is not None
         if asks or now >= slot.retire_at or (waiter is not None and now >= waiter.deadline):
             self._place(slot, now)
             self._follow_up(now)

@@ -100,7 +100,10 @@ class OnAsyncio(Loop):
 
     def _find_eager(self) -> Callable[..., Any] | None:
         """Return what makes tasks that start at once; None: nothing does. Tried, for loops vary."""
-        if self._loop.get_task_factory() is not None:
+        try:
+            if self._loop.get_task_factory() is not None:
+                return None
+        except NotImplementedError:
             return None
         makers: list[Callable[..., Any]] = [self._loop.create_task]
         # Until 3.14 asyncio's own takes no `eager_start`. Another one decides for itself.
@@ -115,7 +118,7 @@ class OnAsyncio(Loop):
             steps = nothing()
             try:
                 task = make(steps, context=self._context.copy(), eager_start=True, name=_EAGER)
-            except (TypeError, NotImplementedError):
+            except TypeError:
                 steps.close()
                 continue
             return make if task.done() else None
