@@ -22,7 +22,7 @@ TESTS = {
     "tests/pool": 4846,
     "tests/repo": 144,
     "tests/sqlalchemy": 683,
-    "tests/state": 228,
+    "tests/state": 229,
     "tests/testing": 248,
 }
 

@@ -72,3 +72,12 @@ Book.TestCase.settings = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 test_book = pytest.mark.timeout(300)(Book.TestCase)
+
+
+def test_pause_shorter_than_ping_after_is_of_no_account() -> None:
+    """What an idle connection has said is not old by it; nobody waits for a ping."""
+    options = Options(min_size=1, max_size=2, ping_after=2.0, ping_every=None)
+    world = World(PoolState(options, lambda: 0.5), 1)
+    for event in (("open",), ("end_job", 0, "ok"), ("block", 0.3), ("acquire", 0, 0.0)):
+        world.do(event)
+    assert world.callers[0].slot is not None

@@ -285,8 +285,13 @@ class World:
         self.now += seconds
 
     def block(self, seconds: float) -> None:
-        """Let time pass in which nothing of the event loop runs; others may run before the alarm."""
+        """Let time pass in which nothing of the event loop runs; others may run before the alarm.
+
+        If it is shorter than `ping_after`, the shell thinks nothing of it, nor does the pool.
+        """
         self.now += seconds
+        if seconds < (self.state.options.ping_after or 0.0):
+            return
         self.blocked_until = self.now
         self.state._awake_by = self.now
 
