@@ -27,13 +27,14 @@ from tests.proxy import HOST, Proxy, free_port
 
 ROOT = Path(__file__).parent.parent
 WAYS = (
-    *("/floor", "/hand", "/poolkit", "/poolkit-transaction", "/asyncpg"),
+    *("/floor", "/hand", "/poolkit", "/poolkit-auto", "/poolkit-transaction", "/asyncpg"),
     *("/poolkit-in-transaction", "/asyncpg-in-transaction", "/session", "/connect"),
 )
 SAYS = {
     "/floor": "no database at all",
     "/hand": "by hand: a bare hand-off in a yield dependency, no reset",
     "/poolkit": "poolkit: Depends(poolkit.fastapi.connection), the defaults",
+    "/poolkit-auto": "poolkit: the same, reset='auto'",
     "/poolkit-transaction": "poolkit: the same, reset='transaction'",
     "/poolkit-in-transaction": "poolkit: Depends(poolkit.fastapi.transaction), the defaults",
     "/asyncpg": "asyncpg.Pool in a yield dependency, the defaults",
@@ -147,8 +148,8 @@ def _ways(name: str, dsn: str, crowd: int, rounds: int, seconds: float, where: s
     wanted = [
         ("/poolkit", "/asyncpg", 1.0),
         ("/poolkit-in-transaction", "/asyncpg-in-transaction", 1.15),
-        ("/poolkit-transaction", "/asyncpg", 1.3),
-        ("/poolkit-transaction", "/hand", 1.0),
+        ("/poolkit-auto", "/asyncpg", 1.3),
+        ("/poolkit-auto", "/hand", 1.0),
     ]
     if name == "near":
         table.targets = [

@@ -27,7 +27,7 @@ DSN = os.environ["BENCH_DSN"]
 SIZE, OVERFLOW = (int(part) for part in os.environ.get("BENCH_POOL", "10+0").split("+"))
 
 #: The default one, and others by the level of their reset.
-LEVELS = ("transaction",)
+LEVELS = ("transaction", "auto")
 
 
 def make_pool(reset: Any) -> poolkit.Pool[asyncpg.Connection]:
