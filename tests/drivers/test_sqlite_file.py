@@ -63,17 +63,22 @@ def other(tmp_path: Path) -> Path:
 
 
 async def content(pool: Any) -> list[int]:
-    """Return the rows that the pool sees, when it does nothing any more.
-
-    To a busy machine it opens a second connection beside a slow one: what looks at the file before a
-    test replaces it would be handed out afterwards.
-    """
+    """Return the rows that the pool sees, when it does nothing any more."""
     async with pool.acquire() as conn:
         rows = [x for (x,) in await conn.execute_fetchall("SELECT x FROM t")]
+    await quiet(pool)
+    return rows
+
+
+async def quiet(pool: Any) -> None:
+    """Wait until the pool does nothing any more.
+
+    On a busy machine it opens a second connection beside a slow one, and a reset looks at the file,
+    too: what has looked before a test replaces it would be handed out afterwards.
+    """
     with anyio.fail_after(PATIENCE):
         while (stats := pool.stats()).connecting + stats.recycling + stats.closing:
             await anyio.lowlevel.checkpoint()
-    return rows
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -226,6 +231,7 @@ async def test_file_beside_which_the_old_log_lies_is_not_opened(
     async with pool_on(module, path, journal_mode="WAL", min_size=2) as pool:
         async with pool.acquire() as conn:
             await conn.execute("INSERT INTO t VALUES (1)")
+        await quiet(pool)
         put(other, path)
         for _ in range(2):
             with pytest.raises(ConnectFailed, match=r"left '.*app.db-wal' .*stop the pool first"):
@@ -287,6 +293,7 @@ async def test_log_that_was_made_anew_is_known_for_the_old_one(
                 if during:
                     put(other, path)
             if not during:
+                await quiet(pool)
                 put(other, path)
             for _ in range(2):
                 with pytest.raises(ConnectFailed, match=r"-wal'.* stop the pool"):
@@ -364,7 +371,9 @@ async def test_attached_file_is_looked_after_too(
 
     async def seen(pool: Any) -> Any:
         async with pool.acquire() as conn:
-            return [x for (x,) in await conn.execute_fetchall("SELECT x FROM second.t")]
+            rows = [x for (x,) in await conn.execute_fetchall("SELECT x FROM second.t")]
+        await quiet(pool)
+        return rows
 
     async with pool_on(module, path, on_connect=on_connect, max_size=1) as pool:
         put(make(tmp_path / "next.db", 7), attached)

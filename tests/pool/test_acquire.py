@@ -27,6 +27,7 @@ from poolkit import (
 from poolkit.testing import VirtualTimeLoop
 from tests.conftest import BACKENDS
 from tests.fakes import Boom, CleanDriver, FakeConnection, FakeDriver, FullDriver
+from tests.pool.virtual import on_asyncio, on_trio
 
 
 async def test_acquire_in_a_block_gives_a_connection_and_takes_it_back() -> None:
@@ -585,15 +586,20 @@ async def test_fatal_connect_error_fails_every_waiter_at_once() -> None:
         assert len(failures) == 5
 
 
-async def test_transient_connect_error_becomes_the_cause_of_the_timeout() -> None:
+@pytest.mark.parametrize("run", [on_asyncio, on_trio])
+def test_transient_connect_error_becomes_the_cause_of_the_timeout(run: Any) -> None:
     """Waiters wait until their own deadline; then they learn what kept them."""
     driver = FullDriver(connect=[Boom("starting up")] * 50)
     driver.verdicts[Boom] = Verdict.TRANSIENT
-    async with Pool(driver, min_size=0, backoff_min=0.005, backoff_max=0.005) as pool:
-        with pytest.raises(PoolTimeout, match="starting up") as caught:
-            await pool.acquire(timeout=0.05)
-        assert isinstance(caught.value.__cause__, Boom)
-        assert driver.calls["connect"] > 1
+
+    async def main() -> None:
+        async with Pool(driver, min_size=0, backoff_min=0.5, backoff_max=0.5) as pool:
+            with pytest.raises(PoolTimeout, match="starting up") as caught:
+                await pool.acquire(timeout=5.0)
+            assert isinstance(caught.value.__cause__, Boom)
+            assert 10 <= driver.calls["connect"] <= 20  # half of each pause is jitter
+
+    run(main)
 
 
 async def test_acquire_on_a_pool_that_is_not_open_says_what_to_do() -> None:

@@ -19,7 +19,7 @@ TESTS = {
     "tests/drivers": 3640,
     "tests/faults": 51,
     "tests/integrations": 705,
-    "tests/pool": 4846,
+    "tests/pool": 4845,
     "tests/repo": 144,
     "tests/sqlalchemy": 683,
     "tests/state": 229,

@@ -70,7 +70,7 @@ STATES = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def handed_on(of_postgresql: Database) -> Database:
     """Return a database with another role, which a superuser may become."""
     of_postgresql.query("CREATE ROLE handed_on")

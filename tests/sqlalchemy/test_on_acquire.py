@@ -24,7 +24,7 @@ SHOWN = (
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tenants(of_postgresql: Database) -> Database:
     """Return a database with two more roles."""
     for sql in ("CREATE ROLE tenant_a", "CREATE ROLE set_up_for_all"):

@@ -238,7 +238,7 @@ SHOWN = sa.text(
 AS_SET_UP = "set_up elsewhere alice"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def with_role(of_postgresql: Database) -> Database:
     """Return a database with another role."""
     of_postgresql.query("CREATE ROLE set_up")
