@@ -20,7 +20,7 @@ TESTS = {
     "tests/faults": 51,
     "tests/integrations": 705,
     "tests/pool": 4845,
-    "tests/repo": 144,
+    "tests/repo": 145,
     "tests/sqlalchemy": 683,
     "tests/state": 229,
     "tests/testing": 248,

@@ -350,7 +350,7 @@ def test_machine_without_a_python_has_none(tmp_path: Path) -> None:
 
 
 def ci_run(
-    tmp_path: Path, *versions: str, fails: str = "no version"
+    tmp_path: Path, *versions: str, fails: str = "no version", has_valgrind: bool = False
 ) -> tuple[list[str], subprocess.CompletedProcess[str]]:
     """Run .ci/run where make only notes what it was asked for, and fails with one Python."""
     folder = tmp_path / "bin"
@@ -359,6 +359,8 @@ def ci_run(
         (folder / name).symlink_to(str(shutil.which(name)))
     for version in versions:
         interpreter(folder / f"python{version}", version)
+    if has_valgrind:
+        program(folder / "valgrind", "exit 1")
     asked = tmp_path / "asked"
     program(
         folder / "make",
@@ -389,6 +391,19 @@ def test_ci_runs_the_suite_on_the_oldest_and_the_newest_python(tmp_path: Path) -
     assert "Python 3.11 (" in done.stdout
     assert " and 3.14 (" in done.stdout
     assert "WARNING" not in done.stderr
+
+
+def test_ci_counts_instructions_where_there_is_valgrind(tmp_path: Path) -> None:
+    """Of the newest Python, after all tests; elsewhere it says that it does not."""
+    for name in ("with", "without"):
+        (tmp_path / name).mkdir()
+    asked, done = ci_run(tmp_path / "with", "3.11", "3.14", has_valgrind=True)
+    assert done.returncode == 0, done.stderr
+    assert "bench-instructions PYTHON=" in asked[-1]
+    assert "python3.14 VENV=.venv-3.14" in asked[-1]
+    asked, done = ci_run(tmp_path / "without", "3.11", "3.14")
+    assert not any("bench" in line for line in asked)
+    assert "no valgrind" in done.stderr
 
 
 @pytest.mark.parametrize("fails", ["python3.11", "python3.14"])
