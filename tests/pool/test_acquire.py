@@ -808,3 +808,26 @@ async def test_refusal_that_is_cancelled_counts_as_cancelled(why: str) -> None:
             await pool.acquire(timeout=0)
         assert scope.cancelled_caught
         assert (getattr(pool.stats(), why), pool.stats().cancelled) == (0, 1)
+
+
+async def test_caller_with_a_hook_that_is_refused_at_once_lets_others_run() -> None:
+    """As one without a hook does: whoever tries again and again stops nobody."""
+
+    async def greet(_: object) -> None: ...
+
+    async with Pool(FakeDriver(), max_size=1, max_waiting=0, on_acquire=greet) as pool:
+        async with pool.acquire(), anyio.create_task_group() as group:
+            others = 0
+
+            async def run() -> None:
+                nonlocal others
+                while True:
+                    await checkpoint()
+                    others += 1
+
+            group.start_soon(run)
+            for _ in range(3):
+                with pytest.raises(PoolBusy):
+                    await pool.acquire()
+            assert others > 0
+            group.cancel_scope.cancel()

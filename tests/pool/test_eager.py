@@ -376,3 +376,61 @@ def test_loop_of_virtual_time_starts_tasks_at_once() -> None:
 
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         runner.run(main())
+
+
+def fail_once(runtime: Any, name: str, error: BaseException) -> None:
+    """Have one call of the runtime's raise: there is no stack for it, say."""
+    real = getattr(runtime, name)
+
+    def fail(*_: object, **__: object) -> None:
+        setattr(runtime, name, real)
+        raise error
+
+    setattr(runtime, name, fail)
+
+
+@LOOPS
+@pytest.mark.parametrize("error", [RecursionError, asyncio.CancelledError])
+async def test_reset_that_breaks_off_between_two_lines_costs_its_connection(
+    error: type[BaseException],
+) -> None:
+    """Whoever waits gets another one."""
+    driver = NotingDriver()
+    async with Pool(driver, max_size=1) as pool:
+        conn = await use(pool)
+        fail_once(pool._runtime, "read_clock", error("no stack"))
+        pool.release(conn)
+        async with pool.acquire():
+            assert pool.stats().connected == 2
+        await come_to_rest(pool, driver)
+
+
+@LOOPS
+async def test_task_that_cannot_be_made_leaves_the_reset_to_a_worker() -> None:
+    """The releaser is told that there was no stack; the connection is given back all the same."""
+    driver = NotingDriver()
+    async with Pool(driver, max_size=1) as pool:
+        conn = await use(pool)
+        fail_once(pool._runtime, "_make_eager", RecursionError("no stack"))
+        with pytest.raises(RecursionError, match="no stack"):
+            pool.release(conn)
+        await not_at_once(pool, driver)
+        assert pool.stats().connected == 1
+
+
+@LOOPS
+async def test_task_that_ends_before_its_first_line_leaves_the_reset_to_a_worker() -> None:
+    """Its error is seen: the loop does not complain of it."""
+    driver = NotingDriver()
+    async with Pool(driver, max_size=1) as pool:
+        conn = await use(pool)
+
+        def make(steps: Any, **_: object) -> Any:
+            steps.close()
+            failed = asyncio.get_running_loop().create_future()
+            failed.set_exception(RecursionError("no stack"))
+            return failed
+
+        pool._runtime._make_eager = make  # type: ignore[union-attr]
+        pool.release(conn)
+        await not_at_once(pool, driver)

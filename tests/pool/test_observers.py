@@ -765,3 +765,47 @@ async def test_wrapped_methods_of_a_pool_go_on_working(monkeypatch: pytest.Monke
             pass
         assert calls == ["acquire", "acquire"]
         assert len(notes.take("leased")) == 2
+
+
+async def test_waiter_that_cannot_tell_how_its_wait_has_ended_gives_back() -> None:
+    """There may be no stack left for it; the connection it was handed goes to the next one."""
+    async with Pool(FakeDriver(), max_size=1, observers=[Notes()]) as pool:
+        held = await pool.acquire()
+        errors: list[BaseException] = []
+
+        async def wait() -> None:
+            try:
+                await pool.acquire()
+            except RecursionError as error:
+                errors.append(error)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(wait)
+            await wait_all_tasks_blocked()
+            pool.release(held)
+            now = pool._runtime.now
+
+            def fail() -> float:
+                pool._runtime.now = now
+                raise RecursionError("no stack")
+
+            pool._runtime.now = fail
+        assert len(errors) == 1
+        assert pool.stats().idle == 1
+        assert pool.stats().cancelled == 1
+
+
+async def test_line_that_is_joined_while_an_observer_releases_is_left_at_once() -> None:
+    """The wait is over before it has begun."""
+    held: list[Any] = []
+
+    class Releasing(Observer):
+        def connect_began(self, pool: Pool[Any]) -> None:
+            if held:
+                pool.release(held.pop())
+
+    async with Pool(FakeDriver(), min_size=1, max_size=2, observers=[Releasing()]) as pool:
+        held.append(await pool.acquire())
+        real = own(held[0])
+        async with pool.acquire() as conn:
+            assert own(conn) is real

@@ -19,10 +19,10 @@ TESTS = {
     "tests/drivers": 3640,
     "tests/faults": 51,
     "tests/integrations": 705,
-    "tests/pool": 4845,
+    "tests/pool": 4862,
     "tests/repo": 145,
     "tests/sqlalchemy": 683,
-    "tests/state": 229,
+    "tests/state": 230,
     "tests/testing": 248,
 }
 

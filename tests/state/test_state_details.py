@@ -1019,3 +1019,16 @@ def test_connection_that_its_holder_has_closed_by_half_keeps_its_slot_until_it_i
     assert desk.jobs("connect")
     assert waiter.outcome == "waiting"
     assert gone(desk.state) == {"broken": 1}
+
+
+def test_connection_to_be_reset_is_taken_back_after_the_waits_that_are_over() -> None:
+    """Whose time had passed before is told who held it then, and not that nobody does."""
+    desk = Desk(max_size=1).open()
+    slot = desk.take()
+    waiter = desk.join(patience=1.0)
+    desk.now = 2.0
+    desk.state.release_dirty(slot, desk.now)
+    assert waiter.outcome == "timed_out"
+    assert waiter.facts is not None
+    assert waiter.facts.stats.leased == 1
+    assert slot.state == "recycling"

@@ -131,9 +131,7 @@ class Events(Generic[C]):
         Of asyncio's only. Written out, for the sake of a dozen calls less.
         """
         state, life = self._state, self._life
-        if self._amid:
-            self._post(functools.partial(state.reset_succeeded, slot, now))
-            return
+        assert not self._amid  # no task is resumed in the middle of a line
         self._amid = True
         try:
             has_decided = state.reset_succeeded(slot, now)

@@ -40,6 +40,7 @@ class Loop:
     overrides: Mapping[str, Any]
     #: Whether `start_at_once` can start anything here.
     starts_at_once = False
+    start_at_once: Callable[..., Any]
     #: Return what a task may await until it is unparked, which may have happened already.
     create_parking: Callable[[], Any]
 

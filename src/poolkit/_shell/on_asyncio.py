@@ -100,10 +100,7 @@ class OnAsyncio(Loop):
 
     def _find_eager(self) -> Callable[..., Any] | None:
         """Return what makes tasks that start at once; None: nothing does. Tried, for loops vary."""
-        try:
-            if self._loop.get_task_factory() is not None:
-                return None
-        except NotImplementedError:
+        if self._loop.get_task_factory() is not None:
             return None
         makers: list[Callable[..., Any]] = [self._loop.create_task]
         # Until 3.14 asyncio's own takes no `eager_start`. Another one decides for itself.

@@ -91,9 +91,6 @@ class OnTrio(Loop):
     def limited(self, deadline: float, *, shield: bool = False) -> anyio.CancelScope:
         return anyio.CancelScope(deadline=deadline, shield=shield)
 
-    def start_at_once(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> Any:  # noqa: ARG002
-        return None  # trio has no such tasks
-
     def is_ending(self) -> bool:
         """Tell whether the main task has ended: then trio cancels all the others."""
         main: Any = self._main()
