@@ -11,8 +11,9 @@ import aiosqlite
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, WebSocket, WebSocketDisconnect
 from fastapi.responses import StreamingResponse
+from fastapi.testclient import TestClient
 
 import poolkit.fastapi
 from poolkit import Pool
@@ -172,6 +173,28 @@ async def test_commit_that_never_ends_is_an_error(monkeypatch: pytest.MonkeyPatc
         assert driver.committed == 0
         await until(lambda: pool.stats().leased + pool.stats().recycling == 0)
         await check_pool(pool)
+
+
+def test_commit_of_a_closed_websocket_that_never_ends_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The handler has closed it, and believes that what it has done is committed."""
+    monkeypatch.setattr("poolkit.fastapi._transaction._COMMIT_LIMIT", 0.0)
+    driver = SlowToCommit()
+    pool, app = app_that_commits(driver)
+
+    @app.websocket("/talk")
+    async def talk(websocket: WebSocket, conn: Transaction[Any]) -> None:
+        await websocket.accept()
+        await conn.query()
+        await websocket.close()
+        raise WebSocketDisconnect(1000)
+
+    with TestClient(app) as client, pytest.raises(TimeoutError, match="COMMIT was not done"):
+        with client.websocket_connect("/talk") as websocket:
+            websocket.receive()
+    assert driver.committed == 0
+    assert pool.stats().leased == 0
 
 
 # -- at every step -------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ TESTS = {
     "tests/dashboard": 37,
     "tests/drivers": 3640,
     "tests/faults": 51,
-    "tests/integrations": 705,
+    "tests/integrations": 706,
     "tests/pool": 4862,
     "tests/repo": 145,
     "tests/sqlalchemy": 683,

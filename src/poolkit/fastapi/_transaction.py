@@ -61,7 +61,7 @@ async def _end(
             await on_it.__aexit__(None, None, None)
         else:
             await on_it.__aexit__(kind, error, traceback)
-    if scope.cancelled_caught and error is None:
+    if scope.cancelled_caught and (error is None or is_over):
         raise TimeoutError(  # and no `PoolUnavailable`, after which a client would try again
             f"pool {pool.name!r}: COMMIT was not done within {_COMMIT_LIMIT:g} s: nobody knows "
             "whether it took effect"
