@@ -42,6 +42,8 @@ Stack = tuple[tuple["types.CodeType", int], ...]
 
 NEVER: Final = float("inf")
 NO_VERDICTS: Final[frozenset[Verdict]] = frozenset()
+#: Of what was done in a lease: it was undone, in the round trip of the COMMIT, and nothing was since.
+UNDONE: Final = "undone"
 
 
 class Caller:
@@ -130,7 +132,7 @@ class Slot(Caller):
         self.leased_at = 0.0
         self.awaited_release_count = -1  # then no block ends the lease: it was awaited
         self.tells_release = False  # observers were told of the lease, and want to know its end
-        self.touched = False  # something was done on the connection
+        self.touched: bool | Literal["undone"] = False  # something was done on the connection
         self.busy = 0  # operations under way, of whatever lease
         self.cancelled = False  # an operation, or the block, was cancelled
         self.has_derived = False  # objects were made from the connection

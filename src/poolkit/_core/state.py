@@ -161,6 +161,7 @@ class PoolState(Unreset):
         slot.used_at = now
         if slot.touched:
             slot.touched = False
+            slot.unreset = 0
             self._heard_from(slot, slot.leased_at)
         if self._ask_on_return or now >= slot.retire_at:
             self._place(slot, now)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from poolkit._core.slot import NEVER
+from poolkit._core.slot import NEVER, UNDONE
 from poolkit._driver import C
 from poolkit._shell import messages
 from poolkit._shell.callsite import indented, stack_shown
@@ -99,7 +99,7 @@ class Returning(Events[C]):
         now = self._runtime.now()
         slot.block = None
         if error is not None and not isinstance(error, Exception):
-            slot.cancelled = slot.touched
+            slot.cancelled = bool(slot.touched)
         if not slot.touched and not (state.queue and self._is_dead(slot.connection)):
             state.release(slot, now)
         elif (reason := self._why_not_again(slot, error, now)) is not None:
@@ -109,7 +109,8 @@ class Returning(Events[C]):
                 state.release_broken(slot, now, reason)
         else:
             is_in_doubt = slot.busy or slot.cancelled or slot.has_derived
-            if not is_in_doubt and self._hooks.is_clean(slot.connection):
+            is_undone = slot.touched == UNDONE
+            if not is_in_doubt and (is_undone or self._hooks.is_clean(slot.connection)):
                 state.release(slot, now)
             elif state.queue and self._can_hand_on(slot):
                 state.release_unreset(slot, now)

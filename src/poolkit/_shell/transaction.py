@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, Self
 
+from poolkit._core.slot import UNDONE
 from poolkit._driver import C
 from poolkit._errors import PoolConfigError
 from poolkit._shell import messages
@@ -36,8 +37,8 @@ class Transaction(Generic[C]):
     """
 
     __slots__ = (
-        *("_exchange", "_has_ended", "_lease", "_manager", "_outer", "_place", "_settings"),
-        *("_since", "_slot", "_in_doubt", "_timeout", "_release_count", "_view"),
+        *("_ends_lease", "_exchange", "_has_ended", "_in_doubt", "_lease", "_manager", "_outer"),
+        *("_place", "_release_count", "_settings", "_since", "_slot", "_timeout", "_view"),
     )
 
     def __init__(self, lease: Lease[C] | None, view: Any, settings: dict[str, Any]) -> None:
@@ -47,6 +48,7 @@ class Transaction(Generic[C]):
         self._timeout: float | None = None
         self._exchange: Exchange | None = None
         self._in_doubt = False
+        self._ends_lease = lease is not None
         #: The block that this one is inside of, as `Slot.block`.
         self._outer: Transaction[C] | None = None
         self._has_ended: Callable[[], bool] | None = None
@@ -60,6 +62,11 @@ class Transaction(Generic[C]):
     def exchanging(self, exchange: Exchange) -> Self:
         """Have a connection that is lost exchanged: nobody else has a view of it yet."""
         self._exchange = exchange
+        return self
+
+    def ending_lease(self) -> Self:
+        """Have the lease undone with the COMMIT, if the driver can: it ends right after it."""
+        self._ends_lease = True
         return self
 
     async def __aenter__(self) -> C:
@@ -211,7 +218,19 @@ class Transaction(Generic[C]):
             ended = messages.transaction_ended(self._view._poolkit_pool.name)
             await self._roll_back(ended)  # what was begun in its place
             raise ended
-        await watched(self._view, self._manager.__aexit__(None, None, None))
+        manager, slot = self._manager, self._slot
+        in_doubt = slot.busy or slot.cancelled or slot.has_derived or slot.verdicts
+        if not self._ends_lease or in_doubt or not hasattr(manager, "ends_lease"):
+            await watched(self._view, manager.__aexit__(None, None, None))
+            return
+        is_undone, manager.ends_lease = False, True
+        try:
+            slot.touched = UNDONE  # unless another task touches it meanwhile
+            await watched(self._view, manager.__aexit__(None, None, None))
+            is_undone = manager.has_reset
+        finally:
+            if not is_undone and slot.release_count == self._release_count:
+                slot.touched = True
 
     async def _roll_back(self, error: Exception) -> None:
         pool = self._view._poolkit_pool

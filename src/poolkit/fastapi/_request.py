@@ -151,6 +151,10 @@ class RequestLeases:
             lease = self._leases[pool] = LazyConnection(pool, self)
         return lease
 
+    def has_lease(self, pool: Pool[Any]) -> bool:
+        """Tell whether a dependency of this request has asked for its lease of a pool already."""
+        return pool in self._leases
+
     def begins_late(self, dependency: object) -> bool:
         """Tell whether an endpoint takes what would have ended before its body begins."""
         return framework.is_generator(self._called) and routes.takes(self._route, dependency)

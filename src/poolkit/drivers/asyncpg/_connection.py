@@ -143,10 +143,27 @@ def _pooled(kind: Any, *, collects_names: bool) -> Any:
             self._view_ref = self._block = None
             if self._dotted_names is not None:  # setting up the session was broken off
                 self.stop_collecting_names()
-            if has.has_callbacks and (self._listeners or self._callbacks() != self._own_callbacks):
+            if self._leaves_callbacks():
                 self._left_behind = "" if self.is_closed() else self.remove_callbacks()
             self.restore_codecs()
             self._allowed_callbacks = frozenset()
+
+        def _leaves_callbacks(self) -> bool:
+            if not self._parts.has_callbacks:
+                return False
+            return bool(self._listeners) or self._callbacks() != self._own_callbacks
+
+        def leaves_callbacks_or_codecs(self) -> bool:
+            """Tell whether `end_lease` will have anything to undo but what was made."""
+            return bool(self._codecs.changes or self._library) or self._leaves_callbacks()
+
+        def has_watched_statements(self) -> bool:
+            """Tell whether somebody may want to see each statement: a query logger, or an agent."""
+            return bool(self._callbacks()[2]) or not self._parts.executes_unseen
+
+        def was_reset(self) -> None:
+            """Note that the server has nothing left to undo."""
+            self._must_unlisten = False
 
         async def execute_own(self, query: str) -> None:
             """Execute a statement of the pool's own, unseen by agents and query loggers."""

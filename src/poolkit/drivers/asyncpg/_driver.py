@@ -329,7 +329,7 @@ class AsyncpgDriver:
         return left_behind
 
     async def _reset(self, c: Any) -> str | None:
-        text = self._plain_reset(c)
+        text = "" if c.is_in_transaction() else self._plain_reset(c)
         if text and await self._survey.send_plain_reset(c, text):
             return None
         if c._codecs.are_lost:
@@ -400,7 +400,18 @@ class AsyncpgDriver:
         The settings are those of `asyncpg.Connection.transaction`.
         """
         settings = {"isolation": isolation, "readonly": readonly, "deferrable": deferrable}
-        return Transaction(c, self.name, **settings)
+        return Transaction(c, self, **settings)
+
+    def reset_with_commit(self, c: Any, /) -> str:
+        """Return the SQL of a reset that may follow a COMMIT in one text; "" if none may.
+
+        None may if it could do without, or if its user watches the statements.
+        """
+        if c.leaves_callbacks_or_codecs() or c.has_watched_statements():
+            return ""
+        if self.puts_off_resets and (self.verification is not None or c.has_run_only_plain()):
+            return ""
+        return self._plain_reset(c) if self._survey.undoes_everything(c) else ""
 
 
 def _refuse_what_is_open(c: Any, by: str = "on_connect") -> None:

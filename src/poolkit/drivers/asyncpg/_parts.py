@@ -86,6 +86,8 @@ class Parts:
     has_statements: bool
     #: Whether type codecs can be set back.
     has_codecs: bool
+    #: Whether no agent, and no class of the user's, sees what `execute` sends.
+    executes_unseen: bool
     #: Whether asyncpg caches statements.
     is_caching: bool
     #: The role that has logged in.
@@ -150,6 +152,7 @@ def examine(c: Any, kind: type) -> Parts:
         all(callbacks) and "Connection._unwrap" not in missing,
         has_statements and "Connection._mark_stmts_as_closed" not in missing,
         has_statements and not any(name.startswith(of_codecs) for name in missing),
+        all(callbacks) and unwrapped.is_as_written(kind, "execute"),
         getattr(c, "_stmt_cache_enabled", True) is True,
         login,
         unwrapped.no_timeout(),

@@ -92,6 +92,7 @@ def judging(kind: Any, asyncpgs: Any) -> Any:
 
         def was_reset(self) -> None:
             """Begin anew: there is nothing in the session but its base."""
+            super().was_reset()
             self._is_plain = self._taken is not None
             self._judged = internals.queries_count(self)
             if self._texts is not None:

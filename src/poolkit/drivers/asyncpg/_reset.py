@@ -130,7 +130,6 @@ def plain_reset(c: Any) -> str:
         or c._codecs.are_lost
         or not c._undo_sql.takes_several
         or internals.may_be_cancelling(c)
-        or c.is_in_transaction()
     ):
         return ""
     base, server, text = c._plain_reset

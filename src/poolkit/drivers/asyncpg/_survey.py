@@ -28,6 +28,8 @@ logger = logging.getLogger("poolkit")
 _ALL: Final = UndoSQL()
 #: Tries whether the server runs DO blocks.
 _DO: Final = "DO $poolkit$BEGIN END$poolkit$"
+#: Tries the setting that stands before a COMMIT: see `poolkit.drivers.asyncpg._fold`.
+_MARK: Final = "SET poolkit.committed TO ''"
 #: Fails with a division by zero, on the simple protocol, if another server process answers than the
 #: one that asyncpg has connected to: then there is a pooler.
 _PROBE: Final = "SELECT 1 / (pg_catalog.pg_backend_pid() = {})::int"
@@ -62,7 +64,7 @@ class Survey:
         looks_for_pooler = self._has_cache and not (self.knows_pooler or is_other)
         texts = [_PROBE.format(c.get_server_pid())] if looks_for_pooler else []
         if tries_undo:
-            texts += [_ALL.sql(PIECES) + _DO]
+            texts += [f"{_MARK};{_ALL.sql(PIECES)}{_DO}"]
         found = _ALL
         if texts:
             self.knows_pooler |= looks_for_pooler
@@ -129,6 +131,10 @@ class Survey:
         if c.is_in_transaction():
             raise ConnectionError("the connection is in a transaction after its reset")
         return True
+
+    def undoes_everything(self, c: Any) -> bool:
+        """Tell whether the server is PostgreSQL, and knows all that a reset may send."""
+        return c._undo_sql is _ALL
 
     def _reset_failed(self, c: Any, error: pg.PostgresError) -> None:
         """If the server does not know a reset, examine the next fresh connection anew."""

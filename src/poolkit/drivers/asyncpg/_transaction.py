@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 from asyncpg import exceptions as pg
 
 from poolkit._shell import messages
+from poolkit.drivers.asyncpg._fold import commit_and_reset
 
 if TYPE_CHECKING:
     import types
+
+    from poolkit.drivers.asyncpg._driver import AsyncpgDriver
 
 
 class Transaction:
@@ -19,12 +22,16 @@ class Transaction:
     block the connection calls `check` before each statement, also for statements prepared earlier.
     """
 
-    def __init__(self, c: Any, pool: str, **settings: Any) -> None:
+    def __init__(self, c: Any, driver: AsyncpgDriver, **settings: Any) -> None:
         self._connection = c
-        self._pool = pool
+        self._driver = driver
         self._inner = c.transaction(**settings)
         #: asyncpg's outermost transaction, if this is the one that has begun it.
         self._top: Any = None
+        #: Set by the pool: the lease ends with the block. Then it may be undone with the COMMIT.
+        self.ends_lease = False
+        #: Whether that was done.
+        self.has_reset = False
 
     async def __aenter__(self) -> None:
         """Begin, or set a savepoint inside of another transaction."""
@@ -47,7 +54,7 @@ class Transaction:
     def check(self) -> None:
         """Raise `TransactionEnded` if the transaction has ended."""
         if self.has_ended():
-            raise messages.transaction_ended(self._pool)
+            raise messages.transaction_ended(self._driver.name)
 
     async def __aexit__(
         self,
@@ -71,9 +78,17 @@ class Transaction:
         if kind is not None or not is_outermost:
             await self._inner.__aexit__(kind, error, traceback)
             return
+        await self._commit()
+
+    async def _commit(self) -> None:
+        c = self._connection
         if c._parts.has_top_transaction:
             c._top_xact = None
-            status = await c.execute("COMMIT;")
+            reset = self._driver.reset_with_commit(c) if self.ends_lease else ""
+            if reset:
+                status, self.has_reset = await commit_and_reset(c, reset)
+            else:
+                status = await c.execute("COMMIT;")
         else:  # asyncpg sends the COMMIT, or would not know that the transaction has ended
             await self._inner.__aexit__(None, None, None)
             status = c._last_status

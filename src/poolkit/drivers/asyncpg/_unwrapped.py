@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
@@ -108,6 +109,14 @@ def is_asyncpgs(kind: type, name: str) -> bool:
         if name in base.__dict__:
             return issubclass(Connection, base)
     return True
+
+
+def is_as_written(kind: type, name: str) -> bool:
+    """Tell whether a class has a method of asyncpg's, in which no agent has replaced it."""
+    method = vars(Connection).get(name)
+    if not inspect.isfunction(method) or hasattr(method, "__wrapped__"):
+        return False
+    return is_asyncpgs(kind, name) and method.__module__ == Connection.__module__
 
 
 def protocol_of(c: Any) -> Any:

@@ -1,0 +1,58 @@
+"""COMMIT and reset in one round trip, when a lease ends with its transaction.
+
+PostgreSQL runs the statements of one text up to the first that fails. Before the COMMIT stands one
+that sets a setting. In a transaction in which a statement has failed it fails as well, so the text
+ends before the COMMIT, which would roll back there without an error. And the setting lasts only if
+the transaction has committed: if a statement fails after the setting, it tells which, the COMMIT or
+one of the reset.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from asyncpg import exceptions as pg
+
+from poolkit.drivers.asyncpg import _internals as internals
+
+#: The reset undoes the setting, too.
+_COMMIT: Final = "SET poolkit.committed TO '{}';COMMIT;"
+#: Fails with a division by zero if the setting is not there. Operators are named with their schema:
+#: the lease may have set a search_path that finds operators of its own.
+_ASK: Final = """\
+SELECT 1 OPERATOR(pg_catalog./) (COALESCE(
+    pg_catalog.current_setting('poolkit.committed', true), '') OPERATOR(pg_catalog.=) '{}'
+)::pg_catalog.int4"""
+
+
+async def commit_and_reset(c: Any, reset: str) -> tuple[str, bool]:
+    """Commit, and undo the lease; return the server's answer to the COMMIT, and whether it is undone.
+
+    Raises what the COMMIT raises. What the reset raises is left to the reset that follows then.
+    """
+    mark = internals.queries_count(c)
+    try:
+        await c.execute_own(_COMMIT.format(mark) + reset)
+    except pg.PostgresError as error:
+        if c.is_closed():
+            raise
+        if c.is_in_transaction():  # it has not come as far as the COMMIT
+            await c.execute_own("ROLLBACK;")
+            if isinstance(error, pg.InFailedSQLTransactionError):
+                return "ROLLBACK", False
+            raise
+        if not await _has_committed(c, mark):
+            raise
+        return "COMMIT", False
+    if c.is_in_transaction():
+        return "COMMIT", False
+    c.was_reset()
+    return "COMMIT", True
+
+
+async def _has_committed(c: Any, mark: int) -> bool:
+    try:
+        await c.execute_own(_ASK.format(mark))
+    except pg.DivisionByZeroError:
+        return False
+    return True
