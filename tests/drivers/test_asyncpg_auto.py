@@ -202,6 +202,23 @@ async def test_reset_is_put_off_after_a_transaction_of_the_pools(dsn: str) -> No
         assert seen.resets == 1
 
 
+async def test_transaction_that_is_not_plain_is_reset_with_its_commit(dsn: str) -> None:
+    """So the reset that was put off before is made up as well, and the next may be put off."""
+    async with auto(dsn) as (pool, seen):
+
+        async def use(text: str) -> None:
+            async with pool.transaction() as conn:
+                await conn.execute(text)
+
+        plain = "INSERT INTO clean DEFAULT VALUES"
+        await asyncio.gather(use(plain), use(plain), use("SET app.x = 'left'"))
+        stats = pool.stats()
+        assert (seen.resets, stats.idle, stats.recycling) == (0, 1, 0)
+        await asyncio.gather(use(plain), use("SET app.x = 'left'"), use(plain), use(plain))
+        await quiet(pool)
+        assert seen.resets == 1  # of the last one, as nobody waited
+
+
 async def test_everybody_in_a_crowd_is_served_and_in_the_end_all_is_reset(dsn: str) -> None:
     """Two connections, twenty users of fifty leases each, a few of which leave something."""
     async with create_pool(dsn, max_size=2, reset="auto") as pool:

@@ -320,3 +320,52 @@ async def test_client_that_leaves_in_a_transaction_is_no_fault_of_the_block(
                 assert await conn.fetch("SELECT * FROM t") == []
     told = [record for record in caplog.records if "was left behind" in record.getMessage()]
     assert len(told) == (kind == "by hand")
+
+
+# -- COMMIT and reset in one round trip -----------------------------------------------------------
+
+
+async def test_transaction_of_a_request_is_undone_with_its_commit(
+    postgres: Postgres, name: str
+) -> None:
+    """Its connection is idle when the response is sent, and the session as it was."""
+    pool = poolkit.drivers.asyncpg.create_pool(postgres.dsn(name), max_size=1)
+    app = FastAPI(lifespan=poolkit.fastapi.lifespan(pool))
+    pids: list[int] = []
+
+    @app.get("/")
+    async def change(conn: Tx) -> None:
+        pids.append(conn.get_server_pid())
+        await conn.execute("SET app.tenant = 'alice'")
+
+    async with serve(app) as client:
+        assert (await client.get("/")).status == 200
+        (backend,) = await anyio.to_thread.run_sync(partial(postgres.backends, name))
+        assert backend.query.startswith("SET poolkit.committed")
+        async with pool.acquire() as conn:
+            assert conn.get_server_pid() == pids[0]
+            assert not await conn.fetchval("SELECT current_setting('app.tenant', true)")
+
+
+async def test_dependency_that_has_the_connection_first_finds_its_session_after_the_commit(
+    postgres: Postgres, name: str
+) -> None:
+    """The reset is at the end of the lease, which is not the transaction's then."""
+    pool = poolkit.drivers.asyncpg.create_pool(postgres.dsn(name), max_size=1)
+    app = FastAPI(lifespan=poolkit.fastapi.lifespan(pool))
+    seen: list[Any] = []
+
+    async def looking(db: poolkit.fastapi.Lazy[asyncpg.Connection]) -> AsyncIterator[None]:
+        yield
+        async with db as conn:
+            seen.append(await conn.fetchval("SELECT current_setting('app.tenant')"))
+
+    @app.get("/")
+    async def change(first: Annotated[None, Depends(looking, scope="function")], conn: Tx) -> None:
+        await conn.execute("SET app.tenant = 'alice'")
+
+    async with serve(app) as client:
+        assert (await client.get("/")).status == 200
+        assert seen == ["alice"]
+        async with pool.acquire() as conn:
+            assert not await conn.fetchval("SELECT current_setting('app.tenant', true)")

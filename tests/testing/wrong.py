@@ -508,6 +508,20 @@ class ResetCommits(FakeDriver):
         return await super().reset(c)
 
 
+@breaks("transaction that says that it has undone its lease has")
+class CommitClaimsToReset(FakeDriver):
+    def transaction(self, c: Any, /, **settings: Any) -> Any:
+        class Claims(Manager):
+            ends_lease = False
+            has_reset = False
+
+            async def __aexit__(self, kind: Any, error: Any, traceback: Any) -> None:
+                await super().__aexit__(kind, error, traceback)
+                self.has_reset = self.ends_lease
+
+        return Claims(c, settings)
+
+
 # -- what a driver knows -------------------------------------------------------------------------
 
 

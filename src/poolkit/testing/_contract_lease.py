@@ -127,6 +127,25 @@ async def _(bench: Bench) -> None:
             await _rows_of_another(bench, c, before)
 
 
+@LINES.line(
+    "transaction that says that it has undone its lease has",
+    needs="transaction",
+    probes="write spoil is_spoiled",
+)
+async def _(bench: Bench) -> None:
+    async with bench.connection() as c:
+        manager = await _begun(bench, c)
+        if not hasattr(manager, "ends_lease"):
+            return
+        await bench.within("Probe.spoil", bench.probe.spoil(c))
+        manager.ends_lease = True
+        if await bench.attempt("commit", manager.__aexit__, None, None, None) is None:
+            bench.revoke(c)
+            assert bench.probe.is_spoiled is not None
+            if manager.has_reset and await bench.probe.is_spoiled(c):
+                raise Broken("has_reset was True after Probe.spoil, and Probe.is_spoiled says True")
+
+
 async def _begun(bench: Bench, c: Any) -> Any:
     manager = bench.driver.transaction(c)
     await bench.within("begin", manager.__aenter__())

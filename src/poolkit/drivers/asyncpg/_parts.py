@@ -152,11 +152,21 @@ def examine(c: Any, kind: type) -> Parts:
         all(callbacks) and "Connection._unwrap" not in missing,
         has_statements and "Connection._mark_stmts_as_closed" not in missing,
         has_statements and not any(name.startswith(of_codecs) for name in missing),
-        all(callbacks) and unwrapped.is_as_written(kind, "execute"),
+        all(callbacks) and _executes_unseen(c, kind, protocol),
         getattr(c, "_stmt_cache_enabled", True) is True,
         login,
         unwrapped.no_timeout(),
     )
+
+
+def _executes_unseen(c: Any, kind: type, protocol: Any) -> bool:
+    if (
+        not unwrapped.is_as_written(kind, "execute")
+        or getattr(c, "_protocol", None) is not protocol
+    ):
+        return False
+    query = inspect.getattr_static(type(protocol), "query", None)
+    return query is getattr(unwrapped.BaseProtocol, "query", None)
 
 
 def _missing_of_protocol(c: Any, protocol: Any) -> list[str]:
