@@ -13,15 +13,14 @@ from typing import Any, Final
 
 from asyncpg import exceptions as pg
 
-from poolkit.drivers.asyncpg import _internals as internals
-
-#: The reset undoes the setting, too.
-_COMMIT: Final = "SET poolkit.committed TO '{}';COMMIT;"
+#: The reset undoes the setting, too. The text is always the same, or it would fill the tables in
+#: which pg_stat_statements has an entry for each.
+_COMMIT: Final = "SET poolkit.committed TO 'yes';COMMIT;"
 #: Fails with a division by zero if the setting is not there. Operators are named with their schema:
 #: the lease may have set a search_path that finds operators of its own.
 _ASK: Final = """\
 SELECT 1 OPERATOR(pg_catalog./) (COALESCE(
-    pg_catalog.current_setting('poolkit.committed', true), '') OPERATOR(pg_catalog.=) '{}'
+    pg_catalog.current_setting('poolkit.committed', true), '') OPERATOR(pg_catalog.=) 'yes'
 )::pg_catalog.int4"""
 
 
@@ -30,9 +29,8 @@ async def commit_and_reset(c: Any, reset: str) -> tuple[str, bool]:
 
     Raises what the COMMIT raises. What the reset raises is left to the reset that follows then.
     """
-    mark = internals.queries_count(c)
     try:
-        await c.execute_own(_COMMIT.format(mark) + reset)
+        await c.execute_own(_COMMIT + reset)
     except pg.PostgresError as error:
         if c.is_closed():
             raise
@@ -41,7 +39,7 @@ async def commit_and_reset(c: Any, reset: str) -> tuple[str, bool]:
             if isinstance(error, pg.InFailedSQLTransactionError):
                 return "ROLLBACK", False
             raise
-        if not await _has_committed(c, mark):
+        if not await _has_committed(c):
             raise
         return "COMMIT", False
     if c.is_in_transaction():
@@ -50,9 +48,9 @@ async def commit_and_reset(c: Any, reset: str) -> tuple[str, bool]:
     return "COMMIT", True
 
 
-async def _has_committed(c: Any, mark: int) -> bool:
+async def _has_committed(c: Any) -> bool:
     try:
-        await c.execute_own(_ASK.format(mark))
+        await c.execute_own(_ASK)
     except pg.DivisionByZeroError:
         return False
     return True
