@@ -1,0 +1,18 @@
+"""What the processes of one server show each other: each leaves a snapshot of its pools in a folder.
+
+`numbers_of` makes the snapshot of a pool, `Folder` has the files, and an `Exchange` writes and reads
+them once a second. The live page shows all processes by it; whatever adds up over processes may::
+
+    exchange = Exchange(Folder("/run/shop"), lambda wanted: {"pools": {"default": numbers_of(pool)}})
+    exchange.begin()  # on the event loop
+    for snapshot in exchange.snapshots():
+        if not snapshot.is_old:
+            snapshot.pid, snapshot.pools["default"]["stats"]["leased"]
+    exchange.end()
+"""
+
+from poolkit._snapshots.exchange import Exchange
+from poolkit._snapshots.folder import Folder, Snapshot
+from poolkit._snapshots.plain import numbers_of, plain
+
+__all__ = ["Exchange", "Folder", "Snapshot", "numbers_of", "plain"]
