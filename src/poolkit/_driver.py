@@ -98,6 +98,13 @@ The pool looks for the optional methods once, when the pool is made:
 ``ends_lost_leases``
     An attribute. If true, the lease of a connection ends as soon as `watch` reports the connection
     dead: its slot is free, although its holder has not given it back.
+``server_pid(c) -> int | None``
+    Sync, no I/O. The number of the process at the server that serves ``c``, as the server's own
+    lists of connections have it. Asked when somebody asks for the pool's leases, from any thread.
+``last_statement(c) -> str | None``
+    Sync, no I/O. The text of the last statement of this lease; None if there is none, or if the
+    driver notes none, which is to be its default: texts may have values in them. Asked as
+    ``server_pid`` is; its first line is shown.
 ``pool_opens()``
     Sync, no I/O. The pool is being opened, for the first time or again. The driver forgets what it
     knows of the database, because another one may have taken its place.

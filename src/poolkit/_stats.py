@@ -97,6 +97,12 @@ class LeaseInfo:
     stack: tuple[str, ...] = ()
     """The calls that led there, the innermost first. Noted if ``leak_after`` is set, and in
     Python's development mode."""
+    server_pid: int | None = None
+    """The process at the server that serves the connection, as PostgreSQL's ``pg_stat_activity``
+    has it; None if the driver cannot tell."""
+    statement: str = ""
+    """The first line of the last statement, if the driver notes statements: asyncpg's does with
+    ``note_statements``. It may have values in it."""
 
     def __str__(self) -> str:
         """Return the lease as error messages show it."""

@@ -181,6 +181,7 @@ def test_url_makes_the_driver(scheme: str) -> None:
         ("tcp_timeout=long", "tcp_timeout"),
         ("tcp_timeout=1", "tcp_timeout"),
         (f"connect_kwargs={SECRET}", "connect_kwargs"),
+        ("note_statements=true", "note_statements"),
         ("max_size=0", "max_size"),
     ],
 )
@@ -228,6 +229,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "reset that is not async": ({"reset": a_function}, "async function"),
     "pooler": ({"pooler": "pgbouncer"}, "'transaction', 'session'"),
     "pooler of another type": ({"pooler": True}, "pooler"),
+    "note_statements": ({"note_statements": "yes"}, "True or False"),
     "tcp_timeout too small": ({"tcp_timeout": 2.9}, "tcp_timeout"),
     "tcp_timeout negative": ({"tcp_timeout": -1}, "tcp_timeout"),
     "tcp_timeout as a string": ({"tcp_timeout": "45"}, "tcp_timeout"),

@@ -82,6 +82,10 @@ class Hooks:
         self.ends_lost_leases = bool(getattr(driver, "ends_lost_leases", False))
         self._greeted: Callable[[Any], None] | None = getattr(driver, "greeted", None)
         self._pool_opens: Callable[[], None] | None = getattr(driver, "pool_opens", None)
+        self._server_pid: Callable[[Any], int | None] | None = getattr(driver, "server_pid", None)
+        self._last_statement: Callable[[Any], str | None] | None = getattr(
+            driver, "last_statement", None
+        )
         #: What calls have raised that is neither an error nor a cancellation.
         self.raised: list[BaseException] = []
         #: Ends the run of the event loop with what ends a process; False: it cannot.
@@ -126,6 +130,22 @@ class Hooks:
         except BaseException as error:
             self.report("is_used_up", error)
             return False
+
+    def server_pid(self, connection: Any) -> int | None:
+        """Return the process at the server that serves a connection, if the driver knows."""
+        try:
+            return None if self._server_pid is None else self._server_pid(connection)
+        except BaseException as error:
+            self.report("server_pid", error)
+            return None
+
+    def last_statement(self, connection: Any) -> str | None:
+        """Return the text that was last sent in a lease, if the driver notes texts."""
+        try:
+            return None if self._last_statement is None else self._last_statement(connection)
+        except BaseException as error:
+            self.report("last_statement", error)
+            return None
 
     def set_up(self, connection: Any, on_connect: Hook) -> Awaitable[object]:
         """Run ``on_connect``."""

@@ -159,7 +159,7 @@ class Events(Generic[C]):
 
         ``task``: only what this one has acquired, a task of asyncio's or of trio's.
         """
-        return self._read(messages.leases, self._state, self._now(), task)
+        return self._read(messages.leases, self._state, self._now(), task, self._hooks)
 
     # -- what comes from elsewhere ---------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import weakref
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
@@ -20,14 +21,20 @@ from poolkit._errors import (
 )
 from poolkit._shell.callsite import place, stack_shown
 from poolkit._stats import LeaseInfo, task_name
-from poolkit._text import shown, told
+from poolkit._text import one_line, shown, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from poolkit._core.slot import Caller, Slot, Waiter
     from poolkit._core.state import PoolState
+    from poolkit._shell.driver_calls import Hooks
     from poolkit._stats import Facts, Holder, PoolStats
+
+
+#: Of a statement what is shown of it: its first line that is not empty, and so many characters.
+_LONGEST: Final = 200
+_FIRST_LINE: Final = re.compile(rf"\S[^\r\n]{{0,{_LONGEST}}}")
 
 
 # -- who holds what ------------------------------------------------------------------------------
@@ -45,27 +52,40 @@ def label_of(holder: Holder | Caller) -> str:
     return holder.code.co_qualname if holder.label is None else holder.label
 
 
-def lease(slot: Slot, now: float) -> LeaseInfo:
-    """Return who holds a connection."""
+def lease(slot: Slot, now: float, hooks: Hooks | None = None) -> LeaseInfo:
+    """Return who holds a connection; with hooks, what the driver has to say of it, too."""
     holder = slot.holder
     assert holder is not None
-    return _lease(task_name(holder), now - slot.leased_at, holder)
+    server_pid = None if hooks is None else hooks.server_pid(slot.connection)
+    statement = None if hooks is None else hooks.last_statement(slot.connection)
+    return _lease(task_name(holder), now - slot.leased_at, holder, server_pid, statement)
 
 
-def _lease(task: str, seconds: float, holder: Holder) -> LeaseInfo:
+def _lease(
+    task: str,
+    seconds: float,
+    holder: Holder,
+    server_pid: int | None = None,
+    statement: str | None = None,
+) -> LeaseInfo:
+    line = statement and _FIRST_LINE.search(statement)
     return LeaseInfo(
         task=task,
         seconds=seconds,
         place=place_of(holder),
         label=label_of(holder),
         stack=stack_shown(holder.stack),
+        server_pid=server_pid,
+        statement=one_line(line[0], _LONGEST) if line else "",
     )
 
 
-def leases(state: PoolState, now: float, task: object = None) -> list[LeaseInfo]:
+def leases(
+    state: PoolState, now: float, task: object = None, hooks: Hooks | None = None
+) -> list[LeaseInfo]:
     """Return who holds what, the longest first; or only what one task has acquired."""
     return [
-        lease(slot, now)
+        lease(slot, now, hooks)
         for slot in state.leased
         # A finalizer may ask while a connection is on its way to a holder.
         if slot.task is not None and (task is None or slot.task() is task)

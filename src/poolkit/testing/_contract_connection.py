@@ -37,6 +37,8 @@ _TAKES: Final = {
     "check_options": ("options",),
     "pool_opens": (),
     "is_used_up": ("c",),
+    "server_pid": ("c",),
+    "last_statement": ("c",),
 }
 
 

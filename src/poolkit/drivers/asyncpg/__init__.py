@@ -42,8 +42,8 @@ def create_pool(
     """Return a pool of `asyncpg.Connection` for a PostgreSQL database.
 
     Options are the pool's (`Options`) and the driver's (`Settings`): ``reset``, ``pooler``,
-    ``tcp_timeout``, ``ssl``, and ``connect_kwargs``, which go to `asyncpg.connect`. All but the
-    last two may also stand in the DSN's query; a keyword wins. Without a DSN the environment names
+    ``tcp_timeout``, ``note_statements``, ``ssl``, and ``connect_kwargs``, which go to
+    `asyncpg.connect`. The first three may also stand in the DSN's query; a keyword wins. Without a DSN the environment names
     the server (``PGHOST``, ...).
 
     Raises `PoolConfigError` for options or a DSN that cannot work.
@@ -61,8 +61,8 @@ def from_url(url: URL, /, **settings: Unpack[SettingsDict]) -> AsyncpgDriver:
     """Return the driver for a URL: ``postgresql://user:password@host:port/database``.
 
     The query may contain what asyncpg takes there (``?sslmode=require``, settings of the session)
-    and the driver's settings (``?pooler=transaction``) other than ``ssl`` and ``connect_kwargs``; a
-    keyword wins.
+    and the driver's settings (``?pooler=transaction``) other than ``note_statements``, ``ssl`` and
+    ``connect_kwargs``; a keyword wins.
 
     Raises `PoolConfigError` for a URL or settings that cannot work.
     """

@@ -38,7 +38,7 @@ PARAMETERS: Final = frozenset(
     | {"target_session_attrs", "krbsrvname", "gsslib"}
 )
 #: The parameters in a DSN's query that poolkit or asyncpg knows.
-_KNOWN: Final = (NAMES | SETTINGS | PARAMETERS) - {"ssl", "connect_kwargs"}
+_KNOWN: Final = (NAMES | SETTINGS | PARAMETERS) - {"ssl", "connect_kwargs", "note_statements"}
 #: Common settings of sessions, to find out what was meant by one that the server does not know.
 _COMMON: Final = frozenset(
     {"tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count"}
@@ -163,8 +163,8 @@ def split_dsn(dsn: object) -> tuple[str, SettingsDict, PoolOptions]:
     options: list[tuple[str, str]] = []
     others: list[tuple[str, str]] = []
     for name, text in pairs_of(parts):
-        if name == "connect_kwargs":
-            raise PoolConfigError("connect_kwargs cannot be given in a URL: give it as a keyword")
+        if name in ("connect_kwargs", "note_statements"):
+            raise PoolConfigError(f"{name} cannot be given in a URL: give it as a keyword")
         if bare(name) == "ssl":
             raise PoolConfigError(_no_ssl(text))
         if name in SETTINGS:

@@ -58,6 +58,7 @@ class SettingsDict(TypedDict, total=False):
     reset: Level | Callable[[asyncpg.Connection], Awaitable[object]]
     pooler: Pooler | None
     tcp_timeout: float | None
+    note_statements: bool
     ssl: bool | str | SSLContext | None
     connect_kwargs: Mapping[str, Any]
 
@@ -98,6 +99,10 @@ class Settings:
     """Seconds after which a connection whose peer acknowledges nothing is dead, also while idle: by
     TCP keepalive and, on Linux, ``TCP_USER_TIMEOUT``. None: the system's own limits (hours)."""
 
+    note_statements: bool = False
+    """Note the text of each lease's last statement, for `Pool.leases` and the live page: its first
+    line. Texts may have values in them, that you would not show to whoever sees the page."""
+
     ssl: bool | str | SSLContext | None = None
     """TLS: an `ssl.SSLContext`, or one of ``"disable"``, ``"allow"``, ``"prefer"``, ``"require"``,
     ``"verify-ca"``, ``"verify-full"``, as for the DSN's ``sslmode``, which it overrides. True
@@ -120,6 +125,8 @@ class Settings:
                 f"reset={self.reset!r} behind pooler='transaction' would reset a session that "
                 "belongs to others: leave it out, or give 'transaction' or 'none'"
             )
+        if self.note_statements not in (True, False):
+            raise PoolConfigError(f"note_statements={self.note_statements!r}: give True or False")
         check_seconds("tcp_timeout", self.tcp_timeout)
         if self.tcp_timeout is not None and self.tcp_timeout < _SHORTEST:
             raise PoolConfigError(
