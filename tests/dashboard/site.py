@@ -49,6 +49,12 @@ class Site:
 
     def hold(self, requests: int) -> None:
         """Send requests that each hold a connection, or wait for one, until `let_go`."""
+
+        async def shut_gate() -> None:
+            if self.gate.is_set():
+                self.gate = asyncio.Event()
+
+        asyncio.run_coroutine_threadsafe(shut_gate(), self.loop).result(30)
         self._held += [self._threads.submit(self.get, "/hold") for _ in range(requests)]
 
     def let_go(self) -> None:
@@ -83,7 +89,7 @@ def make_app(site: Site, **router: Any) -> FastAPI:
 
     @app.get("/stream")
     async def stream(db: LongDb) -> StreamingResponse:
-        await asyncio.sleep(0.05)
+        await site.gate.wait()
         return StreamingResponse(iter(["a", "b"]))
 
     @app.get("/none")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import gc
 import subprocess
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import anyio
@@ -18,14 +18,18 @@ from fastapi.testclient import TestClient
 
 import poolkit.fastapi
 from poolkit import Pool, PoolConfigError
+from poolkit._shell.inspection import inspection_of
 from poolkit.dashboard import ServerTiming
 from poolkit.dashboard import _history as _watch
 from poolkit.dashboard._history import percentile, watch
-from poolkit.dashboard._snapshot import judge, snapshot
+from poolkit.dashboard._snapshot import judge, see, snapshot
 from poolkit.dashboard._timing import current
-from poolkit.testing import FakeDriver, VirtualTimeLoop
+from poolkit.testing import FakeDriver
 
-PATHS = ["/poolkit", "/poolkit/icon.svg", "/poolkit/page.js", "/poolkit/page.css", "/poolkit/state"]
+PATHS = [
+    "/poolkit",
+    *(f"/poolkit/{name}" for name in ("icon.svg", "page.js", "charts.js", "page.css", "state")),
+]
 
 
 def make_pool(**options: Any) -> Pool[Any]:
@@ -33,10 +37,29 @@ def make_pool(**options: Any) -> Pool[Any]:
     return Pool(FakeDriver(), **{"min_size": 2, "max_size": 2, "name": "shop", **options})
 
 
-def in_virtual_time(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run where a sleep takes no time, and exactly as long as it says."""
-    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
-        runner.run(main())
+def shown(pool: Pool[Any]) -> dict[str, Any]:
+    """Return what the page shows."""
+    return snapshot(pool)[0]
+
+
+def judged(pool: Pool[Any]) -> tuple[str, str]:
+    """Return how things are."""
+    return judge(inspection_of(pool, 200))
+
+
+def look(pool: Pool[Any]) -> None:
+    """Take a sample."""
+    watch(pool).look(inspection_of(pool, 200))
+
+
+@contextlib.contextmanager
+def clock_of(*pools: Pool[Any]) -> Iterator[list[float]]:
+    """Have open pools go by a clock that is moved by hand; the event loop's own goes on."""
+    now = [100.0]
+    with pytest.MonkeyPatch.context() as patch:
+        for pool in pools:
+            patch.setattr(pool._runtime, "now", lambda: now[0])
+        yield now
 
 
 def make_app(pool: Pool[Any], **options: Any) -> FastAPI:
@@ -112,11 +135,11 @@ def test_nothing_is_imported_without_it() -> None:
 async def test_judgement_follows_the_pool() -> None:
     """Closed, quiet, and all held."""
     pool = make_pool()
-    assert judge(pool) == ("bad", "The pool is closed")
+    assert judged(pool) == ("bad", "The pool is closed")
     async with pool:
-        assert judge(pool) == ("good", "Nobody waits; 0 of 2 connections are held")
+        assert judged(pool) == ("good", "Nobody waits; 0 of 2 connections are held")
         async with pool.acquire(), pool.acquire():
-            level, sentence = judge(pool)
+            level, sentence = judged(pool)
             assert level == "busy"
             assert sentence.startswith("All 2 connections are held, and nobody waits; ")
             assert sentence.endswith("holds 2 of 2")
@@ -128,18 +151,18 @@ async def test_outage_is_said_by_the_kind_of_error_alone() -> None:
     async with Pool(driver, min_size=0, max_size=1, acquire_timeout=0.1) as pool:
         with pytest.raises(poolkit.PoolUnavailable):
             await pool.acquire()
-        shown = str(snapshot(pool, 0.0))
-    assert "secret" not in shown
-    assert "cannot be reached for 0 s: ConnectionRefusedError" in shown
+        said = str(shown(pool))
+    assert "secret" not in said
+    assert "cannot be reached for 0 s: ConnectionRefusedError" in said
 
 
 async def test_slots_keep_their_places() -> None:
     """A square stays where it is, whatever becomes of its slot."""
     async with make_pool(max_size=3) as pool, pool.acquire():
-        first = [one["state"] for one in snapshot(pool, 0.0)["slots"]]
+        first = [one["state"] for one in shown(pool)["slots"]]
         async with pool.acquire():
-            second = [one["state"] for one in snapshot(pool, 0.0)["slots"]]
-        third = [one["state"] for one in snapshot(pool, 0.0)["slots"]]
+            second = [one["state"] for one in shown(pool)["slots"]]
+        third = [one["state"] for one in shown(pool)["slots"]]
     assert (first, second) == (["leased", "idle", "free"], ["leased", "leased", "free"])
     assert third == first
 
@@ -150,7 +173,7 @@ async def test_leases_in_one_place_have_keys_of_their_own() -> None:
         keys = set()
         for _ in range(3):
             async with pool.acquire():
-                (lease,) = snapshot(pool, 0.0)["leases"]
+                (lease,) = shown(pool)["leases"]
                 keys.add(lease["key"])
     assert len(keys) == 3
 
@@ -161,7 +184,7 @@ async def test_no_time_is_shown_for_closing() -> None:
     async with Pool(FakeDriver(close=closing), min_size=1, max_size=1) as pool:
         async with pool.acquire():
             pool.renew()
-        assert snapshot(pool, 0.0)["slots"] == [{"state": "closing", "seconds": None, "label": ""}]
+        assert shown(pool)["slots"] == [{"state": "closing", "seconds": None, "label": ""}]
         closing.set()
 
 
@@ -177,7 +200,7 @@ async def test_nobody_is_named_for_one_of_many() -> None:
             group.start_soon(use)
             await anyio.wait_all_tasks_blocked()
             async with pool.acquire():
-                assert judge(pool)[1] == "All 2 connections are held, and nobody waits"
+                assert judged(pool)[1] == "All 2 connections are held, and nobody waits"
             group.cancel_scope.cancel()
 
 
@@ -200,7 +223,7 @@ async def test_watch_steps_aside_when_nobody_looks(monkeypatch: pytest.MonkeyPat
     async with make_pool(min_size=1, max_size=1) as pool:
         before = set(vars(pool))
         watched = watch(pool)
-        watched.look(pool)
+        look(pool)
 
         async def wait() -> None:
             async with anyio.create_task_group() as group:
@@ -221,7 +244,7 @@ async def test_watch_steps_aside_when_nobody_looks(monkeypatch: pytest.MonkeyPat
 async def test_watch_is_forgotten_with_its_pool() -> None:
     """What is kept of a pool's past does not keep the pool."""
     async with make_pool() as pool:
-        watch(pool).look(pool)
+        look(pool)
         there = weakref.ref(watch(pool)), weakref.ref(pool)
     del pool
     gc.collect()
@@ -232,12 +255,12 @@ async def test_waits_of_long_ago_are_not_shown_as_new(monkeypatch: pytest.Monkey
     """Those that ended when somebody had just looked, if nobody looks for long after."""
     async with make_pool() as pool:
         watched = watch(pool)
-        watched.look(pool)
+        look(pool)
         pool._state.outcomes["served"] += 1
         watched.wait_ended(pool, None, 3.0, "served")
         later = pool._now() + 3600
         monkeypatch.setattr(pool._runtime, "now", lambda: later)
-        watched.look(pool)
+        look(pool)
         monkeypatch.undo()
         assert [sample.p99 for sample in watched.samples(0.0)] == [None]
 
@@ -249,7 +272,7 @@ async def test_waits_that_are_not_kept_are_not_taken_for_none(
     monkeypatch.setattr(_watch, "_MOST_WAITS", 2)
     async with make_pool(min_size=1, max_size=1) as pool:
         watched = watch(pool)
-        watched.look(pool)
+        look(pool)
         async with anyio.create_task_group() as group:
             async with pool.acquire():
                 for _ in range(9):
@@ -257,7 +280,7 @@ async def test_waits_that_are_not_kept_are_not_taken_for_none(
                 await anyio.wait_all_tasks_blocked()
         later = pool._now() + 2
         monkeypatch.setattr(pool._runtime, "now", lambda: later)
-        watched.look(pool)
+        look(pool)
         monkeypatch.undo()
         assert len(watched._waits) == 0
         (_, sample) = watched.samples(0.0)
@@ -270,11 +293,10 @@ async def hold_shortly(pool: Pool[Any]) -> None:
         pass
 
 
-async def test_header_counts_each_hold_once_and_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_header_counts_each_hold_once_and_the_wait() -> None:
     """Also one released inside its block; one still held counts until the response begins."""
     pool = make_pool()
     headers: list[bytes] = []
-    now = [100.0]
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         async with pool.acquire() as early:
@@ -294,10 +316,8 @@ async def test_header_counts_each_hold_once_and_the_wait(monkeypatch: pytest.Mon
         headers.extend(value for _, value in message.get("headers", []))
 
     async with pool:
-        # Only the pool's clock: the event loop's own goes on.
-        monkeypatch.setattr(pool._runtime, "now", lambda: now[0])
-        await ServerTiming(app, pools=[pool])({"type": "http"}, None, send)
-        monkeypatch.undo()
+        with clock_of(pool) as now:
+            await ServerTiming(app, pools=[pool])({"type": "http"}, None, send)
     assert headers == [b'pool;dur=0.0;desc="wait", db;dur=1750.0;desc="held"']
 
 
@@ -312,37 +332,33 @@ async def header(app: Any) -> list[bytes]:
     return found
 
 
-def test_two_wrappers_say_the_same() -> None:
+async def test_two_wrappers_say_the_same() -> None:
     """One inside the other, as of an application that is mounted in another."""
+    async with make_pool() as pool:
 
-    async def main() -> None:
-        async with make_pool() as pool:
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            async with pool.acquire():
+                now[0] += 0.01
+            await send({"type": "http.response.start", "headers": []})
 
-            async def app(scope: Any, receive: Any, send: Any) -> None:
-                async with pool.acquire():
-                    await anyio.sleep(0.01)
-                await send({"type": "http.response.start", "headers": []})
-
-            inner = ServerTiming(app, pools=[pool])
+        inner = ServerTiming(app, pools=[pool])
+        with clock_of(pool) as now:
             found = await header(ServerTiming(inner, pools=[pool]))
-            assert found == [b'pool;dur=0.0;desc="wait", db;dur=10.0;desc="held"'] * 2
-
-    in_virtual_time(main)
+        assert found == [b'pool;dur=0.0;desc="wait", db;dur=10.0;desc="held"'] * 2
 
 
-def test_request_is_told_of_its_own_pools_and_its_own_time() -> None:
+async def test_request_is_told_of_its_own_pools_and_its_own_time() -> None:
     """Not of a pool that another wrapper watches, nor of what was held before it began."""
-
-    async def main() -> None:
-        async with make_pool() as mine, make_pool() as others:
+    async with make_pool() as mine, make_pool() as others:
+        with clock_of(mine, others) as now:
             held = await mine.acquire()
             before = await mine.acquire()
-            await anyio.sleep(0.1)
+            now[0] += 0.1
 
             async def app(scope: Any, receive: Any, send: Any) -> None:
                 mine.release(before)
                 async with others.acquire():
-                    await anyio.sleep(0.02)
+                    now[0] += 0.02
                 await send({"type": "http.response.start", "headers": []})
 
             async def watched(scope: Any, receive: Any, send: Any) -> None:
@@ -352,8 +368,6 @@ def test_request_is_told_of_its_own_pools_and_its_own_time() -> None:
             found = await header(ServerTiming(watched, pools=[others]))
             assert found[0] == b'pool;dur=0.0;desc="wait", db;dur=20.0;desc="held"'
             mine.release(held)
-
-    in_virtual_time(main)
 
 
 async def test_pool_is_observed_until_the_last_request_has_ended() -> None:
@@ -416,7 +430,7 @@ def test_header_of_a_request_without_a_connection_is_zero() -> None:
 
     @app.get("/with")
     async def with_one(db: Annotated[Any, Depends(poolkit.fastapi.connection)]) -> None:
-        await anyio.sleep(0.02)
+        now[0] += 0.02
 
     @app.get("/none")
     async def none() -> None:
@@ -426,4 +440,6 @@ def test_header_of_a_request_without_a_connection_is_zero() -> None:
     with TestClient(app) as client:
         zeros = 'pool;dur=0.0;desc="wait", db;dur=0.0;desc="held"'
         assert client.get("/none").headers["Server-Timing"] == zeros
-        assert client.get("/with").headers["Server-Timing"] != zeros
+        with clock_of(pool) as now:
+            held = client.get("/with").headers["Server-Timing"]
+        assert held == 'pool;dur=0.0;desc="wait", db;dur=20.0;desc="held"'

@@ -28,12 +28,18 @@ POOLS: dict[str, Any] = {"pools": {}}
 needs_signals = pytest.mark.skipif(os.name == "nt", reason="who is dead is not told there")
 
 
-async def until(is_so: Callable[[], Any]) -> Any:
+async def until(is_so: Callable[[], Any]) -> None:
     """Wait for what a thread does."""
     with anyio.fail_after(20):
-        while not (found := is_so()):
+        while not is_so():  # noqa: ASYNC110  # no event tells
             await anyio.sleep(0.01)
-    return found
+
+
+async def until_left(exchange: Exchange, is_so: Callable[[list[Any]], bool]) -> None:
+    """Wait for what is found in a folder."""
+    with anyio.fail_after(20):
+        while not is_so([each.data for each in await exchange.snapshots()]):
+            await anyio.sleep(0.01)
 
 
 def leave(folder: Folder, worker: str, *, age: float = 0.0, data: Any = None) -> None:
@@ -171,19 +177,19 @@ async def test_processes_find_each_other(tmp_path: Path, anyio_backend: str) -> 
     one.begin()
     other.begin()
     try:
-        await until(lambda: {each.data["name"] for each in one.snapshots()} == {"one", "other"})
-        assert not any(each.data["all"] for each in one.snapshots())
+        wanted = {"one": False, "other": False}
+        await until_left(one, lambda left: {e["name"]: e["all"] for e in left} == wanted)
         one.want(other.worker)
-        wanted = {"one": False, "other": True}
-        await until(lambda: {e.data["name"]: e.data["all"] for e in one.snapshots()} == wanted)
+        wanted["other"] = True
+        await until_left(one, lambda left: {e["name"]: e["all"] for e in left} == wanted)
         other.end()
-        await until(lambda: [each.data["name"] for each in one.snapshots()] == ["one"])
+        await until_left(one, lambda left: [each["name"] for each in left] == ["one"])
     finally:
         one.end()
         other.end()
     assert list(tmp_path.iterdir()) == []
     one.begin()  # as when a server starts once more
-    await until(lambda: [each.data["name"] for each in one.snapshots()] == ["one"])
+    await until_left(one, lambda left: [each["name"] for each in left] == ["one"])
     one.end()
 
 
@@ -209,7 +215,7 @@ async def test_what_fails_is_logged_once_and_tried_again(
         await until(lambda: len(calls) > 5)
         assert exchange.trouble == "FileNotFoundError"
         folder.path.mkdir()
-        await until(exchange.snapshots)
+        await until_left(exchange, bool)
         await until(lambda: not exchange.trouble)
     finally:
         exchange.end()

@@ -5,7 +5,7 @@ them once a second. The live page shows all processes by it; whatever adds up ov
 
     exchange = Exchange(Folder("/run/shop"), lambda wanted: {"pools": {"default": numbers_of(pool)}})
     exchange.begin()  # on the event loop
-    for snapshot in exchange.snapshots():
+    for snapshot in await exchange.snapshots():
         if not snapshot.is_old:
             snapshot.pid, snapshot.pools["default"]["stats"]["leased"]
     exchange.end()

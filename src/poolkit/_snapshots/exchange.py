@@ -16,7 +16,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
-from anyio import from_thread
+from anyio import CapacityLimiter, from_thread, to_thread
 from anyio.lowlevel import current_token
 
 from poolkit._snapshots.folder import own_name
@@ -71,6 +71,7 @@ class Exchange:
         self._has_ended = False
         self._pid = os.getpid()
         self._lock = threading.Lock()  # the other may have been held at a fork
+        self._own = CapacityLimiter(1)  # the program's own threads may all wait for connections
         self.worker = own_name(next(_numbers))
         _begun.add(self)
         run = functools.partial(self._run, current_token(), self.worker)
@@ -86,14 +87,14 @@ class Exchange:
             self._folder.remove(self.worker)
             self._lock.release()
 
-    def snapshots(self) -> list[Snapshot]:
-        """Return what the processes have left, this one included: as it was read a second ago.
+    async def snapshots(self) -> list[Snapshot]:
+        """Return what the processes have left, this one included: as it was a second ago.
 
-        Empty when nobody has asked for long: then it is read now, for who asks next.
+        Raises `OSError` if the folder cannot be read.
         """
         if not self._is_asked():
-            self._found = []
-            self._wake.set()
+            read = self._folder.read
+            self._found = await to_thread.run_sync(read, abandon_on_cancel=True, limiter=self._own)
         self._asked_at = time.monotonic()
         return self._found
 

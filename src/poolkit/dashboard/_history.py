@@ -14,8 +14,9 @@ from poolkit._shell.shared import OnePerPool, Shared
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from poolkit._core.slot import Slot
+    from poolkit._shell.inspection import Inspection
     from poolkit._shell.pool import Pool
+    from poolkit._stats import PoolStats
 
 #: Seconds between two samples at least, however many look; and how many are kept: five minutes.
 _STEP: Final = 0.9
@@ -46,7 +47,7 @@ class Watch(Shared):
         self._waited = 0  # how many there were, those not kept included
         self._samples: deque[Sample] = deque(maxlen=_KEPT)
         self._ended = 0
-        self._places: list[Slot | None] = []
+        self._places: list[int | None] = []
 
     # -- as an observer --------------------------------------------------------------------------
 
@@ -68,21 +69,21 @@ class Watch(Shared):
 
     # -- for the page ----------------------------------------------------------------------------
 
-    def look(self, pool: Pool[Any]) -> None:
-        """Take a sample, if the last one is old enough."""
-        state, now = pool._state, pool._now()
+    def look(self, seen: Inspection) -> None:
+        """Take a sample of what is seen of the pool, if the last one is old enough."""
+        now = seen.now
         gap = now - self._looked_at >= _GONE
         self._looked_at = now
         if self._samples and not 0 <= now - self._samples[-1].at < _KEPT:
             self._samples.clear()  # another loop's clock, or another day
         if self._samples and now - self._samples[-1].at < _STEP:
             return
-        ended = _ended(pool)
+        ended = _ended(seen.stats)
         if gap:  # what has ended meanwhile was not seen, or is long past
             self._ended = ended
             self._waits.clear()
             self._waited = 0
-        waits = [*self._waits, *(now - waiter.since for waiter in state.queue.values())]
+        waits = [*self._waits, *seen.waits]
         # Whoever has not waited has waited 0 s.
         at_once = max(0, ended - self._ended - self._waited)
         if self._waited > _MOST_WAITS:  # not all are kept: keep the proportion
@@ -94,9 +95,9 @@ class Watch(Shared):
         self._samples.append(
             Sample(
                 now,
-                len(state.leased),
-                len(state.idle),
-                len(state.queue),
+                seen.stats.leased,
+                seen.stats.idle,
+                seen.stats.waiting,
                 percentile(waits, at_once, 0.50),
                 percentile(waits, at_once, 0.99),
             )
@@ -106,8 +107,8 @@ class Watch(Shared):
         """Return the samples taken after a time."""
         return [sample for sample in self._samples if sample.at > after]
 
-    def places(self, slots: Sequence[Slot]) -> list[Slot | None]:
-        """Return the slots, each in the place that it had when it was seen before."""
+    def places(self, slots: Sequence[int]) -> list[int | None]:
+        """Return the keys of the slots, each in the place that it had when it was seen before."""
         alive = set(slots)
         places = [slot if slot in alive else None for slot in self._places]
         known = set(places)
@@ -140,6 +141,8 @@ def percentile(waits: Sequence[float], at_once: int, share: float) -> float | No
     return waits[rank - at_once] if rank >= at_once else 0.0
 
 
-def _ended(pool: Pool[Any]) -> int:
-    state = pool._state
-    return state.direct + sum(state.outcomes.values())
+def _ended(stats: PoolStats) -> int:
+    """Return how many acquires have ended, in whatever way."""
+    served = stats.direct + stats.waited
+    refused = stats.timed_out + stats.busy + stats.shed + stats.deadlocked
+    return served + refused + stats.cancelled + stats.failed + stats.closed

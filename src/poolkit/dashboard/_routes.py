@@ -2,17 +2,19 @@
 
 # No `from __future__ import annotations`: FastAPI reads the annotations of endpoints.
 
+import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import Any, Final
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
-from poolkit._shell.pool import Pool
-from poolkit.dashboard._snapshot import snapshot
+from poolkit.dashboard._snapshot import see
+from poolkit.dashboard._workers import Pools, Workers, page_of
 
 #: What the page, and nothing else, may do in a browser.
 _HEADERS: Final = {
@@ -28,40 +30,62 @@ _FILES: Final = {
     "/icon.svg": ("icon.svg", "image/svg+xml"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
+    "/charts.js": ("charts.js", "text/javascript"),
 }
 
 
-def add_routes(
-    router: APIRouter,
+def make_router(
     dependencies: Sequence[Any],
-    pools_of: Callable[[Request], Mapping[str, Pool[Any]]],
-) -> None:
-    """Add ``/poolkit`` and what belongs to it, all behind the dependencies."""
+    pools_of: Callable[[Any], Pools],
+    workers_folder: str | os.PathLike[str] | None,
+) -> APIRouter:
+    """Return a router with ``/poolkit`` and what belongs to it, all behind the dependencies.
+
+    ``pools_of``: returns the pools for the scope of a request, or of an application.
+    """
+    workers = Workers(workers_folder, pools_of)
+    router = APIRouter(lifespan=None if workers_folder is None else workers.lifespan)
 
     async def state(request: Request) -> Response:
-        pools = pools_of(request)
-        names = list(pools)
-        name = request.query_params.get("pool") or (names[0] if names else "")
+        pools = pools_of(request.scope)
+        asked = request.query_params
+        name = asked.get("pool") or next(iter(pools), "")
         if name not in pools:
-            return JSONResponse({"error": "there is no such pool"}, 404, _HEADERS)
-        shown = snapshot(pools[name], _number(request.query_params.get("after")))
-        return JSONResponse({"pools": names, "pool": name, **shown}, headers=_HEADERS)
+            return _answer('{"error":"There is no such pool"}', 404)
+        meeting = await workers.meet(request.app, pools)
+        worker, after, age = asked.get("worker") or meeting.own, _number(asked.get("after")), 0.0
+        if worker == meeting.own:
+            seen = see(pools[name])
+            text, samples = seen.text, seen.samples(after)
+        else:
+            other = meeting.other(worker)
+            if other is None:
+                return _answer('{"error":"This process has ended"}', 404)
+            text, samples = page_of(other, name, after) or ('{"is_asked":true}', [])
+            age = other.age
+        head = {"pools": list(pools), "pool": name, "worker": worker, "age": age}
+        head = {**head, "samples": samples, **meeting.head(name)}
+        # The snapshot is a text already: it is made once for all who ask.
+        return _answer(f"{json.dumps(head)[:-1]},{text[1:]}")
 
     for path, (file, kind) in _FILES.items():
-        router.add_api_route(
-            f"/poolkit{path}",
-            _file(file, kind),
-            dependencies=dependencies,
-            include_in_schema=False,
-            response_model=None,
-        )
+        _add(router, path, _file(file, kind), dependencies)
+    _add(router, "/state", state, dependencies)
+    return router
+
+
+def _add(router: APIRouter, path: str, endpoint: Any, dependencies: Sequence[Any]) -> None:
     router.add_api_route(
-        "/poolkit/state",
-        state,
+        f"/poolkit{path}",
+        endpoint,
         dependencies=dependencies,
         include_in_schema=False,
         response_model=None,
     )
+
+
+def _answer(text: str, status: int = 200) -> Response:
+    return Response(text, status, _HEADERS, "application/json")
 
 
 def _file(name: str, kind: str) -> Callable[[], Any]:

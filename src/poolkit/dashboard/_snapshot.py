@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections import Counter
-from typing import TYPE_CHECKING, Any, Final
+import json
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from poolkit._shell import messages
+import poolkit
+from poolkit._shell.inspection import inspection_of
+from poolkit._snapshots import plain
 from poolkit.dashboard._history import watch
 
 if TYPE_CHECKING:
-    from poolkit._core.slot import Slot
+    from poolkit._shell.inspection import Inspection, SlotSeen
     from poolkit._shell.pool import Pool
+    from poolkit.dashboard._history import Sample, Watch
 
 #: A wait of so many seconds is told of, and so is a lease that nobody waits for.
 LONG_WAIT: Final = 1.0
@@ -20,63 +24,94 @@ LONG_LEASE: Final = 30.0
 
 #: A page with more of them is of no use to anybody.
 _MOST: Final = 200
+#: Seconds: so long a snapshot serves all who ask.
+_GOOD_FOR: Final = 0.5
+
+clock = time.monotonic
 
 
-def snapshot(pool: Pool[Any], after: float) -> dict[str, Any]:
-    """Return what is to be seen of a pool now, and the samples taken after a time."""
-    looked = watch(pool)
-    looked.look(pool)
-    state, now = pool._state, pool._now()
-    stats = pool.stats()
-    slots = [*state.leased, *state.idle, *state.connecting, *state.recycling, *state.closing]
-    places = looked.places(slots)
-    numbers = {slot: n for n, slot in enumerate(places, 1) if slot is not None}
-    level, sentence = judge(pool)
-    squares = [_square(slot, now) for slot in places]
-    squares += [_square(None, now)] * (stats.capacity - len(squares))
+class Seen(NamedTuple):
+    """What there was to be seen of a pool."""
+
+    at: float
+    text: str
+    """The snapshot, in JSON."""
+    watch: Watch | None
+    """What has the samples; None: they cannot be taken from here."""
+
+    def samples(self, after: float) -> list[Sample]:
+        """Return the samples taken after a time."""
+        return [] if self.watch is None else self.watch.samples(after)
+
+
+_latest: Final[weakref.WeakKeyDictionary[Pool[Any], Seen]] = weakref.WeakKeyDictionary()
+
+
+def see(pool: Pool[Any]) -> Seen:
+    """Return what is to be seen of a pool, as it was half a second ago at most."""
+    now = clock()
+    seen = _latest.get(pool)
+    if seen is None or not 0.0 <= now - seen.at < _GOOD_FOR:
+        made, looked = snapshot(pool)
+        text = json.dumps(made, allow_nan=False, separators=(",", ":"))
+        seen = _latest[pool] = Seen(now, text, looked)
+    return seen
+
+
+def snapshot(pool: Pool[Any]) -> tuple[dict[str, Any], Watch | None]:
+    """Return what is to be seen of a pool now; take a sample, unless its event loop is another."""
+    seen = inspection_of(pool, _MOST)
+    looked = None
+    places: list[int | None] = [slot.key for slot in seen.slots]
+    if seen.is_here:
+        looked = watch(pool)
+        looked.look(seen)
+        places = looked.places([slot.key for slot in seen.slots])
+    by_key = {slot.key: slot for slot in seen.slots}
+    numbers = {key: n for n, key in enumerate(places, 1) if key is not None}
+    level, sentence = judge(seen)
+    squares = [_square(None if key is None else by_key[key], seen.now) for key in places]
+    squares += [_square(None, seen.now)] * (min(seen.stats.capacity, _MOST) - len(squares))
     return {
         "name": pool.name,
-        "now": now,
+        "now": seen.now,
         "level": level,
         "sentence": sentence,
+        "advice": _advice(seen),
         "slots": squares[:_MOST],
-        "queue": [
-            {"seconds": now - waiter.since, "label": messages.label_of(waiter)}
-            for waiter in itertools.islice(state.queue.values(), _MOST)
-            if waiter.task is not None
-        ],
-        "waiting": stats.waiting,
-        "samples": looked.samples(after),
+        "capacity": seen.stats.capacity,
+        "queue": [{"label": label, "seconds": seconds} for label, seconds in seen.queue],
+        "waiting": seen.stats.waiting,
         "leases": [
             {
                 # Not its turn: the next slot in this place begins with the same.
-                "key": f"{numbers[slot]}-{slot.leased_at}",
-                "slot": numbers[slot],
-                **dataclasses.asdict(messages.lease(slot, now)),
+                "key": f"{numbers[slot.key]}-{slot.since}",
+                "slot": numbers[slot.key],
+                **vars(slot.lease),
             }
-            for slot in itertools.islice(state.leased, _MOST)
+            for slot in seen.slots
+            if slot.lease is not None
         ],
+        "leased": seen.stats.leased,
         "settings": {
-            field.name: _shown(getattr(state.options, field.name))
-            for field in dataclasses.fields(state.options)
+            field.name: _shown(getattr(seen.options, field.name))
+            for field in dataclasses.fields(seen.options)
             if field.name != "name"
         },
-        "counters": {"size": stats.size, **_counters(dataclasses.asdict(stats))},
-    }
+        "counters": {"size": seen.stats.size, **_counters(plain(seen.stats))},
+    }, looked
 
 
-def judge(pool: Pool[Any]) -> tuple[str, str]:  # noqa: PLR0911  # a list of cases, in order
+def judge(seen: Inspection) -> tuple[str, str]:  # noqa: PLR0911  # a list of cases, in order
     """Return how things are in one sentence, and as a level: ``good``, ``busy`` or ``bad``."""
-    state, now = pool._state, pool._now()
-    if not state.is_open:
+    stats = seen.stats
+    if not seen.is_open:
         return "bad", "The pool is closed"
-    stats = pool.stats()
-    if state.outage is not None and not (state.idle or state.leased):
-        error = type(state.outage.error).__name__
-        seconds = now - state.outage.since
+    if seen.outage is not None and not (stats.idle or stats.leased):
+        error, seconds = seen.outage
         return "bad", f"The database cannot be reached for {seconds:.0f} s: {error}"
-    most = _most(pool)
-    long = sum(now - waiter.since >= LONG_WAIT for waiter in state.queue.values())
+    most = _most(seen)
+    long = sum(wait >= LONG_WAIT for wait in seen.waits)
     if long:
         have = "request has" if long == 1 else "requests have"
         return "bad", f"{long} {have} waited more than {LONG_WAIT:.0f} s{most}"
@@ -85,41 +120,45 @@ def judge(pool: Pool[Any]) -> tuple[str, str]:  # noqa: PLR0911  # a list of cas
         return "busy", f"{stats.waiting} {wait}, for less than {LONG_WAIT:.0f} s{most}"
     if stats.leased >= stats.capacity:
         return "busy", f"All {stats.capacity} connections are held, and nobody waits{most}"
-    longest = next(iter(state.leased), None)
-    limit = state.options.leak_after or LONG_LEASE
-    if longest is not None and now - longest.leased_at >= limit:
-        label, seconds = messages.label_of(longest), now - longest.leased_at
-        return "busy", f"{label} has held a connection for {seconds:.0f} s; nobody waits"
+    longest = seen.slots[0].lease if seen.slots else None
+    limit = seen.options.leak_after or LONG_LEASE
+    if longest is not None and longest.seconds >= limit:
+        held = f"{longest.label} has held a connection for {longest.seconds:.0f} s"
+        return "busy", f"{held}; nobody waits"
     return "good", f"Nobody waits; {stats.leased} of {stats.capacity} connections are held"
 
 
-def _most(pool: Pool[Any]) -> str:
+def _most(seen: Inspection) -> str:
     """Say who holds the most, unless all hold one each."""
-    state = pool._state
-    labels = Counter(messages.label_of(slot) for slot in state.leased)
-    for label, held in labels.most_common(1):
-        if held > 1 or len(labels) == 1:
-            return f"; {label} holds {held} of {state.options.capacity}"
+    for label, held in seen.held.most_common(1):
+        if held > 1 or len(seen.held) == 1:
+            return f"; {label} holds {held} of {seen.stats.capacity}"
     return ""
 
 
-def _square(slot: Slot | None, now: float) -> dict[str, Any]:
+def _advice(seen: Inspection) -> str:
+    """Return what `poolkit.advise` has to say, where there is such a function."""
+    advise = getattr(poolkit, "advise", None)
+    return "" if advise is None else str(advise(seen.stats) or "")
+
+
+def _square(slot: SlotSeen | None, now: float) -> dict[str, Any]:
     if slot is None:
         return {"state": "free", "seconds": None, "label": ""}
-    if slot.state == "closing":  # since when, nobody has noted
-        return {"state": "closing", "seconds": None, "label": ""}
-    since = {"leased": slot.leased_at, "idle": slot.used_at}.get(slot.state, slot.job_began_at)
-    label = messages.label_of(slot) if slot.state == "leased" else ""
-    return {"state": slot.state, "seconds": max(0.0, now - since), "label": label}
+    seconds = None if slot.since is None else max(0.0, now - slot.since)
+    label = "" if slot.lease is None else slot.lease.label
+    return {"state": slot.state, "seconds": seconds, "label": label}
 
 
 def _shown(value: Any) -> Any:
     """Return a setting as it may be shown: of a function no more than its name."""
     if value is None or isinstance(value, (bool, int, float, str)):
-        return value
+        return plain(value)
     return getattr(value, "__qualname__", None) or type(value).__qualname__
 
 
 def _counters(stats: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers alone, by their names in words."""
     retired = {f"retired: {reason}": n for reason, n in stats.pop("retired").items()}
-    return {**{name.replace("_", " "): value for name, value in stats.items()}, **retired}
+    numbers = {name: value for name, value in stats.items() if isinstance(value, (int, float))}
+    return {**{name.replace("_", " "): value for name, value in numbers.items()}, **retired}

@@ -1,13 +1,22 @@
 // Asks for the numbers once a second while the page is seen, and shows them. Text goes in as text.
 
+import { SHOWN, chart, drawAll } from "./charts.js";
+
 const EVERY = 1000; // ms
-const SHOWN = 300; // s
+const OLD = 10; // s: what another process has left
+// Of each process, and of all; the first column is its button.
+const COLUMNS = [null, (one) => one.leased, (one) => one.idle, (one) => one.waiting, (one) => time(one.oldest_wait), (one) => one.capacity];
 const LETTERS = { leased: "L", idle: "I", connecting: "C", recycling: "R", closing: "X", free: "" };
-const SVG = "http://www.w3.org/2000/svg";
 
 const $ = (id) => document.getElementById(id);
 let samples = [];
-let chosen = "";
+// What is looked at: in the address, so that it is there again when the page is loaded again.
+const address = new URL(location).searchParams;
+let chosen = address.get("pool") ?? "";
+let worker = address.get("worker") ?? "";
+let pid = null; // of the process that has answered
+let shownAt = null; // ms
+let titled = document.title;
 let timer = null;
 let asking = null;
 let paused = false;
@@ -17,18 +26,24 @@ let paused = false;
 async function ask() {
   const url = new URL("state", import.meta.url);
   if (chosen) url.searchParams.set("pool", chosen);
+  if (worker) url.searchParams.set("worker", worker);
   if (samples.length) url.searchParams.set("after", samples.at(-1)[0]);
   asking = new AbortController();
   try {
-    const limit = AbortSignal.any([asking.signal, AbortSignal.timeout(10 * EVERY)]);
+    const limit = AbortSignal.any([asking.signal, AbortSignal.timeout(5 * EVERY)]);
     const answer = await fetch(url, { signal: limit, cache: "no-store" });
-    if (!answer.ok) throw new Error(`the server answers ${answer.status}`);
-    show(await answer.json());
+    const type = answer.headers.get("content-type") ?? "";
+    if (!type.startsWith("application/json")) throw new Error(`the server answers ${answer.status}`);
+    const state = await answer.json();
+    if (answer.status === 404 && state.error) lose(state.error);
+    else if (!answer.ok) throw new Error(`the server answers ${answer.status}`);
+    else show(state);
   } catch (error) {
-    if (error.name !== "AbortError") judge("bad", `No numbers: ${error.message}`);
+    if (!asking.signal.aborted) growOld(`No numbers: ${error.message}`);
   }
+  const delay = asking.signal.aborted ? 0 : EVERY;
   asking = null;
-  plan(EVERY);
+  plan(delay);
 }
 
 function plan(delay) {
@@ -43,33 +58,98 @@ $("pause").addEventListener("click", () => {
   paused = !paused;
   $("pause").setAttribute("aria-pressed", String(paused));
   $("pause").textContent = paused ? "Go on" : "Pause";
+  entitle();
   if (!asking) plan(0);
 });
-$("pool").addEventListener("change", () => {
-  chosen = $("pool").value;
+$("pool").addEventListener("change", () => lookAt($("pool").value, worker));
+$("rows").addEventListener("click", (event) => {
+  const row = event.target.closest("button")?.closest("tr");
+  if (row) lookAt(chosen, row.dataset.worker);
+});
+
+function lookAt(pool, process) {
+  remember(pool, process);
   samples = [];
   asking?.abort();
   if (!asking) plan(0);
-});
+}
+
+function remember(pool, process) {
+  [chosen, worker] = [pool, process];
+  const query = new URLSearchParams();
+  if (pool) query.set("pool", pool);
+  if (process) query.set("worker", process);
+  history.replaceState(null, "", `${location.pathname}${query.size ? `?${query}` : ""}`);
+}
 
 // -- showing --------------------------------------------------------------------------------------
 
 function show(state) {
   if (chosen && state.pool !== chosen) return; // asked before another was chosen
-  document.title = `${state.name}: ${state.sentence}`;
-  $("name").textContent = state.name;
-  judge(state.level, state.sentence);
+  if (worker && state.worker !== worker) return;
+  if (pid !== null && !state.worker && pid !== state.process.pid) samples = []; // another's are no sequel
+  pid = state.process.pid;
   showChoice(state);
+  showWorkers(state);
+  // Whichever process answers the next time, it shows the same one.
+  if (state.worker && !worker && state.workers.length > 1) remember(chosen, state.worker);
+  const shown = state.workers.find((one) => one.worker === state.worker) ?? state.process;
+  write($("process"), `process ${shown.pid} on ${shown.host}`);
+  if (state.is_asked) {
+    document.body.classList.add("old");
+    return judge("busy", `Process ${shown.pid} was asked for its numbers`);
+  }
+  if (state.age > OLD) return growOld(`Process ${shown.pid} has told nothing for ${time(state.age)}`);
+  shownAt = performance.now();
+  document.body.classList.remove("old");
+  titled = `${state.name}: ${state.sentence}`;
+  entitle();
+  write($("name"), state.name);
+  judge(state.level, state.sentence);
+  say("advice", state.advice);
   showSlots(state.slots);
-  $("waiting").textContent = state.waiting;
+  write($("capacity"), state.capacity);
+  say("more-slots", more(state.slots, state.capacity));
+  write($("waiting"), state.waiting);
+  say("more-queue", more(state.queue, state.waiting));
   fit($("queue"), state.queue, "li", (item, { label, seconds }) => {
     write(item, `${label}, ${time(seconds)}`);
   });
   samples = [...samples, ...state.samples].filter(([at]) => at > state.now - SHOWN && at <= state.now);
   showCharts(state.now);
   showLeases(state.leases);
+  write($("held"), state.leased);
+  say("more-leases", more(state.leases, state.leased));
   showTable($("settings"), state.settings);
   showTable($("counters"), state.counters);
+}
+
+// What was asked for is no more: ask for what there is.
+function lose(why) {
+  growOld(why);
+  if (chosen || worker) remember(chosen, "");
+  if (why.includes("pool")) remember("", "");
+  samples = [];
+}
+
+function growOld(why) {
+  document.body.classList.add("old");
+  const age = shownAt === null ? "" : ` for ${time((performance.now() - shownAt) / 1000)}`;
+  document.title = `No answer${age} – ${titled}`;
+  judge("bad", why);
+}
+
+function entitle() {
+  document.title = paused ? `Paused – ${titled}` : titled;
+}
+
+function more(list, number) {
+  return number > list.length ? `and ${number - list.length} more` : "";
+}
+
+function say(id, text) {
+  $(id).hidden = !text;
+  write($(id), text ?? "");
 }
 
 function judge(level, sentence) {
@@ -84,6 +164,31 @@ function showChoice({ pools, pool }) {
     write(option, name);
   });
   $("pool").value = pool;
+}
+
+function showWorkers({ workers, worker: shown, trouble }) {
+  $("workers").hidden = workers.length < 2 && !trouble;
+  say("trouble", trouble && `Nothing is exchanged with other processes: ${trouble}`);
+  write($("processes"), workers.length);
+  const hosts = new Set(workers.map((one) => one.host)).size;
+  fit($("rows"), workers, "tr", (row, { worker: name, pid: number, host, age, stats }) => {
+    row.dataset.worker = name;
+    row.className = age > OLD ? "old" : "";
+    if (!row.children.length) row.append(...COLUMNS.map(() => document.createElement("td")));
+    const button = row.firstChild.firstChild ?? row.firstChild.appendChild(document.createElement("button"));
+    button.type = "button";
+    button.setAttribute("aria-pressed", String(name === shown));
+    const late = age > OLD ? `, silent for ${time(age)}` : "";
+    write(button, `${number}${hosts > 1 ? ` on ${host}` : ""}${late}`);
+    COLUMNS.forEach((column, n) => column && write(row.children[n], column(stats)));
+  });
+  // Of one that is silent nobody knows.
+  const known = workers.filter((one) => one.age <= OLD).map((one) => one.stats);
+  const total = { oldest_wait: Math.max(0, ...known.map((one) => one.oldest_wait)) };
+  for (const name of ["leased", "idle", "waiting", "capacity"]) {
+    total[name] = known.reduce((sum, one) => sum + one[name], 0);
+  }
+  fit($("total"), COLUMNS, "td", (cell, column) => write(cell, column ? column(total) : "all"));
 }
 
 function showSlots(slots) {
@@ -112,6 +217,9 @@ function showLeases(leases) {
   const wanted = leases.map((lease) => {
     const one = there.get(lease.key) ?? makeLease(lease);
     write(one.querySelector("span"), time(lease.seconds));
+    const said = one.querySelector("code");
+    said.hidden = !lease.statement;
+    write(said, lease.statement);
     return one;
   });
   const kept = new Set(wanted);
@@ -121,17 +229,19 @@ function showLeases(leases) {
   });
 }
 
-function makeLease({ key, slot, label, task, place, stack }) {
+function makeLease({ key, slot, label, task, place, stack, server_pid }) {
   const made = document.createElement("details");
   made.dataset.key = key;
   made.dataset.slot = slot;
   const summary = made.appendChild(document.createElement("summary"));
   summary.appendChild(document.createElement("b")).textContent = label;
   summary.appendChild(document.createElement("span"));
+  summary.appendChild(document.createElement("code"));
   const text = made.appendChild(document.createElement("pre"));
   text.className = "stack";
   text.tabIndex = 0; // it scrolls
-  text.textContent = [`slot ${slot}, ${task}`, ...(stack.length ? stack : [place, "(set leak_after to note stacks)"])].join("\n");
+  const server = server_pid === null ? "" : `, server process ${server_pid}`;
+  text.textContent = [`slot ${slot}, ${task}${server}`, ...(stack.length ? stack : [place, "(set leak_after to note stacks)"])].join("\n");
   return made;
 }
 
@@ -169,7 +279,8 @@ function time(seconds) {
   return `${Math.floor(seconds / 60)} min ${Math.floor(seconds % 60)} s`;
 }
 
-// -- charts ---------------------------------------------------------------------------------------
+chart($("waits"), [[4, "p50", "p50"], [5, "p99", "p99"]], 0.001, time);
+chart($("sizes"), [[1, "leased-line", "leased"], [2, "idle-line", "idle"]], 2, String);
 
 function showCharts(now) {
   const last = samples.at(-1);
@@ -180,58 +291,7 @@ function showCharts(now) {
     write($("p50"), p50 === null ? "–" : time(p50));
     write($("p99"), p99 === null ? "–" : time(p99));
   }
-  draw($("waits"), now, [[4, "p50"], [5, "p99"]], 0.001, time);
-  draw($("sizes"), now, [[1, "leased-line"], [2, "idle-line"]], 1, String);
-}
-
-addEventListener("resize", () => {
-  if (samples.length) showCharts(samples.at(-1)[0]);
-});
-
-function draw(svg, now, lines, least, words) {
-  const width = svg.clientWidth || 600;
-  const height = 120;
-  const [top, foot] = [16, 104];
-  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-  const most = Math.max(least, ...samples.flatMap((one) => lines.map(([n]) => one[n] ?? 0)));
-  const x = (at) => width * (1 - (now - at) / SHOWN);
-  const y = (value) => foot - ((foot - top) * value) / most;
-  const parts = [
-    node("line", { x1: 0, x2: width, y1: foot, y2: foot }),
-    node("line", { x1: 0, x2: width, y1: top, y2: top }),
-    node("text", { x: 2, y: top - 4 }, words(most)),
-    node("text", { x: 2, y: height - 2 }, "5 min ago"),
-    node("text", { x: width - 2, y: height - 2, "text-anchor": "end" }, "now"),
-  ];
-  for (const [n, kind] of lines) {
-    for (const run of runs(n)) {
-      const points = run.map((one) => `${x(one[0]).toFixed(1)},${y(one[n]).toFixed(1)}`);
-      if (points.length === 1) points.push(points[0]); // a dot
-      parts.push(node("polyline", { class: kind, points: points.join(" ") }));
-    }
-  }
-  svg.replaceChildren(...parts);
-}
-
-// A line is broken where nobody looked, or where there was nothing to measure.
-function runs(n) {
-  const found = [];
-  let before = null;
-  for (const one of samples) {
-    if (one[n] !== null) {
-      if (before === null || one[0] - before > 5) found.push([]);
-      found.at(-1).push(one);
-      before = one[0];
-    } else before = null;
-  }
-  return found;
-}
-
-function node(kind, attributes, text = "") {
-  const made = document.createElementNS(SVG, kind);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.textContent = text;
-  return made;
+  drawAll(samples, now);
 }
 
 ask();

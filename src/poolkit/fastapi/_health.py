@@ -4,6 +4,7 @@ Nothing is acquired. A probe that waited in line would fail when the pool is bus
 taken out or restarted, and the others would be busier still.
 """
 
+import os
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
@@ -25,6 +26,7 @@ def router(
     dashboard: bool = False,
     dependencies: Sequence[Any] = (),
     public: bool = False,
+    workers_folder: str | os.PathLike[str] | None = None,
 ) -> APIRouter:
     """Return a router for `FastAPI.include_router`, with the parts that are asked for.
 
@@ -34,10 +36,12 @@ def router(
 
     ``dashboard``: ``/poolkit`` is a live page of the pools: who holds what, who waits, the places
     in the code. So it is behind ``dependencies``, ``[Depends(an_admin)]`` for example, which are
-    its own and not those of the probes; ``public=True`` shows it to everybody.
+    its own and not those of the probes; ``public=True`` shows it to everybody. Where a server has
+    several processes, each leaves what it has to show in ``workers_folder``, and the page of any
+    shows them all.
 
     Raises `PoolConfigError` when no part is asked for, and for a dashboard with neither
-    ``dependencies`` nor ``public=True``.
+    ``dependencies`` nor ``public=True``, and for a folder that cannot be used.
     """
     if not (health or dashboard):
         raise PoolConfigError("router() has nothing to serve: write router(health=True)")
@@ -46,10 +50,10 @@ def router(
             "router(dashboard=True) would show everybody who holds what: give it dependencies="
             "[Depends(...)] that let the right ones in, or say public=True"
         )
-    if (dependencies or public) and not dashboard:
+    if (dependencies or public or workers_folder is not None) and not dashboard:
         raise PoolConfigError(
-            "dependencies= and public= of router() are those of the dashboard, and probes take "
-            "none: write router(dashboard=True, ...), or leave them out"
+            "dependencies=, public= and workers_folder= of router() are those of the dashboard, "
+            "and probes take none: write router(dashboard=True, ...), or leave them out"
         )
     check_seconds("unready_after", unready_after, optional=False)
 
@@ -72,12 +76,13 @@ def router(
         made.add_route("/livez", _livez, include_in_schema=False)
         made.add_route("/readyz", readyz, include_in_schema=False)
     if dashboard:
-        import_module("poolkit.dashboard._routes").add_routes(made, dependencies, _pools_by_name)
+        page = import_module("poolkit.dashboard._routes")
+        made.include_router(page.make_router(dependencies, _pools_by_name, workers_folder))
     return made
 
 
-def _pools_by_name(request: Request) -> dict[str, Pool[Any]]:
-    pools = find_all(request.scope) or {}
+def _pools_by_name(scope: Any) -> dict[str, Pool[Any]]:
+    pools = find_all(scope) or {}
     return {"default" if name == DEFAULT else name: pool for name, pool in pools.items()}
 
 

@@ -1,0 +1,131 @@
+"""The processes of one server, as the page shows them: each by its snapshot in a shared folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import weakref
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Final
+
+from poolkit._errors import PoolConfigError
+from poolkit._shell.pool import Pool
+from poolkit._snapshots import Exchange, Folder, Snapshot, numbers_of
+from poolkit.dashboard._snapshot import see
+
+#: What the table of the processes has of each one's `PoolStats`.
+_NUMBERS: Final = ("leased", "idle", "waiting", "oldest_wait", "size", "capacity")
+
+Pools = Mapping[str, Pool[Any]]
+
+
+class Workers:
+    """The processes, if there is a folder in which they meet; else this one alone."""
+
+    def __init__(
+        self, folder: str | os.PathLike[str] | None, pools_of: Callable[[Any], Pools]
+    ) -> None:
+        self._pools_of = pools_of
+        try:
+            self._folder = None if folder is None else Folder(folder)
+        except (OSError, TypeError, ValueError) as error:
+            raise PoolConfigError(
+                f"workers_folder={folder!r} cannot be used: {error}. Give the path of a folder that "
+                "this program may write to, on a disk that all processes see"
+            ) from error
+        #: One for each application that has the page.
+        self._exchanges: weakref.WeakKeyDictionary[Any, Exchange] = weakref.WeakKeyDictionary()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: Any) -> AsyncIterator[None]:
+        """Take part while an application runs."""
+        exchange = self._join(app, lambda: self._pools_of({"app": app}))
+        try:
+            yield
+        finally:
+            if exchange is not None:
+                exchange.end()
+                self._exchanges.pop(app, None)
+
+    def _join(self, app: Any, pools: Callable[[], Pools]) -> Exchange | None:
+        if self._folder is None:
+            return None
+        exchange = self._exchanges.get(app)
+        if exchange is None:
+            exchange = self._exchanges[app] = Exchange(
+                self._folder, lambda wanted: _left(pools(), all_of_it=wanted)
+            )
+        exchange.begin()
+        return exchange
+
+    async def meet(self, app: Any, pools: Pools) -> Meeting:
+        """Return the processes as they are seen by a request."""
+        # The lifespan of an application within another is not run: then this begins here.
+        exchange = self._join(app, lambda: pools)
+        if exchange is None:
+            return Meeting(None, [], "", pools)
+        try:
+            return Meeting(exchange, await exchange.snapshots(), exchange.trouble, pools)
+        except OSError as error:
+            return Meeting(exchange, [], type(error).__name__, pools)
+
+
+class Meeting:
+    """What one request sees of the processes."""
+
+    def __init__(
+        self, exchange: Exchange | None, found: list[Snapshot], trouble: str, pools: Pools
+    ) -> None:
+        self._exchange = exchange
+        self._trouble = trouble
+        self._pools = pools
+        self.own = "" if exchange is None else exchange.worker
+        self._others = {one.worker: one for one in found if one.worker != self.own}
+
+    def head(self, name: str) -> dict[str, Any]:
+        """Return the process that answers, and the table of all that have a pool of this name."""
+        own = {"worker": self.own, "pid": os.getpid(), "host": socket.gethostname()}
+        rows = [{**own, "age": 0.0, "stats": _few(numbers_of(self._pools[name]))}]
+        rows += [row for one in self._others.values() if (row := _row(one, name)) is not None]
+        rows.sort(key=lambda row: (row["host"], row["pid"], row["worker"]))
+        return {"process": own, "workers": rows, "trouble": self._trouble}
+
+    def other(self, worker: str) -> Snapshot | None:
+        """Return what another process has left, and ask it for all of it; None: it has ended."""
+        found = self._others.get(worker)
+        if found is not None and self._exchange is not None:
+            self._exchange.want(worker)
+        return found
+
+
+def _left(pools: Pools, *, all_of_it: bool) -> dict[str, Any]:
+    """Return what this process leaves for the others."""
+    left: dict[str, dict[str, Any]] = {name: numbers_of(pool) for name, pool in pools.items()}
+    if all_of_it:
+        for name, pool in pools.items():
+            seen = see(pool)
+            left[name]["page"] = {"text": seen.text, "samples": seen.samples(float("-inf"))}
+    return {"pools": left}
+
+
+def page_of(snapshot: Snapshot, name: str, after: float) -> tuple[str, list[Any]] | None:
+    """Return what a process has left of one pool's page, and new samples; None: not yet."""
+    try:
+        page = snapshot.pools[name]["page"]
+        return "" + page["text"], [sample for sample in page["samples"] if sample[0] > after]
+    except (LookupError, TypeError):
+        return None
+
+
+def _row(one: Snapshot, name: str) -> dict[str, Any] | None:
+    """Return what the table has of a process; None if it has left nothing of such a pool."""
+    try:
+        stats = _few(one.pools[name])
+    except (LookupError, TypeError):
+        return None
+    return {"worker": one.worker, "pid": one.pid, "host": one.host, "age": one.age, "stats": stats}
+
+
+def _few(numbers: Mapping[str, Any]) -> dict[str, float]:
+    return {name: 0 + numbers["stats"][name] for name in _NUMBERS}
