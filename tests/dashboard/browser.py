@@ -91,6 +91,17 @@ class Browser:
         device = {"type": "key", "id": "keyboard", "actions": actions}
         self._send("POST", "/actions", {"actions": [device]})
 
+    def point(self, selector: str, share: float) -> None:
+        """Move the pointer to a share of the width of an element, from its left."""
+        left, top = self.run(
+            "const box = document.querySelector(arguments[0]); box.scrollIntoView();"
+            "const { left, top, width, height } = box.getBoundingClientRect();"
+            "return [Math.round(left + arguments[1] * width), Math.round(top + height / 2)]",
+            *(selector, share),
+        )
+        move = {"type": "pointerMove", "x": left, "y": top, "duration": 0}
+        self._send("POST", "/actions", {"actions": [{"type": "pointer", "id": "m", "actions": [move]}]})
+
     def cdp(self, command: str, **params: Any) -> Any:
         """Send a command of Chromium's own protocol."""
         return self._send("POST", "/goog/cdp/execute", {"cmd": command, "params": params})

@@ -34,6 +34,7 @@ class Site:
         self.url = f"http://127.0.0.1:{port}"
         self.loop: asyncio.AbstractEventLoop
         self.gate: asyncio.Event
+        self.has_two = False  # pools
         self._threads = ThreadPoolExecutor(20)
         self._held: list[Future[Any]] = []
 
@@ -65,13 +66,16 @@ class Site:
         self._held.clear()
 
 
-def make_app(site: Site, **router: Any) -> FastAPI:
-    """Return an application with the page."""
+def make_app(site: Site, *, two: bool = False, **router: Any) -> FastAPI:
+    """Return an application with the page; two: of two pools."""
+    site.has_two = two
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> Any:
         site.loop, site.gate = asyncio.get_running_loop(), asyncio.Event()
-        async with poolkit.fastapi.lifespan(site.pool)(app) as state:
+        second = Pool(FakeDriver(), min_size=0, max_size=7, name="second")
+        named = {"other": second} if site.has_two else {}
+        async with poolkit.fastapi.lifespan(site.pool, **named)(app) as state:
             yield state
 
     app = FastAPI(lifespan=lifespan)
@@ -100,21 +104,30 @@ def make_app(site: Site, **router: Any) -> FastAPI:
 
 
 @contextlib.contextmanager
-def serve(**router: Any) -> Iterator[Site]:
+def serve(pool: Pool[Any] | None = None, **router: Any) -> Iterator[Site]:
     """Serve on a free port."""
-    pool = Pool(FakeDriver(), min_size=N, max_size=N, acquire_timeout=60.0, name="shop")
+    if pool is None:
+        pool = Pool(FakeDriver(), min_size=N, max_size=N, acquire_timeout=60.0, name="shop")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         site = Site(listener.getsockname()[1], pool)
-        app = make_app(site, **(router or {"public": True}))
-        config = uvicorn.Config(app, lifespan="on", log_config=None, timeout_graceful_shutdown=3)
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            site.get("/none")  # the socket listens: this waits for the application
-            yield site
-        finally:
-            site.let_go()
-            server.should_exit = True
-            thread.join(20)
+        with serving(make_app(site, **{"public": not router.get("dependencies"), **router}), listener):
+            try:
+                site.get("/none")  # the socket listens: this waits for the application
+                yield site
+            finally:
+                site.let_go()
+
+
+@contextlib.contextmanager
+def serving(app: Any, listener: socket.socket) -> Iterator[None]:
+    """Serve an application in a thread."""
+    config = uvicorn.Config(app, lifespan="on", log_config=None, timeout_graceful_shutdown=3)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(20)
     assert not thread.is_alive()
