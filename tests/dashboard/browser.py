@@ -100,7 +100,9 @@ class Browser:
             *(selector, share),
         )
         move = {"type": "pointerMove", "x": left, "y": top, "duration": 0}
-        self._send("POST", "/actions", {"actions": [{"type": "pointer", "id": "m", "actions": [move]}]})
+        self._send(
+            "POST", "/actions", {"actions": [{"type": "pointer", "id": "m", "actions": [move]}]}
+        )
 
     def cdp(self, command: str, **params: Any) -> Any:
         """Send a command of Chromium's own protocol."""

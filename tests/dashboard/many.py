@@ -35,7 +35,7 @@ async def hold() -> int:
     async def hold_it() -> None:
         async with pool.acquire(label="nightly import"):
             held.set()
-            while not (FOLDER / "go").exists():  # noqa: ASYNC110, ASYNC240  # another process's
+            while not (FOLDER / "go").exists():  # noqa: ASYNC110  # another process's
                 await asyncio.sleep(0.05)
 
     task = asyncio.create_task(hold_it())

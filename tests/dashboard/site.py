@@ -110,7 +110,9 @@ def serve(pool: Pool[Any] | None = None, **router: Any) -> Iterator[Site]:
         pool = Pool(FakeDriver(), min_size=N, max_size=N, acquire_timeout=60.0, name="shop")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         site = Site(listener.getsockname()[1], pool)
-        with serving(make_app(site, **{"public": not router.get("dependencies"), **router}), listener):
+        with serving(
+            make_app(site, **{"public": not router.get("dependencies"), **router}), listener
+        ):
             try:
                 site.get("/none")  # the socket listens: this waits for the application
                 yield site

@@ -189,9 +189,11 @@ def test_old_numbers_are_dimmed_and_the_title_says_so(page: Browser, site: Site)
     """Until the server answers again; a pause is in the title, too."""
     colour = "return getComputedStyle(document.querySelector('#slots .slot')).backgroundColor"
     fresh, title = page.run(colour), page.run("return document.title")
-    page.run("window.real = window.fetch; window.fetch = () => Promise.reject(new TypeError('gone'))")
+    page.run(
+        "window.real = window.fetch; window.fetch = () => Promise.reject(new TypeError('gone'))"
+    )
     page.until(SAYS, "No numbers: gone")
-    page.until("return /^No answer for .* s – shop/.test(document.title)")
+    page.until("return /^No answer for .* s: shop/.test(document.title)")
     assert page.run(colour) != fresh
     assert page.run("return document.title").endswith(title)
     page.run("window.fetch = window.real")
@@ -199,4 +201,4 @@ def test_old_numbers_are_dimmed_and_the_title_says_so(page: Browser, site: Site)
     assert page.run(colour) == fresh
     assert page.run("return document.title") == title
     page.run("document.querySelector('#pause').click()")
-    assert page.run("return document.title") == f"Paused – {title}"
+    assert page.run("return document.title") == f"Paused: {title}"

@@ -10,11 +10,8 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
 
 import pytest
-from fastapi import Depends, HTTPException
-from fastapi.security import HTTPBasic, HTTPBasicCredentials
 
 from tests.dashboard.browser import Browser
 from tests.dashboard.site import N, Site, serve
@@ -89,23 +86,6 @@ def test_judgement_names_who_holds_all_of_it(page: Browser, site: Site) -> None:
     site.let_go()
     page.until(SAYS, "Nobody waits; 0 of 3 connections are held")
     assert page.run("return document.querySelector('#sentence').className") == "good"
-
-
-async def _an_admin(given: Annotated[HTTPBasicCredentials, Depends(HTTPBasic())]) -> None:
-    """Ask as `docs/howto/dashboard.md` does."""
-    if given.password != "sesame":
-        raise HTTPException(401, headers={"WWW-Authenticate": "Basic"})
-
-
-def test_page_behind_a_password_opens_in_a_browser_that_was_told_it(browser: Browser) -> None:
-    """It sends the password with what the page asks for, also if it stood in the address."""
-    with serve(dependencies=[Depends(_an_admin)]) as site:
-        assert site.get("/poolkit").status == 401
-        assert site.get("/poolkit/state").status == 401
-        for address in (site.url.replace("//", "//ops:sesame@"), site.url):
-            browser.go(f"{address}/poolkit")
-            browser.until(SAYS, "Nobody waits")
-            assert browser.complaints() == []
 
 
 def test_keyboard_leads_from_a_square_to_its_stack(page: Browser, site: Site) -> None:

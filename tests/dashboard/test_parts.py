@@ -39,7 +39,7 @@ def make_pool(**options: Any) -> Pool[Any]:
 
 def shown(pool: Pool[Any]) -> dict[str, Any]:
     """Return what the page shows."""
-    return snapshot(pool)[0]
+    return snapshot(pool)
 
 
 def judged(pool: Pool[Any]) -> tuple[str, str]:
@@ -245,6 +245,7 @@ async def test_watch_is_forgotten_with_its_pool() -> None:
     """What is kept of a pool's past does not keep the pool."""
     async with make_pool() as pool:
         look(pool)
+        see(pool)
         there = weakref.ref(watch(pool)), weakref.ref(pool)
     del pool
     gc.collect()

@@ -28,6 +28,11 @@ POOLS: dict[str, Any] = {"pools": {}}
 needs_signals = pytest.mark.skipif(os.name == "nt", reason="who is dead is not told there")
 
 
+def files(folder: Path) -> list[str]:
+    """Return the names of all files in a folder."""
+    return [file.name for file in folder.iterdir()]
+
+
 async def until(is_so: Callable[[], Any]) -> None:
     """Wait for what a thread does."""
     with anyio.fail_after(20):
@@ -38,7 +43,7 @@ async def until(is_so: Callable[[], Any]) -> None:
 async def until_left(exchange: Exchange, is_so: Callable[[list[Any]], bool]) -> None:
     """Wait for what is found in a folder."""
     with anyio.fail_after(20):
-        while not is_so([each.data for each in await exchange.snapshots()]):
+        while not is_so([each.data for each in await exchange.snapshots()]):  # noqa: ASYNC110
             await anyio.sleep(0.01)
 
 
@@ -71,7 +76,13 @@ def test_what_json_has_not_is_left_as_what_it_is() -> None:
     class Inner:
         bounds: tuple[float, ...]
 
-    given = {1: Inner((0.5, float("inf"))), "f": len, "o": FakeDriver(), "n": float("nan"), "b": b"x"}
+    given = {
+        1: Inner((0.5, float("inf"))),
+        "f": len,
+        "o": FakeDriver(),
+        "n": float("nan"),
+        "b": b"x",
+    }
     made = plain(given)
     assert made == {
         "1": {"bounds": [0.5, None]},
@@ -104,7 +115,7 @@ def test_snapshots_of_the_dead_are_removed(tmp_path: Path) -> None:
     leave(folder, just_dead, age=1)
     leave(folder, own_name(0), age=4)
     assert {one.worker for one in folder.read()} == {own_name(0), just_dead}
-    assert not [file.name for file in tmp_path.iterdir() if file.name.startswith(f"{dead}.")]
+    assert not [name for name in files(tmp_path) if name.startswith(f"{dead}.")]
 
 
 def test_snapshots_grow_old_and_are_forgotten(tmp_path: Path) -> None:
@@ -156,7 +167,7 @@ def test_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     folder.write("host-7-0", POOLS)
     with pytest.raises(TypeError):
         folder.write("host-7-0", {"pools": {}, "odd": object()})
-    assert [file.name for file in tmp_path.iterdir()] == ["host-7-0.json"]
+    assert files(tmp_path) == ["host-7-0.json"]
     assert len(folder.read()) == 1
 
 
@@ -187,7 +198,7 @@ async def test_processes_find_each_other(tmp_path: Path, anyio_backend: str) -> 
     finally:
         one.end()
         other.end()
-    assert list(tmp_path.iterdir()) == []
+    assert files(tmp_path) == []
     one.begin()  # as when a server starts once more
     await until_left(one, lambda left: [each["name"] for each in left] == ["one"])
     one.end()
@@ -219,7 +230,9 @@ async def test_what_fails_is_logged_once_and_tried_again(
         await until(lambda: not exchange.trouble)
     finally:
         exchange.end()
-    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == ["ValueError: odd"]
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
+        "ValueError: odd"
+    ]
 
 
 def test_loop_that_ends_without_a_word_leaves_nothing(tmp_path: Path) -> None:
@@ -232,7 +245,9 @@ def test_loop_that_ends_without_a_word_leaves_nothing(tmp_path: Path) -> None:
 
     anyio.run(main)
     end = time.monotonic() + 20
-    while list(tmp_path.iterdir()) or any(t.name == "poolkit snapshots" for t in threading.enumerate()):
+    while list(tmp_path.iterdir()) or any(
+        t.name == "poolkit snapshots" for t in threading.enumerate()
+    ):
         assert time.monotonic() < end
         time.sleep(0.01)
 

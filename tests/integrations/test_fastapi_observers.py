@@ -17,6 +17,7 @@ import poolkit.fastapi
 from poolkit import Pool
 from poolkit.dashboard import ServerTiming
 from poolkit.dashboard._history import watch
+from poolkit.dashboard._snapshot import see
 from poolkit.fastapi import Connection
 from poolkit.testing import FakeDriver
 from tests.integrations.live import create_pool
@@ -132,7 +133,7 @@ async def test_what_watches_a_pool_stacks_and_goes_in_any_order(
             elif name == "another":
                 stops[name] = pool.observe(Another())
             else:
-                watch(pool).look(pool)
+                see(pool)
                 stops[name] = lambda: vars(watch(pool)).update(_looked_at=float("-inf"))
         for gone in (None, *order):
             if gone is not None:

@@ -11,7 +11,8 @@ from anyio import wait_all_tasks_blocked
 
 from poolkit import Pool, PoolUnavailable
 from poolkit._shell.inspection import inspection_of
-from tests.fakes import CleanDriver, FakeDriver
+from poolkit.testing import FakeDriver
+from tests.fakes import CleanDriver
 
 
 class TellingDriver(CleanDriver):

@@ -84,7 +84,7 @@ def _inspect(pool: Pool[Any], most: int) -> Inspection:
             for waiter in itertools.islice(state.queue.values(), most)
         ],
         waits=[now - waiter.since for waiter in state.queue.values()],
-        held=Counter(map(messages.label_of, leased)),
+        held=Counter([slot.label or messages.label_of(slot) for slot in leased]),
     )
 
 

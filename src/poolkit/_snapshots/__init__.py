@@ -1,9 +1,13 @@
-"""What the processes of one server show each other: each leaves a snapshot of its pools in a folder.
+"""What the processes of one server show each other: each leaves a snapshot of its pools.
 
-`numbers_of` makes the snapshot of a pool, `Folder` has the files, and an `Exchange` writes and reads
-them once a second. The live page shows all processes by it; whatever adds up over processes may::
+`numbers_of` makes the snapshot of a pool, `Folder` has the files, and an `Exchange` writes and
+reads them once a second. The live page shows all processes by it; whatever adds up over processes
+may::
 
-    exchange = Exchange(Folder("/run/shop"), lambda wanted: {"pools": {"default": numbers_of(pool)}})
+    def make(wanted: bool) -> dict[str, Any]:
+        return {"pools": {"default": numbers_of(pool)}}
+
+    exchange = Exchange(Folder("/run/shop"), make)
     exchange.begin()  # on the event loop
     for snapshot in await exchange.snapshots():
         if not snapshot.is_old:

@@ -129,6 +129,12 @@ def watch(pool: Pool[Any]) -> Watch:
     return _watches.of(pool) or _watches.begin(pool)
 
 
+def samples_of(pool: Pool[Any], after: float) -> list[Sample]:
+    """Return the samples of a pool taken after a time; none if nobody looks, or can, from here."""
+    watched = _watches.of(pool)
+    return [] if watched is None else watched.samples(after)
+
+
 def percentile(waits: Sequence[float], at_once: int, share: float) -> float | None:
     """Return the wait that a share of all callers did not exceed; None if there were none.
 

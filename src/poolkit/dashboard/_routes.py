@@ -13,6 +13,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from poolkit.dashboard._history import samples_of
 from poolkit.dashboard._snapshot import see
 from poolkit.dashboard._workers import Pools, Workers, page_of
 
@@ -51,22 +52,21 @@ def make_router(
         asked = request.query_params
         name = asked.get("pool") or next(iter(pools), "")
         if name not in pools:
-            return _answer('{"error":"There is no such pool"}', 404)
+            return _answer(b'{"error":"There is no such pool"}', 404)
         meeting = await workers.meet(request.app, pools)
         worker, after, age = asked.get("worker") or meeting.own, _number(asked.get("after")), 0.0
         if worker == meeting.own:
-            seen = see(pools[name])
-            text, samples = seen.text, seen.samples(after)
+            page, samples = see(pools[name]), samples_of(pools[name], after)
         else:
             other = meeting.other(worker)
             if other is None:
-                return _answer('{"error":"This process has ended"}', 404)
-            text, samples = page_of(other, name, after) or ('{"is_asked":true}', [])
+                return _answer(b'{"error":"This process has ended"}', 404)
+            page, samples = page_of(other, name, after) or (b'{"is_asked":true}', [])
             age = other.age
         head = {"pools": list(pools), "pool": name, "worker": worker, "age": age}
         head = {**head, "samples": samples, **meeting.head(name)}
-        # The snapshot is a text already: it is made once for all who ask.
-        return _answer(f"{json.dumps(head)[:-1]},{text[1:]}")
+        # The page is in JSON already: that is made once for all who ask.
+        return _answer(b"".join((json.dumps(head)[:-1].encode(), b",", page[1:])))
 
     for path, (file, kind) in _FILES.items():
         _add(router, path, _file(file, kind), dependencies)
@@ -84,8 +84,8 @@ def _add(router: APIRouter, path: str, endpoint: Any, dependencies: Sequence[Any
     )
 
 
-def _answer(text: str, status: int = 200) -> Response:
-    return Response(text, status, _HEADERS, "application/json")
+def _answer(content: bytes, status: int = 200) -> Response:
+    return Response(content, status, _HEADERS, "application/json")
 
 
 def _file(name: str, kind: str) -> Callable[[], Any]:

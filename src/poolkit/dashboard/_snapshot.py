@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import poolkit
 from poolkit._shell.inspection import inspection_of
@@ -16,7 +16,6 @@ from poolkit.dashboard._history import watch
 if TYPE_CHECKING:
     from poolkit._shell.inspection import Inspection, SlotSeen
     from poolkit._shell.pool import Pool
-    from poolkit.dashboard._history import Sample, Watch
 
 #: A wait of so many seconds is told of, and so is a lease that nobody waits for.
 LONG_WAIT: Final = 1.0
@@ -30,38 +29,25 @@ _GOOD_FOR: Final = 0.5
 clock = time.monotonic
 
 
-class Seen(NamedTuple):
-    """What there was to be seen of a pool."""
-
-    at: float
-    text: str
-    """The snapshot, in JSON."""
-    watch: Watch | None
-    """What has the samples; None: they cannot be taken from here."""
-
-    def samples(self, after: float) -> list[Sample]:
-        """Return the samples taken after a time."""
-        return [] if self.watch is None else self.watch.samples(after)
+#: When each snapshot was made, and its JSON.
+_latest: Final[weakref.WeakKeyDictionary[Pool[Any], tuple[float, bytes]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
-_latest: Final[weakref.WeakKeyDictionary[Pool[Any], Seen]] = weakref.WeakKeyDictionary()
-
-
-def see(pool: Pool[Any]) -> Seen:
-    """Return what is to be seen of a pool, as it was half a second ago at most."""
+def see(pool: Pool[Any]) -> bytes:
+    """Return what is to be seen of a pool, in JSON, as it was half a second ago at most."""
     now = clock()
-    seen = _latest.get(pool)
-    if seen is None or not 0.0 <= now - seen.at < _GOOD_FOR:
-        made, looked = snapshot(pool)
-        text = json.dumps(made, allow_nan=False, separators=(",", ":"))
-        seen = _latest[pool] = Seen(now, text, looked)
-    return seen
+    made_at, made = _latest.get(pool, (now, b""))
+    if not made or not 0.0 <= now - made_at < _GOOD_FOR:
+        made = json.dumps(snapshot(pool), allow_nan=False, separators=(",", ":")).encode()
+        _latest[pool] = now, made
+    return made
 
 
-def snapshot(pool: Pool[Any]) -> tuple[dict[str, Any], Watch | None]:
+def snapshot(pool: Pool[Any]) -> dict[str, Any]:
     """Return what is to be seen of a pool now; take a sample, unless its event loop is another."""
     seen = inspection_of(pool, _MOST)
-    looked = None
     places: list[int | None] = [slot.key for slot in seen.slots]
     if seen.is_here:
         looked = watch(pool)
@@ -99,7 +85,7 @@ def snapshot(pool: Pool[Any]) -> tuple[dict[str, Any], Watch | None]:
             if field.name != "name"
         },
         "counters": {"size": seen.stats.size, **_counters(plain(seen.stats))},
-    }, looked
+    }
 
 
 def judge(seen: Inspection) -> tuple[str, str]:  # noqa: PLR0911  # a list of cases, in order

@@ -12,10 +12,13 @@ from typing import Any, Final
 from poolkit._errors import PoolConfigError
 from poolkit._shell.pool import Pool
 from poolkit._snapshots import Exchange, Folder, Snapshot, numbers_of
+from poolkit.dashboard._history import samples_of
 from poolkit.dashboard._snapshot import see
 
 #: What the table of the processes has of each one's `PoolStats`.
 _NUMBERS: Final = ("leased", "idle", "waiting", "oldest_wait", "size", "capacity")
+
+_HOST: Final = socket.gethostname()
 
 Pools = Mapping[str, Pool[Any]]
 
@@ -31,8 +34,8 @@ class Workers:
             self._folder = None if folder is None else Folder(folder)
         except (OSError, TypeError, ValueError) as error:
             raise PoolConfigError(
-                f"workers_folder={folder!r} cannot be used: {error}. Give the path of a folder that "
-                "this program may write to, on a disk that all processes see"
+                f"workers_folder={folder!r} cannot be used: {error}. Give the path of a folder "
+                "that this program may write to, on a disk that all processes see"
             ) from error
         #: One for each application that has the page.
         self._exchanges: weakref.WeakKeyDictionary[Any, Exchange] = weakref.WeakKeyDictionary()
@@ -85,8 +88,10 @@ class Meeting:
 
     def head(self, name: str) -> dict[str, Any]:
         """Return the process that answers, and the table of all that have a pool of this name."""
-        own = {"worker": self.own, "pid": os.getpid(), "host": socket.gethostname()}
-        rows = [{**own, "age": 0.0, "stats": _few(numbers_of(self._pools[name]))}]
+        own = {"worker": self.own, "pid": os.getpid(), "host": _HOST}
+        stats = self._pools[name].stats()
+        few = {number: getattr(stats, number) for number in _NUMBERS}
+        rows = [{**own, "age": 0.0, "stats": few}]
         rows += [row for one in self._others.values() if (row := _row(one, name)) is not None]
         rows.sort(key=lambda row: (row["host"], row["pid"], row["worker"]))
         return {"process": own, "workers": rows, "trouble": self._trouble}
@@ -104,28 +109,25 @@ def _left(pools: Pools, *, all_of_it: bool) -> dict[str, Any]:
     left: dict[str, dict[str, Any]] = {name: numbers_of(pool) for name, pool in pools.items()}
     if all_of_it:
         for name, pool in pools.items():
-            seen = see(pool)
-            left[name]["page"] = {"text": seen.text, "samples": seen.samples(float("-inf"))}
+            made = see(pool).decode()  # first: it takes a sample
+            left[name]["page"] = {"json": made, "samples": samples_of(pool, float("-inf"))}
     return {"pools": left}
 
 
-def page_of(snapshot: Snapshot, name: str, after: float) -> tuple[str, list[Any]] | None:
+def page_of(snapshot: Snapshot, name: str, after: float) -> tuple[bytes, list[Any]] | None:
     """Return what a process has left of one pool's page, and new samples; None: not yet."""
     try:
         page = snapshot.pools[name]["page"]
-        return "" + page["text"], [sample for sample in page["samples"] if sample[0] > after]
-    except (LookupError, TypeError):
+        samples = [sample for sample in page["samples"] if sample[0] > after]
+        return page["json"].encode("ascii"), samples
+    except (LookupError, TypeError, AttributeError, UnicodeError):
         return None
 
 
 def _row(one: Snapshot, name: str) -> dict[str, Any] | None:
     """Return what the table has of a process; None if it has left nothing of such a pool."""
     try:
-        stats = _few(one.pools[name])
+        few = {number: 0 + one.pools[name]["stats"][number] for number in _NUMBERS}
     except (LookupError, TypeError):
         return None
-    return {"worker": one.worker, "pid": one.pid, "host": one.host, "age": one.age, "stats": stats}
-
-
-def _few(numbers: Mapping[str, Any]) -> dict[str, float]:
-    return {name: 0 + numbers["stats"][name] for name in _NUMBERS}
+    return {"worker": one.worker, "pid": one.pid, "host": one.host, "age": one.age, "stats": few}

@@ -135,12 +135,12 @@ function lose(why) {
 function growOld(why) {
   document.body.classList.add("old");
   const age = shownAt === null ? "" : ` for ${time((performance.now() - shownAt) / 1000)}`;
-  document.title = `No answer${age} – ${titled}`;
+  document.title = `No answer${age}: ${titled}`;
   judge("bad", why);
 }
 
 function entitle() {
-  document.title = paused ? `Paused – ${titled}` : titled;
+  document.title = paused ? `Paused: ${titled}` : titled;
 }
 
 function more(list, number) {

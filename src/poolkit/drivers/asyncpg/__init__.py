@@ -43,8 +43,8 @@ def create_pool(
 
     Options are the pool's (`Options`) and the driver's (`Settings`): ``reset``, ``pooler``,
     ``tcp_timeout``, ``note_statements``, ``ssl``, and ``connect_kwargs``, which go to
-    `asyncpg.connect`. The first three may also stand in the DSN's query; a keyword wins. Without a DSN the environment names
-    the server (``PGHOST``, ...).
+    `asyncpg.connect`. The first three may also stand in the DSN's query; a keyword wins. Without a
+    DSN the environment names the server (``PGHOST``, ...).
 
     Raises `PoolConfigError` for options or a DSN that cannot work.
     """
