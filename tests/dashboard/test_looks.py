@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.resources
 import importlib.util
+import json
 import os
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,10 +37,17 @@ class TellingDriver(FakeDriver):
 
 
 @pytest.fixture
-def site() -> Iterator[Site]:
-    """Serve the page of a pool, of which there is much to tell."""
+def site(tmp_path: Path) -> Iterator[Site]:
+    """Serve the page of a pool, of which there is much to tell; and leave what others would."""
     pool = Pool(TellingDriver(), min_size=N, max_size=N, acquire_timeout=60.0, name=f"shop {NASTY}")
-    with serve(pool, two=True) as site:
+    with serve(pool, two=True, workers_folder=tmp_path) as site:
+        for n, age in ((7, -1000), (8, 20)):
+            stats = {"leased": n, "idle": 1, "waiting": n, "oldest_wait": n, "size": 9}
+            document = {
+                "at": time.time() - age,
+                "data": {"pools": {"default": {"stats": {**stats, "capacity": 10 * n}}}},
+            }
+            (tmp_path / f"other.host-{n}-0.json").write_text(json.dumps(document))
         yield site
 
 
@@ -128,6 +138,30 @@ def test_axe_finds_nothing(page: Browser, site: Site, *, dark: bool) -> None:
     assert {one[0] for one in unsure} <= {"color-contrast"}, unsure
 
 
+def test_silent_process_is_told_of_and_not_added(page: Browser, site: Site) -> None:
+    """The sums are of those of whom one knows; looked at, its numbers are old ones."""
+    page.until("return document.querySelectorAll('#rows tr').length === 3")
+    cells = "return [...document.querySelectorAll(arguments[0])].map(cell => cell.textContent)"
+    assert page.run(cells, "#total td") == ["all", "7", "4", "7", "7.0 s", f"{70 + N}"]
+    buttons = page.run(cells, "#rows button")
+    (own,) = (button for button in buttons if "other.host" not in button)
+    assert "7 on other.host" in buttons
+    assert any(button.startswith("8 on other.host, silent for 2") for button in buttons)
+    click = (
+        "[...document.querySelectorAll('#rows button')]"
+        ".find(one => one.textContent.startsWith(arguments[0])).click()"
+    )
+    page.run(click, "7 on")
+    page.until(SAYS, "Process 7 was asked for its numbers")
+    assert page.run("return document.body.className") == "old"
+    page.run(click, "8 on")
+    page.until(SAYS, "Process 8 has told nothing for 2")
+    assert page.run("return document.title").startswith("No answer for ")
+    page.run(click, own)
+    page.until(SAYS, "Nobody waits")
+    assert page.run("return document.body.className") == ""
+
+
 def test_names_are_shown_as_they_are(page: Browser, site: Site) -> None:
     """HTML, quotes and new lines do nothing; the process and the text of a lease are there."""
     site.hold(1)
@@ -160,7 +194,7 @@ def test_chosen_pool_is_there_again(page: Browser, site: Site) -> None:
     assert page.run("return document.querySelector('#pool').value") == "other"
     page.go(f"{site.url}/poolkit?pool=none")
     page.until(capacity, "3")
-    assert page.run("return location.search") == ""
+    assert "pool" not in page.run("return location.search")
     assert "/poolkit/state?pool=none" in "".join(page.complaints())  # the 404, and nothing else
 
 

@@ -104,6 +104,18 @@ def test_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
 
 
 @needs_signals
+def test_link_in_the_folder_leads_to_no_other_file(tmp_path: Path) -> None:
+    """As somebody else may set one who may write there, too."""
+    (tmp_path / "precious").write_text("precious")
+    folder = Folder(tmp_path / "folder")
+    (folder.path / "host-7-0.new").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="symbolic link"):
+        folder.write("host-7-0", POOLS)
+    folder.write("host-7-0", POOLS)  # it is gone
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+@needs_signals
 def test_snapshots_of_the_dead_are_removed(tmp_path: Path) -> None:
     """By whoever reads; not one just written, which may be another container's."""
     with subprocess.Popen([sys.executable, "-c", ""]) as process:

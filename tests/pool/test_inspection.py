@@ -10,7 +10,7 @@ import pytest
 from anyio import wait_all_tasks_blocked
 
 from poolkit import Pool, PoolUnavailable
-from poolkit._shell.inspection import inspection_of
+from poolkit._shell.inspection import inspection_of, is_open_here
 from poolkit.testing import FakeDriver
 from tests.fakes import CleanDriver
 
@@ -65,7 +65,10 @@ async def test_pool_can_be_inspected_whatever_it_is() -> None:
     """Not open yet, on another loop than the caller's, closed."""
     pool = Pool(CleanDriver(), min_size=1, max_size=1)
     assert not inspection_of(pool, 5).is_open
+    assert not is_open_here(pool)
     async with pool:
+        assert is_open_here(pool)
+        assert not await anyio.to_thread.run_sync(is_open_here, pool)
         seen = await anyio.to_thread.run_sync(inspection_of, pool, 5)
         assert (seen.is_open, seen.is_here, len(seen.slots)) == (True, False, 1)
     assert not inspection_of(pool, 5).is_open

@@ -32,3 +32,10 @@ def test_tricks_would_be_found() -> None:
         "copy = code.replace(co_name=label)",
     ):
         assert any(re.search(trick, line) for trick in TRICKS.values()), line
+
+
+def test_live_page_reads_no_state_of_a_pool() -> None:
+    """It asks by methods, and by one look that the shell gives it, which is guarded."""
+    page = [path for path in FILES if path.parent.name in ("dashboard", "_snapshots")]
+    assert len(page) > 8
+    assert [path.name for path in page if "._state" in path.read_text()] == []

@@ -57,6 +57,11 @@ class Inspection:
     """How many each label holds."""
 
 
+def is_open_here(pool: Pool[Any]) -> bool:
+    """Tell whether a pool is open, and on the event loop that asks."""
+    return pool._state.is_open and pool._runtime.is_here()
+
+
 def inspection_of(pool: Pool[Any], most: int) -> Inspection:
     """Look at a pool, from any thread; ``most``: slots and waiters that are described."""
     return pool._read(_inspect, pool, most)

@@ -29,6 +29,8 @@ _DEAD: Final = 3.0
 GONE: Final = 60.0
 #: A process is wanted for so long after somebody has asked for it.
 _WANTED: Final = 10.0
+#: Where others may write, too, no link of theirs leads to another file of ours.
+_HOW: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
 #: Bytes: a larger file is none of ours.
 _LARGEST: Final = 16_000_000
 
@@ -76,7 +78,7 @@ class Folder:
         document = {"host": host, "pid": pid, "at": time.time(), "data": data}
         new = self.path / f"{worker}.new"
         try:
-            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            descriptor = os.open(new, _HOW, 0o600)
             with open(descriptor, "w", encoding="ascii") as file:  # noqa: PTH123  # it is open
                 json.dump(document, file)
             new.replace(self._file(worker))

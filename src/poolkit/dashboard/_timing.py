@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 from typing import TYPE_CHECKING, Any, Final
 
+from poolkit._shell.inspection import is_open_here
 from poolkit._shell.runtime import running_task
 from poolkit._shell.shared import OnePerPool, Shared
 
@@ -104,7 +105,7 @@ class ServerTiming:
             return
         found = self._pools if self._pools is not None else _pools_of(scope)
         # A pool of another event loop is none of this request's.
-        pools = [pool for pool in found if pool._state.is_open and pool._runtime.is_here()]
+        pools = [pool for pool in found if is_open_here(pool)]
         outer, task = scope.get(_OUTER), running_task()
         timing = Timing(pools, outer)
 

@@ -14,7 +14,7 @@ let samples = [];
 const address = new URL(location).searchParams;
 let chosen = address.get("pool") ?? "";
 let worker = address.get("worker") ?? "";
-let pid = null; // of the process that has answered
+let told = ""; // the process that the samples are of
 let shownAt = null; // ms
 let titled = document.title;
 let timer = null;
@@ -87,19 +87,20 @@ function remember(pool, process) {
 function show(state) {
   if (chosen && state.pool !== chosen) return; // asked before another was chosen
   if (worker && state.worker !== worker) return;
-  if (pid !== null && !state.worker && pid !== state.process.pid) samples = []; // another's are no sequel
-  pid = state.process.pid;
+  const source = state.worker || String(state.process.pid);
+  if (source !== told && samples.length) [samples, state.samples] = [[], []]; // next time, all of them
+  told = source;
   showChoice(state);
   showWorkers(state);
   // Whichever process answers the next time, it shows the same one.
   if (state.worker && !worker && state.workers.length > 1) remember(chosen, state.worker);
   const shown = state.workers.find((one) => one.worker === state.worker) ?? state.process;
   write($("process"), `process ${shown.pid} on ${shown.host}`);
+  if (state.age > OLD) return growOld(`Process ${shown.pid} has told nothing for ${time(state.age)}`);
   if (state.is_asked) {
     document.body.classList.add("old");
     return judge("busy", `Process ${shown.pid} was asked for its numbers`);
   }
-  if (state.age > OLD) return growOld(`Process ${shown.pid} has told nothing for ${time(state.age)}`);
   shownAt = performance.now();
   document.body.classList.remove("old");
   titled = `${state.name}: ${state.sentence}`;
