@@ -96,7 +96,7 @@ def test_page_shows_all_processes_and_each_of_them(browser: Browser, many: Many)
     browser.until("return innerWidth === 360")
     assert browser.run("return document.documentElement.scrollWidth") == 360
     if folder := os.environ.get("SCREENSHOTS"):
-        browser.look(width=900, height=1000, dark=False)
+        browser.look(width=900, height=440, dark=False)
         browser.until("return innerWidth === 900")
         browser.screenshot(Path(folder) / "dashboard-processes.png")
     browser.complaints()

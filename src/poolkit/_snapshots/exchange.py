@@ -57,7 +57,8 @@ class Exchange:
         self._wishes: dict[str, float] = {}  # when each was granted last
         self._asked_at = float("-inf")
         self._found: list[Snapshot] = []
-        self._has_ended = True
+        #: Whether it writes no more, or does not yet.
+        self.has_ended = True
         self._pid = 0
         #: What this process is called among the others.
         self.worker = ""
@@ -66,9 +67,9 @@ class Exchange:
 
     def begin(self) -> None:
         """Begin to write, unless that was begun. Call it on the event loop."""
-        if not self._has_ended and self._pid == os.getpid():
+        if not self.has_ended and self._pid == os.getpid():
             return
-        self._has_ended = False
+        self.has_ended = False
         self._pid = os.getpid()
         self._lock = threading.Lock()  # the other may have been held at a fork
         self._own = CapacityLimiter(1)  # the program's own threads may all wait for connections
@@ -79,7 +80,7 @@ class Exchange:
 
     def end(self) -> None:
         """Write no more, and remove what was written."""
-        self._has_ended = True
+        self.has_ended = True
         self._wake.set()
         _begun.discard(self)
         # Mostly it is free. A disk that hangs must not hang the event loop, too.
@@ -129,7 +130,7 @@ class Exchange:
             self._wake.wait(EVERY)
 
     def _goes_on(self, worker: str) -> bool:
-        return not self._has_ended and worker == self.worker
+        return not self.has_ended and worker == self.worker
 
     def _try_to_make(self, wanted: bool) -> Mapping[str, Any] | Exception:  # noqa: FBT001
         try:
@@ -156,7 +157,7 @@ class Exchange:
     def _report(self, error: Exception) -> None:
         """Log a failure, the first of a row."""
         trouble = type(error).__name__
-        if not (self.trouble or self._has_ended):
+        if not (self.trouble or self.has_ended):
             text = "no snapshot of this process in %s: %s"
             logger.warning(text, self._folder.path, told(error))
         self.trouble = trouble

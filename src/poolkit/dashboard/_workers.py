@@ -55,7 +55,7 @@ class Workers:
         if self._folder is None:
             return None
         exchange = self._exchanges.get(app)
-        if exchange is None:
+        if exchange is None or exchange.has_ended:
             exchange = self._exchanges[app] = Exchange(
                 self._folder, lambda wanted: _left(pools(), all_of_it=wanted)
             )

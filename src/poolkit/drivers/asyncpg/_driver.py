@@ -25,7 +25,7 @@ from poolkit.drivers.asyncpg._callbacks import ViewMethods
 from poolkit.drivers.asyncpg._connection import pooled
 from poolkit.drivers.asyncpg._costs import MissingParts
 from poolkit.drivers.asyncpg._dsn import check_dsn, explain, session_settings
-from poolkit.drivers.asyncpg._noted import noting
+from poolkit.drivers.asyncpg._noted import Telling, noting
 from poolkit.drivers.asyncpg._peer import watch_peer
 from poolkit.drivers.asyncpg._plain_lease import judging
 from poolkit.drivers.asyncpg._settings import SETTINGS, Settings, SettingsDict
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("poolkit")
 
 
-class AsyncpgDriver:
+class AsyncpgDriver(Telling):
     """How connections of asyncpg are opened, checked, cleaned and closed. On asyncio only."""
 
     __module__ = "poolkit.drivers.asyncpg"
@@ -135,14 +135,6 @@ class AsyncpgDriver:
     def is_dead(self, c: asyncpg.Connection, /) -> bool:
         """Tell whether asyncpg knows the connection to be closed or lost."""
         return c.is_closed()
-
-    def server_pid(self, c: asyncpg.Connection, /) -> int | None:
-        """Return the pid of the server's process; behind a pooler, what the pooler has made up."""
-        return None if c.is_closed() else c.get_server_pid()
-
-    def last_statement(self, c: Any, /) -> str | None:
-        """Return the text of the last statement of the lease, at ``note_statements``."""
-        return c._statement if self.settings.note_statements else None
 
     async def ping(self, c: Any, /) -> None:
         """Make one round trip."""

@@ -1,15 +1,20 @@
-"""A connection at ``note_statements=True``: it notes the text of each statement of a lease.
+"""What is told of a lease that goes on: its process at the server, and its last statement.
 
-`noting` makes its class, in front of all others, of asyncpg's public methods alone. asyncpg's own
-query loggers are told of a statement only when it has ended, and who looks wants to know what goes
-on.
+At ``note_statements=True`` a connection notes the text of each statement. `noting` makes its class,
+in front of all others, of asyncpg's public methods alone. asyncpg's own query loggers are told of a
+statement only when it has ended, and who looks wants to know what goes on.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from poolkit.drivers.asyncpg._settings import Settings
 
 #: asyncpg's methods that begin with a text, or with the name of a table.
 _OF_TEXTS: Final = (
@@ -17,6 +22,20 @@ _OF_TEXTS: Final = (
     *("fetchval", "prepare"),
 )
 _OF_TABLES: Final = ("copy_from_table", "copy_records_to_table", "copy_to_table")
+
+
+class Telling:
+    """What a driver tells of a connection that is leased."""
+
+    settings: Settings
+
+    def server_pid(self, c: asyncpg.Connection, /) -> int | None:
+        """Return the pid of the server's process; behind a pooler, what the pooler has made up."""
+        return None if c.is_closed() else c.get_server_pid()
+
+    def last_statement(self, c: Any, /) -> str | None:
+        """Return the text of the last statement of the lease, at ``note_statements``."""
+        return c._statement if self.settings.note_statements else None
 
 
 @functools.lru_cache(maxsize=256)
