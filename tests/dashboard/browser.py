@@ -77,11 +77,11 @@ class Browser:
         found: str = self.run("return document.querySelector(arguments[0]).innerText", selector)
         return found
 
-    def until(self, script: str, *args: Any) -> Any:
+    def until(self, script: str, *args: Any, patience: float = 20.0) -> Any:
         """Wait until a script returns something, and return that; the page has its own clock."""
-        end = time.monotonic() + 20
+        end = time.monotonic() + patience
         while not (found := self.run(script, *args)):
-            assert time.monotonic() < end, f"not in 20 s: {script}\n{self.text('body')}"
+            assert time.monotonic() < end, f"not in {patience} s: {script}\n{self.text('body')}"
             time.sleep(0.02)  # or asking would keep the page from it
         return found
 

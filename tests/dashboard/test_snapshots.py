@@ -19,7 +19,7 @@ import anyio
 import pytest
 
 from poolkit import Pool
-from poolkit._snapshots import Exchange, Folder, numbers_of, plain
+from poolkit._snapshots import HOST, Exchange, Folder, numbers_of, plain
 from poolkit._snapshots import exchange as exchanges
 from poolkit._snapshots.folder import own_name
 from poolkit.testing import FakeDriver
@@ -120,8 +120,8 @@ def test_snapshots_of_the_dead_are_removed(tmp_path: Path) -> None:
     """By whoever reads; not one just written, which may be another container's."""
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
-    folder, host = Folder(tmp_path), own_name(0).rsplit("-", 2)[0]
-    dead, just_dead = f"{host}-{process.pid}-0", f"{host}-{process.pid}-1"
+    folder = Folder(tmp_path)
+    dead, just_dead = f"{HOST}-{process.pid}-0", f"{HOST}-{process.pid}-1"
     leave(folder, dead, age=4)
     folder.want(dead)
     leave(folder, just_dead, age=1)
@@ -134,8 +134,9 @@ def test_snapshots_grow_old_and_are_forgotten(tmp_path: Path) -> None:
     """A process of another host may hang for ten seconds, and is given up after a minute."""
     folder = Folder(tmp_path)
     for age in (5, 20, 70):
-        leave(folder, f"other.host-{age}-0", age=age)
+        leave(folder, f"other-host.x-{age}-0", age=age)
     assert [(one.pid, one.is_old) for one in folder.read()] == [(5, False), (20, True)]
+    assert {one.host for one in folder.read()} == {"other-host.x"}
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -271,7 +272,7 @@ def test_process_removes_its_snapshot_at_its_end(tmp_path: Path, ending: str) ->
     program = f"""
 import os, sys, anyio
 from pathlib import Path
-from poolkit._snapshots import Exchange, Folder
+from poolkit._snapshots import HOST, Exchange, Folder
 folder = Path({str(tmp_path)!r})
 async def main():
     Exchange(Folder(folder), lambda _: {{"pools": {{}}}}).begin()

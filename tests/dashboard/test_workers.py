@@ -78,7 +78,7 @@ def many(tmp_path: Path) -> Iterator[Many]:
 def test_page_shows_all_processes_and_each_of_them(browser: Browser, many: Many) -> None:
     """With totals; one that is killed is gone, and one that ends leaves nothing behind."""
     browser.go(f"{many.url}/poolkit")
-    browser.until(f"return {ROWS} === {WORKERS}")
+    browser.until(f"return {ROWS} === {WORKERS}", patience=60)
     browser.until(f"return ({TOTAL})[5] === '{WORKERS * N}'")
     pid = many.ask("POST", "/hold")
     browser.until(f"return ({TOTAL})[1] === '1'")
@@ -102,7 +102,7 @@ def test_page_shows_all_processes_and_each_of_them(browser: Browser, many: Many)
     browser.complaints()
     os.kill(pid, signal.SIGKILL)  # uvicorn starts another in its place
     browser.until(f"return {CHOSEN} && {CHOSEN} !== arguments[0]", str(pid))
-    browser.until(f"return ({TOTAL})[1] === '0' && {ROWS} === {WORKERS}")
+    browser.until(f"return ({TOTAL})[1] === '0' && {ROWS} === {WORKERS}", patience=60)
     browser.until("return !document.body.classList.contains('old')")
     assert not list((many.folder / "snapshots").glob(f"*-{pid}-*"))
     browser.go("about:blank")

@@ -16,7 +16,7 @@ may::
 """
 
 from poolkit._snapshots.exchange import Exchange
-from poolkit._snapshots.folder import Folder, Snapshot
+from poolkit._snapshots.folder import HOST, Folder, Snapshot
 from poolkit._snapshots.plain import numbers_of, plain
 
-__all__ = ["Exchange", "Folder", "Snapshot", "numbers_of", "plain"]
+__all__ = ["HOST", "Exchange", "Folder", "Snapshot", "numbers_of", "plain"]

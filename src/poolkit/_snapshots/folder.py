@@ -35,6 +35,10 @@ _HOW: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 
 _LARGEST: Final = 16_000_000
 
 
+#: The name of this machine, as a part of the name of a file.
+HOST: Final = re.sub(r"[^\w.-]", "_", socket.gethostname(), flags=re.ASCII)[:100]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """What one process has left."""
@@ -128,8 +132,7 @@ class Folder:
 
 def own_name(number: int) -> str:
     """Return what to call this process, or the n-th part of it that leaves snapshots."""
-    host = re.sub(r"[^A-Za-z0-9_.]", "_", socket.gethostname()) or "_"
-    return f"{host[:100]}-{os.getpid()}-{number}"
+    return f"{HOST}-{os.getpid()}-{number}"
 
 
 def _host_and_pid(worker: str) -> tuple[str, int]:
@@ -153,7 +156,7 @@ def _read(file: Path) -> Snapshot | None:
 
 def _is_alive(snapshot: Snapshot) -> bool:
     """Tell whether a process may be alive: of other hosts' nobody knows, nor on Windows."""
-    if sys.platform == "win32" or snapshot.host != _host_and_pid(own_name(0))[0]:
+    if sys.platform == "win32" or snapshot.host != HOST:
         return True
     try:
         os.kill(snapshot.pid, 0)

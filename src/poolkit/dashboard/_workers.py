@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final
 
 from poolkit._errors import PoolConfigError
 from poolkit._shell.pool import Pool
-from poolkit._snapshots import Exchange, Folder, Snapshot, numbers_of
+from poolkit._snapshots import HOST, Exchange, Folder, Snapshot, numbers_of
 from poolkit.dashboard._history import samples_of
 from poolkit.dashboard._snapshot import see
 
 #: What the table of the processes has of each one's `PoolStats`.
 _NUMBERS: Final = ("leased", "idle", "waiting", "oldest_wait", "size", "capacity")
-
-_HOST: Final = socket.gethostname()
 
 Pools = Mapping[str, Pool[Any]]
 
@@ -88,7 +85,7 @@ class Meeting:
 
     def head(self, name: str) -> dict[str, Any]:
         """Return the process that answers, and the table of all that have a pool of this name."""
-        own = {"worker": self.own, "pid": os.getpid(), "host": _HOST}
+        own = {"worker": self.own, "pid": os.getpid(), "host": HOST}
         stats = self._pools[name].stats()
         few = {number: getattr(stats, number) for number in _NUMBERS}
         rows = [{**own, "age": 0.0, "stats": few}]
