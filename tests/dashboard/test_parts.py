@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import subprocess
 import sys
 import warnings
 import weakref
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 import anyio
@@ -25,6 +23,7 @@ from poolkit.dashboard._history import percentile, watch
 from poolkit.dashboard._snapshot import judge, see, snapshot
 from poolkit.dashboard._timing import current
 from poolkit.testing import FakeDriver
+from tests.dashboard.clock import clock_of
 
 PATHS = [
     "/poolkit",
@@ -50,16 +49,6 @@ def judged(pool: Pool[Any]) -> tuple[str, str]:
 def look(pool: Pool[Any]) -> None:
     """Take a sample."""
     watch(pool).look(inspection_of(pool, 200))
-
-
-@contextlib.contextmanager
-def clock_of(*pools: Pool[Any]) -> Iterator[list[float]]:
-    """Have open pools go by a clock that is moved by hand; the event loop's own goes on."""
-    now = [100.0]
-    with pytest.MonkeyPatch.context() as patch:
-        for pool in pools:
-            patch.setattr(pool._runtime, "now", lambda: now[0])
-        yield now
 
 
 def make_app(pool: Pool[Any], **options: Any) -> FastAPI:

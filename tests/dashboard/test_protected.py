@@ -49,6 +49,9 @@ def test_page_behind_a_password_opens_in_a_browser(served: str, browser: Browser
     browser.go(f"http://ops:sesame@{served}/poolkit")
     browser.until(SAYS, "Nobody waits")
     browser.complaints()
+    choose = "document.querySelector('#pool').dispatchEvent(new Event('change'))"
+    browser.run(choose)  # the choice goes into an address that has a password in it
+    browser.until("return location.search === '?pool=default'")
     browser.go(f"http://{served}/poolkit?pool=default")
     browser.until(SAYS, "Nobody waits")
     assert browser.complaints() == []

@@ -16,9 +16,11 @@ from fastapi.testclient import TestClient
 
 import poolkit.fastapi
 from poolkit import Pool, PoolConfigError
+from poolkit._shell.inspection import inspection_of
 from poolkit._snapshots import Folder
 from poolkit.dashboard import _snapshot
 from poolkit.testing import FakeDriver
+from tests.dashboard.clock import clock_of
 
 STATE = "/poolkit/state"
 
@@ -85,6 +87,41 @@ async def test_lists_have_an_end_and_the_counts_do_not() -> None:
     assert (shown["capacity"], shown["leased"], shown["waiting"]) == (300, 300, 250)
     assert shown["sentence"].endswith("holds 300 of 300")
     assert {one["slot"] for one in shown["leases"]} == set(range(1, 201))
+
+
+async def test_sentence_tells_who_waits_and_who_holds_for_long() -> None:
+    """One or several, for short or for long; and if nobody waits, who has held one for long."""
+
+    async def wait() -> None:
+        async with pool.acquire():
+            pass
+
+    def sentence() -> str:
+        return _snapshot.judge(inspection_of(pool, 9))[1]
+
+    options = {"max_size": 1, "min_size": 1, "acquire_timeout": None}  # by whichever clock
+    async with make_pool(**options) as pool, anyio.create_task_group() as group:
+        with clock_of(pool) as now:
+            conn = await pool.acquire(label="report")
+            holds = "; report holds 1 of 1"
+            assert sentence() == f"All 1 connections are held, and nobody waits{holds}"
+            group.start_soon(wait)
+            await anyio.wait_all_tasks_blocked()
+            assert sentence() == f"1 request waits, for less than 1 s{holds}"
+            group.start_soon(wait)
+            await anyio.wait_all_tasks_blocked()
+            assert sentence() == f"2 requests wait, for less than 1 s{holds}"
+            now[0] += 2
+            assert sentence() == f"2 requests have waited more than 1 s{holds}"
+            pool.release(conn)
+    async with make_pool() as pool:
+        with clock_of(pool) as now:
+            conn = await pool.acquire(label="report")
+            now[0] += 29
+            assert sentence() == "Nobody waits; 1 of 2 connections are held"
+            now[0] += 2
+            assert sentence() == "report has held a connection for 31 s; nobody waits"
+            pool.release(conn)
 
 
 def test_pool_that_is_closed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
