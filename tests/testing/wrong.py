@@ -515,7 +515,7 @@ class CommitClaimsToReset(FakeDriver):
             ends_lease = False
             has_reset = False
 
-            async def __aexit__(self, kind: Any, error: Any, traceback: Any) -> None:
+            async def __aexit__(self, kind: Any, error: Any, traceback: Any) -> None:  # noqa: PYI036
                 await super().__aexit__(kind, error, traceback)
                 self.has_reset = self.ends_lease
 

@@ -42,7 +42,7 @@ Stack = tuple[tuple["types.CodeType", int], ...]
 
 NEVER: Final = float("inf")
 NO_VERDICTS: Final[frozenset[Verdict]] = frozenset()
-#: Of what was done in a lease: it was undone, in the round trip of the COMMIT, and nothing was since.
+#: What was done in a lease was undone in the round trip of the COMMIT, and nothing was done since.
 UNDONE: Final = "undone"
 
 

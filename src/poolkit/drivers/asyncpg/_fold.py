@@ -25,9 +25,10 @@ SELECT 1 OPERATOR(pg_catalog./) (COALESCE(
 
 
 async def commit_and_reset(c: Any, reset: str) -> tuple[str, bool]:
-    """Commit, and undo the lease; return the server's answer to the COMMIT, and whether it is undone.
+    """Commit, and undo the lease.
 
-    Raises what the COMMIT raises. What the reset raises is left to the reset that follows then.
+    Return the server's answer to the COMMIT, and whether the lease is undone. Raises what the
+    COMMIT raises. What the reset raises is left to the reset that follows then.
     """
     try:
         await c.execute_own(_COMMIT + reset)
