@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from benchmarks import loops
@@ -33,24 +33,41 @@ class Crowd(NamedTuple):
     """Milliseconds that 99 of 100 did not exceed."""
     cpu: float
     """Microseconds of this process's CPU time for each request, in all its threads."""
+    served: int
+    """How many of the tasks had an answer in time. The others waited until it was over."""
+    p99_served: float
+    """The same percentile, of the requests of these."""
 
 
-async def crowd(request: Request, tasks: int, seconds: float) -> Crowd:
-    """Have that many tasks ask in a closed loop."""
-    took: list[float] = []
+async def crowd(
+    request: Request, tasks: int, seconds: float, pause: Callable[[], float] | None = None
+) -> Crowd:
+    """Have that many tasks ask in a closed loop, with pauses of so many seconds if it is given."""
     clock = time.perf_counter
 
-    async def work() -> None:
+    async def work() -> list[float]:
+        took: list[float] = []
         while (begin := clock()) < end:
             await request()
             took.append(clock() - begin)
+            if pause is not None:
+                await asyncio.sleep(pause())
+        return took
 
     start, used = clock(), time.process_time()
     end = start + seconds
-    await asyncio.gather(*(work() for _ in range(tasks)))
+    each = await asyncio.gather(*(work() for _ in range(tasks)))
     used, passed = time.process_time() - used, clock() - start
-    number = len(took)
-    return Crowd(number / passed, 1e3 * percentile(took, 99), 1e6 * used / number)
+    took = [one for task in each for one in task]
+    # A task's first request begins at the start, and a task that had no answer in time has but one.
+    served = [task for task in each if task and task[0] < seconds]
+    return Crowd(
+        len(took) / passed,
+        1e3 * percentile(took, 99),
+        1e6 * used / len(took),
+        len(served),
+        1e3 * percentile([one for task in served for one in task], 99),
+    )
 
 
 async def one_round(peer: Postgresql, dsn: str, tasks: int, seconds: float) -> Crowd:

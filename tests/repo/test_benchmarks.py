@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import json
+import time
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,12 +20,14 @@ from benchmarks import (
     outage,
     overload,
     page,
+    postgresql,
     scale,
     spike,
+    sqlite,
     uncontended,
     virtual,
 )
-from benchmarks.peers import Peer, Want, load
+from benchmarks.peers import Peer, Want, load, ours
 from benchmarks.rounds import Spread
 from benchmarks.table import Table, Target
 
@@ -103,6 +109,65 @@ async def test_contended_serves_every_task(anyio_backend_name: str) -> None:
 def test_contended_finds_nobody_overtaken() -> None:
     """In the open loop, in virtual time."""
     assert contended.overtaken(OURS) == 0
+
+
+async def crowd_in_virtual_time(
+    monkeypatch: pytest.MonkeyPatch, *args: Any, **kwargs: Any
+) -> postgresql.Crowd:
+    """Measure for a second of the loop's clock."""
+    clock = asyncio.get_running_loop().time
+    times = types.SimpleNamespace(perf_counter=clock, process_time=time.process_time)
+    monkeypatch.setattr(postgresql, "time", times)
+    return await postgresql.crowd(*args, **kwargs)
+
+
+def test_crowd_tells_tasks_that_waited_until_the_end_from_those_that_were_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two of five are served all the time; three are answered when it is over."""
+    favoured: set[object] = set()
+
+    async def request() -> None:
+        task = asyncio.current_task()
+        if len(favoured) < 2:
+            favoured.add(task)
+        await asyncio.sleep(0.010 if task in favoured else 5.0)
+
+    found = virtual.run(lambda: crowd_in_virtual_time(monkeypatch, request, 5, 1.0))
+    assert found.served == 2
+    assert found.p99_served == pytest.approx(10)
+    assert found.p99 == pytest.approx(5_000)
+
+
+def test_crowd_pauses_between_requests_if_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what a request has taken is without the pause."""
+
+    async def request() -> None:
+        await asyncio.sleep(2**-6)
+
+    pausing = functools.partial(crowd_in_virtual_time, monkeypatch, request, 2, 1.0)
+    found = virtual.run(lambda: pausing(pause=lambda: 3 * 2**-6))
+    assert found.rate == 2 * 16
+    assert found.p99 == 1000 * 2**-6
+
+
+@pytest.mark.parametrize("tasks", [sqlite.SIZE, sqlite.MANY])
+def test_sqlite_compares_ways_to_read(tmp_path: Path, tasks: int) -> None:
+    """In a table, with a column of its own for reads with pauses where there are many tasks."""
+    path = sqlite.make_file(tmp_path)
+    peers = [sqlite.HAND, *ours.SQLITE, sqlite.SPLIT]
+    table = sqlite.table(tasks, sqlite.measure(sqlite.one_round, peers, path, tasks, 1, 0.01))
+    assert [row[0] for row in table.rows] == [peer.name for peer in peers]
+    assert ("paced p99 ms" in table.columns) is (tasks == sqlite.MANY)
+
+
+def test_sqlite_has_one_task_write_beside_readers(tmp_path: Path) -> None:
+    """It gets to write."""
+    path = sqlite.make_file(tmp_path)
+    found = {3: sqlite.measure(sqlite.one_writer, ours.SQLITE, path, 3, 1, 0.01)}
+    (row,) = sqlite.beside(found).rows
+    assert row[:2] == ["poolkit", 3]
+    assert min(spread.low for spread in row[2:]) > 0
 
 
 def test_scale_measures_memory() -> None:
