@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
+import sys
 import time
+import traceback
 from pathlib import Path
+from typing import Any
 
 from benchmarks import machine, page
 from benchmarks.table import Table
@@ -42,25 +45,40 @@ def main() -> None:
     chosen = [name for name in NAMES if name in (given.names or NAMES)]
     if unknown := set(given.names) - set(NAMES):
         parser.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    if given.list:
+        for name in chosen:
+            print(f"{name:14}{(_module(name).__doc__ or '').splitlines()[0]}")
+        return
     print(f"{machine.sentence()}\n", flush=True)
-    tables: list[Table] = []
+    missed: list[str] = []
+    failed: list[str] = []
     for name in chosen:
-        module = importlib.import_module(f"benchmarks.{NAMES[name]}")
-        if given.list:
-            print(f"{name:14}{(module.__doc__ or '').splitlines()[0]}")
-            continue
-        begin = time.monotonic()
-        for table in module.run(quick=given.quick):
-            print(f"{table.text()}\n", flush=True)
-            table.write(given.results)
-            tables.append(table)
+        begin, used = time.monotonic(), time.process_time()
+        tables: list[Table] = []
+        try:
+            for table in _module(name).run(quick=given.quick):
+                print(f"{table.text()}\n", flush=True)
+                table.write(given.results)
+                tables.append(table)
+        except Exception:  # the others are measured all the same
+            traceback.print_exc()
+            failed.append(name)
+        if given.page is not None:
+            whole = chosen == list(NAMES) and name == chosen[-1] and not failed
+            without = page.fill(given.page, tables, is_whole=whole)
+            failed += [f"{mark}, which has no mark in {given.page}" for mark in without]
+        missed += [f"{table.name}: {t}" for table in tables for t in table.targets if not t.is_met]
         gc.collect()
-        print(f"({name}: {time.monotonic() - begin:.0f} s)\n", flush=True)
-    if given.page is not None:
-        page.fill(given.page, tables)
-    missed = [f"{table.name}: {t}" for table in tables for t in table.targets if not t.is_met]
+        took, used = time.monotonic() - begin, time.process_time() - used
+        print(f"({name}: {took:.0f} s, of which {used:.0f} s of CPU time)\n", flush=True)
     if missed:
         print("Targets missed:", *missed, sep="\n  ")
+    if failed:
+        sys.exit(f"Failed: {'; '.join(failed)}")
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"benchmarks.{NAMES[name]}")
 
 
 if __name__ == "__main__":

@@ -116,10 +116,10 @@ def run(*, quick: bool) -> Iterator[Table]:
             if cells and (before is None or before.high * 10 * number > 1e6 * _PATIENCE):
                 cells.append(None)
                 continue
-            repeats = max(1, (50 if quick else 10_000) // number)
+            repeats = max(1, (50 if quick else 3_000) // number)
             costs = []
             for order in ORDERS:
-                found = [asyncio.run(storm(peer, number, order)) for _ in range(min(repeats, 20))]
+                found = [asyncio.run(storm(peer, number, order)) for _ in range(min(repeats, 5))]
                 costs.append(Spread.of(cost for cost, _ in found).median)
                 releases = [*releases[-2:], Spread.of(after for _, after in found).median]
             cells.append(Spread.of(costs))

@@ -362,7 +362,7 @@ def main() -> None:
         figures = {row.case: round(row.count(counts)) for row in ROWS}
         kept[version()] = {"environment": here, "counts": figures}
         RECORDED.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        page.fill(PAGE, [found], with_machine=False)
+        page.fill(PAGE, [found], is_dated=False)
         print(f"recorded in {RECORDED.relative_to(ROOT)} and {PAGE.relative_to(ROOT)}")
         return
     verdicts = {row: judge(row, counts, here, kept.get(version())) for row in ROWS}

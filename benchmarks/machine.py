@@ -52,6 +52,12 @@ def sentence() -> str:
     )
 
 
+def occasion() -> str:
+    """Return the day, and how busy the machine was before."""
+    facts = describe()
+    return f"{facts['date']}, load average at the start {facts['load']}"
+
+
 def _version(name: str) -> str:
     try:
         return importlib.metadata.version(name)

@@ -106,7 +106,7 @@ def run(*, quick: bool) -> Iterator[Table]:
     chosen = [p for p in peers if p.is_pool and (p.name in wanted or not quick)]
     few, many = (200, 2_000) if quick else (1_000, 10_000)
     sizes = SIZES[:3] if quick else SIZES
-    crowds = (1_000, 10_000) if quick else (1_000, 100_000)
+    crowds = (1_000, 10_000) if quick else (1_000, 20_000)
     bare = asyncio.run(_bare_task_bytes(many))
     table = Table(
         name="scale",

@@ -224,7 +224,7 @@ def make_file(folder: Path) -> str:
 
 def run(*, quick: bool) -> Iterator[Table]:
     """Return a table for each number of tasks, and one of a writer beside readers."""
-    rounds, seconds = (1, 0.2) if quick else (5, 0.4)
+    rounds, seconds = (1, 0.2) if quick else (5, 0.3)
     peers, notes = load("SQLITE")
     peers = [NAKED, HAND, *peers, SPLIT, NONE]
     notes = [*(f"{peer.name}: {peer.settings}" for peer in peers), *notes]

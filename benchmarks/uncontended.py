@@ -49,7 +49,7 @@ def settings(peers: list[Peer]) -> list[str]:
 
 def run(*, quick: bool) -> Iterator[Table]:
     """Return a table for each event loop."""
-    rounds, seconds = (5, 0.02) if quick else (15, 0.1)
+    rounds, seconds = (5, 0.02) if quick else (9, 0.1)
     peers, notes = load("PEERS")
     for loop in loops.installed():
         if quick and loop == "uvloop":

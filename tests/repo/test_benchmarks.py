@@ -6,8 +6,10 @@ import asyncio
 import functools
 import importlib
 import json
+import sys
 import time
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,9 +167,11 @@ def test_sqlite_has_one_task_write_beside_readers(tmp_path: Path) -> None:
     """It gets to write."""
     path = sqlite.make_file(tmp_path)
     found = {3: sqlite.measure(sqlite.one_writer, ours.SQLITE, path, 3, 1, 0.01)}
-    (row,) = sqlite.beside(found).rows
-    assert row[:2] == ["poolkit", 3]
-    assert min(spread.low for spread in row[2:]) > 0
+    table = sqlite.beside(found)
+    (row,) = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
+    assert (row["pool"], row["readers"]) == ("poolkit", 3)
+    assert row["reads/s"].low > 0
+    assert row["writes/s"].low > 0
 
 
 def test_scale_measures_memory() -> None:
@@ -201,9 +205,71 @@ def test_table_is_written_for_people_and_for_programs(tmp_path: Path) -> None:
     assert "another &lt;one&gt;" in (tmp_path / "some.svg").read_text("utf-8")
     there = tmp_path / "page.md"
     there.write_text("before\n<!-- bench some -->\nold\n<!-- end -->\nafter\n", "utf-8")
-    page.fill(there, [table])
+    assert page.fill(there, [table]) == []
     text = there.read_text("utf-8")
     assert "old" not in text
     assert text.startswith("before\n")
     assert text.endswith("<!-- end -->\nafter\n")
     assert "| poolkit | 2 (1..3) |" in text
+    assert "\nMeasured on 20" in text
+
+
+def a_table(name: str, value: float) -> Table:
+    """Return one that is held to 1 at most."""
+    table = Table(name, f"The title of {name}", "About.", ["pool", "µs"])
+    table.add("poolkit", value)
+    table.targets.append(Target("µs", value, "most", 1.0))
+    return table
+
+
+def marked(*names: str) -> str:
+    """Return a page with these marks."""
+    return "".join(f"<!-- bench {name} -->\nold {name}\n<!-- end -->\n" for name in names)
+
+
+def test_page_lists_the_limits_that_were_missed(tmp_path: Path) -> None:
+    """Of all its tables, also those that were not measured this time."""
+    there = tmp_path / "page.md"
+    there.write_text(marked("missed", "one", "two"), "utf-8")
+    page.fill(there, [a_table("one", 2), a_table("two", 3)])
+    page.fill(there, [a_table("two", 0.5)])
+    listed = there.read_text("utf-8").partition("<!-- end -->")[0]
+    assert "- The title of one: µs, at most 1: 2" in listed
+    assert "two" not in listed
+
+
+def test_page_says_of_which_machine_it_is_only_if_all_was_measured(tmp_path: Path) -> None:
+    """And which tables it has no mark for."""
+    there = tmp_path / "page.md"
+    there.write_text(marked("machine", "one"), "utf-8")
+    assert page.fill(there, [a_table("one", 2), a_table("lost", 2)]) == ["lost"]
+    assert "old machine" in there.read_text("utf-8")
+    page.fill(there, [], is_whole=True)
+    assert "old machine" not in there.read_text("utf-8")
+
+
+def test_command_measures_the_others_if_one_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fills the page as far as there is something to fill, and fails in the end."""
+
+    def run(*, quick: bool) -> Iterator[Table]:
+        yield a_table("one", float(quick))
+        raise RuntimeError("the server is gone")
+
+    def run_well(*, quick: bool) -> Iterator[Table]:
+        yield a_table("two", float(quick))
+
+    for name, of in (("broken", run), ("well", run_well)):
+        monkeypatch.setitem(
+            sys.modules, f"benchmarks.{name}", types.SimpleNamespace(run=of, __doc__="A.")
+        )
+    monkeypatch.setattr(command, "NAMES", {"X": "broken", "Y": "well"})
+    there = tmp_path / "page.md"
+    there.write_text(marked("one", "two"), "utf-8")
+    arguments = ["--quick", "--page", str(there), "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
+    with pytest.raises(SystemExit, match=r"Failed: X$"):
+        command.main()
+    assert "old" not in there.read_text("utf-8")
+    assert "the server is gone" in capsys.readouterr().err
