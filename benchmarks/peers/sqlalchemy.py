@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlalchemy.util import await_only, greenlet_spawn
@@ -163,6 +163,11 @@ async def _sqlite(path: str, size: int) -> AsyncIterator[tuple[Request, Request]
         isolation_level="AUTOCOMMIT",
         connect_args={"timeout": 5.0},
     )
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def set_up(connection: Any, _: object) -> None:
+        connection.execute("PRAGMA synchronous = NORMAL")
+
     reading, writing = (text(sql.replace("?", ":id")) for sql in (READ, WRITE))
 
     async def read() -> None:
@@ -182,7 +187,7 @@ async def _sqlite(path: str, size: int) -> AsyncIterator[tuple[Request, Request]
 SQLITE = [
     Sqlite(
         name="SQLAlchemy engine",
-        settings="on aiosqlite, AUTOCOMMIT, the file in WAL mode, busy timeout 5 s",
+        settings="on aiosqlite, AUTOCOMMIT, busy timeout 5 s, synchronous NORMAL, as poolkit's own",
         open=_sqlite,
     ),
 ]
