@@ -58,10 +58,12 @@ def _replaced(text: str, name: str, part: str) -> str | None:
 
 def _missed(text: str) -> str:
     """Return a list of the limits that the tables of a page say were missed."""
-    found, title = [], ""
+    found: list[str] = []
+    title = ""
     for line in text.splitlines():
         if named := _TITLE.match(line):
-            title = named[1]
+            title = f"- {named[1]}"
         elif line.startswith(_MISSED):
-            found.append(f"- {title}: {line.removeprefix(_MISSED)}")
+            found += [title] if title not in found else []
+            found.append(f"  - {line.removeprefix(_MISSED)}")
     return "\n".join(found) or "None."

@@ -142,7 +142,8 @@ def _targets(tasks: int, found: Results) -> list[Target]:
     auto = "poolkit, reset='auto'"
     session, off, psycopg = "asyncpg.Pool", "asyncpg.Pool, reset off", "psycopg_pool"
     if tasks == 1:
-        return []
+        times = rates(found, full, session).median
+        return [Target(f"{full}: x {session}, 1 task", times, "least", 1.0)]
     at = f"{tasks} tasks"
     targets = [
         Target(f"{light}: x the limit, {at}", rates(found, light, LIMIT).median, "least", 0.95),

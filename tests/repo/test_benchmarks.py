@@ -234,7 +234,7 @@ def test_page_lists_the_limits_that_were_missed(tmp_path: Path) -> None:
     page.fill(there, [a_table("one", 2), a_table("two", 3)])
     page.fill(there, [a_table("two", 0.5)])
     listed = there.read_text("utf-8").partition("<!-- end -->")[0]
-    assert "- The title of one: µs, at most 1: 2" in listed
+    assert "- The title of one\n  - µs, at most 1: 2\n" in listed
     assert "two" not in listed
 
 
