@@ -81,14 +81,14 @@ asyncpg-tests: .test-tools  ## run asyncpg's own tests of its pool on poolkit.co
 mutants: .test-tools  ## change the heart in small ways, see that a test fails (ARGS='_core/state --quick')
 	$(python) scripts/mutants.py $(ARGS)
 
-bench: .bench-tools  ## measure poolkit beside other pools (BENCH='A B overload'), for an hour or so
+bench: .bench-tools  ## measure poolkit beside other pools, a quarter of an hour; BENCH=D: one group, 3 minutes at most
 	$(bench) $(BENCH) --page docs/explanation/performance.md
 
 bench-instructions: .test-tools  ## count the processor's instructions, compare with what is recorded (ARGS=--record)
 	@sh scripts/test-tools.sh valgrind
 	$(bin) benchmarks.instructions $(ARGS)
 
-bench-quick: .bench-tools  ## the same in under two minutes, and less exactly
+bench-quick: .bench-tools  ## the same in under two minutes, less exactly, and without writing the page
 	$(bench) $(BENCH) --quick
 
 fmt: .check-tools  ## format, and mend what can be mended

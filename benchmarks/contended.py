@@ -158,7 +158,7 @@ def overtaken(peer: Peer, ticks: int = 4_000) -> float:
 
 def run(*, quick: bool) -> Iterator[Table]:
     """Return a table for each event loop."""
-    rounds, each = (2, 5) if quick else (5, 15)
+    rounds, each = (2, 5) if quick else (5, 12)
     peers, notes = load("PEERS")
     for loop in loops.installed():
         if quick and loop == "uvloop":

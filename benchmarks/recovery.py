@@ -130,7 +130,7 @@ def run(*, quick: bool) -> Iterator[Table]:
     # (What is done, to whom, the seconds that are watched after it, and how often.)
     cases: dict[str, tuple[str, Callable[[Server], float], list[Postgresql], float, int]] = {
         "kill": ("all backends are killed", kill, peers, 1.0, rounds),
-        "restart-2": ("a restart, 2 s down", restart(2.0), peers, 2.5, rounds),
+        "restart-2": ("a restart, 2 s down", restart(2.0), peers, 2.0, rounds),
         "restart-10": ("a restart, 10 s down", restart(10.0), patient, 5.0, 2),
     }
     if quick:

@@ -154,7 +154,7 @@ def run(*, quick: bool) -> Iterator[Table]:
 
 
 def _table(database: str, url: str, *, quick: bool) -> Table:
-    rounds, sessions = (5, 50) if quick else (25, 100)
+    rounds, sessions = (5, 50) if quick else (15, 100)
     table = Table(
         name=f"sqlalchemy-{database.lower()}",
         title=f"I: sessions of SQLAlchemy's on {database}",

@@ -96,7 +96,7 @@ def run(*, quick: bool) -> Iterator[Table]:
     if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("uvicorn") is None:
         print("E is left out: FastAPI and uvicorn are not installed\n")
         return
-    rounds, seconds = (1, 0.5) if quick else (3, 0.6)
+    rounds, seconds = (1, 0.5) if quick else (3, 0.5)
     try:
         with server() as postgres:
             dsn = postgres.dsn()
