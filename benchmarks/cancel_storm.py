@@ -24,7 +24,7 @@ ORDERS: dict[str, Callable[[list[asyncio.Task[None]]], object]] = {
     "random": lambda tasks: random.Random(1).shuffle(tasks),
 }
 #: CPU seconds that one measurement may take, judged by the one with a tenth of the waiters.
-_PATIENCE = 20.0
+_PATIENCE = 12.0
 
 
 class _Parked:
