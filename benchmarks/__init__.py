@@ -12,7 +12,7 @@ What stands where:
     rounds.py     A B C A B C ...: the median and the range of ratios formed inside a round
     virtual.py    an event loop whose clock jumps: hours of overload in seconds, and no noise
     table.py      what came out, as text, JSON and Markdown; chart.py draws it
-    page.py       writes tables into a page, each with its day, and lists the limits that were missed
+    page.py       writes tables into a page, each with its day, and lists what was missed
 
 In CPU time or on a virtual clock wherever that can be, for others work on the same machine. In wall
 time a difference under a quarter is none.
