@@ -267,6 +267,32 @@ async def test_reset_that_fails_after_the_commit_is_no_error_of_the_commit(
             await pool.acquire()
 
 
+class Cleaning(asyncpg.Connection):
+    """Has a reset query of its own."""
+
+    query: str
+
+    def get_reset_query(self) -> str:
+        """Return it."""
+        if not self.query:
+            raise RuntimeError("no query")
+        return type(self).query
+
+
+@pytest.mark.parametrize("query", ["BEGIN; SELECT 1 / 0; COMMIT", "SELEC 1", ""])
+async def test_reset_query_that_fails_is_no_error_of_the_commit(
+    dsn: str, outside: asyncpg.Connection, query: str
+) -> None:
+    """Of a user's query nobody knows how it ends: it is not sent with the COMMIT."""
+    Cleaning.query = query
+    async with of_one(dsn, connect_kwargs={"connection_class": Cleaning}) as pool:
+        async with pool.transaction() as conn:
+            await insert(conn)
+        assert await rows(outside) == [1]
+        await until(lambda: pool.stats().retired["broken"] == 1)
+        await quiet(pool)
+
+
 async def test_connection_lost_during_the_commit_is_an_error(
     dsn: str, outside: asyncpg.Connection
 ) -> None:

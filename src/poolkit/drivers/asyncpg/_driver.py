@@ -408,13 +408,15 @@ class AsyncpgDriver(Telling):
     def reset_with_commit(self, c: Any, /) -> str:
         """Return the SQL of a reset that may follow a COMMIT in one text; "" if none may.
 
-        None may if it could do without, or if its user watches the statements.
+        None may if it could do without, if its user watches the statements, or if the query is a
+        user's, which may end a transaction or fail in any way.
         """
         if c.leaves_callbacks_or_codecs() or c.has_watched_statements():
             return ""
         if self.puts_off_resets and (self.verification is not None or c.has_run_only_plain()):
             return ""
-        return self._plain_reset(c) if self._survey.undoes_everything(c) else ""
+        is_known = self._survey.undoes_everything(c) and resets.has_asyncpgs_query(c)
+        return self._plain_reset(c) if is_known else ""
 
 
 def _refuse_what_is_open(c: Any, by: str = "on_connect") -> None:
