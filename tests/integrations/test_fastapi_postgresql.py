@@ -12,7 +12,7 @@ import anyio
 import anyio.to_thread
 import asyncpg
 import pytest
-from fastapi import BackgroundTasks, Depends, FastAPI
+from fastapi import BackgroundTasks, Depends, FastAPI, Request
 from fastapi import __version__ as fastapi_version
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
@@ -369,3 +369,50 @@ async def test_dependency_that_has_the_connection_first_finds_its_session_after_
         assert seen == ["alice"]
         async with pool.acquire() as conn:
             assert not await conn.fetchval("SELECT current_setting('app.tenant', true)")
+
+
+async def test_dependency_that_ends_later_finds_the_session_after_the_commit(
+    postgres: Postgres, name: str
+) -> None:
+    """However it has come by the connection: it would go on without its tenant."""
+
+    async def choose(conn: asyncpg.Connection) -> None:
+        await conn.execute("SET app.tenant = 'alice'")
+
+    dsn = postgres.dsn(name)
+    pool = poolkit.drivers.asyncpg.create_pool(dsn, max_size=1, on_acquire=choose)
+    app = FastAPI(lifespan=poolkit.fastapi.lifespan(pool))
+    seen: list[Any] = []
+
+    async def looking(
+        request: Request, _: Annotated[Any, Depends(poolkit.fastapi.pool)]
+    ) -> AsyncIterator[None]:
+        yield
+        seen.append(await request.state.conn.fetchval("SELECT current_setting('app.tenant')"))
+
+    @app.get("/")
+    async def change(
+        request: Request, first: Annotated[None, Depends(looking, scope="function")], conn: Tx
+    ) -> None:
+        request.state.conn = conn
+
+    async with serve(app) as client:
+        assert (await client.get("/")).status == 200
+        assert seen == ["alice"]
+
+
+async def test_transaction_on_the_connection_of_another_dependency_is_undone_with_its_commit(
+    postgres: Postgres, name: str
+) -> None:
+    """If nothing of that dependency's is to be done after it."""
+    pool = poolkit.drivers.asyncpg.create_pool(postgres.dsn(name), max_size=1)
+    app = FastAPI(lifespan=poolkit.fastapi.lifespan(pool))
+
+    @app.get("/")
+    async def change(first: Conn, conn: Tx) -> None:
+        await conn.execute("SET app.tenant = 'alice'")
+
+    async with serve(app) as client:
+        assert (await client.get("/")).status == 200
+        (backend,) = await anyio.to_thread.run_sync(partial(postgres.backends, name))
+        assert backend.query.startswith("SET poolkit.committed")

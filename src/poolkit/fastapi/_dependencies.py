@@ -168,12 +168,9 @@ class Dependencies:
             """
             held = RequestLeases.begun(http)
             pool = hanging.find(http) or await hanging.solve(http)
-            is_shared = held.has_lease(pool)
             lease = held.lease(pool, transaction)
             if lease.begins(settings):
-                return await begin(
-                    http, held, pool, lease, dict(settings), ends_lease=not is_shared
-                )
+                return await begin(http, held, pool, lease, dict(settings))
             return await lease.keep()
 
         return transaction

@@ -207,6 +207,19 @@ def function_stack(scope: Scope) -> contextlib.AsyncExitStack:
     return stack
 
 
+def comes_next(stack: contextlib.AsyncExitStack, exit_: object) -> bool:
+    """Tell whether an exit is the next one of a stack; False if the stack does not show it."""
+    try:
+        return bool(stack._exit_callbacks[-1][1] == exit_)  # type: ignore[attr-defined]
+    except (AttributeError, LookupError, TypeError):
+        return False
+
+
+def request_stack(scope: Scope) -> object:
+    """Return the stack that FastAPI ends after the response to a request; None if there is none."""
+    return scope.get("fastapi_inner_astack")
+
+
 def overrides_of(scope: Scope) -> Any:
     """Return the `dependency_overrides` that FastAPI looks into for a request, or None."""
     return getattr(_overriding(scope), "dependency_overrides", None)

@@ -16,6 +16,7 @@ from poolkit.fastapi import _framework as framework
 from poolkit.fastapi import _function_scope as function_scope
 from poolkit.fastapi import _routes as routes
 from poolkit.fastapi import _second_acquire as second_acquire
+from poolkit.fastapi._framework import request_stack
 from poolkit.fastapi._http_errors import make_answer
 from poolkit.fastapi._lazy import AFTER_THE_RESPONSE, AT_THE_END, INSTEAD, LazyConnection
 
@@ -34,13 +35,14 @@ class RequestLeases:
 
     __slots__ = (
         *("_called", "_has_begun", "_has_ended", "_is_websocket", "_leases", "_route", "_streams"),
-        *("__weakref__", "acquires", "label", "place"),
+        *("__weakref__", "_stack", "acquires", "label", "place"),
     )
 
     def __init__(self, scope: Scope) -> None:
         # Not the scope, which has this: a cycle would be left to the garbage collector.
         self._route = framework.route_of(scope)
         self._called = framework.endpoint_of(scope)
+        self._stack = request_stack(scope)
         self._is_websocket = scope["type"] == "websocket"
         self._has_begun = self._has_ended = False
         self.label: Final = routes.label_of(scope)
@@ -55,7 +57,9 @@ class RequestLeases:
     def of(http: HTTPConnection) -> RequestLeases:
         """Return what a request holds."""
         held: RequestLeases | None = http.scope.get("poolkit")
-        if held is None or held._has_ended:  # a middleware may send the same scope on once more
+        # A middleware may send the same scope on once more, and an endpoint may send it, or a copy
+        # of it, to an application: that has answered before this request ends.
+        if held is None or held._has_ended or held._stack is not request_stack(http.scope):
             held = http.scope["poolkit"] = RequestLeases(http.scope)
         return held
 
@@ -151,9 +155,9 @@ class RequestLeases:
             lease = self._leases[pool] = LazyConnection(pool, self)
         return lease
 
-    def has_lease(self, pool: Pool[Any]) -> bool:
-        """Tell whether a dependency of this request has asked for its lease of a pool already."""
-        return pool in self._leases
+    def ends_next(self, stack: contextlib.AsyncExitStack) -> bool:
+        """Tell whether it is all given back before anything else on the stack is done."""
+        return framework.comes_next(stack, self._end)
 
     def begins_late(self, dependency: object) -> bool:
         """Tell whether an endpoint takes what would have ended before its body begins."""

@@ -33,23 +33,19 @@ async def begin(
     pool: Pool[Any],
     lease: LazyConnection[Any],
     settings: dict[str, Any],
-    *,
-    ends_lease: bool,
 ) -> Any:
-    """Begin the transaction of a request, and have it end with the function scope.
-
-    ``ends_lease``: nobody may use the connection after that, so it may be undone with the COMMIT.
-    Those who have it from dependencies solved before this one would be left with it.
-    """
+    """Begin the transaction of a request, and have it end with the function scope."""
     websockets.advise(http.scope, held.label, "transaction", _FOR_A_MESSAGE)
     began, is_new = pool._now(), not lease.is_held
     on_it: Transaction[Any] = transaction(await lease.keep(), **settings)
     if is_new:
         on_it.exchanging(functools.partial(lease.exchange, since=began))
-    if ends_lease:
-        on_it.ending_lease()
     connection = await on_it.within(pool._default_limit, since=began).__aenter__()
-    function_scope.stack_of(http).push_async_exit(functools.partial(_end, on_it, pool, http))
+    stack = function_scope.stack_of(http)
+    # Else the exit of a dependency stands between, which may use the connection, and its session.
+    if held.ends_next(stack):
+        on_it.ending_lease()
+    stack.push_async_exit(functools.partial(_end, on_it, pool, http))
     return connection
 
 
