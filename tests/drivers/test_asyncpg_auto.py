@@ -84,6 +84,11 @@ SCHEMA = (
         "CREATE FUNCTION many(VARIADIC t[]) RETURNS text LANGUAGE sql AS "
         "$$ SELECT set_config('app.total', '1', false) $$"
     ),
+    (
+        "CREATE FUNCTION tune(text) RETURNS text LANGUAGE sql AS "
+        "$$ SELECT set_config('app.tuned', $1, false) $$"
+    ),
+    "ALTER EXTENSION plpgsql ADD FUNCTION tune(text)",
     "CREATE DOMAIN macaddr AS text",
     "CREATE DOMAIN mine AS text CHECK (set_config('app.mine', VALUE, false) IS NOT NULL)",
 )
@@ -427,6 +432,17 @@ async def of_many_like_a_column(conn: Any) -> None:
     await conn.fetchval("SELECT t.many FROM t")
 
 
+async def of_a_sequence_like_a_column(conn: Any) -> None:
+    """Call a function of PostgreSQL's that takes what another one has returned."""
+    await conn.fetchval("SELECT s.nextval FROM unnest(ARRAY['s'::regclass]) AS s")
+
+
+async def of_an_extension_like_a_column(conn: Any) -> None:
+    """Call a function of an extension's that takes what another one has returned."""
+    await conn.fetchval("SELECT x.tune FROM unnest(ARRAY['1']) AS x")
+    assert await conn.fetchval("SELECT current_setting('app.tuned')") == "1"
+
+
 async def of_a_domain(conn: Any) -> None:
     """Cast to a type whose constraint calls a function."""
     await conn.fetchval("SELECT 'a'::mine")
@@ -446,6 +462,8 @@ OTHERS: list[Act] = [
         shadowed,
         like_a_column,
         of_many_like_a_column,
+        of_a_sequence_like_a_column,
+        of_an_extension_like_a_column,
         of_a_domain,
         of_a_type_with_such_a_name,
     ),

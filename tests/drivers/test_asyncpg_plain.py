@@ -13,6 +13,7 @@ from poolkit.drivers.asyncpg import _plain as plain
 from poolkit.drivers.asyncpg._plain import is_plain, names_in
 from poolkit.drivers.asyncpg._plain_names import (
     BEFORE_STRING,
+    CALLED_BY_DOT,
     FUNCTIONS,
     NAMES,
     RESERVED,
@@ -141,6 +142,10 @@ NOT_PLAIN = [
     "SELECT $1.setseed",
     "SELECT (ARRAY[0.5])[1].setseed",
     "SELECT setseed(0.5)",
+    "SELECT s.nextval FROM unnest(ARRAY['s'::regclass]) AS s",
+    "SELECT s.\"nextval\" FROM unnest(ARRAY['s'::regclass]) AS s(x)",
+    "SELECT x.setseed FROM generate_series(0, 1) AS x",
+    "SELECT x.ts_stat FROM unnest(ARRAY['SELECT f()']) AS x",
     *("SELECT setval('s', 1)", "SELECT currval('s')", "SELECT lastval()", "SELECT lo_creat(1)"),
     *(
         "SELECT lo_import('x')",
@@ -393,6 +398,17 @@ async def test_functions_are_the_servers_own_and_change_nothing(
     assert FUNCTIONS - found.keys() <= NEWER | GRAMMAR
     assert {name for name in FUNCTIONS & found.keys() if found[name]} <= HARMLESS
     assert not [name for name in NAMES if name.startswith(("pg_", "lo_", "dblink"))]
+
+
+async def test_functions_that_a_dot_may_call_change_nothing(outside: asyncpg.Connection) -> None:
+    """Asked of the server: those that take one value, and are volatile, are known."""
+    rows = await outside.fetch(
+        "SELECT proname FROM pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace "
+        "AND provolatile = 'v' AND 1 BETWEEN pronargs - pronargdefaults AND pronargs "
+        "AND 'internal'::regtype NOT IN (proargtypes[0], prorettype)"
+    )
+    found = {row["proname"] for row in rows} - FUNCTIONS - CALLED_BY_DOT
+    assert not [name for name in found if not name.startswith(("pg_", "binary_upgrade_"))]
 
 
 async def test_words_that_no_function_can_have_are_reserved(outside: asyncpg.Connection) -> None:

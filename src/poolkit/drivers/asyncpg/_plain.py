@@ -19,6 +19,7 @@ from typing import Final
 from poolkit.drivers.asyncpg._plain_names import (
     BEFORE_PARENTHESIS,
     BEFORE_STRING,
+    CALLED_BY_DOT,
     FUNCTIONS,
     NAMES,
     TYPE_WORDS,
@@ -230,9 +231,9 @@ class _Reader:
     def _read_name(self, at: int, name: str) -> bool:
         """Read a word or a name in quotes, which may be that of a function without parentheses."""
         before = self._at(at - 1)
-        if before[0] == ".":  # t.name calls a function of a user's that takes a row of t
+        if before[0] == ".":  # t.name calls a function that takes a row of t, or the value of t
             self._names.add(name)
-            return True
+            return name not in CALLED_BY_DOT
         if self._frames[-1].kind != _COLUMNS or before[0] in ("(", ","):
             return True
         # It follows on a column's name: it is the column's type.

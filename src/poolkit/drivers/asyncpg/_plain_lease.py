@@ -26,14 +26,17 @@ _JUDGED: Final = frozenset(
 _NEEDED: Final = ("Protocol.queries_count", "Connection._get_statement", "Protocol._is_cancelling")
 #: The names of all functions of users, and of types of theirs that have a name of PostgreSQL's:
 #: what is called by such a name may be theirs. ``t.name`` is also a call if ``name`` takes a row of
-#: ``t``. Those of extensions are trusted. The numbers are those of pg_catalog, pg_proc and pg_type,
-#: the same everywhere; each connection asks, and looking them up would take several times as long.
+#: ``t``, or the value of ``t``, a function in FROM. So those of extensions that take one value are
+#: trusted only if they change nothing. The numbers are those of pg_catalog, pg_proc and pg_type, the
+#: same everywhere; each connection asks, and looking them up would take several times as long.
 _TAKEN: Final = """\
 COPY (
 SELECT proname FROM pg_catalog.pg_proc
-  WHERE pronamespace OPERATOR(pg_catalog.<>) 11::pg_catalog.oid AND oid NOT IN
+  WHERE pronamespace OPERATOR(pg_catalog.<>) 11::pg_catalog.oid AND (oid NOT IN
     (SELECT objid FROM pg_catalog.pg_depend WHERE deptype OPERATOR(pg_catalog.=) 'e'
     AND classid OPERATOR(pg_catalog.=) 1255::pg_catalog.oid)
+    OR (provolatile OPERATOR(pg_catalog.=) 'v' AND pronargs OPERATOR(pg_catalog.>=) 1
+    AND pronargs OPERATOR(pg_catalog.-) pronargdefaults OPERATOR(pg_catalog.<=) 1))
 UNION ALL SELECT typname FROM pg_catalog.pg_type
   WHERE typnamespace OPERATOR(pg_catalog.<>) 11::pg_catalog.oid
   AND typname OPERATOR(pg_catalog.=) ANY ({names}) AND oid NOT IN

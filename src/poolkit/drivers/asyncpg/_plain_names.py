@@ -104,6 +104,15 @@ _TYPES: Final = """
     regconfig regnamespace regproc regrole regtype smallint text time timestamp timestamptz timetz
     tsmultirange tsquery tsrange tstzmultirange tstzrange tsvector uuid varbit varchar xid xid8 xml
 """
+#: Other functions that take one value, and may change something. ``x.nextval`` calls one if ``x`` is
+#: the value of a function in FROM.
+CALLED_BY_DOT: Final = frozenset(
+    """
+    amvalidate brin_summarize_new_values currval gin_clean_pending_list lo_close lo_creat lo_create
+    lo_get lo_import lo_tell lo_tell64 lo_unlink nextval plpgsql_validator random_normal setseed
+    ts_stat txid_status
+    """.split()
+)
 #: Words that may stand before a parenthesis or a string, and can be no function's or type's name.
 RESERVED: Final = frozenset(_RESERVED.split())
 FUNCTIONS: Final = frozenset(_FUNCTIONS.split())
