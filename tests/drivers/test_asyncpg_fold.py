@@ -191,6 +191,27 @@ async def test_class_with_an_execute_of_its_own_sees_the_commit(dsn: str) -> Non
     assert Watching.texts[-1] == "COMMIT;"
 
 
+async def test_agent_that_comes_later_sees_the_commit(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be switched on when connections are open, or off."""
+    seen: list[str] = []
+    execute = asyncpg.Connection.execute
+
+    async def traced(self: Any, query: str, *args: Any, **kwargs: Any) -> str:
+        seen.append(query)
+        return await execute(self, query, *args, **kwargs)
+
+    async with of_one(dsn) as pool:
+        async with pool.transaction() as conn:
+            await insert(conn)
+        with monkeypatch.context() as agent:
+            agent.setattr(asyncpg.Connection, "execute", traced)
+            async with pool.transaction() as conn:
+                await insert(conn)
+        assert seen[-1] == ALONE
+
+
 # -- when one of them fails ----------------------------------------------------------------------
 
 

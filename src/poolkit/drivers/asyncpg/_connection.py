@@ -12,6 +12,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from poolkit.drivers.asyncpg import _parts as parts
+from poolkit.drivers.asyncpg import _unwrapped as unwrapped
 from poolkit.drivers.asyncpg._base import Restoration
 from poolkit.drivers.asyncpg._callbacks import Callbacks, add_callback_methods
 from poolkit.drivers.asyncpg._codecs import Codecs, LibraryCodecs
@@ -158,8 +159,12 @@ def _pooled(kind: Any, *, collects_names: bool) -> Any:
             return bool(self._codecs.changes or self._library) or self._leaves_callbacks()
 
         def has_watched_statements(self) -> bool:
-            """Tell whether somebody may want to see each statement: a query logger, or an agent."""
-            return bool(self._callbacks()[2]) or not self._parts.executes_unseen
+            """Tell whether somebody may want to see each statement: a query logger, or an agent.
+
+            An agent may have come since the connection was opened.
+            """
+            is_seen = unwrapped.Connection.execute is not self._parts.execute
+            return is_seen or bool(self._callbacks()[2])
 
         def was_reset(self) -> None:
             """Note that the server has nothing left to undo."""

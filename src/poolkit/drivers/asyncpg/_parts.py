@@ -86,8 +86,8 @@ class Parts:
     has_statements: bool
     #: Whether type codecs can be set back.
     has_codecs: bool
-    #: Whether no agent, and no class of the user's, sees what `execute` sends.
-    executes_unseen: bool
+    #: asyncpg's `execute`; None if an agent, or a class of the user's, sees what it sends.
+    execute: Any
     #: Whether asyncpg caches statements.
     is_caching: bool
     #: The role that has logged in.
@@ -152,21 +152,22 @@ def examine(c: Any, kind: type) -> Parts:
         all(callbacks) and "Connection._unwrap" not in missing,
         has_statements and "Connection._mark_stmts_as_closed" not in missing,
         has_statements and not any(name.startswith(of_codecs) for name in missing),
-        all(callbacks) and _executes_unseen(c, kind, protocol),
+        _unseen_execute(c, kind, protocol) if all(callbacks) else None,
         getattr(c, "_stmt_cache_enabled", True) is True,
         login,
         unwrapped.no_timeout(),
     )
 
 
-def _executes_unseen(c: Any, kind: type, protocol: Any) -> bool:
+def _unseen_execute(c: Any, kind: type, protocol: Any) -> Any:
     if (
         not unwrapped.is_as_written(kind, "execute")
         or getattr(c, "_protocol", None) is not protocol
     ):
-        return False
+        return None
     query = inspect.getattr_static(type(protocol), "query", None)
-    return query is getattr(unwrapped.BaseProtocol, "query", None)
+    is_unseen = query is getattr(unwrapped.BaseProtocol, "query", None)
+    return unwrapped.Connection.execute if is_unseen else None
 
 
 def _missing_of_protocol(c: Any, protocol: Any) -> list[str]:
