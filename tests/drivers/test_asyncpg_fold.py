@@ -14,6 +14,7 @@ from poolkit import ConnectFailed, PoolTimeout
 from poolkit.testing import check_pool
 from tests.drivers.asyncpg_help import (
     LOOPS,
+    PATIENCE,
     CountingProxy,
     last_query,
     of_one,
@@ -312,6 +313,32 @@ async def test_reset_query_that_fails_is_no_error_of_the_commit(
         assert await rows(outside) == [1]
         await until(lambda: pool.stats().retired["broken"] == 1)
         await quiet(pool)
+
+
+DEFERRABLE = {
+    "default_transaction_isolation": "serializable",
+    "default_transaction_read_only": "on",
+    "default_transaction_deferrable": "on",
+}
+
+
+@pytest.mark.parametrize("begins_so", [True, False])
+async def test_commit_does_not_wait_for_others_with_its_reset(
+    dsn: str, outside: asyncpg.Connection, *, begins_so: bool
+) -> None:
+    """A session may be such that each of its transactions waits until no other one writes."""
+    settings = DEFERRABLE if begins_so else {}
+    arguments = {"server_settings": settings, "command_timeout": PATIENCE}
+    async with of_one(dsn, connect_kwargs=arguments) as pool:
+        async with pool.transaction() as conn:
+            pid = conn.get_server_pid()
+            for name, value in DEFERRABLE.items():
+                await conn.execute(f"SET {name} TO {value}")
+            await conn.fetch("SELECT x FROM t")
+            await outside.execute("BEGIN ISOLATION LEVEL SERIALIZABLE; INSERT INTO t VALUES (1)")
+        assert (await last_query(outside, pid)).startswith(FOLDED)
+        await outside.execute("ROLLBACK")
+        await check_pool(pool)
 
 
 async def test_connection_lost_during_the_commit_is_an_error(
