@@ -15,8 +15,8 @@ from asyncpg import exceptions as pg
 
 #: The reset undoes the setting, too. The text is always the same, or it would fill the tables in
 #: which pg_stat_statements has an entry for each.
-#: The reset is in a transaction of its own, which would wait until no other one writes if the session
-#: is serializable, read only and deferrable.
+#: The reset is in a transaction of its own, which would wait until no other one writes if the
+#: session is serializable, read only and deferrable.
 _COMMIT: Final = "SET poolkit.committed TO 'yes';COMMIT;SET TRANSACTION NOT DEFERRABLE;"
 #: Fails with a division by zero if the setting is not there. Operators are named with their schema:
 #: the lease may have set a search_path that finds operators of its own.

@@ -27,8 +27,8 @@ _NEEDED: Final = ("Protocol.queries_count", "Connection._get_statement", "Protoc
 #: The names of all functions of users, and of types of theirs that have a name of PostgreSQL's:
 #: what is called by such a name may be theirs. ``t.name`` is also a call if ``name`` takes a row of
 #: ``t``, or the value of ``t``, a function in FROM. So those of extensions that take one value are
-#: trusted only if they change nothing. The numbers are those of pg_catalog, pg_proc and pg_type, the
-#: same everywhere; each connection asks, and looking them up would take several times as long.
+#: trusted only if they change nothing. The numbers are those of pg_catalog, pg_proc and pg_type,
+#: the same everywhere; each connection asks, and looking them up would take several times as long.
 _TAKEN: Final = """\
 COPY (
 SELECT proname FROM pg_catalog.pg_proc

@@ -104,18 +104,17 @@ _TYPES: Final = """
     regconfig regnamespace regproc regrole regtype smallint text time timestamp timestamptz timetz
     tsmultirange tsquery tsrange tstzmultirange tstzrange tsvector uuid varbit varchar xid xid8 xml
 """
-#: Other functions that take one value, and may change something. ``x.nextval`` calls one if ``x`` is
-#: the value of a function in FROM.
-CALLED_BY_DOT: Final = frozenset(
-    """
+#: Other functions that take one value, and may change something. ``x.nextval`` calls one if ``x``
+#: is the value of a function in FROM.
+_CALLED_BY_DOT: Final = """
     amvalidate brin_summarize_new_values currval gin_clean_pending_list lo_close lo_creat lo_create
     lo_get lo_import lo_tell lo_tell64 lo_unlink nextval plpgsql_validator random_normal setseed
     ts_stat txid_status
-    """.split()
-)
+"""
 #: Words that may stand before a parenthesis or a string, and can be no function's or type's name.
 RESERVED: Final = frozenset(_RESERVED.split())
 FUNCTIONS: Final = frozenset(_FUNCTIONS.split())
+CALLED_BY_DOT: Final = frozenset(_CALLED_BY_DOT.split())
 TYPES: Final = frozenset(_TYPES.split())
 #: Words that a type's name may have after the first.
 TYPE_WORDS: Final = frozenset(
