@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
 import pytest
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 
 import poolkit.fastapi
@@ -65,6 +67,40 @@ def test_transaction_on_the_connection_of_another_dependency_does_not_begin_agai
             client.get("/both")
         assert client.get("/both").json() == [2, 2]
     assert driver.begun == [1, 2]
+
+
+class Stubborn(APIRoute):
+    """Has the dependencies solved once more after an error."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the handler."""
+        handle = super().get_route_handler()
+
+        async def twice(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except Lost:
+                return await handle(request)
+
+        return twice
+
+
+def test_transaction_that_has_not_begun_begins_if_a_route_tries_again() -> None:
+    """The endpoint would run in none, and what it does would stay whatever becomes of it."""
+    driver = LosingDriver(2)
+    pool = Pool(driver, max_size=2)
+    app = FastAPI(lifespan=poolkit.fastapi.lifespan(pool))
+    app.router.route_class = Stubborn
+
+    @app.get("/")
+    async def transaction(conn: Tx) -> None:
+        await conn.query()
+
+    with TestClient(app) as client:
+        assert client.get("/").status_code == 200
+        assert driver.calls["commit"] == 1
+        assert pool.stats().leased == 0
+    assert driver.begun == [1, 2, 3]
 
 
 def test_no_other_connection_is_a_503_within_the_time_of_the_first() -> None:

@@ -158,6 +158,15 @@ class LazyConnection(Generic[T]):
             )
         return first
 
+    def has_not_begun(self, error: BaseException, *, is_new: bool) -> None:
+        """Note that the transaction has failed to begin; give back a connection acquired for it.
+
+        A route of the user's may catch the error, and have the dependencies solved once more.
+        """
+        self._settings = None
+        if is_new:
+            self._give_back(AT_THE_END, error)
+
     def end(self, error: BaseException | None, remark: str) -> None:
         """Give back for good."""
         self._ended = True

@@ -37,10 +37,14 @@ async def begin(
     """Begin the transaction of a request, and have it end with the function scope."""
     websockets.advise(http.scope, held.label, "transaction", _FOR_A_MESSAGE)
     began, is_new = pool._now(), not lease.is_held
-    on_it: Transaction[Any] = transaction(await lease.keep(), **settings)
-    if is_new:
-        on_it.exchanging(functools.partial(lease.exchange, since=began))
-    connection = await on_it.within(pool._default_limit, since=began).__aenter__()
+    try:
+        on_it: Transaction[Any] = transaction(await lease.keep(), **settings)
+        if is_new:
+            on_it.exchanging(functools.partial(lease.exchange, since=began))
+        connection = await on_it.within(pool._default_limit, since=began).__aenter__()
+    except BaseException as error:
+        lease.has_not_begun(error, is_new=is_new)
+        raise
     stack = function_scope.stack_of(http)
     # Else the exit of a dependency stands between, which may use the connection, and its session.
     if held.ends_next(stack):
