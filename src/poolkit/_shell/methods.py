@@ -15,8 +15,12 @@ from poolkit._shell.view import check
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TypeAlias
 
     from poolkit._core.slot import Slot
+
+    #: Makes a plain method of a view look at its arguments.
+    Closely: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 _EXITS: Final = ("__exit__", "__aexit__")
 _bound: Final = types.MethodType
@@ -30,14 +34,13 @@ class Method:
 
     __slots__ = ("_call", "_name")
 
-    def __init__(self, kind: type, name: str, method: Any, closely: Callable[..., Any]) -> None:
+    def __init__(self, kind: type, name: str, method: Any, closely: Closely | None) -> None:
         self._name = name
         inner = inspect.unwrap(method)
         if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
             self._call = _generating(name, method)
         else:
-            call = (make_async_call if is_async(method) else make_call)(name)
-            self._call = ended_by_name(name, call if name in _EXITS else closely(call))
+            self._call = _make(name, closely, is_async=is_async(method))
         self._call = like(self._call, kind, name, method)
 
     def __get__(self, view: Any, owner: type) -> Any:
@@ -48,6 +51,18 @@ class Method:
         if slot.release_count != lease._release_count or slot.block is not None:
             check(view, self._name)
         return _bound(self._call, view)
+
+
+def _make(name: str, closely: Closely | None, *, is_async: bool) -> Callable[..., Any]:
+    """Return what a view does when a method is called.
+
+    ``closely``: what the method is given is looked at; but not the error that a block ends with.
+    """
+    looks = closely is not None and name not in _EXITS
+    call = make_async_call(name, looks=looks) if is_async else make_call(name)
+    if looks and closely is not None and not is_async:
+        call = closely(call)
+    return ending(call) if may_end(name) else call
 
 
 def make_call(name: str) -> Callable[..., Any]:
@@ -76,19 +91,31 @@ def make_call(name: str) -> Callable[..., Any]:
     return _named(call, name)
 
 
-def make_async_call(name: str) -> Callable[..., Any]:
+def make_async_call(name: str, *, looks: bool) -> Callable[..., Any]:
     async def call(view: Any, /, *args: Any, **kwargs: Any) -> Any:
-        slot: Slot = view._poolkit_touch(name)
-        # What `watched` does, without a coroutine more to resume through.
+        # What `_poolkit_touch` and `watched` do, without a call and a coroutine more.
+        lease = view._poolkit_lease
+        slot: Slot = lease._slot
+        if slot.release_count != lease._release_count or slot.block is not None:
+            view._poolkit_touch(name)
+        slot.touched = True
         connection = slot.connection
+        given = (
+            view._poolkit_look_before(name, args, kwargs) if looks and (args or kwargs) else None
+        )
         slot.busy += 1
         try:
-            result = await getattr(connection, name)(*args, **kwargs)
+            method = getattr(connection, name)
+            result = await (method(*args, **kwargs) if kwargs else method(*args))
         except BaseException as error:
             failed(view, error, args if name in _EXITS else ())
             raise
         finally:
             slot.busy -= 1
+            if given is not None:
+                view._poolkit_look_given(name, *given)
+        if result is None:
+            return None
         if result is connection:
             return view
         kind = type(result)
@@ -99,18 +126,17 @@ def make_async_call(name: str) -> Callable[..., Any]:
     return _named(call, name)
 
 
-def found(name: str, value: Any, closely: Callable[..., Any]) -> Callable[..., Any]:
+def found(name: str, value: Any, closely: Closely | None) -> Callable[..., Any]:
     """Return a method for one that the connection's type does not define, but it itself has."""
     code = getattr(value, "__code__", None)
     if type(code) is not types.CodeType:
-        return ended_by_name(name, closely(make_call(name)))
+        return _make(name, closely, is_async=False)
     key = (code, name, closely)  # of functions that are alike, ever new ones may be made
     call = _calls.get(key)
     if call is None:
         if len(_calls) >= _MOST_KEPT:
             _calls.clear()
-        is_async = code.co_flags & inspect.CO_COROUTINE
-        call = ended_by_name(name, closely((make_async_call if is_async else make_call)(name)))
+        call = _make(name, closely, is_async=bool(code.co_flags & inspect.CO_COROUTINE))
         call.__doc__ = value.__doc__
         with contextlib.suppress(Exception):  # what it is decorated with may be of any kind
             call.__signature__ = inspect.signature(value.__func__)  # type: ignore[attr-defined]
@@ -118,12 +144,7 @@ def found(name: str, value: Any, closely: Callable[..., Any]) -> Callable[..., A
     return call
 
 
-_calls: Final[dict[tuple[types.CodeType, str, Callable[..., Any]], Callable[..., Any]]] = {}
-
-
-def ended_by_name(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-    """Have the lease end with the connection, if the method may end that."""
-    return ending(call) if may_end(name) else call
+_calls: Final[dict[tuple[types.CodeType, str, Closely | None], Callable[..., Any]]] = {}
 
 
 def _generating(name: str, function: Any) -> Callable[..., Any]:

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import itertools
 import types
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 
 from poolkit._errors import PoolConfigError
 from poolkit._shell.closing import ending, may_end
@@ -25,9 +25,10 @@ from poolkit._shell.view import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from poolkit._core.slot import Slot
+    from poolkit._shell.methods import Closely
 
 
 class View(UnboundView):
@@ -59,16 +60,17 @@ class View(UnboundView):
 
     # For connections that nothing protects from what was made from them: see `Unrevoked`.
 
+    #: Makes a plain method look at its arguments; those that are `async` do so themselves.
+    _poolkit_closely: ClassVar[Closely | None] = None
+
     def _poolkit_look_given(self, name: str, given: Iterable[Any], before: Any = None) -> Any:
         """Note whether what was given may come to act on the connection."""
 
+    def _poolkit_look_before(self, name: str, args: Any, kwargs: Any) -> Any:
+        """Look at arguments that are more than data; return what `_poolkit_look_given` is told."""
+
     def _poolkit_look_inside(self, error: BaseException) -> None:
         """Note whether an error has something inside that may act on the connection."""
-
-    @staticmethod
-    def _poolkit_closely(call: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a method of a view that looks at its arguments, if that is of use."""
-        return call
 
     def __getattr__(self, name: str) -> Any:
         slot = self._poolkit_touch(name)
@@ -78,7 +80,7 @@ class View(UnboundView):
             failed(self, error)
             raise
         if getattr(value, "__self__", None) is slot.connection:
-            return types.MethodType(found(name, value, self._poolkit_closely), self)
+            return types.MethodType(found(name, value, type(self)._poolkit_closely), self)
         if value is slot.connection:
             return self
         kind = type(value)
@@ -137,7 +139,10 @@ class View(UnboundView):
 
 
 #: What a base of a view's may have instead of what views have.
-_LOOKS: Final = ("_poolkit_look", "_poolkit_look_given", "_poolkit_look_inside", "_poolkit_closely")
+_LOOKS: Final = (
+    *("_poolkit_look", "_poolkit_look_before", "_poolkit_look_given", "_poolkit_look_inside"),
+    "_poolkit_closely",
+)
 
 
 def view_class(kind: type, bases: tuple[type, ...] = ()) -> type:
