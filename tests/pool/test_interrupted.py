@@ -111,7 +111,7 @@ def without_stack(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> 
     monkeypatch.setattr(owner, name, fail)
 
 
-@pytest.mark.parametrize("call", ["_take_back", "_wake"])
+@pytest.mark.parametrize("call", ["_take_back", "unpark"])
 async def test_release_without_stack_is_made_up_for(
     monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
@@ -130,7 +130,7 @@ async def test_release_without_stack_is_made_up_for(
                     else:
                         group.start_soon(wait)
                         await wait_all_tasks_blocked()
-                    without_stack(monkeypatch, pool, call)
+                    without_stack(monkeypatch, pool._runtime if call == "unpark" else pool, call)
             async with pool.acquire():
                 check_state(pool._state, pool._now())
 
@@ -305,7 +305,7 @@ async def test_policy_that_cannot_be_shown_is_named() -> None:
 async def test_waiter_that_is_cancelled_while_it_is_woken_disturbs_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By a finalizer, between the look whether it waits and the word that it is over."""
+    """By a finalizer, just before the word that its wait is over."""
     async with Pool(FakeDriver(), min_size=1, max_size=1) as pool:
 
         async def wait() -> None:
@@ -318,13 +318,10 @@ async def test_waiter_that_is_cancelled_while_it_is_woken_disturbs_nobody(
             (waiter,) = pool._state.queue.values()
 
             class Struck:
-                """Is cancelled when it was just asked."""
-
-                def done(self) -> bool:
-                    waiting.cancel()
-                    return False
+                """Is cancelled when it is about to be woken."""
 
                 def set_result(self, _: None) -> None:
+                    waiting.cancel()
                     raise asyncio.InvalidStateError
 
             waiter.parking = Struck()

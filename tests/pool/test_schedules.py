@@ -129,7 +129,7 @@ def test_planted_release_that_forgets_those_in_line_is_found(
         monkeypatch,
         poolkit._shell.pool.Pool,
         "_end_lease",
-        "if state.to_wake:",
-        "if False:",
+        "while state.to_wake:",
+        "while False:",
     )
     check_found(RUNS[backend])

@@ -24,20 +24,13 @@ _SLACK = 32
 class Deadlines:
     """The next deadline of the waiters in a queue, and of some beside it."""
 
-    __slots__ = ("_heap", "_latest", "_order", "_queue")
+    __slots__ = ("_heap", "_order", "_queue", "latest")
 
     def __init__(self, queue: Mapping[Any, Waiter]) -> None:
         self._queue = queue
-        self._latest = -NEVER  # of those in line
+        self.latest = -NEVER  # of those in line; whoever joins with an earlier one, `add` takes
         self._heap: list[tuple[float, int, Waiter]] = []  # who no longer waits leaves it lazily
         self._order = 0  # among equals, who came first; an iterator could not be copied
-
-    def joins(self, waiter: Waiter) -> None:
-        """Note a waiter who is about to join the queue."""
-        if not self._queue or waiter.deadline >= self._latest:
-            self._latest = waiter.deadline
-        else:
-            self.add(waiter)
 
     def add(self, waiter: Waiter) -> None:
         """Note a waiter who is not in line, or out of order."""

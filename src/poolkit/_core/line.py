@@ -27,11 +27,15 @@ class Line:
 
     def enqueue(self, waiter: Waiter) -> None:
         """Put a caller at the end of the line."""
-        self._deadlines.joins(waiter)
+        queue, deadlines = self.queue, self._deadlines
+        if not queue or waiter.deadline >= deadlines.latest:
+            deadlines.latest = waiter.deadline
+        else:
+            deadlines.add(waiter)
         key: Any = waiter.task or waiter
-        if self.queue.setdefault(key, waiter) is not waiter:  # the same task waits twice at once
+        if queue.setdefault(key, waiter) is not waiter:  # the same task waits twice at once
             key = waiter
-            self.queue[key] = waiter
+            queue[key] = waiter
         waiter.key = key
 
     def add_opener(self, waiter: Waiter) -> None:

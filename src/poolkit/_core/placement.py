@@ -31,7 +31,6 @@ class Placement(Slots):
 
     __slots__ = (
         "_age_at",
-        "_ask_on_return",
         "_asks_all",
         "_awake_by",
         "_back_at",
@@ -42,6 +41,7 @@ class Placement(Slots):
         "_random",
         "_ticked_at",
         "aging",
+        "asks_on_return",
         "attempt_at",
         "connect_failures",
         "connected_total",
@@ -100,7 +100,7 @@ class Placement(Slots):
         """Decide how much there is to ask of a connection that comes back.
 
         While `_asks_all` is False, it is no surplus one, not used up, and nothing that it told is
-        old; while `_ask_on_return` is, it owes no reset either.
+        old; while `asks_on_return` is, it owes no reset either.
         """
         options = self.options
         self._asks_all = (
@@ -109,7 +109,7 @@ class Placement(Slots):
             or self.live > options.max_size
             or (bool(self.leased) and next(iter(self.leased)).leased_at < self._back_at)
         )
-        self._ask_on_return = self._asks_all or self._puts_off_resets
+        self.asks_on_return = self._asks_all or self._puts_off_resets
 
     # -- inspect ---------------------------------------------------------------------------------
 

@@ -144,9 +144,10 @@ class Events(Generic[C]):
 
     def _wake(self) -> None:
         """Wake the waiters whose wait is over. The alarm stays: that makes nothing due earlier."""
-        to_wake, unpark = self._state.to_wake, self._runtime.unpark
+        to_wake, runtime = self._state.to_wake, self._runtime
         while to_wake:
-            unpark(to_wake.popleft().parking)
+            runtime.unpark(to_wake[0].parking)
+            to_wake.popleft()  # last, or one would be lost where no stack is left for the call
 
     # -- inspect ---------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, Self
 
 from anyio.lowlevel import checkpoint
@@ -11,8 +12,7 @@ from poolkit._errors import PoolClosed, PoolError
 from poolkit._shell.callsite import callers
 
 if TYPE_CHECKING:
-    import types
-    from collections.abc import Generator
+    from collections.abc import Coroutine, Generator
 
     from poolkit._core.slot import Slot
     from poolkit._shell.callsite import Place
@@ -36,6 +36,17 @@ class Returned(NamedTuple):
     how: str
     """The end of a sentence: ``released at file:line in function``, and how."""
 
+
+@types.coroutine
+def _nothing() -> Generator[Any, Any, None]:
+    return
+    yield
+
+
+#: What to await when all is done. It has ended, and may be awaited again and again: so the end of a
+#: block needs no coroutine.
+_NOTHING: Final[Any] = _nothing()
+next(_NOTHING, None)
 
 if TYPE_CHECKING:
     #: How a lease has ended.
@@ -156,14 +167,15 @@ class Lease(Generic[C]):
         """
         self._pool._end_lease(self, over, error)
 
-    async def __aexit__(
+    def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: types.TracebackType | None,
-    ) -> None:
+    ) -> Coroutine[Any, Any, None]:
         """Give the connection back; nothing is awaited. Released inside already: nothing to do."""
         self._pool._end_lease(self, "block", error)
+        return _NOTHING  # type: ignore[no-any-return]
 
     def __del__(self) -> None:
         """Have a connection taken back that nobody can give back any more."""

@@ -49,7 +49,7 @@ class Loop:
         self._pool = pool
         self._ring = ring
         self._context = contextvars.copy_context()
-        self._alarm_at = math.inf
+        self.alarm_at = math.inf
         _runtimes.add(self)
 
     def check(self) -> None:
@@ -83,8 +83,8 @@ class Loop:
 
         Loops put away their timers in several steps, and finalizers may set one between two.
         """
-        if self._alarm_at < self.now() - 1.0:
-            self._alarm_at = math.inf
+        if self.alarm_at < self.now() - 1.0:
+            self.alarm_at = math.inf
 
     def after(self, seconds: float | None) -> float:
         """Return the time in so many seconds; None: never."""

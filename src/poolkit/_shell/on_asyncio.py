@@ -8,6 +8,7 @@ import functools
 import math
 import sys
 import time
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -42,7 +43,7 @@ class OnAsyncio(Loop):
         self._asyncio = asyncio
         self._loop = self.home = asyncio.get_running_loop()
         self._cancelled, self._invalid = asyncio.CancelledError, asyncio.InvalidStateError
-        self.where = asyncio._get_running_loop  # raises nothing where there is none
+        self.where = self._find_where()
         # The public one is a Python function in 3.11, around this.
         self.current_task = (
             asyncio.current_task
@@ -59,6 +60,18 @@ class OnAsyncio(Loop):
         self._clock: Callable[[], float] | None = None
         self.read_clock()
         self.create_parking = self._loop.create_future
+
+    def _find_where(self) -> Callable[[], Any]:
+        """Return what tells the running loop, None where there is none, at the least cost."""
+        running, loop = self._asyncio._get_running_loop, self._loop
+        if sys.version_info >= (3, 12) or not hasattr(loop, "_thread_id"):
+            return running
+
+        # There that one asks the system for the number of the process, each time.
+        def where() -> Any:
+            return loop if loop._thread_id == get_ident() else running()
+
+        return where
 
     def spawn(
         self, group: TaskGroup, function: Callable[..., Coroutine[Any, Any, None]], *args: Any
@@ -192,13 +205,12 @@ class OnAsyncio(Loop):
 
     def unpark(self, parking: Any) -> None:
         """Wake whoever is or will be parked there."""
-        if not parking.done():
-            try:
-                parking.set_result(None)
-            except self._invalid:  # a finalizer has cancelled it just now
-                pass
-            except RuntimeError:
-                assert self._loop.is_closed()
+        try:
+            parking.set_result(None)
+        except self._invalid:  # who was parked there is cancelled, or is woken already
+            pass
+        except RuntimeError:
+            assert self._loop.is_closed()
 
     def read_clock(self) -> float:
         """Return the time by the clock that the loop has by now, and have `now` go by it.
@@ -224,19 +236,19 @@ class OnAsyncio(Loop):
 
     def set_alarm(self, when: float) -> None:
         """Ring then, or earlier: a later time never replaces an earlier one."""
-        if when < self._alarm_at:
+        if when < self.alarm_at:
             self.stop_alarm()
-            self._alarm_at = when
+            self.alarm_at = when
             self._alarm = self._loop.call_at(when, self._alarmed, context=self._context)
 
     def _alarmed(self) -> None:
-        if self.read_clock() < self._alarm_at:
+        if self.read_clock() < self.alarm_at:
             # The loop's timers are coarser than its clock: the same time again would ring at once,
             # and again, until the clock is there; one that is moved by its timers never would be.
-            later = self._alarm_at + _COARSE
+            later = self.alarm_at + _COARSE
             self._alarm = self._loop.call_at(later, self._alarmed, context=self._context)
             return
-        self._alarm_at = math.inf
+        self.alarm_at = math.inf
         self._ring()
 
     async def keep_alarm(self) -> None:

@@ -158,16 +158,16 @@ class OnTrio(Loop):
             return None
 
     def set_alarm(self, when: float) -> None:
-        if when < self._alarm_at:
-            self._alarm_at = when
+        if when < self.alarm_at:
+            self.alarm_at = when
             if self._alarm is not None:
                 self._alarm.deadline = when
 
     async def keep_alarm(self) -> None:
         while True:
-            with self._trio.CancelScope(deadline=self._alarm_at) as self._alarm:
+            with self._trio.CancelScope(deadline=self.alarm_at) as self._alarm:
                 await self._trio.sleep_forever()
-            self._alarm_at = math.inf
+            self.alarm_at = math.inf
             self._ring()
 
     def stop_alarm(self) -> None:

@@ -36,7 +36,7 @@ class Returning(Events[C]):
             self._post(give_back)
         return True
 
-    def _end_lease(  # noqa: PLR0912  # the hot path
+    def _end_lease(  # noqa: PLR0912, PLR0915  # the hot path
         self, lease: Lease[C], over: Over, error: BaseException | None
     ) -> None:
         """End a lease, unless it has ended. Never awaits, hence cannot be interrupted."""
@@ -62,6 +62,15 @@ class Returning(Events[C]):
         uses, is_told = slot.uses, slot.tells_release
         self._amid = True
         try:
+            if not (slot.touched or state.queue or is_told or state.asks_on_return):
+                now = runtime.now()
+                if now < slot.retire_at:
+                    # `PoolState.release`, the edge leased -> idle, written out.
+                    slot.used_at = now
+                    del state.leased[slot]
+                    slot.state = "idle"
+                    state.idle.append(slot)
+                    return
             if is_told:
                 state.to_tell.append(("released", slot.label, runtime.now() - slot.leased_at))
                 slot.tells_release = False
@@ -70,8 +79,9 @@ class Returning(Events[C]):
                     return
             else:
                 self._take_back(slot, slot.release_count, error)
-            if state.to_wake:
-                self._wake()
+            while state.to_wake:  # `_wake`, written out
+                runtime.unpark(state.to_wake[0].parking)
+                state.to_wake.popleft()
         except BaseException:  # a RecursionError: there is no stack left to call anything with
             if slot.uses == uses:  # it has not gone to the next one
                 self._inbox.append(

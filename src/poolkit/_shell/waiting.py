@@ -19,7 +19,7 @@ from poolkit._errors import PoolDeadlock
 from poolkit._shell import messages
 from poolkit._shell.life import Living
 from poolkit._shell.log import say
-from poolkit._shell.view import make_view
+from poolkit._shell.view import bind, make_view
 
 if TYPE_CHECKING:
     from poolkit._core.slot import Slot
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from poolkit._shell.lease import Lease
 
 # What a wait calls, without the look-up.
+new: Final = object.__new__
 ref: Final = weakref.ref
 
 
@@ -44,7 +45,13 @@ class Waiting(Living[C]):
         """
         waiter = self._new_waiter(lease)
         if self._has_hook and (slot := self._take_for_hook(waiter, lease._since)) is not None:
-            return self._hand_over(lease, slot, "direct")
+            if lease._slot is not None:
+                raise self._undo_second(lease, slot, "direct")
+            lease._has_waited = False
+            view: C = make_view(lease, slot)
+            if self._observers is not None:
+                self._tell_leased(lease, slot, self._runtime.now() - lease._since)
+            return view
         self._join_line(lease, waiter)
         try:
             if waiter.outcome == "waiting":
@@ -79,14 +86,13 @@ class Waiting(Living[C]):
                 self._amid = False
             if has_decided:
                 self._carry_out()
-            else:
+            elif waiter.deadline < self._runtime.alarm_at:
                 self._runtime.set_alarm(waiter.deadline)
-            if (
-                waiter.outcome == "waiting"
-                and state.options.deadlock != "off"
-                and (circle := closed_by(waiter, state, now))
-            ):
-                self._refuse_deadlock(waiter, circle)
+            for slot in state.leased:
+                task = slot.task
+                if task is not None and task() is not None and task in state.queue:  # seldom
+                    self._look_for_deadlock(waiter, now)
+                break
         except BaseException:
             self._leave_line(lease, waiter)
             raise
@@ -110,20 +116,26 @@ class Waiting(Living[C]):
         slot = waiter.slot
         if slot is None or slot.state != "leased":
             raise self._refusal(waiter, lease._timeout)
-        return self._hand_over(lease, slot, "served")
-
-    def _hand_over(self, lease: Lease[C], slot: Slot, how: Literal["direct", "served"]) -> C:
-        """Return a view of what a caller has been leased after more than a look."""
-        if lease._slot is not None:  # used a second time while this one waited
-            self._tell(self._state.recount, how, "failed")
-            self._tell(self._state.release, slot, self._runtime.now())
-            self._carry_out()
-            raise lease.is_used()
-        lease._has_waited = how == "served"
-        view: C = make_view(lease, slot)
+        if lease._slot is not None:
+            raise self._undo_second(lease, slot, "served")
+        # `make_view`, written out.
+        lease._has_waited = True
+        lease._release_count = slot.release_count
+        lease._slot = slot
+        view: C = new(slot.view_class)
+        bind(view, lease)
         if self._observers is not None:
             self._tell_leased(lease, slot, self._runtime.now() - lease._since)
         return view
+
+    def _undo_second(
+        self, lease: Lease[C], slot: Slot, how: Literal["direct", "served"]
+    ) -> PoolError:
+        """Give back what came for a lease that was used a second time; return the error."""
+        self._tell(self._state.recount, how, "failed")
+        self._tell(self._state.release, slot, self._runtime.now())
+        self._carry_out()
+        return lease.is_used()
 
     def _refusal(self, waiter: Waiter, limit: float | None) -> PoolError:
         """Return the error for a wait that ended without a connection."""
@@ -159,9 +171,14 @@ class Waiting(Living[C]):
             slot = self._state.take(now)
         return slot
 
-    def _refuse_deadlock(self, waiter: Waiter, circle: list[Waiter]) -> None:
+    def _look_for_deadlock(self, waiter: Waiter, now: float) -> None:
         """Refuse a caller that completes a deadlock, or warn."""
         state = self._state
+        if waiter.outcome != "waiting" or state.options.deadlock == "off":
+            return
+        circle = closed_by(waiter, state, now)
+        if not circle:
+            return
         others = (other.parking for other in circle if other is not waiter)
         if not all(map(self._runtime.is_parked, others)):
             return  # somebody is being cancelled
