@@ -206,7 +206,7 @@ class PoolState(Unreset):
         self.recycling[slot] = None  # before the other: nothing is lost if there is no memory
         del self.leased[slot]
         slot.state = "recycling"
-        if self.openers or self.aging or not self._is_full():
+        if self.openers or self.aging or (self.queue and not self._is_full()):
             self._follow_up(now)
 
     def release_broken(self, slot: Slot, now: float, reason: Reason = "broken") -> None:
