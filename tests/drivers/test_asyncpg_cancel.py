@@ -229,7 +229,7 @@ POINTS = [
     (nested, ENDLESS),
     (lock, "SELECT pg_sleep(600) FROM t"),
     (copy_out, "COPY"),
-    (commit, "COMMIT;"),
+    (commit, "%COMMIT;"),  # with the reset, or without
 ]
 SLOW = """
     CREATE TABLE IF NOT EXISTS slow (x int);
