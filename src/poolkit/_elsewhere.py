@@ -74,6 +74,7 @@ POOL: Final = words(
         ),
         "write max_uses": "maxqueries maxusage maxrequests",
         "write max_waiting": "maxqueue queuelimit maxqueuesize waitqueuesize maxwaitqueue",
+        "write wait_notice, in seconds": "querywaitnotify waitnotify slowacquirethreshold",
         "write leak_after, in seconds": "leakdetectionthreshold leaktimeout",
         "give it as the first argument": "dsn url dburl databaseurl connectionstring conninfo",
         "write name": "poolname",

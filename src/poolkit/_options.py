@@ -52,6 +52,7 @@ class PoolOptions(TypedDict, total=False):
     fail_fast_after: float | None
     deadlock: Deadlock
     leak_after: float | None
+    wait_notice: float | None
     on_connect: Hook | None
     on_close: Hook | None
     on_acquire: Hook | None
@@ -150,6 +151,10 @@ class Options:
     leak_after: float | None = None
     """Seconds after which a lease that is still held is logged as a warning, with the stack that
     acquired it; its return is logged as well. Noting the stacks makes each acquire slower."""
+
+    wait_notice: float | None = 5.0
+    """Seconds after which a caller that still waits is logged as a warning, with the sizes and who
+    holds for longest: once a minute at most, looked at once a second. None: never."""
 
     on_connect: Hook | None = None
     """Awaited with each new connection before its first use (codecs, session settings)."""
@@ -252,6 +257,7 @@ _SECONDS = (
     "backoff_max",
     "fail_fast_after",
     "leak_after",
+    "wait_notice",
 )
 NAMES = frozenset(field.name for field in dataclasses.fields(Options))
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from poolkit._text import one_line
 
 if TYPE_CHECKING:
     import types
     from collections.abc import Callable, Mapping
 
     from poolkit._options import Options
+
+#: Characters of a task's name that are kept.
+_LONGEST_NAME: Final = 200
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,4 +151,4 @@ def task_name(holder: Holder) -> str:
     if task is None:
         return "a task that has ended"
     name: str = task.get_name() if hasattr(task, "get_name") else task.name
-    return name
+    return one_line(name, _LONGEST_NAME)

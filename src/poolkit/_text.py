@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 
+class Lines(str):
+    """A text of several lines, each of which is safe to be one of a log."""
+
+    __slots__ = ()
+
+
 def shown(value: object) -> str:
     """Return the `repr` of something of a driver's, or of a user's, also if it has none to give."""
     try:

@@ -87,7 +87,7 @@ def test_long_lease_whose_connection_broke_came_back_too(
                 await anyio.sleep(5.0)
                 conn.dead = True
             await anyio.sleep(2.0)
-        assert "came back after all" in caplog.messages[-1]
+        assert any("came back after all" in message for message in caplog.messages)
 
     run(main)
 

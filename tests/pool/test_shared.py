@@ -83,7 +83,7 @@ async def test_leases_of_one_task_are_those_it_has_acquired() -> None:
 
 
 async def test_release_costs_nothing_while_nobody_is_told_of_it() -> None:
-    """The state notes what happens only for an observer that has a method for it."""
+    """A lease is told of only for an observer that has a method for it."""
 
     class Releases:
         def released(self, pool: Pool[Any], label: str | None, seconds: float) -> None:
@@ -91,10 +91,10 @@ async def test_release_costs_nothing_while_nobody_is_told_of_it() -> None:
 
     async with Pool(FakeDriver()) as pool:
         stop_counting = pool.observe(Counting())
-        assert not pool._state.is_observed
+        assert not pool._all_observers.hear("released")
         stop = pool.observe(Releases())
-        assert pool._state.is_observed
+        assert pool._all_observers.hear("released")
         stop()
-        assert not pool._state.is_observed
+        assert not pool._all_observers.hear("released")
         stop_counting()
         assert pool._observers is None

@@ -44,6 +44,7 @@ class Slots:
         "idle",
         "is_observed",
         "leased",
+        "losses",
         "options",
         "progress",
         "recycling",
@@ -67,6 +68,8 @@ class Slots:
         self.to_tell: deque[tuple[Any, ...]] = deque()  # the name of an event, and its values
         self.is_observed = False  # while it is not, nothing is to be told
         self.retired: dict[str, int] = dict.fromkeys(get_args(Reason), 0)
+        #: Connections found dead or broken, by where they were.
+        self.losses = {"idle": 0, "leased": 0, "recycling": 0}
 
     @property
     def live(self) -> int:
@@ -107,6 +110,14 @@ class Slots:
         if self.is_observed:
             self.to_tell.append((event, *values))
 
+    def _note_loss(self, slot: Slot, where: str) -> None:
+        """Note that a connection is dead or broken, unless its holder is closing it: once."""
+        if slot.reason != "broken":
+            slot.reason = "broken"
+            if not slot.closing:
+                self.losses[where] += 1
+                self._note_event("lost")
+
     def _begin(self, job: Job, slot: Slot, state: str, limit: float | None, now: float) -> None:
         """Schedule a job for a slot, with its time limit in seconds."""
         self._move(slot, state)
@@ -138,8 +149,8 @@ class Slots:
     def _terminate(self, slot: Slot, reason: Reason) -> None:
         """Terminate a connection now: its slot is free as soon as the shell has read this."""
         self.retired[reason] += 1
-        if reason == "broken" and slot.reason != "broken":
-            self._note_event("lost")
+        if reason == "broken":
+            self._note_loss(slot, slot.state)
         self._note_event("retired", reason)
         self.to_terminate.append(slot.connection)
         self._move(slot, "gone")

@@ -70,6 +70,7 @@ class PoolState(Unreset):
     def undo_take(self, slot: Slot, now: float) -> None:
         """Undo a `take` whose connection turned out to be dead."""
         self.direct -= 1
+        self._note_loss(slot, "idle")
         self.release_broken(slot, now)
 
     def enqueue(self, waiter: Waiter, now: float) -> bool:
@@ -349,9 +350,8 @@ class PoolState(Unreset):
         else:
             slot.verdicts |= {Verdict.DEAD}
             slot.retire_at = -NEVER
-            if slot.state in ("leased", "recycling") and slot.reason != "broken":
-                slot.reason = "broken"
-                self._note_event("lost")
+            if slot.state in ("leased", "recycling"):
+                self._note_loss(slot, slot.state)
 
     def learn(self, slot: Slot, now: float) -> bool:
         """Act on what a lease's errors say of other connections; return whether this one must go.

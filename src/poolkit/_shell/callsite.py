@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from poolkit._text import Lines, one_line
 
 if TYPE_CHECKING:
     import types
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 #: Where the event loop begins, which says nothing; or a thread.
 _LOOPS = ("asyncio/events.py", "asyncio/runners.py", "trio/_core/_run.py")
 _THREADS = ("/threading.py", "concurrent/futures/thread.py")
+#: Characters of a place that are kept.
+_LONGEST: Final = 1000
 #: What stands between a program and what it has called.
 _BETWEEN = frozenset(
     {"asyncio", "anyio", "trio", "uvloop", "outcome", "contextlib"}
@@ -88,7 +92,7 @@ def _frames(innermost: types.FrameType | None) -> Iterator[types.FrameType]:
 def place(code: types.CodeType, lasti: int, label: str | None = None) -> str:
     """Return ``file:line in function``, or ``file:line in label (function)``."""
     function = code.co_qualname if label is None else f"{label} ({code.co_qualname})"
-    return f"{code.co_filename}:{_line(code, lasti)} in {function}"
+    return one_line(f"{code.co_filename}:{_line(code, lasti)} in {function}", _LONGEST)
 
 
 @functools.lru_cache(maxsize=256)  # equal codes have the same lines, in whatever files they are
@@ -108,6 +112,6 @@ def stack_shown(places: Iterable[Place]) -> tuple[str, ...]:
     return tuple(shown)
 
 
-def indented(lines: Iterable[str]) -> str:
-    """Return lines to follow a line of a log."""
-    return "".join(f"\n    {line}" for line in lines)
+def indented(lines: Iterable[str]) -> Lines:
+    """Return places to follow a line of a log."""
+    return Lines("".join(f"\n    {line}" for line in lines))

@@ -41,7 +41,7 @@ _WORST_FIRST: Final = (
     Verdict.OK,
 )
 #: What is said of a connection that is gone.
-_LOST: Final = frozenset({Verdict.DEAD, Verdict.SERVER_GONE})
+LOST: Final = frozenset({Verdict.DEAD, Verdict.SERVER_GONE})
 #: The classes of drivers of which something was said.
 _told: Final[weakref.WeakSet[type]] = weakref.WeakSet()
 #: How many errors inside of one are looked at.
@@ -56,8 +56,9 @@ _MOST_KEPT: Final = 10
 class Hooks:
     """The synchronous methods of one driver; those it does not have answer for themselves."""
 
-    def __init__(self, driver: Driver[Any]) -> None:
+    def __init__(self, driver: Driver[Any], pool: str | None = None) -> None:
         self._driver = driver
+        self.pool = pool
         self._name = type(driver).__name__
         self._is_dead = driver.is_dead
         self._is_clean: Callable[[Any], bool] | None = getattr(driver, "is_clean", None)
@@ -86,6 +87,8 @@ class Hooks:
         self._last_statement: Callable[[Any], str | None] | None = getattr(
             driver, "last_statement", None
         )
+        #: Why connections were lost, as the first error has said.
+        self.why_lost: str | None = None
         #: What calls have raised that is neither an error nor a cancellation.
         self.raised: list[BaseException] = []
         #: Ends the run of the event loop with what ends a process; False: it cannot.
@@ -182,7 +185,14 @@ class Hooks:
         try:
             restore_attributes(slot)
         except BaseException as error:  # a property of the driver's
-            self.tell(say, logging.DEBUG, "terminating a connection: %s", shown(error))
+            self.tell(
+                say,
+                logging.DEBUG,
+                "restore_failed",
+                "terminating a connection: %s",
+                shown(error),
+                pool=self.pool,
+            )
             self._keep(error)
             return False
         return True
@@ -194,12 +204,14 @@ class Hooks:
             _told.add(kind)
             say(
                 logging.WARNING,
+                "no_revoke",
                 "%s has no revoke(): a connection that has given its user, or was given by its "
                 "user, more than plain data, here %s, is terminated at its release, since that "
                 "might still act on it. Give the driver a revoke(), which ends such objects (said "
                 "once for its class)",
                 kind.__name__,
                 what,
+                pool=self.pool,
             )
 
     def classify(self, error: BaseException, connection: Any) -> Verdict | None:
@@ -221,7 +233,13 @@ class Hooks:
         operation of this connection, it was heeded there, too.
         """
         verdicts = self._verdicts(error, slot.connection, passed=passed)
+        if not verdicts.isdisjoint(LOST):
+            self.note_lost(error)
         slot.verdicts |= verdicts - {Verdict.OK}
+
+    def note_lost(self, error: BaseException) -> None:
+        """Note why connections are lost, for the log."""
+        self.why_lost = self.why_lost or told(error)
 
     def _verdicts(
         self, error: BaseException, connection: Any, *, passed: bool = False
@@ -259,7 +277,7 @@ class Hooks:
 
     def has_lost(self, slot: Slot) -> bool:
         """Tell whether a connection is dead, or an error of its lease says so."""
-        return not slot.verdicts.isdisjoint(_LOST) or self.is_dead(slot.connection)
+        return not slot.verdicts.isdisjoint(LOST) or self.is_dead(slot.connection)
 
     def terminate(self, connection: Any) -> None:
         """Close a connection at once."""
@@ -273,7 +291,16 @@ class Hooks:
     def report(self, call: str, error: BaseException, *, whose: str | None = None) -> None:
         """Log that a call has raised where it must not, or what it must not."""
         words = (whose or self._name, call, told(error))
-        self.tell(say, logging.ERROR, "%s.%s raised %s", *words, error=error)
+        self.tell(
+            say,
+            logging.ERROR,
+            "call_raised",
+            "%s.%s raised %s",
+            *words,
+            pool=self.pool,
+            error=error,
+            call=call,
+        )
         self._keep(error)
 
     def tell(self, speak: Callable[..., None], *arguments: Any, **options: Any) -> None:

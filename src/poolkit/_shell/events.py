@@ -22,6 +22,7 @@ from poolkit._driver import C
 from poolkit._shell import messages
 from poolkit._shell.driver_calls import GuardedPolicy, Hooks
 from poolkit._shell.observe import Observers
+from poolkit._shell.outage_log import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,16 +53,17 @@ class Events(Generic[C]):
         self._amid = False
         self._is_telling = False
         self._inbox: deque[Callable[[], object]] = deque()
-        self._hooks = Hooks(driver)
+        self._hooks = Hooks(driver, name)
         if options.shedding is not None:
             policy = GuardedPolicy(options.shedding, self._hooks)
             options = dataclasses.replace(options, shedding=policy)
         self._state = PoolState(options, random.random)
         self._is_dead = self._hooks.is_dead
+        self._outages = OutageLog(name, getattr(driver, "name", None), self._state, self._hooks)
         self._all_observers: Final = Observers(self._hooks)
-        #: The same; None while there is nobody to be told.
+        #: The same; None while nobody is to be told of acquires and releases.
         self._observers: Observers | None = None
-        for observer in options.observers:
+        for observer in (self._outages, *options.observers):
             self.observe(observer)
 
     # Set when the pool is opened; nothing asks for them before.
@@ -203,6 +205,7 @@ class Events(Generic[C]):
         self._runtime.mind_alarm()
         self._tell(self._bury_the_dead)
         self._tell(self._hooks.tell, self._leaks.look, self._runtime.now())
+        self._tell(self._outages.look, self._runtime.now())
         self._on_alarm()
 
     def _bury_the_dead(self) -> None:
@@ -239,7 +242,7 @@ class Events(Generic[C]):
     def _heed_observers(self) -> None:
         """Tell observers of what they have methods for, from now on."""
         self._state.is_observed = self._all_observers.hear_news
-        self._observers = self._all_observers or None
+        self._observers = self._all_observers if self._all_observers.hear_leases else None
 
     def _tell_observers(self, event: Event, *values: object) -> None:
         """Tell observers of an event of the caller's, after all that has come before it."""

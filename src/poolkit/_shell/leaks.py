@@ -36,8 +36,13 @@ class Leaks:
                 self._told[slot] = (slot.release_count, slot.leased_at, info.place)
                 say(
                     logging.WARNING,
+                    "held_long",
                     "pool %r: leak_after=%s: a connection is held by %s%s",
                     *(self._pool, limit, info, indented(info.stack)),
+                    pool=self._pool,
+                    seconds=info.seconds,
+                    label=info.label,
+                    place=info.place,
                 )
         for slot, (turn, since, place) in list(self._told.items()):
             if slot.release_count != turn:
@@ -45,8 +50,12 @@ class Leaks:
                 until = slot.used_at if slot.used_at > since else now
                 say(
                     logging.WARNING,
+                    "came_back",
                     "pool %r: the connection acquired at %s came back after all, after %.1f s",
                     *(self._pool, place, until - since),
+                    pool=self._pool,
+                    seconds=until - since,
+                    place=place,
                 )
 
     def forget(self, slot: Slot) -> None:

@@ -22,6 +22,7 @@ from poolkit._shell.blocks import Blocks
 from poolkit._shell.leaks import Leaks
 from poolkit._shell.lease import Lease, TracedLease
 from poolkit._shell.log import say, warn
+from poolkit._shell.reports import Reports
 from poolkit._shell.returning import Returning
 from poolkit._shell.runtime import current_runtime, is_cancellation
 from poolkit._shell.transaction import Transaction
@@ -91,9 +92,11 @@ class Life:
                 if cause is not None:
                     say(
                         logging.ERROR,
+                        "root_failed",
                         "pool %r: its root task failed, and the pool is closed: %s",
                         name,
                         told(cause),
+                        pool=name,
                         error=cause,
                     )
                 runtime.stop_alarm()
@@ -301,8 +304,10 @@ class Living(Returning[C]):
         if not life.ended:
             say(
                 logging.WARNING,
+                "abandoned",
                 "pool %r: abandoned what ignores its cancellation: %s",
                 *(self.name, life.workers.under_way() or "its root task"),
+                pool=self.name,
             )
 
     def _abandon_leases(self, life: Life) -> None:
@@ -323,6 +328,7 @@ class Living(Returning[C]):
             self._found_dead,
             self._inbox,
             self._reset_succeeded,
+            Reports(self._hooks, self._outages),
         )
         runtime.protect(
             *_own_classes(type(self)),
@@ -357,6 +363,7 @@ class Living(Returning[C]):
             self._held_at_end = self.leases()
             self._tell(self._end_leases)
             self._tell(self._state.abort, cause)
+            self._tell(self._outages.end, self._now())
             self._carry_out()
             life.cancel()
         life.changed()

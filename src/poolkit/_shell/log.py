@@ -1,25 +1,64 @@
-"""What the pool's own tasks have to say: neither a log handler nor an error may end the pool."""
+"""What poolkit has to say: neither a log handler nor an error may end the pool.
+
+All of it goes to one logger, `poolkit`. A record has an event, a pool and figures as fields of its
+own (``poolkit_event``, ``poolkit_pool``, ...), always these two. Whatever others have named or
+raised is escaped: it is never a line of its own.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import traceback
 import warnings
 from typing import TYPE_CHECKING
+
+from poolkit._text import Lines, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-logger = logging.getLogger("poolkit")
+_logger = logging.getLogger("poolkit")
+_logger.addHandler(logging.NullHandler())
 
 #: So many things are remembered as told.
 _MANY = 1000
+#: Characters of one text that are kept.
+_LONGEST = 4000
 
 
-def say(level: int, text: str, *arguments: object, error: BaseException | None = None) -> None:
-    """Log, whatever becomes of it."""
+def say(
+    level: int,
+    event: str,
+    text: str,
+    *arguments: object,
+    pool: str | None = None,
+    error: BaseException | None = None,
+    **fields: object,
+) -> None:
+    """Log, whatever becomes of it.
+
+    ``fields`` become attributes of the record, ``poolkit_`` before their names.
+    """
     with contextlib.suppress(Exception):
-        logger.log(level, text, *arguments, exc_info=error)
+        if not _logger.isEnabledFor(level):
+            return
+        named = {"event": event, "pool": pool, **fields}
+        path, line, function, _ = _logger.findCaller(stacklevel=2)
+        record = _logger.makeRecord(
+            _logger.name,
+            level,
+            path,
+            line,
+            text,
+            tuple(map(_safe, arguments)),
+            None if error is None else (type(error), error, error.__traceback__),
+            function,
+            {f"poolkit_{name}": _safe(value) for name, value in named.items()},
+        )
+        if error is not None:
+            record.exc_text = _traceback(error)
+        _logger.handle(record)
 
 
 def warn(text: str) -> None:
@@ -27,7 +66,20 @@ def warn(text: str) -> None:
     try:
         warnings.warn(text, ResourceWarning, stacklevel=2)
     except Exception:  # a warning made an error, or what shows warnings
-        say(logging.ERROR, "%s", text)
+        say(logging.ERROR, "left_open", "%s", Lines(text))
+
+
+def _safe(value: object) -> object:
+    """Return a figure as it is, and all else as a text that is one line."""
+    if value is None or isinstance(value, (int, float, Lines)):
+        return value
+    return one_line(str(value), _LONGEST)
+
+
+def _traceback(error: BaseException) -> str:
+    """Return a traceback whose lines are indented, lest one looks like a record."""
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    return "\n".join(f"  {one_line(line, _LONGEST)}" for line in lines)
 
 
 class Told:

@@ -8,6 +8,7 @@ import weakref
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
+from poolkit._core.reading import facts_of
 from poolkit._errors import (
     ConnectFailed,
     NotLeased,
@@ -199,6 +200,13 @@ def _shed(pool: str, waited: float, facts: Facts) -> str:
 
 def _failed(pool: str, cause: BaseException | None, facts: Facts) -> str:
     return f"pool {pool!r}: connecting failed: {_brief(cause)} ({facts.stats})"
+
+
+def long_wait(waiter: Waiter, state: PoolState, now: float) -> str:
+    """Return what to say of a caller that has waited for long."""
+    facts = facts_of(state, now)
+    what = "" if waiter.code is None else f" at {place_of(waiter)}"
+    return f"a caller{what} has waited for {now - waiter.since:.1f} s ({facts.stats}){_why(facts)}"
 
 
 def deadlock(pool: str, state: PoolState, circle: list[Waiter], now: float) -> PoolDeadlock:

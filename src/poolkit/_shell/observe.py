@@ -80,7 +80,7 @@ class Observer:
 EVENTS: Final[tuple[Event, ...]] = get_args(Event)
 
 #: What a caller tells at once. The state notes the others, to be told when its books are in order.
-_AT_ONCE: Final = ("acquire_began", "wait_ended", "leased")
+_AT_ONCE: Final[tuple[Event, ...]] = ("acquire_began", "wait_ended", "leased")
 _NEWS: Final[list[Event]] = [event for event in EVENTS if event not in _AT_ONCE]
 
 
@@ -118,10 +118,6 @@ class Observers:
         self._calls: dict[Event, tuple[tuple[object, Callable[..., object]], ...]] = {}
         self._failed: set[tuple[int, Event]] = set()
 
-    def __bool__(self) -> bool:
-        """Tell whether there is anybody."""
-        return bool(self._observers)
-
     def add(self, observer: object) -> None:
         """Tell this one as well, after those before it."""
         self._observers.append((observer, _methods_of(observer)))
@@ -145,6 +141,11 @@ class Observers:
     def hear(self, event: Event) -> bool:
         """Tell whether anybody has a method for an event."""
         return bool(self._calls[event])
+
+    @property
+    def hear_leases(self) -> bool:
+        """Tell whether anybody has a method for what callers do."""
+        return any(map(self.hear, (*_AT_ONCE, "released")))
 
     @property
     def hear_news(self) -> bool:

@@ -29,6 +29,7 @@ class Returning(Events[C]):
         slot: Any = lease._slot
         if lease._release_count != slot.release_count or not self._is_dead(slot.connection):
             return False
+        slot.reason = "broken"  # but not lost
         give_back = functools.partial(self._end_lease, lease, over, None)
         if self._runtime.where() in (self._runtime.home, BETWEEN):
             give_back()
@@ -161,6 +162,7 @@ class Returning(Events[C]):
         holder = slot.holder
         assert holder is not None
         self._state.learn(slot, self._runtime.now())
+        slot.reason = "broken"  # but not lost
         self._end_lost(slot)  # terminated: nobody knows what was going on with it
         self._hooks.tell(
             warn,

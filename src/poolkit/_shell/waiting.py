@@ -184,7 +184,7 @@ class Waiting(Living[C]):
             return  # somebody is being cancelled
         error = self._look(messages.deadlock, self.name, state, circle, self._runtime.now())
         if state.options.deadlock == "warn":
-            say(logging.WARNING, "%s", error)
+            say(logging.WARNING, "deadlock", "%s", error, pool=self.name)
             return
         self._tell(state.end_wait, waiter, "deadlocked", self._runtime.now())
         waiter.cause = error

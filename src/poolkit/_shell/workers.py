@@ -21,9 +21,9 @@ from poolkit._core.slot import NEVER
 from poolkit._driver import Verdict
 from poolkit._errors import PoolConfigError
 from poolkit._shell.at_work import Worker
+from poolkit._shell.driver_calls import LOST
 from poolkit._shell.eager import Eager
 from poolkit._shell.messages import place_of
-from poolkit._shell.reports import Reports
 from poolkit._shell.runtime import is_cancellation
 from poolkit._shell.upkeep import PERIOD
 from poolkit._shell.view_class import view_class
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from poolkit._driver import Driver
     from poolkit._shell.at_work import Once
     from poolkit._shell.driver_calls import Hooks
+    from poolkit._shell.reports import Reports
     from poolkit._shell.runtime import Runtime
 
 T = TypeVar("T")
@@ -76,6 +77,7 @@ class Workers(Eager):
         found_dead: Callable[[Slot], None],
         inbox: deque[Callable[[], object]],
         reset_succeeded: Callable[[Slot, float], None],
+        reports: Reports,
     ) -> None:
         super().__init__()
         self._inbox = inbox
@@ -83,7 +85,7 @@ class Workers(Eager):
         self._state = state
         self._driver = driver
         self._hooks = hooks
-        self._reports = Reports(hooks)
+        self._reports = reports
         self._runtime = runtime
         self._tell = tell
         self._carry_out = settle
@@ -270,7 +272,7 @@ class Workers(Eager):
             self._hooks.terminate(connection)
         if late:
             error = TimeoutError(f"connecting took longer than {options.connect_timeout} s")
-        self._reports.debug("connecting failed: %s", shown(error))
+        self._reports.debug("connect_failed", "connecting failed: %s", shown(error))
         verdict = Verdict.TRANSIENT if late else self._hooks.classify(error, None)
         if isinstance(error, PoolConfigError):  # whatever the driver makes of it
             verdict = Verdict.FATAL
@@ -342,7 +344,9 @@ class Workers(Eager):
                     _, error = await self._try("reset", worker, checkpoint)
             if error is not None or slot.state != "recycling":
                 break
-        self._reports.debug("terminating a connection: an operation outlived the reset")
+        self._reports.debug(
+            "reset_outlived", "terminating a connection: an operation outlived the reset"
+        )
         self._recycle_failed(slot, suspect_others=False)
 
     async def _attempt(
@@ -351,10 +355,15 @@ class Workers(Eager):
         """Await a ping or a reset; return whether it succeeded, having told the state if not."""
         self._limit(worker, limit)
         result, error = await self._try(job, worker, getattr(self._driver, job), slot.connection)
-        return self._judge(slot, worker, result, error)
+        return self._judge(slot, worker, result, error, job)
 
     def _judge(
-        self, slot: Slot, worker: Worker | Once, result: object, error: BaseException | None
+        self,
+        slot: Slot,
+        worker: Worker | Once,
+        result: object,
+        error: BaseException | None,
+        job: Literal["ping", "reset"] = "reset",
     ) -> tuple[bool, object]:
         """Return whether a ping or a reset succeeded, having told the state if not."""
         worker.limit_at = NEVER
@@ -363,10 +372,10 @@ class Workers(Eager):
         if error is None:
             return slot.state == "recycling", result
         verdict = self._hooks.classify(error, slot.connection)
-        is_known = verdict is Verdict.OK or isinstance(error, PoolConfigError)
-        self._reports.recycle_failed(error, refused=is_known)
-        gone = worker.is_late(error) or verdict is Verdict.SERVER_GONE
-        self._recycle_failed(slot, suspect_others=gone)
+        late, now = worker.is_late(error), self._runtime.now()
+        is_lost = verdict in LOST or self._hooks.is_dead(slot.connection)
+        self._reports.recycle_failed(job, error, verdict, now, late=late, lost=is_lost)
+        self._recycle_failed(slot, suspect_others=late or verdict is Verdict.SERVER_GONE)
         return False, None
 
     async def _close(self, slot: Slot, worker: Worker) -> None:
@@ -379,14 +388,14 @@ class Workers(Eager):
         if options.on_close is not None and is_healthy:
             _, error = await self._try("on_close", worker, options.on_close, connection)
             if error is not None:
-                self._reports.debug("on_close failed: %s", shown(error))
+                self._reports.debug("close_failed", "on_close failed: %s", shown(error))
         if slot.state == "closing" and not (worker.is_cancelled or self._is_ending()):
             _, error = await self._try("close", worker, self._driver.close, connection)
             if error is None and is_healthy:
                 self._tell(self._state.close_finished, slot, self._runtime.now())
                 return
             if error is not None:
-                self._reports.debug("closing a connection failed: %s", shown(error))
+                self._reports.debug("close_failed", "closing a connection failed: %s", shown(error))
         self._hooks.terminate(connection)
         self._tell(self._state.close_finished, slot, self._runtime.now())
 

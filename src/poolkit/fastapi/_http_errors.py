@@ -10,32 +10,55 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
+import weakref
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from fastapi import HTTPException, WebSocketException
 
+from poolkit._shell.log import say
+
 if TYPE_CHECKING:
     from poolkit._errors import PoolUnavailable
-
-logger = logging.getLogger("poolkit")
 
 DETAIL: Final = "the database is not available right now: try again shortly"
 _RETRY_AFTER: Final = 1  # seconds
 _TRY_AGAIN_LATER: Final = 1013  # the status of a WebSocket that is closed for this reason
+#: Seconds in which a kind of error is logged once for each route.
+_MINUTE: Final = 60.0
+#: When what was logged, by endpoint and kind.
+_logged: Final[weakref.WeakKeyDictionary[Any, dict[str, float]]] = weakref.WeakKeyDictionary()
 
 
-def make_answer(error: PoolUnavailable, label: str, *, websocket: bool) -> None:
+def make_answer(error: PoolUnavailable, endpoint: object, label: str, *, websocket: bool) -> None:
     """Turn an error into one that FastAPI answers; the long message goes to the log."""
     kind, answer = cast("Any", type(error)), cast("Any", error)
     if issubclass(kind, (HTTPException, WebSocketException)):
         return
-    logger.warning("%s: %s", label, error)
+    _log(error, kind.__name__, endpoint, label)
     if websocket:
         answer.__class__ = _answer_type(kind, WebSocketException)
         WebSocketException.__init__(answer, _TRY_AGAIN_LATER, DETAIL)
     else:
         answer.__class__ = _answer_type(kind, HTTPException)
         HTTPException.__init__(answer, 503, DETAIL, {"Retry-After": str(_RETRY_AFTER)})
+
+
+def _log(error: PoolUnavailable, kind: str, endpoint: object, label: str) -> None:
+    """Log an error, above DEBUG once a minute for each route and kind.
+
+    One with a cause, the database's own error, is of an outage, which the pool itself logs.
+    """
+    now = time.monotonic()
+    try:
+        logged = _logged.setdefault(endpoint, {})
+    except TypeError:  # nothing that can be referenced weakly
+        logged = {}
+    is_new = error.__cause__ is None and now >= logged.get(kind, -_MINUTE) + _MINUTE
+    if is_new:
+        logged[kind] = now
+    level = logging.WARNING if is_new else logging.DEBUG
+    say(level, "unavailable", "%s: %s", label, error, label=label, error_type=kind)
 
 
 @functools.lru_cache(maxsize=256)

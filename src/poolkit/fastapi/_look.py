@@ -174,6 +174,7 @@ def look() -> None:
     if missing:
         say(
             logging.WARNING,
+            "unknown_version",
             "fastapi %s with starlette %s does not have, where poolkit knows it: %s. poolkit does "
             "without; look for a newer poolkit, or take an older fastapi",
             fastapi.__version__,

@@ -123,12 +123,12 @@ class RequestLeases:
         That is, the first of a group of nothing else.
         """
         if isinstance(error, PoolUnavailable):
-            make_answer(error, self.label, websocket=self._is_websocket)
+            make_answer(error, self._called, self.label, websocket=self._is_websocket)
         elif isinstance(error, BaseExceptionGroup) and error.split(PoolUnavailable)[1] is None:
             first: Any = error
             while isinstance(first, BaseExceptionGroup):
                 first = first.exceptions[0]
-            make_answer(first, self.label, websocket=self._is_websocket)
+            make_answer(first, self._called, self.label, websocket=self._is_websocket)
             try:
                 raise first from first.__cause__
             finally:

@@ -11,15 +11,13 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from poolkit._shell.callsite import place, users_place
-from poolkit._shell.log import Told
+from poolkit._shell.log import Told, say
 from poolkit._shell.runtime import running_task
 from poolkit._shell.shared import OnePerPool, Shared
 
 if TYPE_CHECKING:
     from poolkit._shell.pool import Pool
     from poolkit.fastapi._request import RequestLeases
-
-logger = logging.getLogger("poolkit")
 
 #: The request that the running code belongs to, if it has any of the dependencies.
 current: Final = contextvars.ContextVar["RequestLeases | None"]("poolkit_request", default=None)
@@ -41,13 +39,17 @@ class SecondAcquire(Shared):
         elif request.label not in self._told and _is_second(request, pool, label):
             self._told.add(request.label)
             found = users_place(2)
-            logger.warning(
+            say(
+                logging.WARNING,
+                "second_acquire",
                 "%s holds a connection of pool %r and acquires another at %s: when all are held "
                 "like this, everybody waits for somebody else. Use the one it has, or give that "
                 "back first (depend on poolkit.fastapi.lazy, or on pool); told once for each route",
                 request.label,
                 pool.name,
                 "an unknown place" if found is None else place(*found),
+                pool=pool.name,
+                label=request.label,
             )
 
 

@@ -11,12 +11,10 @@ import logging
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
-from poolkit._shell.log import Told
+from poolkit._shell.log import Told, say
 
 if TYPE_CHECKING:
     from starlette.types import Scope
-
-logger = logging.getLogger("poolkit")
 
 _told: Final[weakref.WeakKeyDictionary[Any, Told]] = weakref.WeakKeyDictionary()
 
@@ -31,7 +29,9 @@ def advise(scope: Scope, label: str, what: str, instead: str) -> None:
     except TypeError:  # no application of Starlette's
         return
     if told.add((label, what)):
-        logger.warning(
+        say(
+            logging.WARNING,
+            "websocket_transaction",
             "%s depends on %s, which lasts as long as the WebSocket: nothing is committed before "
             "its end, and everything is rolled back if the client leaves first, also what it was "
             "told is saved. Instead, for each message: %s, and answer after the block; told once "
@@ -39,4 +39,5 @@ def advise(scope: Scope, label: str, what: str, instead: str) -> None:
             label,
             what,
             instead,
+            label=label,
         )

@@ -115,6 +115,7 @@ def tell_of(missing: list[str]) -> None:
     if new := [name for name in missing if _told.add(name)]:
         say(
             logging.WARNING,
+            "unknown_version",
             "SQLAlchemy %s has no %s: poolkit does without (said once): %s",
             sqlalchemy.__version__,
             ", ".join(new),

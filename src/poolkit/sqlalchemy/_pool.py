@@ -34,7 +34,8 @@ import poolkit
 from poolkit._core.slot import Slot
 from poolkit._errors import PoolClosed, PoolConfigError, WrongLoop
 from poolkit._errors import PoolTimeout as _PoolTimeout
-from poolkit._shell.callsite import place
+from poolkit._shell.callsite import indented, place
+from poolkit._shell.log import say
 from poolkit.sqlalchemy._internals import ConnectionRecord, await_only
 
 if TYPE_CHECKING:
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
 
     #: The innermost frame first: a code, and an offset in it.
     Stack = tuple[tuple[types.CodeType, int], ...]
-
-logger = logging.getLogger("poolkit")
 
 
 class PoolTimeout(_PoolTimeout, exc.TimeoutError):
@@ -282,12 +281,14 @@ class PoolkitPool(_Pool):
         view._poolkit_lease.end(_HERE, error)
 
     def _report(self, stack: Stack) -> None:
-        where = "".join(f"\n    {place(*frame)}" for frame in stack)
-        logger.error(
+        say(
+            logging.ERROR,
+            "never_given_back",
             "pool %r: a connection of SQLAlchemy's was never given back: whoever had it was "
             "garbage-collected. It is terminated. It was acquired at%s",
             self._lender.name,
-            where,
+            indented(place(*frame) for frame in stack),
+            pool=self._lender.name,
         )
 
     # -- the others ------------------------------------------------------------------------------

@@ -85,9 +85,11 @@ class MissingParts:
         if new:
             say(
                 logging.WARNING,
+                "unknown_version",
                 "%s: parts of asyncpg %s are not as poolkit knows them; has an agent replaced "
                 "them? The pool does without: %s",
                 pool,
                 getattr(asyncpg, "__version__", "?"),
                 "; ".join(f"{name} ({COSTS[name]})" for name in new),
+                pool=pool,
             )

@@ -15,6 +15,8 @@ from asyncpg import exceptions as pg
 from poolkit._driver import Verdict
 from poolkit._errors import PoolConfigError
 from poolkit._options import unknown_option
+from poolkit._shell.log import say
+from poolkit._text import shown
 from poolkit.drivers.asyncpg import _base as bases
 from poolkit.drivers.asyncpg import _errors as errors
 from poolkit.drivers.asyncpg import _internals as internals
@@ -40,8 +42,6 @@ if TYPE_CHECKING:
 
     from poolkit._url import URL
     from poolkit.drivers.asyncpg._codecs import LibraryCodecs
-
-logger = logging.getLogger("poolkit")
 
 
 class AsyncpgDriver(Telling):
@@ -194,7 +194,8 @@ class AsyncpgDriver(Telling):
             raise
         except (pg.SyntaxOrAccessError, pg.FeatureNotSupportedError) as error:
             # A server that is not PostgreSQL.
-            logger.debug("%s: returning to the base failed: %r", self.name, error)
+            text = "%s: returning to the base failed: %s"
+            say(logging.DEBUG, "survey_failed", text, self.name, shown(error), pool=self.name)
 
     async def set_up_library(self, c: Any, /) -> LibraryCodecs:
         """Capture what a library over the pool has set up on a connection, in a lease.
@@ -260,14 +261,16 @@ class AsyncpgDriver(Telling):
             ) from error
         except (pg.SyntaxOrAccessError, pg.FeatureNotSupportedError) as error:
             # A server that is not PostgreSQL: resets return to what the login begins with.
-            logger.log(
+            say(
                 logging.DEBUG if self._warned_of_base else logging.WARNING,
+                "base_unknown",
                 "%s: a reset here ends what %s has set up, such as a role or settings, because the "
-                "server does not say what that is (%r). Give settings in "
+                "server does not say what that is (%s). Give settings in "
                 "connect_kwargs={'server_settings': ...}, or set up in on_acquire",
                 self.name,
                 by,
-                error,
+                shown(error),
+                pool=self.name,
             )
             self._warned_of_base = True
             return None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from asyncpg import exceptions as pg
 
 from poolkit._shell.log import say
+from poolkit._text import shown
 from poolkit.drivers.asyncpg import _internals as internals
 from poolkit.drivers.asyncpg._reset import PIECES, UndoSQL
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from poolkit.drivers.asyncpg._settings import Settings
-
-logger = logging.getLogger("poolkit")
 
 _ALL: Final = UndoSQL()
 #: Tries whether the server runs DO blocks.
@@ -74,14 +73,24 @@ class Survey:
                 else:
                     await c.execute_own(";".join(texts))
             except pg.DivisionByZeroError:
-                logger.warning(
+                say(
+                    logging.WARNING,
+                    "pooler_found",
                     "%s: there is a pooler between this process and PostgreSQL. If it pools by "
                     "transaction, set pooler='transaction' (prepared statements fail there, or "
                     "meet those of other processes); if by session, pooler='session'",
                     pool,
+                    pool=pool,
                 )
             except pg.PostgresError as error:
-                logger.debug("%s: asking what the server can do failed: %r", pool, error)
+                say(
+                    logging.DEBUG,
+                    "survey_failed",
+                    "%s: asking what the server can do failed: %s",
+                    pool,
+                    shown(error),
+                    pool=pool,
+                )
                 if c.is_closed():  # the pool will notice; the next connection is examined again
                     self.knows_pooler &= not looks_for_pooler
                     return
@@ -149,10 +158,12 @@ class Survey:
             self._warned.add(server)
             say(
                 logging.WARNING,
+                "cannot_undo",
                 "%s: this server has no statement to undo: %s. The next lease finds what a lease "
                 "has left of these, if the server has such things at all",
                 pool,
                 ", ".join(missing),
+                pool=pool,
             )
 
 

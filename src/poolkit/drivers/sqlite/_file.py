@@ -116,6 +116,7 @@ class DatabaseFile:
         if known is not None and _differ(known.identity, found.identity):
             say(
                 logging.WARNING,
+                "file_replaced",
                 "the database file %s was replaced under open connections: each is renewed. What "
                 "was written to the old file since then is not in the new one",
                 shown(self.path),

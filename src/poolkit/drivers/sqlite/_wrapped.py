@@ -38,6 +38,7 @@ def look_for_wrappers(library: Any = None) -> None:
     for whose, names in passed.items():
         say(
             logging.WARNING,
+            "wrapped_library",
             "%s has replaced %s: poolkit's connections do not use it, so its traces of SQLite do "
             "not include them (said once). The pool's observers are told of connections; "
             "statements can be traced through SQLAlchemy",
