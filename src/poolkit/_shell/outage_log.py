@@ -115,7 +115,8 @@ class OutageLog:
         trouble.error = _text(error)
         if trouble.down_since is None:
             since = now - seconds
-            self._goes_down(trouble, min(since, trouble.lost_at or since))
+            lost_at = since if trouble.lost_at is None else trouble.lost_at
+            self._goes_down(trouble, min(since, lost_at))
         if state.phase == "open":
             self._say_began(trouble, now)
 
@@ -185,12 +186,15 @@ class OutageLog:
     # -- what it says ----------------------------------------------------------------------------
 
     def _look_at_opening(self, now: float) -> None:
-        first = next(iter(self._state.openers), None)
+        state = self._state
+        first = next(iter(state.openers), None)
         if first is None or now < first.since + _MOMENT:
             return
-        trouble = self._in_trouble(now)
-        if trouble.is_said or self._state.connected_total > trouble.before.connected:
+        if state.idle or state.leased or state.recycling:
             return  # it is merely slow
+        trouble = self._in_trouble(now)
+        if trouble.is_said:
+            return
         if trouble.down_since is None:
             self._goes_down(trouble, first.since)
         trouble.is_said = True
@@ -217,13 +221,14 @@ class OutageLog:
     def _say_began(self, trouble: _Trouble, now: float) -> None:
         if trouble.is_said:
             return
+        assert trouble.down_since is not None
         trouble.is_said = True
         idle, leased = self._lost(trouble, all_of_them=True)
         self._say(
             logging.WARNING,
             "outage_began",
             "the database cannot be reached: %s; %s (%s)",
-            trouble.error or f"no new connection for {now - (trouble.down_since or now):.1f} s",
+            trouble.error or f"no new connection for {now - trouble.down_since:.1f} s",
             self._losses_shown(idle, leased),
             self._state.stats(now),
             lost_idle=idle,
@@ -244,15 +249,18 @@ class OutageLog:
         }
         told = ", ".join(f"{n} {_OUTCOMES[name]}" for name, n in counts.items() if n)
         if trouble.is_said:
-            what = "the database can be reached again" if end == "reached" else "closed"
+            what = (
+                "the database can be reached again, after"
+                if end == "reached"
+                else "closed while the database could not be reached, for"
+            )
             self._say(
                 logging.INFO,
                 "outage_ended",
-                "%s: it could not be reached for %.1f s%s, %d attempts to connect failed%s; %s. "
-                "Callers were told: %s",
+                "%s %.1f s%s and %d failed attempts to connect%s; %s; callers were told: %s",
                 what,
                 trouble.seconds,
-                f" ({trouble.times} times)" if trouble.times > 1 else "",
+                f" in {trouble.times} pieces" if trouble.times > 1 else "",
                 trouble.attempts,
                 f", the last with {trouble.error}" if trouble.error else "",
                 self._losses_shown(idle, leased),
