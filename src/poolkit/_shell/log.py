@@ -27,6 +27,15 @@ _MANY = 1000
 _LONGEST = 4000
 
 
+class _Escaped(str):
+    """A text of one line: its `repr` escapes nothing a second time."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"'{self}'"
+
+
 def say(
     level: int,
     event: str,
@@ -73,7 +82,7 @@ def _safe(value: object) -> object:
     """Return a figure as it is, and all else as a text that is one line."""
     if value is None or isinstance(value, (int, float, Lines)):
         return value
-    return one_line(str(value), _LONGEST)
+    return _Escaped(one_line(str(value), _LONGEST))
 
 
 def _traceback(error: BaseException) -> str:

@@ -40,7 +40,7 @@ _MINUTE: Final = 60.0
 #: Causes of failed resets that are told.
 _MOST_CAUSES: Final = 20
 #: Characters of an error that are told.
-_LONGEST: Final = 500
+_LONGEST: Final = 1000
 #: What callers are told in an outage, by counter.
 _OUTCOMES: Final = {
     "timed_out": "PoolTimeout",
@@ -305,7 +305,7 @@ class OutageLog:
     def _lost(self, trouble: _Trouble, *, all_of_them: bool = False) -> tuple[int, int]:
         """Return how many connections were lost, idle or recycling, and leased."""
         new = {where: n - self._losses[where] for where, n in self._state.losses.items()}
-        explained = 0 if all_of_them else self._explained + sum(trouble.resets.values())
+        explained = self._explained + (0 if all_of_them else sum(trouble.resets.values()))
         return max(0, new["idle"] + new["recycling"] - explained), new["leased"]
 
     @staticmethod
