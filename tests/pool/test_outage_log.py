@@ -143,7 +143,7 @@ def test_outage_under_load_is_two_lines(run: Any, lines: Lines) -> None:
             assert ended.poolkit_timed_out == stats.timed_out > 0
             assert ended.poolkit_failed == stats.failed
             assert ended.poolkit_end == "reached"
-            assert f"{stats.timed_out} PoolTimeout" in text
+            assert f"{stats.timed_out} with PoolTimeout" in text
             assert f"and {stats.connect_failures} failed attempts" in text
             assert "4 connections were lost, 0 idle and 4 leased" in text
             group.cancel_scope.cancel()

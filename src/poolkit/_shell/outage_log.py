@@ -247,7 +247,7 @@ class OutageLog:
         counts = {
             name: max(0, getattr(stats, name) - getattr(trouble.before, name)) for name in _OUTCOMES
         }
-        told = ", ".join(f"{n} {_OUTCOMES[name]}" for name, n in counts.items() if n)
+        told = ", ".join(f"{n} with {_OUTCOMES[name]}" for name, n in counts.items() if n)
         if trouble.is_said:
             what = (
                 "the database can be reached again, after"
@@ -257,14 +257,14 @@ class OutageLog:
             self._say(
                 logging.INFO,
                 "outage_ended",
-                "%s %.1f s%s and %d failed attempts to connect%s; %s; callers were told: %s",
+                "%s %.1f s%s and %d failed attempts to connect%s; %s; %s",
                 what,
                 trouble.seconds,
                 f" in {trouble.times} pieces" if trouble.times > 1 else "",
                 trouble.attempts,
                 f", the last with {trouble.error}" if trouble.error else "",
                 self._losses_shown(idle, leased),
-                told or "nothing",
+                f"acquires that ended meanwhile: {told}" if told else "no acquire has failed",
                 end=end,
                 seconds=trouble.seconds,
                 times=trouble.times,
