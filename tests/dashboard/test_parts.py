@@ -367,7 +367,7 @@ async def test_pool_is_observed_until_the_last_request_has_ended() -> None:
         seen: list[int] = []
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
-            seen.append(len(pool._observers._observers) if pool._observers else 0)
+            seen.append(len(pool._all_observers._observers) - 1)
             await go[scope["number"]].wait()
 
         served = ServerTiming(app, pools=[pool])

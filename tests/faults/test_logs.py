@@ -75,7 +75,7 @@ async def test_server_stopped_for_seconds_under_load_is_two_lines(
     began, ended = (record for record in caplog.records if record.levelno >= logging.INFO)
     text = began.getMessage()
     assert text.startswith(f"pool 'shop' (127.0.0.1:{own_postgres.port}/")
-    assert "the database cannot be reached: " in text
+    assert "cannot connect to the database: " in text
     fields: Any = vars(ended)
     assert fields["poolkit_lost_idle"] + fields["poolkit_lost_leased"] == 8
     assert fields["poolkit_attempts"] >= 7

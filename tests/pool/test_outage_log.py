@@ -131,18 +131,18 @@ def test_outage_under_load_is_two_lines(run: Any, lines: Lines) -> None:
             assert lines.take() == [BEGAN, ENDED]
             text = began.getMessage()
             assert text.startswith(
-                "pool 'shop' (db.example:5432/shop): the database cannot be reached: "
+                "pool 'shop' (db.example:5432/shop): cannot connect to the database: "
                 "ConnectionRefusedError: connect call failed; "
             )
             text = ended.getMessage()
-            assert "the database can be reached again, after " in text
+            assert "connected to the database again, after " in text
             assert ended.poolkit_seconds == pytest.approx(5.0, abs=1.6)
             stats = pool.stats()
             assert ended.poolkit_attempts == stats.connect_failures > 3
             assert (ended.poolkit_lost_idle, ended.poolkit_lost_leased) == (0, 4)
             assert ended.poolkit_timed_out == stats.timed_out > 0
             assert ended.poolkit_failed == stats.failed
-            assert ended.poolkit_end == "reached"
+            assert ended.poolkit_end == "connected"
             assert f"{stats.timed_out} with PoolTimeout" in text
             assert f"and {stats.connect_failures} failed attempts" in text
             assert "4 connections were lost, 0 idle and 4 leased" in text
@@ -173,7 +173,7 @@ def test_error_that_does_not_pass_is_one_line_and_who_opens_is_told_by_it_alone(
                 await use(pool)
                 await anyio.sleep(1.0)
             text = lines.last("outage_began").getMessage()
-            assert "cannot be reached: Fault: password authentication failed" in text
+            assert "cannot connect to the database: Fault: password authentication failed" in text
             assert lines.take() == [BEGAN]
             driver.error = None
             await anyio.sleep(10.0)
@@ -292,7 +292,7 @@ def test_outage_that_ends_with_the_pool_is_two_lines(run: Any, lines: Lines) -> 
             await pool.aclose()
             ended = lines.last("outage_ended")
             assert ended.poolkit_end == "closed"
-            assert "closed while the database could not be reached, for 3.0 s" in ended.getMessage()
+            assert "closed without a connection to the database, after 3.0 s" in ended.getMessage()
             assert lines.take() == [ENDED]
         driver.error = None
         async with pool:
@@ -314,7 +314,7 @@ def test_pool_closed_just_after_an_outage_says_that_it_was_over(run: Any, lines:
             driver.error = None
             await anyio.sleep(1.6)
             assert lines.take() == [BEGAN]
-        assert lines.last("outage_ended").poolkit_end == "reached"
+        assert lines.last("outage_ended").poolkit_end == "connected"
         assert lines.take() == [ENDED]
 
     run(main)

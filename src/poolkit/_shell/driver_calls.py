@@ -270,6 +270,7 @@ class Hooks:
             better = self._restate(error, slot.connection)
             if better is not None:
                 better.__dict__[HEEDED] = id(slot.connection)
+                self.why_lost = told(better)
         except BaseException as rude:
             self.report("restate", rude)
             return None

@@ -162,7 +162,7 @@ class OutageLog:
             self._say_began(trouble, now)
         elif trouble.times:
             if now >= trouble.up_at + self._settle:
-                self._say_over(trouble, now, "reached")
+                self._say_over(trouble, now, "connected")
         elif now >= trouble.since + _MOMENT:
             self._look_at_losses(trouble, now)
         if self._trouble is None or not self._trouble.times:
@@ -176,7 +176,7 @@ class OutageLog:
         if not trouble.times:
             self._say_losses(trouble, now)
         elif trouble.down_since is None:
-            self._say_over(trouble, now, "reached")
+            self._say_over(trouble, now, "connected")
         else:
             trouble.seconds += now - trouble.down_since
             self._say_over(trouble, now, "closed")
@@ -227,7 +227,7 @@ class OutageLog:
         self._say(
             logging.WARNING,
             "outage_began",
-            "the database cannot be reached: %s; %s (%s)",
+            "cannot connect to the database: %s; %s (%s)",
             trouble.error or f"no new connection for {now - trouble.down_since:.1f} s",
             self._losses_shown(idle, leased),
             self._state.stats(now),
@@ -237,28 +237,24 @@ class OutageLog:
 
     def _say_over(self, trouble: _Trouble, now: float, end: str) -> None:
         """Say that an outage is over, if it was said that it has begun."""
-        if now < self._over_at + _SERIES:
-            self._settle = min(2.0 * self._settle, _SETTLE_MOST)
-        else:
-            self._settle = _SETTLE
-        self._over_at = now
-        idle, leased = self._lost(trouble, all_of_them=True)
-        stats = self._state.stats(now)
-        counts = {
-            name: max(0, getattr(stats, name) - getattr(trouble.before, name)) for name in _OUTCOMES
-        }
-        told = ", ".join(f"{n} with {_OUTCOMES[name]}" for name, n in counts.items() if n)
         if trouble.is_said:
-            what = (
-                "the database can be reached again, after"
-                if end == "reached"
-                else "closed while the database could not be reached, for"
-            )
+            is_one_more = now < self._over_at + _SERIES
+            self._settle = min(2.0 * self._settle, _SETTLE_MOST) if is_one_more else _SETTLE
+            self._over_at = now
+            idle, leased = self._lost(trouble, all_of_them=True)
+            stats = self._state.stats(now)
+            counts = {
+                name: max(0, getattr(stats, name) - getattr(trouble.before, name))
+                for name in _OUTCOMES
+            }
+            told = ", ".join(f"{n} with {_OUTCOMES[name]}" for name, n in counts.items() if n)
             self._say(
                 logging.INFO,
                 "outage_ended",
-                "%s %.1f s%s and %d failed attempts to connect%s; %s; %s",
-                what,
+                "%s %.1f s%s and %d failed attempts%s; %s; %s",
+                "connected to the database again, after"
+                if end == "connected"
+                else "closed without a connection to the database, after",
                 trouble.seconds,
                 f" in {trouble.times} pieces" if trouble.times > 1 else "",
                 trouble.attempts,

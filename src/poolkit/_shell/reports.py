@@ -26,7 +26,8 @@ class Reports:
 
     def debug(self, event: str, text: str, *arguments: object) -> None:
         """Log what only somebody wants to know who looks for it."""
-        self._hooks.tell(say, logging.DEBUG, event, text, *arguments, pool=self._hooks.pool)
+        pool = self._hooks.pool
+        self._hooks.tell(say, logging.DEBUG, event, f"pool %r: {text}", pool, *arguments, pool=pool)
 
     def left_behind(self, note: str, place: str) -> None:
         """Log what a reset has undone, once for the place that acquired."""
