@@ -35,12 +35,13 @@ wrong: list[str] = []
 
 
 class Noting(logging.Handler):
-    """Keeps what is said aloud, but for what leases have left."""
+    """Keeps what is said aloud, but for what leases have left, and what that costs."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep one."""
         text = record.getMessage()
-        if record.levelno >= logging.WARNING and "was left behind" not in text:
+        event = getattr(record, "poolkit_event", None)
+        if record.levelno >= logging.WARNING and event not in ("left_behind", "reset_failed"):
             warned.append(text)
 
 

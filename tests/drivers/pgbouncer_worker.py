@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import logging
 import multiprocessing
 import sys
 from collections import Counter
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     Part = Callable[["Work", int], Awaitable[int]]
 
+logging.basicConfig()  # to standard error
 
 TABLES = """
     CREATE TABLE work (name text, n int);

@@ -406,6 +406,26 @@ def test_failed_resets_are_one_warning_for_each_cause(run: Any, lines: Lines) ->
 
 
 @RUNNERS
+def test_failed_resets_with_ever_new_causes_are_a_few_warnings(run: Any, lines: Lines) -> None:
+    """All at once, or one after the other."""
+    driver = Database()
+
+    async def main() -> None:
+        causes = [chr(ord("a") + n) * 3 for n in range(26)]
+        async with Pool(driver, name=NAME, min_size=26, max_size=26) as pool:
+            for pause in (0.0, 2.0):
+                driver.script["reset"] = [Boom(f"{cause} {pause}") for cause in causes]
+                for _ in causes:
+                    async with pool.acquire() as conn:
+                        await conn.query()
+                    await anyio.sleep(pause)
+                await anyio.sleep(3.0)
+            assert lines.take() == [("WARNING", "reset_failed")] * 20
+
+    run(main)
+
+
+@RUNNERS
 def test_opening_says_after_a_second_that_it_waits(run: Any, lines: Lines) -> None:
     """For a database that is down, and for one that does not answer; it is over when it is there."""
     driver = Database()

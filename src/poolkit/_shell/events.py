@@ -205,7 +205,7 @@ class Events(Generic[C]):
         self._runtime.mind_alarm()
         self._tell(self._bury_the_dead)
         self._tell(self._hooks.tell, self._leaks.look, self._runtime.now())
-        self._tell(self._outages.look, self._runtime.now())
+        self._tell(self._hooks.tell, self._outages.look, self._runtime.now())
         self._on_alarm()
 
     def _bury_the_dead(self) -> None:

@@ -363,7 +363,7 @@ class Living(Returning[C]):
             self._held_at_end = self.leases()
             self._tell(self._end_leases)
             self._tell(self._state.abort, cause)
-            self._tell(self._outages.end, self._runtime.now())
+            self._tell(self._hooks.tell, self._outages.end, self._runtime.now())
             self._carry_out()
             life.cancel()
         life.changed()

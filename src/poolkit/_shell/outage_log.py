@@ -64,7 +64,8 @@ class _Trouble:
         self.up_at = -NEVER
         self.times = 0
         self.is_said = False
-        self.resets: dict[str, int] = {}  # that have failed, by cause
+        self.failed_resets = 0
+        self.causes: dict[str, None] = {}  # why they have failed; a few
 
 
 class OutageLog:
@@ -114,9 +115,7 @@ class OutageLog:
         trouble.attempts += 1
         trouble.error = _text(error)
         if trouble.down_since is None:
-            since = now - seconds
-            lost_at = since if trouble.lost_at is None else trouble.lost_at
-            self._goes_down(trouble, min(since, lost_at))
+            self._goes_down(trouble, now - seconds)
         if state.phase == "open":
             self._say_began(trouble, now)
 
@@ -145,9 +144,10 @@ class OutageLog:
 
     def reset_failed(self, error: BaseException, now: float) -> None:
         """Note that the reset has failed of a connection that is not known to be dead."""
-        resets, text = self._in_trouble(now).resets, _text(error)
-        if text in resets or len(resets) < _MOST_CAUSES:
-            resets[text] = resets.get(text, 0) + 1
+        trouble = self._in_trouble(now)
+        trouble.failed_resets += 1
+        if len(trouble.causes) < _MOST_CAUSES:
+            trouble.causes[_text(error)] = None
 
     def look(self, now: float) -> None:
         """Say what is to be said by now; call once a second."""
@@ -157,7 +157,7 @@ class OutageLog:
         if state.phase == "opening":
             self._look_at_opening(now)
         elif trouble is None:
-            pass
+            self._hooks.why_lost = None  # of a connection that was told of
         elif trouble.down_since is not None:
             self._say_began(trouble, now)
         elif trouble.times:
@@ -273,7 +273,7 @@ class OutageLog:
 
     def _say_losses(self, trouble: _Trouble, now: float) -> None:
         """Say what was lost though the database can be reached; and which resets have failed."""
-        for text in trouble.resets:
+        for text in trouble.causes:
             cause = re.sub(r"\d+", "#", text)
             if cause not in self._causes and len(self._causes) < _MOST_CAUSES:
                 self._causes.add(cause)
@@ -301,7 +301,7 @@ class OutageLog:
     def _lost(self, trouble: _Trouble, *, all_of_them: bool = False) -> tuple[int, int]:
         """Return how many connections were lost, idle or recycling, and leased."""
         new = {where: n - self._losses[where] for where, n in self._state.losses.items()}
-        explained = self._explained + (0 if all_of_them else sum(trouble.resets.values()))
+        explained = self._explained + (0 if all_of_them else trouble.failed_resets)
         return max(0, new["idle"] + new["recycling"] - explained), new["leased"]
 
     @staticmethod
