@@ -43,7 +43,7 @@ def test_refusals_are_a_warning_once_a_minute_for_each_route(
     """The others are there at DEBUG."""
     caplog.set_level(logging.DEBUG, "poolkit")
     now = [1000.0]
-    monkeypatch.setattr(_http_errors.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("poolkit.fastapi._http_errors.monotonic", lambda: now[0])
     pool: Pool[Any] = Pool(FakeDriver(), max_size=1, max_waiting=0, name="shop")
     with TestClient(make(pool)) as client:
         assert client.portal is not None

@@ -57,7 +57,7 @@ class Database(FullDriver):
     async def step(self, call: str) -> None:
         """Be away."""
         await super().step(call)
-        while self.hangs and call in ("connect", "ping", "reset"):
+        while self.hangs and call in ("connect", "ping", "reset"):  # noqa: ASYNC110
             await anyio.sleep(0.1)
         if self.error is not None and call == "connect":
             raise self.error
@@ -229,7 +229,7 @@ def test_connections_lost_again_and_again_are_one_line_a_minute(run: Any, lines:
             said = [record.poolkit_lost_leased for record in lines.records()]
             assert 5 <= len(said) <= 6
             assert sum(said) > 400
-            assert {line for line in lines.take()} == {("WARNING", "connections_lost")}
+            assert set(lines.take()) == {("WARNING", "connections_lost")}
 
     run(main)
 
@@ -483,7 +483,7 @@ def test_what_a_holder_closes_or_drops_is_not_lost(run: Any, lines: Lines) -> No
             await anyio.sleep(5.0)
             conn = await pool.acquire()
             await conn.query()
-            with pytest.warns(ResourceWarning, match="never released"):
+            with pytest.warns(ResourceWarning, match="never released"):  # noqa: PT031
                 del conn
                 gc.collect()
                 await anyio.sleep(5.0)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
 import weakref
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from fastapi import HTTPException, WebSocketException
@@ -49,7 +49,7 @@ def _log(error: PoolUnavailable, kind: str, endpoint: object, label: str) -> Non
 
     One with a cause, the database's own error, is of an outage, which the pool itself logs.
     """
-    now = time.monotonic()
+    now = monotonic()
     try:
         logged = _logged.setdefault(endpoint, {})
     except TypeError:  # nothing that can be referenced weakly
