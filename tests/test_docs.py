@@ -52,6 +52,7 @@ PARAMETERS: dict[str, frozenset[str]] = {
         {"timeout", "label", "isolation", "readonly", "deferrable", "mode"}
     ),
     "poolkit.fastapi.router": frozenset(inspect.signature(poolkit.fastapi.router).parameters),
+    "poolkit.otel.instrument": frozenset(inspect.signature(poolkit.otel.instrument).parameters),
     "poolkit.CoDel": frozenset(inspect.signature(poolkit.CoDel).parameters),
 }
 #: By any driver's own name for it.
