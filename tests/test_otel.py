@@ -315,6 +315,8 @@ def test_what_is_no_pool_is_refused(given: Any) -> None:
     """Without being quoted."""
     with pytest.raises(PoolConfigError, match=r"instrument\(\) was given an object of type \w+"):
         otel.instrument(given)
+    with pytest.raises(PoolConfigError, match=r"uninstrument\(\) was given an object of"):
+        otel.uninstrument(given)
     for size in (0, -1, 1.5, True, "10"):
         with pytest.raises(PoolConfigError, match="buffer_size="):
             otel.instrument(Pool(FakeDriver()), buffer_size=size)  # type: ignore[arg-type]
@@ -332,6 +334,8 @@ async def test_nothing_holds_an_instrumented_pool(metrics: Metrics) -> None:
     gc.collect()
     assert gone() is None
     assert metrics.numbers() == {"create_time": (1, metrics.numbers()["create_time"][1])}
+    otel.instrument(Pool(FakeDriver()), metrics.provider)
+    assert len(otel._meters[metrics.provider].measured) <= 1
 
 
 def test_global_provider_that_is_set_later_is_reported_to() -> None:

@@ -89,10 +89,7 @@ def instrument(
 
     Raises `PoolConfigError` for what is no pool.
     """
-    if not isinstance(pool, Pool):
-        raise PoolConfigError(
-            f"instrument() was given an object of type {type(pool).__name__}: give a pool"
-        )
+    _check(pool, "instrument")
     if not isinstance(buffer_size, int) or isinstance(buffer_size, bool) or buffer_size < 1:
         raise PoolConfigError(f"buffer_size={buffer_size!r} is not a whole number from 1 up")
     tracer = None
@@ -105,20 +102,26 @@ def instrument(
         if tracer is not None:
             measures = _Traced(pool, meter, buffer_size, tracer)
         _instrumented[pool] = weakref.ref(measures)
-        meter.measured = (*meter.measured, weakref.ref(measures))
+        meter.measured = (*meter.without(None), weakref.ref(measures))
         measures.stop = pool.observe(measures)
 
 
 def uninstrument(pool: Pool[Any]) -> None:
     """Report a pool's metrics no more; what was measured before is still recorded."""
+    _check(pool, "uninstrument")
     with _lock:
         found = _instrumented.pop(pool, None)
         measures = None if found is None else found()
         if measures is not None:
             measures.stop()
-            meter = measures.meter
-            meter.measured = tuple(ref for ref in meter.measured if ref() not in (measures, None))
-            meter.record(measures)
+            measures.meter.measured = measures.meter.without(measures)
+            measures.meter.record(measures)
+
+
+def _check(pool: object, function: str) -> None:
+    if not isinstance(pool, Pool):
+        kind = type(pool).__name__
+        raise PoolConfigError(f"{function}() was given an object of type {kind}: give a pool")
 
 
 class _Measures:
@@ -211,6 +214,10 @@ class _Meter:
             meter.create_observable_up_down_counter(name, [self._read(read)], unit, what)
         for name, unit, read, what in _COUNTERS:
             meter.create_observable_counter(name, [self._read(read)], unit, what)
+
+    def without(self, gone: _Measures | None) -> tuple[weakref.ref[_Measures], ...]:
+        """Return what is measured, but for one and for what was collected."""
+        return tuple(ref for ref in self.measured if ref() not in (gone, None))
 
     def record(self, measures: _Measures) -> None:
         """Record what a pool has measured."""
