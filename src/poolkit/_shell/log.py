@@ -60,7 +60,7 @@ def say(
             path,
             line,
             text,
-            tuple(map(_safe, arguments)),
+            tuple(map(_argument, arguments)),
             None if error is None else (type(error), error, error.__traceback__),
             function,
             {f"poolkit_{name}": _safe(value) for name, value in named.items()},
@@ -82,7 +82,12 @@ def _safe(value: object) -> object:
     """Return a figure as it is, and all else as a text that is one line."""
     if value is None or isinstance(value, (int, float, Lines)):
         return value
-    return _Escaped(one_line(str(value), _LONGEST))
+    return one_line(str(value), _LONGEST)
+
+
+def _argument(value: object) -> object:
+    safe = _safe(value)
+    return _Escaped(safe) if type(safe) is str else safe
 
 
 def _traceback(error: BaseException) -> str:
