@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from anyio import CapacityLimiter, from_thread, to_thread
 from anyio.lowlevel import current_token
 
+from poolkit._shell.log import say
 from poolkit._snapshots.folder import own_name
 from poolkit._text import told
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from poolkit._snapshots.folder import Folder, Snapshot
-
-logger = logging.getLogger("poolkit")
 
 #: Seconds between two snapshots.
 EVERY: Final = 1.0
@@ -159,7 +158,7 @@ class Exchange:
         trouble = type(error).__name__
         if not (self.trouble or self.has_ended):
             text = "no snapshot of this process in %s: %s"
-            logger.warning(text, self._folder.path, told(error))
+            say(logging.WARNING, "no_snapshot", text, self._folder.path, told(error))
         self.trouble = trouble
 
 
