@@ -23,6 +23,7 @@ from poolkit._errors import (
     TransactionEnded,
     WrongLoop,
 )
+from poolkit._histogram import Histogram
 from poolkit._options import Options, PoolOptions
 from poolkit._shell.labels import labelled
 from poolkit._shell.lease import Lease
@@ -46,6 +47,7 @@ __all__ = [
     "CoDel",
     "ConnectFailed",
     "Driver",
+    "Histogram",
     "Lease",
     "LeaseInfo",
     "NotLeased",

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from poolkit._text import one_line
 
+from poolkit._histogram import EMPTY, EMPTY_FROM_0, Histogram
+
 if TYPE_CHECKING:
     import types
     from collections.abc import Callable, Mapping
@@ -19,7 +21,10 @@ _LONGEST_NAME: Final = 200
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PoolStats:
-    """A snapshot of a pool: its sizes now, and counters of what has happened since it was made."""
+    """A snapshot of a pool: its sizes now, and counters of what has happened since it was made.
+
+    Counters and histograms go on when a closed pool is opened again.
+    """
 
     max_size: int
     capacity: int
@@ -70,6 +75,26 @@ class PoolStats:
     retired: Mapping[str, int]
     """Connections closed, by reason: ``expired``, ``unused``, ``used_up``, ``stale``, ``broken``,
     ``derived``, ``surplus``, ``pool_closed``. Every reason is a key, also if its number is 0."""
+
+    wait_times: Histogram = EMPTY_FROM_0
+    """How long those waited who were given a connection. The first bucket, of 0 s, are those that
+    found one idle. In all they are `direct` and `waited`, and the few who were given one and ended
+    otherwise: cancelled at that moment, or by an error of ``on_acquire``."""
+    use_times: Histogram = EMPTY
+    """How long connections were leased: every lease that has ended. With those that are `leased`
+    now, they are as many as `wait_times`."""
+    create_times: Histogram = EMPTY
+    """How long it took to open a connection, ``on_connect`` included: those `connected`."""
+    leased_at_once: tuple[int, ...] = (0,)
+    """How many leases began as the only one at that moment (element 1), as the second one (element
+    2), and so on. The last element is of the most connections that there have been at once."""
+    open_for: float = 0.0
+    """Seconds that the pool has been open."""
+
+    @property
+    def most_leased(self) -> int:
+        """The most connections that were leased at once."""
+        return max((n for n, leases in enumerate(self.leased_at_once) if leases), default=0)
 
     @property
     def size(self) -> int:

@@ -94,7 +94,7 @@ def test_invariants_hold_in_every_state(name: str) -> None:
 
 
 #: The modules that decide together, each after those it imports.
-PARTS = ("slots", "line", "fitness", "supply", "placement", "lifecycle", "unreset", "state")
+PARTS = ("line", "slots", "tally", "fitness", "supply", "placement", "lifecycle", "unreset", "state")
 
 
 def planted(old: str, new: str) -> type[PoolState]:
@@ -210,7 +210,7 @@ def test_planted_service_after_the_deadline_is_found(late: str) -> None:
 
 def test_planted_facts_of_what_came_after_the_deadline_are_found() -> None:
     """Told too late: who held the connection has given it back, and nothing is leased."""
-    used_at = "slot.used_at = slot.job_began_at"
+    used_at = "self._count_use(slot, now)\n        slot.used_at = slot.job_began_at"
     overdue = "if self.queue and self.line.next_deadline() <= now:"
     early = f"{overdue}\n            self._end_overdue(now)\n        {used_at}"
     check_found("I13", early, used_at, "a deadline that passes")

@@ -195,8 +195,8 @@ def test_reopened_pool_has_forgotten_its_overload() -> None:
     office = Office()
     office.join(1000.0)
     office.serve(1000.3)
-    office.state.close()
-    office.state.abort(None)
+    office.state.close(1000.3)
+    office.state.abort(1000.3, None)
     office.state.open(Waiter(NEVER, None), 0.0)
     job, slot = office.state.to_start.popleft()
     assert job == "connect"

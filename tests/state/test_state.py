@@ -335,7 +335,7 @@ def test_no_alarm_rings_for_an_age_that_is_far() -> None:
     assert desk.state.next_tick() == NEVER
     desk.tick(56.0)
     assert desk.state.next_tick() == 57.0
-    desk.state.close()
+    desk.state.close(desk.now)
     assert desk.state.next_tick() == NEVER
 
 
@@ -676,7 +676,7 @@ def test_close_decides_at_once() -> None:
     desk.take()
     waiter = desk.join()
     connecting = desk.begin("connect")
-    desk.state.close()
+    desk.state.close(desk.now)
     assert waiter.outcome == "closed"
     desk.release(leased)
     assert leased.reason == "pool_closed"
@@ -690,7 +690,7 @@ def test_collapse_terminates_all_and_ends_the_leases() -> None:
     desk = Desk(min_size=3).open()
     leased = desk.take()
     turn = leased.release_count
-    desk.state.abort(None)
+    desk.state.abort(desk.now, None)
     assert sorted(desk.state.to_terminate) == ["c1", "c2", "c3"]
     assert (desk.state.size, desk.state.phase) == (0, "closed")
     assert leased.release_count == turn + 1
@@ -832,7 +832,7 @@ def test_connect_that_is_slow_rings_no_alarm_after_the_close() -> None:
     desk.begin("connect")
     desk.begin("connect")
     desk.tick(3.0)
-    desk.state.close()
+    desk.state.close(desk.now)
     assert desk.state.next_tick() == NEVER
 
 
@@ -1091,8 +1091,8 @@ def test_reopened_pool_measures_by_its_new_clock() -> None:
     desk = Desk().open()
     desk.now = 1000.0
     desk.state.renew(desk.now)
-    desk.state.close()
-    desk.state.abort(None)
+    desk.state.close(desk.now)
+    desk.state.abort(desk.now, None)
     desk.now = 0.0
     desk.state.open(desk.waiter(), desk.now)
     assert desk.state.renewed_at < desk.now

@@ -35,7 +35,7 @@ def test_stats_count_every_end_of_a_wait_once() -> None:
     desk.fail(Verdict.FATAL)
     desk.tick(60.0)
     desk.join()
-    desk.state.close()
+    desk.state.close(desk.now)
     stats = desk.state.stats(desk.now)
     assert (stats.direct, stats.waited, stats.timed_out, stats.cancelled) == (1, 1, 1, 2)
     assert (stats.busy, stats.failed, stats.closed) == (1, 1, 1)
@@ -172,7 +172,7 @@ def test_given_and_taken_back_before_it_was_noticed_is_not_released_again() -> N
     waiter = desk.join()
     desk.release(slot)
     assert waiter.slot is slot
-    desk.state.close()
+    desk.state.close(desk.now)
     desk.state.abandon_leases(desk.now)
     desk.state.give_up(waiter, desk.now)
     assert slot.state == "gone"
@@ -247,7 +247,7 @@ def test_connection_that_arrives_after_the_end_is_terminated() -> None:
     desk = Desk(min_size=0, max_size=1).open()
     desk.join()
     slot = desk.begin("connect")
-    desk.state.abort(None)
+    desk.state.abort(desk.now, None)
     desk.state.connect_succeeded(slot, "late", desk.now)
     assert list(desk.state.to_terminate) == ["late"]
     assert desk.state.connected_total == 0
@@ -264,7 +264,7 @@ def test_outcomes_of_jobs_after_the_end_change_nothing() -> None:
     desk.state._schedule_jobs(desk.now)
     connect = desk.begin("connect")
     cause = OSError("the loop has failed")
-    desk.state.abort(cause)
+    desk.state.abort(desk.now, cause)
     assert sorted(desk.state.to_terminate) == ["c1", "c2", "c3"]
     assert gone(desk.state) == {"unused": 1, "pool_closed": 2}
     assert not desk.state.to_start
@@ -285,7 +285,7 @@ def test_collapse_tells_those_who_wait_why() -> None:
     desk.state.open(opener, desk.now)
     waiter = desk.join()
     cause = OSError("the loop has failed")
-    desk.state.abort(cause)
+    desk.state.abort(desk.now, cause)
     assert (opener.outcome, opener.cause) == ("closed", cause)
     assert (waiter.outcome, waiter.cause) == ("closed", cause)
     assert list(desk.state.to_wake) == [opener, waiter]
@@ -297,7 +297,7 @@ def test_close_ends_an_outage() -> None:
     desk.join()
     desk.fail()
     assert desk.state.last_error is not None
-    desk.state.close()
+    desk.state.close(desk.now)
     assert desk.state.last_error is None
 
 
@@ -346,7 +346,7 @@ def test_abandoned_lease_is_terminated_and_its_handle_is_dead() -> None:
     quiet, busy = desk.take(), desk.take()
     busy.busy = 1
     turns = quiet.release_count, busy.release_count
-    desk.state.close()
+    desk.state.close(desk.now)
     desk.state.abandon_leases(5.0)
     assert (quiet.release_count, busy.release_count) == (turns[0] + 1, turns[1] + 1)
     assert quiet.state == "gone"
@@ -362,7 +362,7 @@ def test_leased_connection_outlives_neither_a_close_nor_a_reopening() -> None:
     """It is of the life before."""
     desk = Desk(max_size=1).open()
     slot = desk.take()
-    desk.state.close()
+    desk.state.close(desk.now)
     desk.state.open(desk.waiter(), desk.now)
     desk.release(slot, touched=False)
     assert (slot.state, slot.reason) == ("closing", "pool_closed")
@@ -779,7 +779,7 @@ def test_connect_that_was_begun_before_the_close_says_nothing_when_it_fails() ->
     desk = Desk(min_size=0).open()
     desk.join()
     slot = desk.begin("connect")
-    desk.state.close()
+    desk.state.close(desk.now)
     desk.state.connect_failed(slot, OSError(), Verdict.FATAL, desk.now)
     assert (desk.state.connect_failures, desk.state.outage, desk.state.size) == (0, None, 0)
 
@@ -878,7 +878,7 @@ def test_connection_that_comes_back_to_a_closed_pool_goes_for_that_reason() -> N
     """Worn out or not."""
     desk = Desk(max_size=1, max_uses=1).open()
     slot = desk.take()
-    desk.state.close()
+    desk.state.close(desk.now)
     desk.release(slot)
     assert slot.reason == "pool_closed"
 
@@ -967,7 +967,7 @@ def test_reasons_of_the_end_are_counted() -> None:
     slot = desk.take()
     desk.state.release_dirty(slot, desk.now)
     desk.state.recycle_failed(desk.begin("reset"), desk.now, suspect_others=False)
-    desk.state.close()
+    desk.state.close(desk.now)
     assert gone(desk.state) == {"broken": 1, "pool_closed": 1}
 
 
@@ -998,7 +998,7 @@ def test_refused_waiter_that_is_cancelled_before_it_notices_counts_as_cancelled(
     desk.take()
     waiter = desk.join(patience=1.0)
     if end == "closed":
-        desk.state.close()
+        desk.state.close(desk.now)
     else:
         desk.now = 2.0
         desk.state.tick(desk.now)

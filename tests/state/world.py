@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from poolkit import Options, Verdict
 from poolkit._core.slot import NEVER, Slot, Waiter
 from poolkit._core.state import PoolState
@@ -15,6 +17,8 @@ from poolkit.testing._invariants import check_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from poolkit import PoolStats
 
 #: What to do next: the name of a method of `World`, and its arguments.
 Event = tuple[Any, ...]
@@ -70,6 +74,11 @@ class World:
         self.held = 0  # as the event began
         self.turned_away = False  # somebody, a moment ago
         self.attempt_at = -NEVER  # the last connect began
+        self.connected = 0  # those that the pool has kept
+        self.direct = 0  # acquires that found a connection idle
+        self.lost = 0  # those whose caller was given a connection and had gone
+        self.most_leased = 0
+        self.open_for = 0.0
 
     # -- events ----------------------------------------------------------------------------------
 
@@ -120,8 +129,11 @@ class World:
     def do(self, event: Event) -> None:
         """Let something happen, and check everything."""
         name, *arguments = event
+        was_open, began_at = self.state.is_open, self.now
         getattr(self, name)(*arguments)
         self.settle()
+        self.open_for += was_open * (self.now - began_at)
+        self.most_leased = max(self.most_leased, len(self.state.leased))
         self.check()
 
     def open(self) -> None:
@@ -138,6 +150,7 @@ class World:
         if slot is not None:
             assert not waiting, "I4: barging"
             self.check_handed_out(slot)
+            self.direct += 1
             caller.slot = slot
             return
         caller.waiter = Waiter(self.now + patience, None)
@@ -155,6 +168,7 @@ class World:
         """Cancel a caller who waits, or was served and has not noticed yet."""
         caller = self.callers[i]
         assert caller.waiter is not None
+        self.lost += caller.waiter.slot is not None
         self.state.give_up(caller.waiter, self.now)
         if caller in self.line:
             self.line.remove(caller)
@@ -220,6 +234,7 @@ class World:
         job = self.at_work.pop(slot)
         if job == "connect" and outcome == "ok":
             self.opened += 1
+            self.connected += slot.state == "connecting"  # else given up meanwhile
             self.alive.add(connection := self.opened)
             self.proved_at[slot] = self.now
             self.state.connect_succeeded(slot, connection, self.now)
@@ -323,7 +338,7 @@ class World:
 
     def close(self) -> None:
         """Close politely."""
-        self.state.close()
+        self.state.close(self.now)
         assert not self.state.queue
         assert not self.state.idle
 
@@ -335,7 +350,7 @@ class World:
 
     def collapse(self) -> None:
         """End the event loop: nobody is there to run jobs."""
-        self.state.abort(None)
+        self.state.abort(self.now, None)
         self.settle()
         for caller in self.callers:
             caller.slot = None
@@ -438,6 +453,18 @@ class World:
         ended = s.direct + s.waited + s.timed_out + s.cancelled + s.busy + s.failed + s.closed
         ended += s.shed + s.deadlocked
         assert ended + s.waiting == self.acquires, "I6: an acquire ends once, in one way"
+        self.check_times(s)
+
+    def check_times(self, s: PoolStats) -> None:
+        """Check that the histograms have counted what the counters have."""
+        given = s.direct + s.waited + self.lost
+        assert s.wait_times.count == given, "I15: a wait that is not counted, or twice"
+        assert s.wait_times.counts[0] == self.direct, "I15: who found one idle has not waited"
+        assert s.use_times.count + s.leased == given, "I15: a lease ends once"
+        assert s.create_times.count == s.connected == self.connected
+        assert sum(s.leased_at_once) == given
+        assert s.most_leased == self.most_leased
+        assert s.open_for == pytest.approx(self.open_for)
 
     def come_to_rest(self) -> None:
         """Let everything end well: then nobody waits, and every slot is idle or gone."""

@@ -29,6 +29,7 @@ class Lifecycle(Placement):
         if self.phase == "closed":  # the clock may be another one by now
             self._fit_since = self.renewed_at = self.attempt_at = self._back_at = -NEVER
             self._ticked_at = now
+            self._count_open(now, is_open=True)
             self._awake_by = NEVER
             policy = self.options.shedding
             self.line.shedder = policy.begin() if policy else None
@@ -41,8 +42,14 @@ class Lifecycle(Placement):
         if self.phase == "opening":
             self.phase = "open"
 
-    def close(self, cause: BaseException | None = None) -> None:
+    def give_up_opening(self, waiter: Waiter) -> None:
+        """End the wait of a caller that has given up waiting for the pool to open."""
+        self.openers.pop(waiter, None)
+        waiter.outcome = "cancelled"
+
+    def close(self, now: float, cause: BaseException | None = None) -> None:
         """Stop serving: waiters fail, idle connections close, the others when they come back."""
+        self._count_open(now, is_open=False)
         self.phase = "closing"
         self._age_at, self.aging = NEVER, 0
         self.outage = None
@@ -63,18 +70,20 @@ class Lifecycle(Placement):
         """
         for slot in list(self.leased):
             slot.release_count += 1
+            self._count_use(slot, now)
             if slot.busy:
                 self._reset(slot, now)
             else:
                 self._terminate(slot, "pool_closed")
 
-    def abort(self, cause: BaseException | None) -> None:
+    def abort(self, now: float, cause: BaseException | None) -> None:
         """End the life of a pool that has nobody left to run jobs: terminate everything."""
-        self.close(cause)
+        self.close(now, cause)
         self.phase = "closed"
         self.to_start.clear()
         for slot in list(self.leased):
             slot.release_count += 1
+            self._count_use(slot, now)
             self._terminate(slot, "pool_closed")
         for slot in list(self.recycling):
             self._terminate(slot, "pool_closed")

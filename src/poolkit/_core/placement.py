@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from poolkit._core import fitness, supply
-from poolkit._core.line import Line
-from poolkit._core.reading import facts_of, stats_of
+from poolkit._core.reading import facts_of, stats_of, times_of
 from poolkit._core.slot import NEVER, Phase, Slot
-from poolkit._core.slots import Slots
+from poolkit._core.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -26,7 +25,7 @@ _LONGEST_UNRESET: Final = 5.0
 _BRIEF: Final = 0.5
 
 
-class Placement(Slots):
+class Placement(Tally):
     """What all events have in common: who is served next, and what is due."""
 
     __slots__ = (
@@ -43,14 +42,9 @@ class Placement(Slots):
         "aging",
         "asks_on_return",
         "attempt_at",
-        "connect_failures",
-        "connected_total",
-        "direct",
         "generation",
-        "line",
         "openers",
         "outage",
-        "outcomes",
         "phase",
         "pulse",
         "queue",
@@ -65,12 +59,10 @@ class Placement(Slots):
         self.phase: Phase = "closed"
         self.generation = 0
 
-        self.line = line = Line()
+        line = self.line
         self.queue = line.queue  # what the hot edges look at, without a step more
         self.openers = line.openers
         self.to_wake = line.to_wake
-        self.outcomes = line.outcomes
-        self.direct = 0
 
         self.outage: Outage | None = None
         self._fit_since = -NEVER  # connections can be had
@@ -82,8 +74,6 @@ class Placement(Slots):
         self._ticked_at = -NEVER
         self._age_at = NEVER  # the next connection comes of age, or is due to be replaced
         self.aging = 0  # those that are due, and go one after the other
-        self.connected_total = 0
-        self.connect_failures = 0
         self._puts_off_resets = False  # a leased connection may owe one
 
         self._adopt(options)
@@ -100,7 +90,7 @@ class Placement(Slots):
         """Decide how much there is to ask of a connection that comes back.
 
         While `_asks_all` is False, it is no surplus one, not used up, and nothing that it told is
-        old; while `asks_on_return` is, it owes no reset either.
+        old; while `asks_on_return` is, it owes no reset either, and nothing is to be settled.
         """
         options = self.options
         self._asks_all = (
@@ -109,7 +99,7 @@ class Placement(Slots):
             or self.live > options.max_size
             or (bool(self.leased) and next(iter(self.leased)).leased_at < self._back_at)
         )
-        self.asks_on_return = self._asks_all or self._puts_off_resets
+        self.asks_on_return = self._asks_all or self._puts_off_resets or self.batch_is_over
 
     # -- inspect ---------------------------------------------------------------------------------
 
@@ -125,7 +115,7 @@ class Placement(Slots):
 
     def stats(self, now: float) -> PoolStats:
         """Return a snapshot."""
-        return stats_of(self, now)
+        return stats_of(self, now, **times_of(self, now))
 
     def refuses_at(self) -> float:
         """Return when the overload policy refuses the first in line, as things are."""
@@ -162,6 +152,7 @@ class Placement(Slots):
             self.attempt_at = now
             slot = Slot(self.generation)
             self._begin("connect", slot, "connecting", self.options.connect_timeout, now)
+            self._count_slot()
             self._note_event("connect_began")
 
     def _is_full(self) -> bool:
@@ -205,8 +196,8 @@ class Placement(Slots):
         return slot.unreset > _MOST_UNRESET or now >= slot.unreset_since + _LONGEST_UNRESET
 
     def _hand_off(self, slot: Slot, waiter: Waiter, now: float) -> None:
+        self._count_hand_off(slot, waiter, now, others=len(self.leased) - (slot.state == "leased"))
         self._move(slot, "leased")
-        slot.uses += 1
         slot.lease_to(waiter, now)
         waiter.slot = slot
         self.end_wait(waiter, "served", now)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from poolkit._stats import Facts, PoolStats, task_name
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 _COUNTED: Final = 1000
 
 
-def stats_of(state: Placement, now: float) -> PoolStats:
-    """Return a snapshot."""
+def stats_of(state: Placement, now: float, **times: Any) -> PoolStats:
+    """Return a snapshot; of ``times``, what is given."""
     first = next(iter(state.queue.values()), None)
     return PoolStats(
         max_size=state.options.max_size,
@@ -40,7 +40,19 @@ def stats_of(state: Placement, now: float) -> PoolStats:
         connected=state.connected_total,
         connect_failures=state.connect_failures,
         retired=dict(state.retired),
+        **times,
     )
+
+
+def times_of(state: Placement, now: float) -> dict[str, Any]:
+    """Return how long all has taken, which errors do not tell: they are to be cheap."""
+    return {
+        "wait_times": state.wait_times(),
+        "use_times": state.uses.histogram(),
+        "create_times": state.creates.histogram(),
+        "leased_at_once": (0, *state.begun),
+        "open_for": state.open_for(now),
+    }
 
 
 def facts_of(state: Placement, now: float) -> Facts:

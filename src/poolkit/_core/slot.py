@@ -41,6 +41,9 @@ Event = Literal[
 Stack = tuple[tuple["types.CodeType", int], ...]
 
 NEVER: Final = float("inf")
+#: Leases of a slot after which the pool looks whether there is much to be counted (`tally`).
+BATCH: Final = 100
+
 NO_VERDICTS: Final[frozenset[Verdict]] = frozenset()
 #: What was done in a lease was undone in the round trip of the COMMIT, and nothing was done since.
 UNDONE: Final = "undone"
@@ -75,6 +78,7 @@ class Slot(Caller):
         "alive_at",
         "attributes",
         "awaited_release_count",
+        "batches",
         "block",
         "busy",
         "cancelled",
@@ -86,6 +90,7 @@ class Slot(Caller):
         "has_derived",
         "job_began_at",
         "leased_at",
+        "leases_left",
         "overdue_at",
         "reason",
         "release_count",
@@ -99,7 +104,6 @@ class Slot(Caller):
         "unreset",
         "unreset_since",
         "used_at",
-        "uses",
         "verdicts",
         "view_class",
     )
@@ -119,7 +123,8 @@ class Slot(Caller):
         self.job_began_at = 0.0  # when its job was scheduled
         self.sent_at = 0.0  # when the last request of its job was sent
         self.overdue_at = NEVER  # from here on its job has outlasted even its time limit
-        self.uses = 0
+        self.leases_left = BATCH  # of the batch; small numbers, since those are cheaper
+        self.batches = 0
         # Handed on without the reset that it needs, because somebody waits.
         self.unreset = 0  # leases in a row after which the reset was put off
         self.unreset_since = 0.0  # when the first one of them has ended
@@ -148,6 +153,11 @@ class Slot(Caller):
         if holder is None or self.stack_noted_at != self.release_count:
             return holder
         return holder._replace(stack=self.stack)
+
+    @property
+    def uses(self) -> int:
+        """How often it has been leased."""
+        return BATCH * self.batches + BATCH - self.leases_left
 
     def note_stack(self, stack: Stack) -> None:
         """Note how the holder came to acquire."""

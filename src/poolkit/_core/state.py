@@ -20,12 +20,12 @@ state changes itself.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 from poolkit._core import fitness, supply
 from poolkit._core.outage import Outage
 from poolkit._core.progress import PATIENCE
-from poolkit._core.slot import NEVER, NO_VERDICTS, Slot
+from poolkit._core.slot import BATCH, NEVER, NO_VERDICTS, Slot
 from poolkit._core.unreset import Unreset
 from poolkit._driver import Verdict
 
@@ -52,6 +52,7 @@ class PoolState(Unreset):
         idle = self.idle
         if not idle or self.queue:
             return None
+        others = len(self.leased)  # before all else: a call may fail for want of stack
         slot = idle.pop()
         if now >= slot.good_until:
             idle.append(slot)
@@ -63,15 +64,19 @@ class PoolState(Unreset):
         self.leased[slot] = None
         slot.state = "leased"
         slot.leased_at = now
-        slot.uses += 1
-        self.direct += 1
+        self.begun[others] += 1
+        slot.leases_left = left = slot.leases_left - 1
+        if not left:
+            slot.leases_left = BATCH
+            slot.batches += 1
+            self.batch_is_over = self.asks_on_return = True
         return slot
 
     def undo_take(self, slot: Slot, now: float) -> None:
         """Undo a `take` whose connection turned out to be dead."""
-        self.direct -= 1
+        self.begun[len(self.leased) - 1] -= 1
         self._note_loss(slot, "idle")
-        self.release_broken(slot, now)
+        self._drop(slot, now, "broken")
 
     def enqueue(self, waiter: Waiter, now: float) -> bool:
         """Put a caller at the end of the queue, unless it is refused at once.
@@ -134,41 +139,25 @@ class PoolState(Unreset):
             self.recount(waiter.outcome, "cancelled")
         waiter.outcome = "cancelled"
 
-    def give_up_opening(self, waiter: Waiter) -> None:
-        """End the wait of a caller that has given up waiting for the pool to open."""
-        self.openers.pop(waiter, None)
-        waiter.outcome = "cancelled"
-
-    def count(self, outcome: Outcome) -> None:
-        """Count an acquire that has ended before it reached the queue."""
-        self.outcomes[outcome] += 1
-
-    def recount(self, was: Outcome | Literal["direct"], outcome: Outcome) -> None:
-        """Count an acquire under another outcome: the one that its caller saw."""
-        self.uncount(was)
-        self.outcomes[outcome] += 1
-
-    def uncount(self, was: Outcome | Literal["direct"]) -> None:
-        """Count an acquire no more."""
-        if was == "direct":
-            self.direct -= 1
-        else:
-            self.outcomes[was] -= 1
-
     def release(self, slot: Slot, now: float) -> bool:
         """Take back a connection that is fit for the next user as it is.
 
         Return True if there are decisions to carry out. The hot edges leased -> idle and leased ->
         leased, written out.
         """
+        self.uses.recent.append(now - slot.leased_at)
         slot.used_at = now
         if slot.touched:
             slot.touched = False
             slot.unreset = 0
             self._heard_from(slot, slot.leased_at)
         if self.asks_on_return or now >= slot.retire_at:
-            self._place(slot, now)
-            return True
+            if self.batch_is_over:
+                self._settle()
+                self._look_at_returns()
+            if self.asks_on_return or now >= slot.retire_at:
+                self._place(slot, now)
+                return True
         if not self.queue:
             del self.leased[slot]
             slot.state = "idle"
@@ -178,10 +167,10 @@ class PoolState(Unreset):
         if now >= waiter.deadline or self.line.shedder is not None or now >= self._awake_by:
             self._place(slot, now)
             return True
+        others = len(self.leased) - 1
         del self.queue[waiter.key]
         del self.leased[slot]
         self.leased[slot] = None  # the last one now
-        slot.uses += 1
         slot.code = waiter.code
         slot.lasti = waiter.lasti
         slot.label = waiter.label
@@ -191,6 +180,13 @@ class PoolState(Unreset):
         waiter.outcome = "served"
         self.outcomes["served"] += 1
         self.to_wake.append(waiter)
+        self.begun[others] += 1
+        self.waits.recent.append(now - waiter.since)
+        slot.leases_left = left = slot.leases_left - 1
+        if not left:
+            slot.leases_left = BATCH
+            slot.batches += 1
+            self.batch_is_over = self.asks_on_return = True
         return True
 
     def release_dirty(self, slot: Slot, now: float) -> None:
@@ -200,6 +196,7 @@ class PoolState(Unreset):
         """
         if self.queue and self.line.next_deadline() <= now:
             self._end_overdue(now)
+        self._count_use(slot, now)
         slot.used_at = slot.job_began_at = slot.sent_at = now
         limit = self.options.reset_timeout
         slot.overdue_at = NEVER if limit is None else now + limit + 1.0
@@ -212,6 +209,10 @@ class PoolState(Unreset):
 
     def release_broken(self, slot: Slot, now: float, reason: Reason = "broken") -> None:
         """Take back a connection that nobody may use again."""
+        self._count_use(slot, now)
+        self._drop(slot, now, reason)
+
+    def _drop(self, slot: Slot, now: float, reason: Reason) -> None:
         if self.queue:
             self._end_overdue(now)
         self._retire(slot, reason)
@@ -219,6 +220,7 @@ class PoolState(Unreset):
 
     def release_closing(self, slot: Slot, now: float) -> None:
         """Take back a connection whose holder's close was interrupted: it is closed once more."""
+        self._count_use(slot, now)
         if self.queue:
             self._end_overdue(now)
         self._close(slot, "broken")
@@ -240,8 +242,8 @@ class PoolState(Unreset):
             slot.retire_at = min(slot.retire_at, soft)
             self._age_at = min(self._age_at, now + lifetime - old_age)
         self._heard_from(slot, now)
-        self.connected_total += 1
-        self._note_event("connected", now - slot.job_began_at)
+        self.creates.add(seconds := now - slot.job_began_at)
+        self._note_event("connected", seconds)
         if self.outage or not self.leased:
             self._fit_since = now
         if self.outage:
@@ -311,11 +313,11 @@ class PoolState(Unreset):
             slot.state = "idle"
             self.ramp = 1  # nobody is short of anything; all else that is due stays so
             return False
+        self._count_hand_off(slot, waiter, now, others=len(self.leased))
         self.leased[slot] = None
         del self.recycling[slot]
         slot.state = "leased"
         del self.queue[waiter.key]
-        slot.uses += 1
         slot.lease_to(waiter, now)
         waiter.slot = slot
         waiter.outcome = "served"

@@ -24,6 +24,7 @@ class Unreset(Lifecycle):
 
         It goes to the first in line, or else is reset: an idle connection owes no reset.
         """
+        self._count_use(slot, now)
         slot.used_at = now
         slot.touched = slot.has_derived = False
         if not slot.unreset:
@@ -45,11 +46,11 @@ class Unreset(Lifecycle):
             self._end_overdue(now)
             self._place(slot, now)
             return
+        self._count_hand_off(slot, waiter, now, others=len(self.leased) - 1)
         # As in `release`.
         del self.queue[waiter.key]
         del self.leased[slot]
         self.leased[slot] = None
-        slot.uses += 1
         slot.lease_to(waiter, now)
         waiter.slot = slot
         waiter.outcome = "served"

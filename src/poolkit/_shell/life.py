@@ -270,7 +270,7 @@ class Living(Returning[C]):
             return held
         runtime = life.runtime
         own = runtime.task()
-        self._tell(state.close)
+        self._tell(state.close, self._now())
         life.workers.abort_connects()
         self._carry_out()
 
@@ -362,7 +362,7 @@ class Living(Returning[C]):
             _opened.discard(self)
             self._held_at_end = self.leases()
             self._tell(self._end_leases)
-            self._tell(self._state.abort, cause)
+            self._tell(self._state.abort, self._now(), cause)
             self._tell(self._hooks.tell, self._outages.end, self._runtime.now())
             self._carry_out()
             life.cancel()

@@ -254,6 +254,16 @@ class Pool(Waiting[C]):
         self._end_lease(lease, caller(2), None)
         return DONE
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the pool is open, or being opened; False from the moment it begins to close.
+
+        Also False when its event loop has ended, or the run of trio's. May be asked from any
+        thread.
+        """
+        life = self._life
+        return life is not None and self._state.is_open and not life.runtime.has_ended()
+
     def resize(
         self,
         *,

@@ -60,13 +60,14 @@ class Returning(Events[C]):
             self._post(functools.partial(self._take_back, slot, slot.release_count, error))
             self._note_released(slot)
             return
-        uses, is_told = slot.uses, slot.tells_release
+        left, is_told = slot.leases_left, slot.tells_release
         self._amid = True
         try:
             if not (slot.touched or state.queue or is_told or state.asks_on_return):
                 now = runtime.now()
                 if now < slot.retire_at:
                     # `PoolState.release`, the edge leased -> idle, written out.
+                    state.uses.recent.append(now - slot.leased_at)
                     slot.used_at = now
                     del state.leased[slot]
                     slot.state = "idle"
@@ -84,7 +85,7 @@ class Returning(Events[C]):
                 runtime.unpark(state.to_wake[0].parking)
                 state.to_wake.popleft()
         except BaseException:  # a RecursionError: there is no stack left to call anything with
-            if slot.uses == uses:  # it has not gone to the next one
+            if slot.leases_left == left:  # it has not gone to the next one
                 self._inbox.append(
                     functools.partial(self._take_back, slot, slot.release_count, error)
                 )
