@@ -347,7 +347,7 @@ async def test_a_refused_checkout_finds_no_other_connection(database: Database) 
         engine = create_async_engine(pool)
 
         def checkout(*_: Any) -> None:
-            pool._state.close()
+            pool._state.close(pool._now())
             raise sa.exc.DisconnectionError
 
         event.listen(engine.sync_engine, "checkout", lambda a, b, c: checkout())

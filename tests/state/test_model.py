@@ -94,7 +94,17 @@ def test_invariants_hold_in_every_state(name: str) -> None:
 
 
 #: The modules that decide together, each after those it imports.
-PARTS = ("line", "slots", "tally", "fitness", "supply", "placement", "lifecycle", "unreset", "state")
+PARTS = (
+    "line",
+    "slots",
+    "tally",
+    "fitness",
+    "supply",
+    "placement",
+    "lifecycle",
+    "unreset",
+    "state",
+)
 
 
 def planted(old: str, new: str) -> type[PoolState]:
@@ -306,6 +316,20 @@ def test_planted_trust_in_old_news_is_found(old: str, new: str) -> None:
 def test_planted_reset_that_is_put_off_for_nobody_is_found(old: str, new: str) -> None:
     """Who was to get the connection as it is has given up, or nobody has waited at all."""
     check_found("I14", old, new, SIMPLE)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("self.uses.recent.append(now - slot.leased_at)", "pass"),
+        ("self._count_use(slot, now)\n        self._drop(", "self._drop("),
+        ("self.begun[others] += 1\n        self.waits", "self.waits"),
+        ("self.waits.recent.append(now - waiter.since)", "pass"),
+    ],
+)
+def test_planted_time_that_is_not_counted_is_found(old: str, new: str) -> None:
+    """On a hot edge or elsewhere, and of a caller who was given a connection and had gone."""
+    check_found("I15", old, new, SIMPLE)
 
 
 def test_planted_end_of_the_same_connection_twice_is_found() -> None:

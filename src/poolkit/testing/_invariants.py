@@ -1,4 +1,4 @@
-"""What must hold of a pool's state after every event: the invariants I1 to I14.
+"""What must hold of a pool's state after every event: the invariants I1 to I15.
 
 Those that one look at the state can tell are here; the others can only be checked as things happen.
 """
