@@ -7,6 +7,7 @@ another library (``poolkit.fastapi``, ``poolkit.drivers.aiosqlite``) are importe
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from poolkit._advise import Advice, advise
 from poolkit._core.shedding import CoDel, Shedder, Shedding
 from poolkit._create import create_pool
 from poolkit._driver import Driver, Verdict
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "Advice",
     "CoDel",
     "ConnectFailed",
     "Driver",
@@ -69,6 +71,7 @@ __all__ = [
     "TransactionEnded",
     "Verdict",
     "WrongLoop",
+    "advise",
     "create_pool",
     "labelled",
     "transaction",
