@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from poolkit import drivers as drivers
     from poolkit import fastapi as fastapi
     from poolkit import otel as otel
+    from poolkit import prometheus as prometheus
     from poolkit import sqlalchemy as sqlalchemy
     from poolkit import testing as testing
 
@@ -78,7 +79,16 @@ __all__ = [
 ]
 
 #: Not in `__all__`: a star import would import all of them, and their libraries may be missing.
-_PARTS = ("compat", "dashboard", "drivers", "fastapi", "otel", "sqlalchemy", "testing")
+_PARTS = (
+    "compat",
+    "dashboard",
+    "drivers",
+    "fastapi",
+    "otel",
+    "prometheus",
+    "sqlalchemy",
+    "testing",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -26,6 +26,7 @@ class PoolStats:
     Counters and histograms go on when a closed pool is opened again.
     """
 
+    min_size: int
     max_size: int
     capacity: int
 

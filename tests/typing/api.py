@@ -40,6 +40,11 @@ async def from_a_url() -> None:
         assert_type(pool, poolkit.Pool[Any])
         assert_type(pool.stats(), poolkit.PoolStats)
         assert_type(pool.leases(), list[poolkit.LeaseInfo])
+        assert_type(pool.is_open, bool)
+        assert_type(pool.stats().wait_times - pool.stats().use_times, poolkit.Histogram)
+        assert_type(pool.stats().create_times.percentile(0.5), float | None)
+        assert_type(poolkit.advise(pool.stats(), since=pool.stats()), poolkit.Advice)
+        assert_type(poolkit.prometheus.Collector(pool), poolkit.prometheus.Collector)
         assert_type(await pool.aclose(grace=1.0), list[poolkit.LeaseInfo])
 
 

@@ -18,6 +18,7 @@ def stats_of(state: Placement, now: float, **times: Any) -> PoolStats:
     """Return a snapshot; of ``times``, what is given."""
     first = next(iter(state.queue.values()), None)
     return PoolStats(
+        min_size=state.options.min_size,
         max_size=state.options.max_size,
         capacity=state.options.capacity,
         idle=len(state.idle),

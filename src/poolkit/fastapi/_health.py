@@ -23,6 +23,7 @@ def router(
     *,
     health: bool = False,
     unready_after: float = 5.0,
+    metrics: bool = False,
     dashboard: bool = False,
     dependencies: Sequence[Any] = (),
     public: bool = False,
@@ -34,6 +35,9 @@ def router(
     answers 200 unless a pool of the lifespan is closed, or has had no connection for
     ``unready_after`` seconds and cannot open one: then 503, with the reason. A busy pool is ready.
 
+    ``metrics``: ``/metrics`` is the text that Prometheus reads, of the pools of the lifespan; it
+    needs prometheus-client. Names of pools and routes are in it: keep it from the public.
+
     ``dashboard``: ``/poolkit`` is a live page of the pools: who holds what, who waits, the places
     in the code. So it is behind ``dependencies``, ``[Depends(an_admin)]`` for example, which are
     its own and not those of the probes; ``public=True`` shows it to everybody. Where a server has
@@ -43,7 +47,7 @@ def router(
     Raises `PoolConfigError` when no part is asked for, and for a dashboard with neither
     ``dependencies`` nor ``public=True``, and for a folder that cannot be used.
     """
-    if not (health or dashboard):
+    if not (health or metrics or dashboard):
         raise PoolConfigError("router() has nothing to serve: write router(health=True)")
     if dashboard and not (dependencies or public):
         raise PoolConfigError(
@@ -75,6 +79,9 @@ def router(
         # Starlette's own routes: dependencies of the application are none of theirs.
         made.add_route("/livez", _livez, include_in_schema=False)
         made.add_route("/readyz", readyz, include_in_schema=False)
+    if metrics:
+        import_module("poolkit.prometheus")  # says what is missing
+        import_module("poolkit.fastapi._metrics").add_metrics(made)
     if dashboard:
         page = import_module("poolkit.dashboard._routes")
         made.include_router(page.make_router(dependencies, _pools_by_name, workers_folder))
