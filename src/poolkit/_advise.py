@@ -69,8 +69,8 @@ class Advice:
             usual = f", {self.usual_leased} or fewer for 99.9 % of the leases"
         return (
             f"Peak need {self.peak_leased} of {self.capacity} connections{usual}; "
-            f"{self.mean_leased:.1f} on average in {_span(self.seconds)} "
-            f"({_rate(self.rate)} leases a second, held for {_span(self.mean_use)})."
+            f"{_few(self.mean_leased)} on average in {_span(self.seconds)} "
+            f"({_few(self.rate)} leases a second, held for {_span(self.mean_use)})."
         )
 
     def _waits(self) -> tuple[str, ...]:
@@ -211,8 +211,9 @@ def _percent(share: float) -> str:
     return "Less than 1 %" if share < _FEW else f"{share:.0%}".replace("%", " %")
 
 
-def _rate(rate: float) -> str:
-    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"  # noqa: PLR2004
+def _few(number: float) -> str:
+    """Return a number with two digits that matter, or all before the point."""
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"  # noqa: PLR2004
 
 
 def _span(seconds: float) -> str:

@@ -95,6 +95,22 @@ def test_scarce_pool_is_told_how_many_would_be_enough() -> None:
     assert any("database" in sentence for sentence in advice.unknown)
 
 
+def test_pool_that_is_scarce_only_now_and_then_is_told_no_more() -> None:
+    """Leases are not too long: there are more of them at times."""
+    office = Office(min_size=4, max_size=4)
+    for _ in range(50):
+        office.wait(0.01)
+        office.now += 1.0
+    advice = advise(office.stats())
+    assert advice.is_scarce
+    assert advice.enough == 5
+    assert "; 0.04 on average in 50.5 s (5 leases a second, " in str(advice)
+    assert str(advice).endswith(
+        " 20 % of the callers waited, 99 % of them for at most 19.7 ms. "
+        "About 5 connections would let 99 % find one idle."
+    )
+
+
 def test_callers_without_a_connection_are_told() -> None:
     """They have not waited until they got one, and count all the same."""
     office = Office(min_size=1, max_size=1, max_waiting=1)

@@ -139,6 +139,25 @@ def test_hot_edges_sort_what_they_have_noted(is_contended: bool) -> None:
     assert slot.uses == leases + 1
 
 
+def test_lease_after_a_reset_counts_like_any_other() -> None:
+    """Off the hot edges every duration is looked after as it comes."""
+    desk = Desk(max_size=1, ping_after=None).open()
+    slot = desk.take()
+    leases = 3 * BATCH
+    for _ in range(leases):
+        desk.join()
+        desk.state.release_dirty(slot, desk.now)
+        desk.now += 0.03
+        desk.state.reset_succeeded(desk.begin("reset"), desk.now)
+        desk.state.to_wake.clear()
+        assert len(desk.state.uses.recent) < tally._MANY
+        assert len(desk.state.waits.recent) < tally._MANY
+    found = desk.state.stats(desk.now)
+    assert slot.uses == leases + 1
+    assert found.wait_times.sum == pytest.approx(leases * 0.03)
+    assert found.leased_at_once == (0, leases + 1)
+
+
 def test_open_time_is_that_of_all_lives() -> None:
     """What is closed does not count; the clock of the next life may be another one."""
     desk = Desk(max_size=1).open()
