@@ -146,7 +146,8 @@ class Case:
 
 CASES: Final[Mapping[str, Case]] = {
     "floor": Case(functools.partial(cycles, "floor"), 200),
-    "A": Case(functools.partial(cycles, "poolkit"), 200),
+    # A pool sorts what it has counted after 300 leases of a connection: the loops differ by two.
+    "A": Case(functools.partial(cycles, "poolkit"), 300),
     "bare hand-off": Case(functools.partial(cycles, "bare hand-off", 100), 200),
     "B": Case(functools.partial(cycles, "poolkit", 100), 200),
     "direct statement": Case(functools.partial(statement, forwarded=False), 200),

@@ -112,6 +112,17 @@ def test_histogram_is_frozen() -> None:
         EMPTY.sum = 1.0  # type: ignore[misc]
 
 
+def test_durations_are_sorted_many_at_a_time() -> None:
+    """One at a time would cost more than all the rest of a lease."""
+    times = Times()
+    for seconds in range(1, tally._MANY):
+        times.add(seconds)
+        assert len(times.recent) == seconds
+    times.add(1.0)
+    assert times.recent == []
+    assert times.count == times.histogram().count == tally._MANY
+
+
 def test_reader_sees_all_or_nothing_of_what_is_sorted_meanwhile() -> None:
     """Another thread that has begun to read sees the list as it was, not an emptied one."""
     times = Times()

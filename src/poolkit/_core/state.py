@@ -67,8 +67,7 @@ class PoolState(Unreset):
         self.begun[others] += 1
         slot.leases_left = left = slot.leases_left - 1
         if not left:
-            slot.leases_left = BATCH
-            slot.batches += 1
+            slot.leases_left, slot.batches = BATCH, slot.batches + 1
             self.batch_is_over = self.asks_on_return = True
         return slot
 
@@ -184,8 +183,7 @@ class PoolState(Unreset):
         self.waits.recent.append(now - waiter.since)
         slot.leases_left = left = slot.leases_left - 1
         if not left:
-            slot.leases_left = BATCH
-            slot.batches += 1
+            slot.leases_left, slot.batches = BATCH, slot.batches + 1
             self.batch_is_over = self.asks_on_return = True
         return True
 

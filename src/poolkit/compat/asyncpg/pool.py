@@ -278,7 +278,7 @@ class Pool(Internals, _Pool[asyncpg.Connection]):
         try:
             asyncio.get_running_loop()
         except RuntimeError:  # its tasks end when it runs again
-            self._tell(self._state.abort, None)
+            self._tell(self._state.abort, self._now(), None)
             self._carry_out()
             life.runtime.call_soon(lambda: self._collapse(life, None))
         else:
