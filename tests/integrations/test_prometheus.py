@@ -73,7 +73,8 @@ def read(*pools: Pool[Any]) -> dict[tuple[str, ...], float]:
 @pytest.mark.parametrize("accept", ["text/plain; version=0.0.4", OPENMETRICS, "*/*"])
 async def test_metrics_are_served_and_parsed(accept: str) -> None:
     """Two requests, of which one waits; in the format that the scraper asks for."""
-    pool = Pool(FakeDriver(), max_size=1, max_overflow=1, name="shop", min_size=1)
+    options: Any = {"acquire_timeout": 60.0, "ping_after": None}
+    pool = Pool(FakeDriver(), max_size=1, max_overflow=1, name="shop", **options)
     app = FastAPI(lifespan=poolkit.fastapi.lifespan(pool))
     app.include_router(poolkit.fastapi.router(metrics=True))
     gate = asyncio.Event()
@@ -85,7 +86,7 @@ async def test_metrics_are_served_and_parsed(accept: str) -> None:
     async with serve(app) as client, anyio.create_task_group() as group:
         for n in range(3):
             group.start_soon(client.get, f"/items?{n}")
-        await until(lambda: pool.stats().waiting == 1)
+        await until(lambda: (pool.stats().leased, pool.stats().waiting) == (2, 1))
         kind, text = await scrape(client.port, accept)
         is_open = accept == OPENMETRICS
         assert kind.startswith("application/openmetrics-text" if is_open else "text/plain")

@@ -19,7 +19,7 @@ from tests.pool.virtual import on_asyncio, on_trio
 
 async def test_stats_have_three_histograms() -> None:
     """One wait, one use, one connect."""
-    async with Pool(CleanDriver(), max_size=1) as pool:
+    async with Pool(CleanDriver(), max_size=1, ping_after=None) as pool:
         async with pool.acquire():
             assert pool.stats().use_times.count == 0
         stats = pool.stats()
@@ -69,7 +69,7 @@ async def test_acquire_that_its_hook_fails_has_waited_and_used() -> None:
 
 async def test_histograms_go_on_when_a_pool_is_opened_again() -> None:
     """As the counters do; the time in between does not count as open."""
-    pool = Pool(CleanDriver(), max_size=1)
+    pool = Pool(CleanDriver(), max_size=1, ping_after=None)
     for lives in (1, 2):
         async with pool, pool.acquire():
             pass

@@ -1,8 +1,8 @@
 """Metrics for Prometheus: ``REGISTRY.register(poolkit.prometheus.Collector(pool))``.
 
-They are read from ``pool.stats()`` and ``pool.leases()`` when they are asked for, so that a pool
-does nothing for them between two scrapes. Their names are those that OpenTelemetry's exporter for
-Prometheus makes of ``db.client.connection.*``; what OpenTelemetry has no name for begins with
+They are those of ``pool.stats()`` and ``pool.leases()``, read when they are asked for, so that a
+pool does nothing for them between two scrapes. Their names are those that OpenTelemetry's exporter
+for Prometheus makes of ``db.client.connection.*``; what OpenTelemetry has no name for begins with
 ``poolkit_``. ``poolkit.fastapi.router(metrics=True)`` serves them.
 """
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 from weakref import WeakKeyDictionary
+
+from poolkit._shell.inspection import inspection_of
 
 if TYPE_CHECKING:
     from poolkit._histogram import Histogram
@@ -51,8 +52,8 @@ _highest: Final[WeakKeyDictionary[Pool[Any], dict[str, int]]] = WeakKeyDictionar
 
 def snapshot(pool: Pool[Any]) -> Snapshot:
     """Return what metrics tell of a pool now; may be called from any thread."""
-    stats = pool.stats()
-    held = Counter(lease.label for lease in pool.leases())
+    seen = inspection_of(pool, 0)
+    stats = seen.stats
     return Snapshot(
         pool=pool.name,
         open=pool.is_open,
@@ -66,7 +67,7 @@ def snapshot(pool: Pool[Any]) -> Snapshot:
         timeouts=_rising(pool, "timed_out", stats.timed_out),
         refused={kind: _rising(pool, kind, getattr(stats, kind)) for kind in _REFUSED},
         retired=dict(stats.retired),
-        held=dict(held.most_common(_ROUTES)),
+        held=dict(seen.held.most_common(_ROUTES)),
         wait_time=_times(stats.wait_times),
         use_time=_times(stats.use_times),
         create_time=_times(stats.create_times),
