@@ -88,6 +88,9 @@ def make_pool(random: Random, *, calm: float = 0.85) -> tuple[Pool[FakeConnectio
     def checked_settle() -> None:
         settle()
         check_state(pool._state, pool._now())
+        stats = pool.stats()
+        ended = stats.use_times.count + stats.leased
+        assert ended == stats.wait_times.count, "I15: a lease ended twice, or never"
 
     pool._carry_out = checked_settle  # type: ignore[method-assign]
     # No finalizer shall make good what nobody has released.

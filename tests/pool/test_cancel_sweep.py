@@ -114,6 +114,7 @@ async def come_to_rest(pool: Pool[FakeConnection], driver: FullDriver) -> None:
     stats = pool.stats()
     assert (stats.size, stats.waiting) == (0, 0), stats
     assert not driver.alive
+    assert stats.use_times.count == stats.wait_times.count, "I15: a lease ended twice, or never"
     check_state(pool._state, pool._now())
     with anyio.fail_after(10):
         async with pool, pool.acquire() as conn:
