@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from poolkit._text import one_line
-
 from poolkit._histogram import EMPTY, EMPTY_FROM_0, Histogram
+from poolkit._text import one_line
 
 if TYPE_CHECKING:
     import types
