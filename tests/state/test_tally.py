@@ -195,3 +195,14 @@ def test_errors_do_not_count_buckets() -> None:
     assert refused.outcome == "busy"
     assert refused.facts.stats.wait_times.count == 0
     assert refused.facts.stats.direct == 2
+
+
+def test_durations_of_many_slots_are_sorted_with_each_tick() -> None:
+    """A slot's hundredth lease is long in coming there: a million would be sorted at once."""
+    desk = Desk(max_size=300, min_size=300).open()
+    for slot in [desk.take() for _ in range(300)]:
+        desk.release(slot)
+    assert len(desk.state.uses.recent) == 300
+    desk.state.tick(desk.now)
+    assert not desk.state.uses.recent
+    assert desk.state.uses.count == 300

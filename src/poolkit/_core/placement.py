@@ -101,6 +101,13 @@ class Placement(Tally):
         )
         self.asks_on_return = self._asks_all or self._puts_off_resets or self.batch_is_over
 
+    def _settle(self) -> None:
+        """Sort the durations that the hot edges have noted, and decide anew what is to be asked."""
+        self.batch_is_over = False
+        self.uses.settle()
+        self.waits.settle()
+        self._look_at_returns()
+
     # -- inspect ---------------------------------------------------------------------------------
 
     @property

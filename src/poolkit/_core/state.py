@@ -153,7 +153,6 @@ class PoolState(Unreset):
         if self.asks_on_return or now >= slot.retire_at:
             if self.batch_is_over:
                 self._settle()
-                self._look_at_returns()
             if self.asks_on_return or now >= slot.retire_at:
                 self._place(slot, now)
                 return True
@@ -423,7 +422,7 @@ class PoolState(Unreset):
         """Do what is due by time alone; call at `next_tick`, and every second or so."""
         self._end_overdue(now)
         self._first_in_line(now)  # ends the waits before the first live one
-        self._look_at_returns()
+        self._settle()
         self.progress.update(now)
         self._ticked_at = now
         if self.aging or now >= self._age_at:

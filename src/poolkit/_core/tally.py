@@ -147,7 +147,8 @@ class Tally(Slots):
             self.outcomes[was] -= 1
 
     # The hot edges have these written out, and do not look how many durations there are: a length
-    # costs as much as noting one. Every hundredth lease of a slot has the next release look.
+    # costs as much as noting one. Every hundredth lease of a slot has the next release look, and so
+    # does each tick, since a slot's hundredth may be long in coming where there are many.
 
     def _count_hand_off(self, slot: Slot, waiter: Waiter, now: float, *, others: int) -> None:
         """Count the lease that a caller in line is about to be given."""
@@ -161,12 +162,6 @@ class Tally(Slots):
     def _count_use(self, slot: Slot, now: float) -> None:
         """Count a lease that ends now."""
         self.uses.add(now - slot.leased_at)
-
-    def _settle(self) -> None:
-        """Sort the durations that the hot edges have noted into their buckets."""
-        self.batch_is_over = False
-        self.uses.settle()
-        self.waits.settle()
 
     def _count_open(self, now: float, *, is_open: bool) -> None:
         """Note that the pool is open from now on, or not any more."""
