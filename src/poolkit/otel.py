@@ -2,8 +2,8 @@
 
 `instrument` adds a pool, `uninstrument` takes it away. What the pool counts itself is read when the
 metrics are collected, and costs nothing between two collections. The three histograms need each
-value: an observer keeps them, and they are recorded when the metrics are collected, in the thread
-that collects; an acquire pays for keeping two numbers.
+value: an observer is told them, once a second or some hundred at a time, and they are recorded when
+the metrics are collected, in the thread that collects. No acquire and no release pays for it.
 
 The names are those of semantic conventions 1.44, where all nine are still "in development": they
 may change, here and nowhere else.
@@ -148,18 +148,13 @@ class _Measures:
         """Keep how long a connect has taken."""
         self._keep(self._created, seconds)
 
-    def leased(self, pool: Pool[Any], label: str | None, seconds: float) -> None:  # noqa: ARG002
-        """Keep how long an acquire has taken."""
-        self._keep(self._waited, seconds)
+    def timed(self, pool: Pool[Any], what: str, seconds: tuple[float, ...]) -> None:  # noqa: ARG002
+        """Keep how long acquires, or leases, have taken."""
+        self._keep(self._waited if what == "wait" else self._used, *seconds)
 
-    def released(self, pool: Pool[Any], label: str | None, seconds: float) -> None:  # noqa: ARG002
-        """Keep how long a lease has taken."""
-        self._keep(self._used, seconds)
-
-    def _keep(self, values: deque[float], seconds: float) -> None:
-        if len(values) == self._size:
-            self.dropped += 1
-        values.append(seconds)
+    def _keep(self, values: deque[float], *seconds: float) -> None:
+        self.dropped += max(0, len(values) + len(seconds) - self._size)
+        values.extend(seconds)
 
 
 class _Traced(_Measures):
@@ -236,9 +231,10 @@ class _Meter:
             sums: dict[tuple[str, str | None], int] = {}
             for ref in self.measured:
                 if (measures := ref()) is not None:
+                    stats = measures.pool.stats()  # tells times, too, if this is the pool's loop
                     self.record(measures)
                     name = measures.attributes[POOL_NAME]
-                    for state, number in read(measures, measures.pool.stats()).items():
+                    for state, number in read(measures, stats).items():
                         sums[name, state] = sums.get((name, state), 0) + number
             return [
                 Observation(number, {POOL_NAME: name, **({STATE: state} if state else {})})
@@ -268,7 +264,7 @@ _GAUGES: Final[tuple[tuple[str, str, _Read, str], ...]] = (
     (
         IDLE_MIN,
         "{connection}",
-        lambda measures, _: {None: measures.pool._state.options.min_size},
+        lambda _, stats: {None: stats.min_size},
         "The minimum number of idle open connections allowed",
     ),
     (

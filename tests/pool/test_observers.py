@@ -51,9 +51,52 @@ class Notes:
         return note
 
     def take(self, *only: str) -> list[tuple[Any, ...]]:
-        """Return what was noted since the last time, of some events or of all."""
+        """Return what was noted since the last time, of some events or of all but "timed"."""
         events, self.events = self.events, []
-        return [event for event in events if not only or event[0] in only]
+        return [event for event in events if (event[0] in only if only else event[0] != "timed")]
+
+
+@RUNNERS
+def test_times_are_told_many_at_a_time(run: Any) -> None:
+    """Once a second at least, each once, whoever asks; and before the observer is told no more."""
+
+    async def main() -> None:
+        notes = Notes()
+        async with Pool(CleanDriver(), max_size=1) as pool:
+            async with pool.acquire():  # of before
+                pass
+            stop = pool.observe(notes)
+            async with anyio.create_task_group() as group:
+                conn = await pool.acquire()
+                group.start_soon(acquire_for, pool, 0.5)
+                await anyio.sleep(0.25)
+                pool.release(conn)
+            await anyio.sleep(2.0)
+            assert times(notes) == {"wait": [0.0, 0.25], "use": [0.25, 0.5]}
+            for _ in range(3):
+                async with pool.acquire():
+                    pass
+            stop()
+            assert times(notes) == {"wait": [0.0] * 3, "use": [0.0] * 3}
+            async with pool.acquire():
+                pass
+        assert times(notes) == {}
+
+    run(main)
+
+
+def times(notes: Notes) -> dict[str, list[float]]:
+    """Return the times that were told since the last time, in order."""
+    found: dict[str, list[float]] = {}
+    for _, what, seconds in notes.take("timed"):
+        found[what] = sorted((*found.get(what, ()), *seconds))
+    return found
+
+
+async def acquire_for(pool: Pool[Any], seconds: float) -> None:
+    """Hold a connection for so long."""
+    async with pool.acquire():
+        await anyio.sleep(seconds)
 
 
 async def test_life_of_a_lease_is_told_in_order() -> None:

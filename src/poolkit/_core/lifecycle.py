@@ -50,6 +50,7 @@ class Lifecycle(Placement):
     def close(self, now: float, cause: BaseException | None = None) -> None:
         """Stop serving: waiters fail, idle connections close, the others when they come back."""
         self._count_open(now, is_open=False)
+        self.settle_times(all_of_them=True)
         self.phase = "closing"
         self._age_at, self.aging = NEVER, 0
         self.outage = None

@@ -101,11 +101,9 @@ class Placement(Tally):
         )
         self.asks_on_return = self._asks_all or self._puts_off_resets or self.batch_is_over
 
-    def _settle(self) -> None:
+    def _settle(self, *, all_of_them: bool = False) -> None:
         """Sort the durations that the hot edges have noted, and decide anew what is to be asked."""
-        self.batch_is_over = False
-        self.uses.settle()
-        self.waits.settle()
+        self.settle_times(all_of_them=all_of_them)
         self._look_at_returns()
 
     # -- inspect ---------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ Event = Literal[
     "retired",
     "outage_began",
     "outage_ended",
+    "timed",
 ]
 
 #: Places, the innermost first: codes, and offsets in them.

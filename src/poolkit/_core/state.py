@@ -422,7 +422,7 @@ class PoolState(Unreset):
         """Do what is due by time alone; call at `next_tick`, and every second or so."""
         self._end_overdue(now)
         self._first_in_line(now)  # ends the waits before the first live one
-        self._settle()
+        self._settle(all_of_them=self.tells_times)
         self.progress.update(now)
         self._ticked_at = now
         if self.aging or now >= self._age_at:

@@ -46,14 +46,15 @@ class Times:
         self.recent.append(seconds)
         self.settle()
 
-    def settle(self) -> None:
-        """Sort what is recent into its buckets, if it is much."""
-        if len(self.recent) < _MANY:
-            return
-        told = self.histogram()
-        recent: list[float] = []
-        self._told = told, recent
-        self.recent = recent
+    def settle(self, least: int = _MANY) -> list[float]:
+        """Sort what is recent into its buckets, if it is so much; return what was sorted."""
+        recent = self.recent
+        if len(recent) < least:
+            return []
+        told, empty = self.histogram(), list[float]()
+        self._told = told, empty
+        self.recent = empty
+        return recent
 
     @property
     def count(self) -> int:
@@ -84,12 +85,14 @@ class Tally(Slots):
         "_open_before",
         "_opened_at",
         "_recounted",
+        "_zeros_told",
         "batch_is_over",
         "begun",
         "connect_failures",
         "creates",
         "line",
         "outcomes",
+        "tells_times",
         "uses",
         "waits",
     )
@@ -104,6 +107,8 @@ class Tally(Slots):
         self.uses = Times()
         self.creates = Times()
         self.batch_is_over = False  # then `uses` and `waits` are to be settled
+        self.tells_times = False  # somebody wants to be told them
+        self._zeros_told = 0  # acquires that have waited for nothing, and of whom that was told
         self._recounted = 0  # acquires that were given a connection and ended otherwise
         self._opened_at: float | None = None
         self._open_before = 0.0  # seconds, in the lives before
@@ -152,7 +157,7 @@ class Tally(Slots):
 
     def _count_hand_off(self, slot: Slot, waiter: Waiter, now: float, *, others: int) -> None:
         """Count the lease that a caller in line is about to be given."""
-        self.waits.add(now - waiter.since)
+        self._add(self.waits, now - waiter.since)
         self.begun[others] += 1
         slot.leases_left = left = slot.leases_left - 1
         if not left:
@@ -161,7 +166,31 @@ class Tally(Slots):
 
     def _count_use(self, slot: Slot, now: float) -> None:
         """Count a lease that ends now."""
-        self.uses.add(now - slot.leased_at)
+        self._add(self.uses, now - slot.leased_at)
+
+    def _add(self, times: Times, seconds: float) -> None:
+        times.recent.append(seconds)
+        if len(times.recent) >= _MANY:
+            self.settle_times()
+
+    def settle_times(self, *, all_of_them: bool = False) -> None:
+        """Sort the durations that were noted, if they are many; tell whoever asks."""
+        self.batch_is_over = False
+        least = 1 if all_of_them else _MANY
+        for what, times in (("wait", self.waits), ("use", self.uses)):
+            durations = times.settle(least)
+            if durations and self.tells_times:
+                self._note_event("timed", what, tuple(durations))
+        if self.tells_times and (zeros := self._zeros() - self._zeros_told) >= least:
+            self._zeros_told += zeros
+            self._note_event("timed", "wait", (0.0,) * zeros)
+
+    def tell_times(self, *, is_heard: bool) -> None:
+        """Tell how long waits and leases take, from now on, or no more."""
+        self.tells_times, self._zeros_told = is_heard, self._zeros()
+
+    def _zeros(self) -> int:
+        return sum(self.begun) - self.waits.count
 
     def _count_open(self, now: float, *, is_open: bool) -> None:
         """Note that the pool is open from now on, or not any more."""

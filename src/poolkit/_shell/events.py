@@ -155,6 +155,8 @@ class Events(Generic[C]):
 
     def stats(self) -> PoolStats:
         """Return the sizes and counters, as they are now."""
+        if self._state.tells_times:
+            self._settle_times()
         return self._read(self._state.stats, self._now())
 
     def leases(self, *, task: object = None) -> list[LeaseInfo]:
@@ -234,6 +236,7 @@ class Events(Generic[C]):
             nonlocal is_observing
             if is_observing:
                 is_observing = False
+                self._settle_times()
                 self._all_observers.remove(observer)
                 self._heed_observers()
 
@@ -242,6 +245,9 @@ class Events(Generic[C]):
     def _heed_observers(self) -> None:
         """Tell observers of what they have methods for, from now on."""
         self._state.is_observed = self._all_observers.hear_news
+        if (is_heard := self._all_observers.hear("timed")) != self._state.tells_times:
+            self._settle_times()
+            self._state.tell_times(is_heard=is_heard)
         self._observers = self._all_observers if self._all_observers.hear_leases else None
 
     def _tell_observers(self, event: Event, *values: object) -> None:
@@ -263,6 +269,15 @@ class Events(Generic[C]):
                 self._all_observers.tell(self, *news.popleft())
         finally:
             self._is_telling = False
+
+    def _settle_times(self) -> None:
+        """Tell observers how long waits and leases have taken, up to now.
+
+        That is left out where the state may be in the middle of an event: in another thread, say.
+        """
+        if self._life is not None and not self._amid and self._runtime.is_here():
+            self._look(functools.partial(self._state.settle_times, all_of_them=True))
+            self._tell_news()
 
     def _tell_acquire_began(self, lease: Lease[Any]) -> None:
         """Tell observers, unless no task acquires: that ends with an error and counts nowhere."""

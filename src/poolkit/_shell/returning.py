@@ -77,7 +77,7 @@ class Returning(Events[C]):
                 state.to_tell.append(("released", slot.label, runtime.now() - slot.leased_at))
                 slot.tells_release = False
             if not slot.touched and not (state.queue and self._is_dead(slot.connection)):
-                if not state.release(slot, runtime.now()) and not is_told:
+                if not (state.release(slot, runtime.now()) or state.to_tell):
                     return
             else:
                 self._take_back(slot, slot.release_count, error)
