@@ -11,7 +11,7 @@ import pytest
 
 from poolkit import ConnectFailed, PoolConfigError
 from poolkit.compat import asyncpg as compat
-from poolkit.drivers.asyncpg import _base as _asyncpg_base
+from poolkit.drivers._postgresql import base as _bases
 from tests.drivers.asyncpg_help import (
     LOOPS,
     CountingProxy,
@@ -554,7 +554,7 @@ async def test_more_names_than_can_be_asked_for_are_refused(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some would be lost with the first lease, and nobody would know."""
-    monkeypatch.setattr(_asyncpg_base, "_MOST_NAMES", 2)
+    monkeypatch.setattr(_bases, "_MOST_NAMES", 2)
     async with of_one(dsn, on_connect=statement("SET app.x = 1; SET app.y = 1")):
         pass
     pool = of_one(dsn, on_connect=statement("SET app.x = 1; SET app.y = 1; SET app.z = 1"))
@@ -646,7 +646,7 @@ async def test_server_that_is_no_postgresql_is_reset_as_ever(
     dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It has no such catalogue, which is said once."""
-    monkeypatch.setattr(_asyncpg_base, "_CAPTURE", "COPY (SELECT {names} FROM nowhere) TO STDOUT")
+    monkeypatch.setattr(_bases, "_CAPTURE", "SELECT {names} FROM nowhere")
     async with of_one(
         dsn, on_connect=statement("SET app.tenant = '1'; SET work_mem = 12345")
     ) as pool:
@@ -664,7 +664,7 @@ async def test_way_back_that_leads_elsewhere_refuse_deadlock(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was restored is compared with what was found, by name."""
-    monkeypatch.setattr(_asyncpg_base, "literal", lambda text: "'" + text.replace("3", "4") + "'")
+    monkeypatch.setattr(_bases, "literal", lambda text: "'" + text.replace("3", "4") + "'")
     pool = of_one(dsn, on_connect=statement("SET work_mem = '30MB'"))
     with pytest.raises(ConnectFailed, match=r"cannot restore after a reset: work_mem\. Give"):
         await pool.open()
@@ -672,7 +672,7 @@ async def test_way_back_that_leads_elsewhere_refuse_deadlock(
 
 def test_names_are_found_in_long_texts_in_no_time() -> None:
     """A million letters, quotes or spaces are no reason to stop the event loop."""
-    statements = _asyncpg_base.DottedNames()
+    statements = _bases.DottedNames()
     for text in (
         "x" * 1_000_000,
         '"' * 1_000_001,
@@ -689,7 +689,7 @@ def test_names_are_found_in_values_of_all_kinds() -> None:
     """In those of other values too, if they contain each other."""
     ring: list[Any] = ["app.a"]
     ring += [ring, {"app.b": {"app.c": ["app.d"]}}, {"app.e"}, ("app.f", b"app.no", 1, None)]
-    statements = _asyncpg_base.DottedNames()
+    statements = _bases.DottedNames()
     statements.read(ring, range(10**12), {"x": 1}.items(), {"app.g": 1}.keys())
     assert sorted(statements.names) == [f"app.{letter}" for letter in "abcdefg"]
 

@@ -9,7 +9,7 @@ import pytest
 
 import poolkit
 from poolkit import TransactionEnded
-from poolkit.drivers.asyncpg._sql import goes_on
+from poolkit.drivers._postgresql.sql import goes_on
 from tests.drivers.asyncpg_help import LOOPS, of_one, quiet, rows, warnings_in
 
 if TYPE_CHECKING:

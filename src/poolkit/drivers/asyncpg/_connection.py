@@ -11,6 +11,7 @@ import inspect
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from poolkit.drivers._postgresql.undo import UndoSQL
 from poolkit.drivers.asyncpg import _parts as parts
 from poolkit.drivers.asyncpg import _unwrapped as unwrapped
 from poolkit.drivers.asyncpg._base import Restoration
@@ -19,7 +20,6 @@ from poolkit.drivers.asyncpg._codecs import Codecs, LibraryCodecs
 from poolkit.drivers.asyncpg._errors import restated
 from poolkit.drivers.asyncpg._lease_codecs import LeaseCodecs
 from poolkit.drivers.asyncpg._rechecked import recheck_when_run
-from poolkit.drivers.asyncpg._reset import UndoSQL
 from poolkit.drivers.asyncpg._statements import ANSWERS, Statements, reading_in_public_methods
 
 if TYPE_CHECKING:

@@ -5,42 +5,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from poolkit.drivers._postgresql.undo import DEALLOCATE, END, MIDDLE
 from poolkit.drivers.asyncpg import _base as bases
 from poolkit.drivers.asyncpg import _internals as internals
 from poolkit.drivers.asyncpg import _unwrapped as unwrapped
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-_AUTHORIZATION: Final = "RESET SESSION AUTHORIZATION"
-_ROLE: Final = "RESET ROLE"
-#: What a reset undoes, in words, and the statements that may undo it, the best one first. The role
-#: comes first. Functions are named with their schema: the lease may have set a search_path that
-#: finds functions of its own.
-PIECES: Final[Mapping[str, tuple[str, ...]]] = {
-    "session authorization": (_AUTHORIZATION, "SET SESSION AUTHORIZATION DEFAULT"),
-    "role": (_ROLE, "SET ROLE NONE"),
-    "settings": ("RESET ALL",),
-    "advisory locks": ("SELECT pg_catalog.pg_advisory_unlock_all()",),
-    "held cursors": ("CLOSE ALL",),
-    "LISTEN": ("UNLISTEN *",),
-    "temporary tables": ("DISCARD TEMP",),
-    "currval of sequences": ("DISCARD SEQUENCES",),
-}
-_MIDDLE: Final = ("settings", "advisory locks", "held cursors", "LISTEN")
-_END: Final = ("temporary tables", "currval of sequences")
-
-_DEALLOCATE: Final = """\
-DO $poolkit$DECLARE n text; BEGIN
-    FOR n IN SELECT name FROM pg_catalog.pg_prepared_statements
-        WHERE from_sql AND name OPERATOR(pg_catalog.<>) ALL (ARRAY[{}]::text[])
-    LOOP
-        EXECUTE pg_catalog.format('DEALLOCATE %I', n);
-    END LOOP;
-END$poolkit$;"""
 #: Drops statements that the lease may have dropped already.
 _DEALLOCATE_NAMED: Final = """\
 DO $poolkit$DECLARE n pg_catalog.text; BEGIN
@@ -55,32 +26,6 @@ _INTACT: Final = (
     "SELECT 1 / (pg_catalog.count(*) OPERATOR(pg_catalog.>=) {})::int "
     "FROM pg_catalog.pg_prepared_statements WHERE NOT from_sql;"
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class UndoSQL:
-    """The statements by which one server undoes what a lease has done."""
-
-    #: By the words in `PIECES`; what the server cannot undo is missing.
-    by_piece: Mapping[str, str] = dataclasses.field(
-        default_factory=lambda: {name: statements[0] for name, statements in PIECES.items()}
-    )
-    #: Whether the server runs a DO block, by which a reset drops some statements and not others.
-    has_do: bool = True
-    #: Whether the server takes several statements in one text.
-    takes_several: bool = True
-
-    def sql(self, pieces: Iterable[str]) -> str:
-        """Return the statements that undo some pieces, each with its semicolon."""
-        return "".join(f"{self.by_piece[name]};" for name in pieces if name in self.by_piece)
-
-    def first(self, base: bases.Restoration) -> str:
-        """Return the statements that return to the rights of the login."""
-        sql = base.first
-        for name, statement in (("session authorization", _AUTHORIZATION), ("role", _ROLE)):
-            if self.by_piece.get(name) != statement:
-                sql = sql.replace(f"{statement};", self.sql([name]))
-        return sql
 
 
 def undo_lease(c: Any, level: object) -> str:
@@ -101,16 +46,16 @@ def restore_base(c: Any, level: object) -> str:
     base, server = c._base, c._undo_sql
     if level not in ("full", "full+prepared"):
         return f"{server.first(base)}{base.last}" if base.last and level != "none" else ""
-    middle = server.sql(_MIDDLE) if has_asyncpgs_query(c) else f"{c.get_reset_query() or ''}\n;"
+    middle = server.sql(MIDDLE) if has_asyncpgs_query(c) else f"{c.get_reset_query() or ''}\n;"
     last = base.last
     if level == "full+prepared" and server.has_do:
         last = _INTACT.format(len(c._stmt_cache)) + last
     if level == "full+prepared" or c._may_have_prepared:
         prepared = ", ".join(map(bases.literal, base.prepared))
-        last = (_DEALLOCATE.format(prepared) if server.has_do else _drop_all_statements(c)) + last
+        last = (DEALLOCATE.format(prepared) if server.has_do else _drop_all_statements(c)) + last
     if level == "full+prepared" or c._may_have_deallocated:
         last = (base.check() if server.has_do else _drop_all_statements(c)) + last
-    return f"{server.first(base)}{middle}{server.sql(_END)}{last}"
+    return f"{server.first(base)}{middle}{server.sql(END)}{last}"
 
 
 def plain_reset(c: Any) -> str:

@@ -13,10 +13,10 @@ import functools
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from poolkit.drivers._postgresql.sql import chains, goes_on
 from poolkit.drivers.asyncpg import _unwrapped as unwrapped
 from poolkit.drivers.asyncpg._base import DottedNames
 from poolkit.drivers.asyncpg._rechecked import readable_twice, recheck_when_run
-from poolkit.drivers.asyncpg._sql import chains, goes_on
 
 if TYPE_CHECKING:
     import weakref
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from poolkit.drivers.asyncpg._parts import Parts
     from poolkit.drivers.asyncpg._transaction import Transaction
 
+#: asyncpg's own statements about types.
+_INTROSPECTION: Final = unwrapped.introspection_queries()
 #: The server's answers when it has dropped all prepared statements.
 _DROPPED_ALL: Final = frozenset({"DISCARD ALL", "DEALLOCATE ALL"})
 #: First characters of DEALLOCATE, DISCARD, DO, PREPARE, and of a text that begins with a comment, a
@@ -70,7 +72,7 @@ class Statements(unwrapped.Mixin):  # type: ignore[misc]
     def collect_names(self) -> None:
         """Collect the names with a dot in all statements from now on; see `collected_names`."""
         if self._dotted_names is None:
-            self._dotted_names = DottedNames()
+            self._dotted_names = DottedNames(_INTROSPECTION)
             self.add_query_logger(self._dotted_names)
 
     def collected_names(self) -> list[str]:

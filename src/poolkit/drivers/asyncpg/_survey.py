@@ -16,8 +16,8 @@ from asyncpg import exceptions as pg
 
 from poolkit._shell.log import say
 from poolkit._text import shown
+from poolkit.drivers._postgresql.undo import PIECES, UndoSQL
 from poolkit.drivers.asyncpg import _internals as internals
-from poolkit.drivers.asyncpg._reset import PIECES, UndoSQL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
