@@ -8,7 +8,7 @@ It does what asyncpg's own pool does not:
 - dead peers are noticed while a connection is idle.
 
 `poolkit.drivers.asyncpg._parts` examines the undocumented parts of asyncpg that poolkit uses,
-`poolkit.drivers.asyncpg._survey` what a server can undo.
+`poolkit.drivers._postgresql.survey` what a server can undo.
 """
 
 from __future__ import annotations

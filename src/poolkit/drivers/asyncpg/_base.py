@@ -33,7 +33,7 @@ async def capture(c: Any, names: Iterable[str]) -> Captured:
     async def keep(data: bytes) -> None:
         chunks.append(bytes(data))
 
-    # A COPY returns data after one round trip. asyncpg would prepare a query first, which is another.
+    # A COPY takes one round trip. asyncpg would prepare a query first, which is another.
     copy = f"COPY (\n{capture_query(names)}) TO STDOUT (ENCODING 'UTF8')"
     await internals.copy_out(c, AT_ONCE, copy, keep)
     return read_captured(b"".join(chunks).decode().replace("\\\\", "\\"))

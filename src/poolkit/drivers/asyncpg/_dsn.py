@@ -9,14 +9,15 @@ import os
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
-from urllib.parse import unquote, urlencode, urlsplit
+from urllib.parse import unquote, urlencode
 
 from asyncpg import exceptions as pg
 
 from poolkit._elsewhere import advice, bare, name_shown, near, value_shown, words
 from poolkit._errors import PoolConfigError
 from poolkit._options import NAMES, parse_options, seconds, unknown_option
-from poolkit._url import is_database, name_of, pairs_of, split_query, split_scheme, text_of
+from poolkit._url import is_database, pairs_of, split_query, split_scheme, text_of
+from poolkit.drivers._postgresql.dsn import check_address, check_hosts, is_port
 from poolkit.drivers.asyncpg._settings import (
     ARGUMENTS,
     CHOICES,
@@ -158,7 +159,7 @@ def split_dsn(dsn: object) -> tuple[str, SettingsDict, PoolOptions]:
             "postgresql://, postgres:// or postgresql+asyncpg://"
         )
     address, parts, fragment = split_query(rest)
-    _check_address(address, parts, fragment)
+    check_address(address, parts, fragment)
     settings: dict[str, Any] = {}
     options: list[tuple[str, str]] = []
     others: list[tuple[str, str]] = []
@@ -174,89 +175,10 @@ def split_dsn(dsn: object) -> tuple[str, SettingsDict, PoolOptions]:
         else:
             _check_parameter(name, text)
             others.append((name, text))
-    _check_hosts(address, dict(others))
+    check_hosts(address, dict(others))
     query = urlencode(others)
     plain = f"postgresql://{address}{query and '?'}{query}"
     return plain, cast("SettingsDict", settings), cast("PoolOptions", parse_options(options))
-
-
-def _check_address(address: str, parts: list[str], fragment: str) -> None:
-    authority, _, path = address.partition("/")
-    user, at, _ = authority.rpartition("@")
-    names = [name_of(part) for part in parts]
-    if "@" in path or "@" in fragment or any("@" in name for name in names):
-        raise PoolConfigError(
-            "malformed DSN: a '/', '?' or '#' in the user or the password has to be written "
-            "%2F, %3F or %23"
-        )
-    if "@" in user:
-        raise PoolConfigError(
-            "malformed DSN: there is more than one '@' before the host. One in the user or the "
-            "password has to be written %40"
-        )
-    if ":" in address and not (at or path) and any("@" in part for part in parts):
-        raise PoolConfigError(
-            "malformed DSN: a '?' in the user or the password has to be written %3F, and an '@' "
-            "in the query %40"
-        )
-    if fragment:
-        raise PoolConfigError(
-            "malformed DSN: it has a '#'. In the password it has to be written %23"
-        )
-    if re.search(r"%(?![0-9A-Fa-f]{2})", address + "&".join(parts)):
-        raise PoolConfigError(
-            "malformed DSN: it has a '%' that stands for itself. It has to be written %25, also in "
-            "the password"
-        )
-    if re.fullmatch(r"\*{3,}", user.partition(":")[2]):
-        raise PoolConfigError(
-            "malformed DSN: its password is ***, which is how libraries print a URL without the "
-            "password: give the URL itself, of SQLAlchemy's render_as_string(hide_password=False)"
-        )
-    if not _can_be_split(address):
-        raise PoolConfigError(
-            "malformed DSN: a bracket, or a character that stands for '/', '@', '?' or '#', "
-            "has to be percent-encoded in the user and the password"
-        )
-
-
-def _check_hosts(address: str, parameters: Mapping[str, str]) -> None:
-    """Check hosts and ports. Those in the query count if the address has none."""
-    hosts = address.partition("/")[0].rpartition("@")[2].split(",")
-    of_query = parameters.get("host", "").split(",")
-    for host in filter(None, [*hosts, *(host for host in of_query if host[:1] != "/")]):
-        _check_port(host)
-    ports = parameters.get("port", "").split(",")
-    named = hosts if hosts != [""] else of_query
-    if len(ports) > 1 and named != [""] and len(ports) != len(named):
-        raise PoolConfigError(
-            f"malformed DSN: it has {len(ports)} ports for {len(named)} host(s): give one for "
-            "each, or one for all"
-        )
-
-
-def _can_be_split(address: str) -> bool:
-    """Tell whether asyncpg can read an address. urllib's error would quote the password."""
-    try:
-        urlsplit(f"postgresql://{address}")
-    except ValueError:
-        return False
-    return True
-
-
-def _check_port(host: str) -> None:
-    name, separator, port = host.rpartition("]")[2].partition(":")
-    if separator and not _is_port(port):
-        raise PoolConfigError(
-            "malformed DSN: the port is not a number up to 65535 (an '@', ':' or '/' in the user "
-            "or the password has to be written %40, %3A or %2F)"
-        )
-    if not name and "]" not in host and separator:
-        raise PoolConfigError("malformed DSN: there is a port, but no host before it")
-
-
-def _is_port(text: str) -> bool:
-    return re.fullmatch(r"[0-9]{1,5}", text) is not None and 0 < int(text) < 1 << 16
 
 
 def _no_ssl(text: str) -> str:
@@ -279,7 +201,7 @@ def _check_parameter(name: str, text: str) -> None:
     if name in PARAMETERS:
         if name in CHOICES:
             check_choice(name, text, "in the DSN")
-        if name == "port" and not all(map(_is_port, text.split(","))):
+        if name == "port" and not all(map(is_port, text.split(","))):
             raise PoolConfigError(
                 f"port={value_shown(text)} in the DSN is not a number up to 65535, or several with "
                 "commas between them"

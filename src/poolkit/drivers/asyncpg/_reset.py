@@ -1,6 +1,6 @@
 """The SQL of a reset: it undoes what the last lease has done, as far as the server can undo it.
 
-`poolkit.drivers.asyncpg._survey` finds out what a server can undo.
+`poolkit.drivers._postgresql.survey` finds out what a server can undo.
 """
 
 from __future__ import annotations

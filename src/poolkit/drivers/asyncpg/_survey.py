@@ -1,22 +1,12 @@
-"""What a server can undo, and whether a pooler is in front of it: asked on a fresh connection.
-
-Not all servers that speak PostgreSQL's protocol know all statements of a reset: Redshift has no
-DISCARD, CockroachDB no advisory locks, Aurora DSQL no temporary tables. So those statements are
-tried on a fresh connection, once for each server, in one round trip. What the server refuses there
-as unknown is left out of all resets, and a warning says so once. A reset that
-fails later changes nothing of this: a user may have made it fail, and other leases need it.
-"""
+"""What servers can undo: `poolkit.drivers._postgresql.survey`, as asyncpg asks them."""
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from asyncpg import exceptions as pg
 
-from poolkit._shell.log import say
-from poolkit._text import shown
-from poolkit.drivers._postgresql.undo import PIECES, UndoSQL
+from poolkit.drivers._postgresql import survey
 from poolkit.drivers.asyncpg import _internals as internals
 
 if TYPE_CHECKING:
@@ -24,97 +14,22 @@ if TYPE_CHECKING:
 
     from poolkit.drivers.asyncpg._settings import Settings
 
-_ALL: Final = UndoSQL()
-#: Tries whether the server runs DO blocks.
-_DO: Final = "DO $poolkit$BEGIN END$poolkit$"
-#: Tries the setting that stands before a COMMIT: see `poolkit.drivers.asyncpg._fold`.
-_MARK: Final = "SET poolkit.committed TO ''"
-#: Fails with a division by zero, on the simple protocol, if another server process answers than the
-#: one that asyncpg has connected to: then there is a pooler.
-_PROBE: Final = "SELECT 1 / (pg_catalog.pg_backend_pid() = {})::int"
-#: The server does not know it: not supported, or an unknown statement, function, object, table or
-#: schema.
-_UNKNOWN: Final = frozenset({"0A000", "42601", "42883", "42704", "42P01", "3F000"})
 
-
-class Survey:
+class Survey(survey.Survey):
     """What one driver has found out about its servers."""
 
     def __init__(self, settings: Settings, arguments: Mapping[str, Any]) -> None:
-        self._known: dict[object, UndoSQL] = {}
-        self._tries_undo = settings.reset != "none" and settings.pooler != "transaction"
-        #: Whether the driver need not look for a pooler any more.
-        self.knows_pooler = settings.pooler is not None
-        self._has_cache = bool(arguments.get("statement_cache_size", 1))
-        self._warned: set[object] = set()
+        has_cache = bool(arguments.get("statement_cache_size", 1))
+        super().__init__(
+            tries_undo=settings.reset != "none" and settings.pooler != "transaction",
+            looks_for_pooler=has_cache and settings.pooler is None,
+            server_error=pg.PostgresError,
+            parameter=lambda c, name: getattr(c.get_settings(), name, None),
+        )
 
-    def forget(self) -> None:
-        """Forget what servers can undo."""
-        self._known.clear()
-
-    async def examine(self, c: Any, pool: str) -> None:
-        """Find out what the server of a fresh connection can undo, and whether there is a pooler.
-
-        One round trip, once for each server; if the server refuses something, one for each piece.
-        """
-        server = _server(c)
-        tries_undo = self._tries_undo and server not in self._known
-        is_other = internals.is_not_postgresql(c)
-        looks_for_pooler = self._has_cache and not (self.knows_pooler or is_other)
-        texts = [_PROBE.format(c.get_server_pid())] if looks_for_pooler else []
-        if tries_undo:
-            texts += [f"{_MARK};{_ALL.sql(PIECES)}{_DO}"]
-        found = _ALL
-        if texts:
-            self.knows_pooler |= looks_for_pooler
-            try:
-                if is_other:
-                    found = await _try_pieces(c)
-                else:
-                    await c.execute_own(";".join(texts))
-            except pg.DivisionByZeroError:
-                say(
-                    logging.WARNING,
-                    "pooler_found",
-                    "%s: there is a pooler between this process and PostgreSQL. If it pools by "
-                    "transaction, set pooler='transaction' (prepared statements fail there, or "
-                    "meet those of other processes); if by session, pooler='session'",
-                    pool,
-                    pool=pool,
-                )
-            except pg.PostgresError as error:
-                say(
-                    logging.DEBUG,
-                    "survey_failed",
-                    "%s: asking what the server can do failed: %s",
-                    pool,
-                    shown(error),
-                    pool=pool,
-                )
-                if c.is_closed():  # the pool will notice; the next connection is examined again
-                    self.knows_pooler &= not looks_for_pooler
-                    return
-                if tries_undo:
-                    found = await _try_pieces(c)
-            except BaseException:
-                self.knows_pooler &= not looks_for_pooler
-                raise
-        if tries_undo:
-            self._known[server] = found
-            self._warn_of_missing(pool, server, found)
-        c._undo_sql = self._known.get(server, _ALL)
-
-    async def send_reset(self, c: Any, query: str) -> None:
-        """Send a reset."""
-        texts = [query]
-        if not (c._undo_sql.takes_several or c._base.last):
-            texts = [text for text in query.split(";") if text.strip()]
-        try:
-            for text in texts:
-                await c.execute_own(text)
-        except pg.PostgresError as error:
-            self._reset_failed(c, error)
-            raise
+    async def examine(self, c: Any, pool: str, *, is_other: bool = False) -> None:
+        """Find out what a fresh connection's server can undo, and whether there is a pooler."""
+        await super().examine(c, pool, is_other=is_other or internals.is_not_postgresql(c))
 
     async def send_plain_reset(self, c: Any, query: str) -> bool:
         """Send a reset in one round trip; return False if nothing was sent.
@@ -134,67 +49,9 @@ class Survey:
                 raise
             return False
         except pg.PostgresError as error:
-            self._reset_failed(c, error)
+            self.reset_failed(c, error)
             raise
         c._must_unlisten = False
         if c.is_in_transaction():
             raise ConnectionError("the connection is in a transaction after its reset")
         return True
-
-    def undoes_everything(self, c: Any) -> bool:
-        """Tell whether the server is PostgreSQL, and knows all that a reset may send."""
-        return c._undo_sql is _ALL
-
-    def _reset_failed(self, c: Any, error: pg.PostgresError) -> None:
-        """If the server does not know a reset, examine the next fresh connection anew."""
-        if error.sqlstate in _UNKNOWN and not c.is_closed():
-            self._known.pop(_server(c), None)
-
-    def _warn_of_missing(self, pool: str, server: object, found: UndoSQL) -> None:
-        missing = [name for name in PIECES if name not in found.by_piece]
-        if not found.has_do:
-            missing.append("PREPARE in SQL without ending all other statements, too")
-        if missing and server not in self._warned:
-            self._warned.add(server)
-            say(
-                logging.WARNING,
-                "cannot_undo",
-                "%s: this server has no statement to undo: %s. The next lease finds what a lease "
-                "has left of these, if the server has such things at all",
-                pool,
-                ", ".join(missing),
-                pool=pool,
-            )
-
-
-async def _try_pieces(c: Any) -> UndoSQL:
-    by_piece = {}
-    for name, statements in PIECES.items():
-        for sql in statements:
-            if await _try_statement(c, sql):
-                by_piece[name] = sql
-                break
-    takes_several = await _try_statement(c, UndoSQL(by_piece).sql(by_piece))
-    has_do = takes_several and await _try_statement(c, _DO)
-    return UndoSQL(by_piece, has_do, takes_several)
-
-
-async def _try_statement(c: Any, sql: str) -> bool:
-    """Execute a statement; return True if the server knows it, even if the server refuses it.
-
-    Raises the server's error if the connection is lost by it.
-    """
-    try:
-        await c.execute_own(sql)
-    except pg.PostgresError as error:
-        if c.is_closed():
-            raise
-        return error.sqlstate not in _UNKNOWN
-    return True
-
-
-def _server(c: Any) -> object:
-    """Return what distinguishes a server from others: the versions that it has reported."""
-    settings = c.get_settings()
-    names = ("server_version", "crdb_version", "padb_revision", "crate_version")
-    return tuple(getattr(settings, name, None) for name in names)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from asyncpg import exceptions as pg
 
 from poolkit._shell import messages
-from poolkit.drivers.asyncpg._fold import commit_and_reset
+from poolkit.drivers._postgresql.fold import commit_and_reset
 
 if TYPE_CHECKING:
     import types
@@ -86,7 +86,7 @@ class Transaction:
             c._top_xact = None
             reset = self._driver.reset_with_commit(c) if self.ends_lease else ""
             if reset:
-                status, self.has_reset = await commit_and_reset(c, reset)
+                status, self.has_reset = await commit_and_reset(c, reset, pg.PostgresError)
             else:
                 status = await c.execute("COMMIT;")
         else:  # asyncpg sends the COMMIT, or would not know that the transaction has ended

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from asyncpg import exceptions as pg
-
 #: The reset undoes the setting, too. The text is always the same, or it would fill the tables in
 #: which pg_stat_statements has an entry for each.
 #: The reset is in a transaction of its own, which would wait until no other one writes if the
@@ -24,25 +22,28 @@ _ASK: Final = """\
 SELECT 1 OPERATOR(pg_catalog./) (COALESCE(
     pg_catalog.current_setting('poolkit.committed', true), '') OPERATOR(pg_catalog.=) 'yes'
 )::pg_catalog.int4"""
+_FAILED_TRANSACTION: Final = "25P02"
+_DIVISION_BY_ZERO: Final = "22012"
 
 
-async def commit_and_reset(c: Any, reset: str) -> tuple[str, bool]:
+async def commit_and_reset(c: Any, reset: str, server_error: type[Exception]) -> tuple[str, bool]:
     """Commit, and undo the lease.
 
-    Return the server's answer to the COMMIT, and whether the lease is undone. Raises what the
-    COMMIT raises. What the reset raises is left to the reset that follows then.
+    ``c`` sends texts by ``execute_own(text)``. ``server_error``: the class of the server's errors,
+    with a ``sqlstate``. Return the server's answer to the COMMIT, and whether the lease is undone.
+    Raises what the COMMIT raises. What the reset raises is left to the reset that follows then.
     """
     try:
         await c.execute_own(_COMMIT + reset)
-    except pg.PostgresError as error:
+    except server_error as error:
         if c.is_closed():
             raise
         if c.is_in_transaction():  # it has not come as far as the COMMIT
             await c.execute_own("ROLLBACK;")
-            if isinstance(error, pg.InFailedSQLTransactionError):
+            if getattr(error, "sqlstate", None) == _FAILED_TRANSACTION:
                 return "ROLLBACK", False
             raise
-        if not await _has_committed(c):
+        if not await _has_committed(c, server_error):
             raise
         return "COMMIT", False
     if c.is_in_transaction():
@@ -51,9 +52,11 @@ async def commit_and_reset(c: Any, reset: str) -> tuple[str, bool]:
     return "COMMIT", True
 
 
-async def _has_committed(c: Any) -> bool:
+async def _has_committed(c: Any, server_error: type[Exception]) -> bool:
     try:
         await c.execute_own(_ASK)
-    except pg.DivisionByZeroError:
+    except server_error as error:
+        if getattr(error, "sqlstate", None) != _DIVISION_BY_ZERO:
+            raise
         return False
     return True
