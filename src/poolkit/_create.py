@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     class CreateOptions(AsyncpgOptions, SQLiteSettings, total=False):
         """The pool's options, and the settings of the drivers that come with poolkit."""
 
+        # Of psycopg's: the others are asyncpg's, too.
+        prepare_threshold: int | None
+        connection_class: type[Any]
+
 
 def create_pool(url: URL, /, **options: Unpack[CreateOptions]) -> Pool[Any]:
     """Return a pool for a database URL, with the driver that serves the URL's scheme.

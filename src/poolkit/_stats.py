@@ -131,8 +131,8 @@ class LeaseInfo:
     """The process at the server that serves the connection, as PostgreSQL's ``pg_stat_activity``
     has it; None if the driver cannot tell."""
     statement: str = ""
-    """The first line of the last statement, if the driver notes statements: asyncpg's does with
-    ``note_statements``. It may have values in it."""
+    """The first line of the last statement, if the driver notes statements: those of PostgreSQL do
+    with ``note_statements``. It may have values in it."""
 
     def __str__(self) -> str:
         """Return the lease as error messages show it."""

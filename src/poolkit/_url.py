@@ -259,7 +259,7 @@ def unknown_scheme(scheme: str, known: Iterable[str]) -> str:
     if _SQLITE_SCHEMES.fullmatch(scheme):
         hint = "for SQLite write sqlite:// (aiosqlite) or sqlite+threads:// (the standard library)."
     elif _POSTGRES_SCHEMES.fullmatch(scheme):
-        hint = "for PostgreSQL, and what speaks its protocol, write postgresql:// (asyncpg)."
+        hint = "for PostgreSQL, and what speaks its protocol, write postgresql:// (asyncpg), or postgresql+psycopg://."
     elif scheme.startswith("prisma"):
         hint = "it is a proxy of Prisma's; give the URL of the database itself."
     elif found := near(scheme, known, 0.7):

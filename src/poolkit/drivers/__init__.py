@@ -4,9 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from poolkit.drivers import aiosqlite, asyncpg, sqlite
+    from poolkit.drivers import aiosqlite, asyncpg, psycopg, sqlite
 
-__all__ = ["aiosqlite", "asyncpg", "sqlite"]
+__all__ = ["aiosqlite", "asyncpg", "psycopg", "sqlite"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,80 @@
+"""The driver for psycopg 3: PostgreSQL on asyncio.
+
+Connections are in autocommit, unless ``connect_kwargs`` has ``autocommit=False``: a statement takes
+effect when it has run, and ``pool.transaction()`` begins transactions. What psycopg's own pool does
+not:
+
+- what a lease has made (cursors, pipelines, copies, generators) dies with the lease;
+- a cancelled statement is cancelled on the server, also where a scope of anyio's has cancelled it,
+  and the connection lives on;
+- a reset undoes settings, roles, temporary tables, locks, adapters, factories;
+- the death of an idle connection is noticed at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from poolkit._driver import missing_extra
+from poolkit._errors import PoolConfigError
+from poolkit._shell.pool import Pool
+
+try:
+    import psycopg
+except ImportError as missing:
+    if missing.name is None:  # psycopg is there, and libpq is not
+        raise PoolConfigError(
+            f"psycopg cannot be imported ({missing}). If it finds no libpq, run: "
+            "pip install 'psycopg[binary]'"
+        ) from missing
+    raise missing_extra("psycopg", missing) from missing
+
+from poolkit.drivers.psycopg._driver import PsycopgDriver
+from poolkit.drivers.psycopg._dsn import split_dsn, split_options
+from poolkit.drivers.psycopg._settings import CreateOptions, SettingsDict
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from poolkit._url import URL
+
+__all__ = ["PsycopgDriver", "create_pool", "from_url"]
+
+
+def create_pool(
+    conninfo: URL | None = None, **options: Unpack[CreateOptions]
+) -> Pool[psycopg.AsyncConnection[Any]]:
+    """Return a pool of `psycopg.AsyncConnection` for a PostgreSQL database.
+
+    ``conninfo``: a URL, or libpq's ``host=... dbname=...``. Without it the environment names the
+    server (``PGHOST``, ...). Options are the pool's (`Options`) and the driver's (`Settings`):
+    ``reset``, ``pooler``, ``tcp_timeout``, ``prepare_threshold``, ``note_statements``,
+    ``connection_class``, and ``connect_kwargs``, which go to psycopg's ``connect``. The first four
+    may also stand in the URL's query; a keyword wins.
+
+    Raises `PoolConfigError` for options or a conninfo that cannot work.
+    """
+    settings, pool_options = split_options(options)
+    if conninfo is None:
+        return Pool(PsycopgDriver(**settings), **pool_options)
+    plain, merged, pool_merged = split_dsn(conninfo)
+    merged.update(settings)
+    pool_merged.update(pool_options)
+    return Pool(PsycopgDriver(plain, **merged), **pool_merged)
+
+
+def from_url(url: URL, /, **settings: Unpack[SettingsDict]) -> PsycopgDriver:
+    """Return the driver for a URL: ``postgresql+psycopg://user:password@host:port/database``.
+
+    The query may contain libpq's parameters (``?sslmode=require``) and the driver's settings
+    (``?pooler=transaction``) other than ``note_statements``, ``connection_class`` and
+    ``connect_kwargs``; a keyword wins.
+
+    Raises `PoolConfigError` for a URL or settings that cannot work.
+    """
+    own, others = split_options(cast("CreateOptions", settings))
+    plain, merged, in_url = split_dsn(url)
+    for name in [*others, *in_url]:
+        raise PoolConfigError(f"{name} is an option of the pool, and not of its driver")
+    merged.update(own)
+    return PsycopgDriver(plain, **merged)

@@ -1,0 +1,282 @@
+"""psycopg's connection as it is in a pool: what a lease makes from it dies with the lease.
+
+psycopg's cursors, transactions, pipelines, copies and generators do all their I/O by ``wait()`` and
+``lock`` of the connection they were made from. So a lease makes them from a *front*: another object
+of the connection's class, which shares the connection's attributes (its ``__dict__``). At the
+release the connection gets the attributes anew that ``on_connect`` has left, and the front is left
+with the old ones, and without a session to act on: what was made from it finds the lease over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+from psycopg import pq
+from psycopg.adapt import AdaptersMap
+
+from poolkit.drivers.psycopg._session import INTERVAL, Session, simple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+
+def _closed_pgconn() -> Any:
+    """Return libpq's connection, closed; nothing is sent for it."""
+    pgconn = pq.PGconn.connect_start(b"poolkit=closed")  # libpq knows no such option
+    pgconn.finish()
+    return pgconn
+
+
+#: Turns of the event loop within which it ends a generator that was dropped.
+_SOON: Final = 5
+_HANDLERS: Final = ("_notice_handlers", "_notify_handlers")
+#: What pipelines have that are over.
+_CLOSED: Final = _closed_pgconn()
+
+
+if TYPE_CHECKING:
+    _AsyncConnection = Any
+else:
+    _AsyncConnection = psycopg.AsyncConnection
+
+
+class Pooled(_AsyncConnection):  # type: ignore[misc]
+    """The methods by which a connection of psycopg is one of a pool's."""
+
+    _poolkit_session: Session
+
+    def __init__(self, pgconn: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(pgconn, *args, **kwargs)
+        self._poolkit_session = Session(pgconn)
+        self._poolkit_keep_as_own()
+
+    def __del__(self) -> None:
+        """Do not warn, as psycopg does of a connection that is collected: fronts are."""
+
+    def __delattr__(self, name: str) -> None:
+        """Delete; not what the pool would undo, and `_poolkit_end_lease` has undone already."""
+        if name in self.__dict__ or not hasattr(type(self), name):
+            super().__delattr__(name)
+
+    # -- leases ----------------------------------------------------------------------------------
+
+    def _poolkit_front(self) -> Any:
+        """Return what a lease makes its cursors and such from."""
+        attributes = self.__dict__
+        front = attributes.get("_poolkit_made")
+        if front is None:
+            front = object.__new__(type(self))
+            front.__dict__ = attributes
+            attributes["_poolkit_made"] = front
+        return front
+
+    def _poolkit_keep_as_own(self) -> None:
+        """Make the attributes as they are now those that each lease finds."""
+        session, own = self._poolkit_session, dict(self.__dict__)
+        own.pop("_poolkit_made", None)
+        own.update(_pipeline=None, _tpc=None, _num_transactions=0)
+        session.own, session.own_adapters = own, own["_adapters"]
+        own["_adapters"] = None
+        prepared = own["_prepared"]
+        own["_poolkit_prepared"] = prepared.prepare_threshold, prepared.prepared_max
+
+    def _poolkit_end_lease(self) -> None:
+        """End what was made in this lease, and note what it has left behind."""
+        used = self.__dict__
+        session, own = used["_poolkit_session"], used["_poolkit_session"].own
+        session.lease += 1
+        session.block, session.block_was_replaced, session.names = None, False, None
+        session.statement = None
+        front = used.pop("_poolkit_made", None)
+        left = [
+            f"{many} {kind} handler{'s' * (many > 1)}"
+            for kind in ("notice", "notify")
+            if (many := len(used[f"_{kind}_handlers"]) - len(own[f"_{kind}_handlers"])) > 0
+        ]
+        session.left_behind = ", ".join(filter(None, [session.left_behind, *left]))
+        prepared = used["_prepared"]
+        prepared.prepare_threshold, prepared.prepared_max = own["_poolkit_prepared"]
+        self.__dict__ = {
+            **own,
+            "lock": type(used["lock"])(),
+            "_notice_handlers": [*own["_notice_handlers"]],
+            "_notify_handlers": [*own["_notify_handlers"]],
+            "_notifies_backlog": deque(),
+            "_closed": used["_closed"],
+            "_prepared": prepared,
+        }
+        if front is not None:
+            if used["_pipeline"] is not None:  # whose end acts on libpq's connection directly
+                used["_pipeline"].pgconn = _CLOSED
+            front.__dict__ = {**used, "_closed": True, "_poolkit_session": session.ended}
+
+    def _poolkit_leaves_handlers(self) -> bool:
+        """Tell whether `_poolkit_end_lease` will report handlers."""
+        own = self._poolkit_session.own
+        return any(getattr(self, name) != own[name] for name in _HANDLERS)
+
+    async def _poolkit_turn(self) -> Any:
+        """Return the lock by which operations of the lease take turns.
+
+        Raises if a generator has it that waits for its user and not for the server: that may be for
+        ever. One that was dropped is ended by the event loop soon.
+        """
+        session = self._poolkit_session
+        for _ in range(_SOON):
+            if not self.lock.locked() or session.under_way or session.settling is not None:
+                return self.lock
+            await asyncio.sleep(0)
+        raise psycopg.InterfaceError(
+            "stream(), copy() or notifies() of this connection has not ended: leave its block, or "
+            "aclose() it, before the transaction begins or ends"
+        )
+
+    async def _poolkit_execute(self, text: str) -> list[Any]:
+        """Execute a text of the pool's own, in turn with the operations of the lease."""
+        async with await self._poolkit_turn():
+            return await self.wait(simple(self.pgconn, text))  # type: ignore[no-any-return]
+
+    def _poolkit_drop_statements(self) -> str:
+        """Have psycopg forget what it has prepared, as at a ROLLBACK; return the SQL for that."""
+        prepared = self._prepared
+        if not prepared._names or self._poolkit_session._base.statements:
+            return ""
+        prepared.clear()
+        prepared._to_flush.clear()
+        return "DEALLOCATE ALL;"
+
+    # -- psycopg's methods -----------------------------------------------------------------------
+
+    async def wait(
+        self, gen: Generator[Any, Any, Any], interval: float = INTERVAL, **more: Any
+    ) -> Any:
+        session = self._poolkit_session
+        session.check()
+        lease = session.lease
+        if session.settling is not None:
+            await session.settled()
+            if session.lease != lease:
+                session.ended.check()
+        try:
+            return await session.run(gen, interval, **more)
+        except Exception as error:
+            session.operation_failed(lease, error)
+            raise
+        except asyncio.CancelledError:
+            if session.settling is not None and self._pipeline is not None:
+                self._pipeline.pgconn = _CLOSED  # the pipeline is over: its rest is read elsewhere
+            raise
+
+    async def _try_cancel(self, *, timeout: float = 5.0) -> None:
+        session = self._poolkit_session
+        if not isinstance(session, Session):
+            return
+        session.begin()
+        try:
+            await super()._try_cancel(timeout=timeout)
+        except asyncio.CancelledError:  # then nobody reads what is left
+            session.settle(None)
+            raise
+        finally:
+            session.end()
+
+    async def close(self) -> None:
+        session = self._poolkit_session
+        if isinstance(session, Session):
+            self._closed = True
+            session.cut()
+
+    def _check_connection_ok(self) -> None:
+        if not isinstance(self._poolkit_session, Session):
+            self._poolkit_session.check()
+        super()._check_connection_ok()
+
+    @property
+    def closed(self) -> bool:
+        session = self._poolkit_session
+        return not isinstance(session, Session) or session.is_closed()
+
+    @property
+    def adapters(self) -> AdaptersMap:
+        attributes = self.__dict__
+        found: AdaptersMap | None = attributes["_adapters"]
+        if found is None:
+            template = self._poolkit_session.own_adapters or psycopg.adapters
+            found = attributes["_adapters"] = AdaptersMap(template)
+        return found
+
+    @property
+    def connection(self) -> Any:
+        return self._poolkit_front()
+
+    def cursor(self, *args: Any, **kwargs: Any) -> Any:
+        made: Any = super(Pooled, self._poolkit_front()).cursor(*args, **kwargs)
+        try:
+            kind: Any = type(made)
+            made.__class__ = _noting(kind, self._poolkit_session.notes_statements)
+        except TypeError:  # a class that cannot be replaced: nobody sees what it executes
+            self._poolkit_session.has_dropped = self._poolkit_session.may_have_prepared = True
+            self._poolkit_session.must_unlisten = True
+        return made
+
+    def transaction(self, *args: Any, **kwargs: Any) -> Any:
+        return super(Pooled, self._poolkit_front()).transaction(*args, **kwargs)
+
+    def pipeline(self) -> Any:
+        return super(Pooled, self._poolkit_front()).pipeline()
+
+    def notifies(self, **kwargs: Any) -> Any:
+        return super(Pooled, self._poolkit_front()).notifies(**kwargs)
+
+
+@functools.lru_cache(maxsize=256)
+def _noting(kind: Any, notes_statements: bool) -> Any:  # noqa: FBT001  # a key of the cache
+    """Return the subclass of a class of cursors that tells the session of the server's answers."""
+
+    def _set_results(self: Any, results: list[Any]) -> None:
+        self._conn._poolkit_session.was_executed(self._query, results)
+        kind._set_results(self, results)
+
+    def _convert_query(self: Any, *args: Any, **kwargs: Any) -> Any:
+        made = kind._convert_query(self, *args, **kwargs)
+        self._conn._poolkit_session.statement = made.query
+        return made
+
+    names = {"__slots__": (), "__module__": kind.__module__, "__doc__": kind.__doc__}
+    methods: dict[str, Any] = {"_set_results": _set_results}
+    if notes_statements:
+        methods["_convert_query"] = _convert_query
+    return type(kind.__name__, (kind,), {**names, **methods})
+
+
+@functools.lru_cache(maxsize=256)
+def pooled(kind: Any) -> Any:
+    """Return the subclass of a class of connections that poolkit's pools use."""
+    members: dict[str, Any] = {
+        name: _by_front(kind, name, method)
+        for base in reversed(kind.__mro__[: kind.__mro__.index(psycopg.AsyncConnection)])
+        for name, method in vars(base).items()
+        if inspect.isfunction(method) and not name.startswith("_") and name not in vars(Pooled)
+    }
+    named = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    made: Any = type(kind.__name__, (Pooled, kind), {**members, **named, "__doc__": kind.__doc__})
+    for name, method in vars(Pooled).items():
+        if inspect.isfunction(method) and not name.startswith("_"):
+            method.__doc__ = getattr(psycopg.AsyncConnection, name).__doc__
+    return made
+
+
+def _by_front(kind: Any, name: str, method: Any) -> Callable[..., Any]:
+    """Return a method of a user's class that runs on the front, so that what it makes dies."""
+
+    def call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return getattr(kind, name)(self._poolkit_front(), *args, **kwargs)
+
+    call.__name__, call.__qualname__, call.__doc__ = name, method.__qualname__, method.__doc__
+    call.__signature__ = inspect.signature(method)  # type: ignore[attr-defined]
+    return call

@@ -1,0 +1,349 @@
+"""How connections of psycopg are opened, checked, cleaned and closed."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from poolkit._driver import Verdict
+from poolkit._errors import PoolConfigError
+from poolkit._options import unknown_option
+from poolkit._shell.log import say
+from poolkit._text import shown
+from poolkit.drivers._postgresql import base as bases
+from poolkit.drivers._postgresql.survey import Survey
+from poolkit.drivers.psycopg import _errors as errors
+from poolkit.drivers.psycopg import _reset as resets
+from poolkit.drivers.psycopg._connection import pooled
+from poolkit.drivers.psycopg._dsn import check_dsn
+from poolkit.drivers.psycopg._session import Unfit
+from poolkit.drivers.psycopg._settings import SETTINGS, Settings, SettingsDict
+from poolkit.drivers.psycopg._transaction import ISOLATIONS, Transaction
+from poolkit.drivers.psycopg._view import ViewMethods
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from typing_extensions import Unpack
+
+    from poolkit._url import URL
+    from poolkit.drivers.psycopg._session import Session
+
+
+class PsycopgDriver:
+    """How connections of psycopg are opened, checked, cleaned and closed. On asyncio only."""
+
+    __module__ = "poolkit.drivers.psycopg"
+
+    def __init__(self, conninfo: URL | None = None, **settings: Unpack[SettingsDict]) -> None:
+        for name in settings:
+            if name not in SETTINGS:
+                raise PoolConfigError(unknown_option(name, SETTINGS))
+        if settings.get("pooler") == "transaction":
+            settings.setdefault("prepare_threshold", None)
+        self.settings = Settings(**settings)
+        self._conninfo, self.name = check_dsn(conninfo, self.settings)
+        self._arguments = self.settings.arguments()
+        keepalives = self.settings.keepalives()
+        if keepalives.keys().isdisjoint({*conninfo_to_dict(self._conninfo), *self._arguments}):
+            self._arguments.update(keepalives)
+        kind: Any = self.settings.connection_class
+        self._kind = pooled(kind)
+        self._level = self.settings.reset
+        #: Whether most releases need no reset.
+        self._is_light = self._level in ("transaction", "none")
+        by_transaction = self.settings.pooler == "transaction"
+        #: Whether resets return to a base; else they leave the session alone.
+        self._has_base = self._level != "none" and not by_transaction
+        prepares = self._arguments["prepare_threshold"] is not None
+        self._survey = Survey(
+            tries_undo=self._has_base,
+            looks_for_pooler=prepares and self.settings.pooler is None,
+            server_error=psycopg.Error,
+            parameter=lambda session, name: session.parameter(name),
+        )
+        #: Whether one of the connections was to a primary.
+        self._had_primary = False
+        #: Whether a warning has said that the server does not describe its sessions.
+        self._warned_of_base = False
+
+    #: What a view has of its own.
+    view_bases = (ViewMethods,)
+
+    async def connect(self) -> psycopg.AsyncConnection[Any]:
+        """Open a connection. If this is cancelled, no connection is left behind."""
+        _check_loop()
+        arguments = dict(self._arguments)
+        if callable(password := arguments.get("password")):
+            password = password()
+            arguments["password"] = await password if inspect.isawaitable(password) else password
+        c: Any = await self._kind.connect(self._conninfo, **arguments)
+        session: Session = c._poolkit_session
+        try:
+            c._poolkit_keep_as_own()
+            session.notes_statements = self.settings.note_statements
+            self._had_primary |= session.parameter("in_hot_standby") == "off"
+            await self._survey.examine(session, self.name)
+        except BaseException:
+            session.cut()
+            raise
+        return c  # type: ignore[no-any-return]
+
+    def pool_opens(self) -> None:
+        """Forget what the server can undo: another one may have taken its place."""
+        self._survey.forget()
+
+    def is_dead(self, c: Any, /) -> bool:
+        """Tell whether the connection is known to be closed or lost."""
+        return bool(c._poolkit_session.is_closed())
+
+    async def ping(self, c: Any, /) -> None:
+        """Make one round trip."""
+        session: Session = c._poolkit_session
+        await session.execute_own("SELECT 1")
+        session.watch()
+
+    async def close(self, c: psycopg.AsyncConnection[Any], /) -> None:
+        """Tell the server that the connection ends."""
+        await c.close()
+
+    def terminate(self, c: Any, /) -> None:
+        """Close the connection at once."""
+        c._poolkit_session.cut()
+        c.__dict__.pop("_poolkit_made", None)  # each refers to the other
+
+    def server_pid(self, c: Any, /) -> int | None:
+        """Return the pid of the server's process; behind a pooler, what the pooler has made up."""
+        session: Session = c._poolkit_session
+        return None if session.is_closed() else session.get_server_pid()
+
+    def last_statement(self, c: Any, /) -> str | None:
+        """Return the text of the last statement of the lease, at ``note_statements``."""
+        text = c._poolkit_session.statement
+        return None if text is None else text.decode(errors="replace")
+
+    def watch(self, c: Any, dead: Callable[..., None], /) -> None:
+        """Call ``dead`` when the server ends the idle connection, and for errors of cursors.
+
+        What ``on_connect`` has set up becomes the connection's own. Raises `PoolConfigError` for an
+        open transaction, which the first reset would end.
+        """
+        _refuse_what_is_open(c)
+        session: Session = c._poolkit_session
+        c._poolkit_keep_as_own()
+        c._poolkit_end_lease()
+        session.was_reset()
+        session.report = dead
+        session.watch()
+
+    # -- the base of the session -----------------------------------------------------------------
+
+    async def set_up(self, c: Any, on_connect: Callable[[Any], Awaitable[object]], /) -> None:
+        """Run ``on_connect``; resets return to the session as ``on_connect`` leaves it.
+
+        Raises `PoolConfigError` for what no reset could restore.
+        """
+        session: Session = c._poolkit_session
+        session.names = bases.DottedNames()
+        await on_connect(c)
+        names, session.names = session.names, None
+        if session.is_closed():
+            return
+        _refuse_what_is_open(c)
+        if self._has_base:
+            await self._capture_base(session, tuple(names.all_names()))
+
+    async def _capture_base(self, session: Session, names: tuple[str, ...]) -> None:
+        """Make role, authorization and settings, as they are now, the base of the session.
+
+        Raises `PoolConfigError` for what a reset would undo and could not restore.
+        """
+        try:
+            found = await capture(session, names)
+        except psycopg.errors.InsufficientPrivilege as failure:
+            raise PoolConfigError(
+                f"what on_connect has left cannot be read, so no reset could restore it: {failure}."
+                " Give settings in connect_kwargs={'options': ...}, or choose reset='none'"
+            ) from failure
+        except (psycopg.ProgrammingError, psycopg.NotSupportedError) as failure:
+            # A server that is not PostgreSQL: resets return to what the login begins with.
+            say(
+                logging.DEBUG if self._warned_of_base else logging.WARNING,
+                "base_unknown",
+                "%s: a reset here ends what on_connect has set up, such as a role or settings, "
+                "because the server does not say what that is (%s). Give settings in "
+                "connect_kwargs={'options': ...}, or set up in on_acquire",
+                self.name,
+                shown(failure),
+                pool=self.name,
+            )
+            self._warned_of_base = True
+            return
+        undone = self._undone_for_good()
+        if lost := [found.unrestorable[kind] for kind in undone if kind in found.unrestorable]:
+            raise bases.refusal("on_connect", lost)
+        error: Exception | None = None
+        changed: list[str] = []
+        for candidate in bases.Restoration.candidates(found, names, session.login):
+            session._base = candidate
+            if not candidate.last:
+                return
+            try:
+                await session.execute_own(resets.restore_base(session, self._level))
+            except psycopg.Error as failure:
+                if session.is_closed():
+                    raise
+                error = failure
+                continue
+            error = None
+            changed = found.base.differences((await capture(session, names)).base)
+            if not changed:
+                return
+        raise bases.unable("on_connect", error, changed)
+
+    def _undone_for_good(self) -> tuple[str, ...]:
+        """Return the kinds of what the reset undoes and could not restore."""
+        if self._level == "transaction":
+            return ("channels",)
+        if self._level not in resets.FULL:
+            return ()
+        kinds = ("temporary", "locks", "channels", "cursors")
+        return (*kinds, "prepared") if self._level == "full+prepared" else kinds
+
+    def classify(
+        self, exc: BaseException, c: psycopg.AsyncConnection[Any] | None, /
+    ) -> Verdict | None:
+        """Say what an error means; see `poolkit.drivers.psycopg._errors`."""
+        if c is None:
+            return errors.of_connecting(exc)
+        session: Session = c._poolkit_session  # type: ignore[attr-defined]  # it is one of ours
+        closed = session.is_closed()
+        if isinstance(exc, Unfit):
+            return Verdict.SUSPECT
+        if isinstance(exc, psycopg.errors.ReadOnlySqlTransaction) and not closed:
+            # From a primary: the transaction was read-only. From a standby: if the pool has had a
+            # primary, the two servers have changed places; else the pool is a replica's.
+            standby = session.parameter("in_hot_standby")
+            if standby == "on" and self._had_primary:
+                return Verdict.STALE
+            return Verdict.SUSPECT if standby is None else Verdict.OK
+        return errors.of_lease(exc, closed=closed)
+
+    # -- between two leases ----------------------------------------------------------------------
+
+    def revoke(self, c: Any, /) -> None:
+        """End what was made in this lease: cursors, transactions, pipelines, generators."""
+        c._poolkit_end_lease()
+        c._poolkit_session.watch()
+
+    def is_clean(self, c: Any, /) -> bool:
+        """Tell whether a reset would send nothing, and report nothing."""
+        session: Session = c._poolkit_session
+        if not self._is_light or session.left_behind or session.must_unlisten or session.unfit:
+            return False
+        if session.has_dropped or session._base.rights or session.is_in_transaction():
+            return False
+        return session.is_at_rest()
+
+    async def reset(self, c: Any, /) -> str | None:
+        """End what is in flight, roll back, undo session changes, restore the base, verify."""
+        session: Session = c._poolkit_session
+        if not session.is_at_rest():
+            await session.come_to_rest()
+        level = self._level
+        if session.unfit:
+            raise Unfit(f"the connection is not used again: {session.unfit}")
+        is_open = session.is_in_transaction()
+        query = "" if is_open or level != "full" else resets.plain_reset(session)
+        left_behind = session.left_behind
+        if not query:
+            if session.has_dropped:
+                if session._base.prepared:
+                    raise Unfit("what on_connect had prepared by SQL is gone")
+                resets.forget_statements(c)
+            query = resets.undo_lease(session, level, is_ours=self._has_base)
+            if is_open:
+                left_behind = ", ".join(filter(None, ["an open transaction", left_behind]))
+                drop = c._poolkit_drop_statements() if self._has_base else ""
+                query = f"ROLLBACK;{drop}{query}"
+        if query:
+            await self._survey.send_reset(session, query)
+        session.was_reset()
+        if callable(level):
+            await level(c)
+            c._poolkit_end_lease()
+            session.was_reset()
+            if session._base.last:
+                await session.execute_own(resets.restore_base(session, level))
+        if session.is_in_transaction():
+            raise psycopg.InterfaceError("the connection is in a transaction after its reset")
+        session.watch()
+        return left_behind or None
+
+    def transaction(
+        self,
+        c: psycopg.AsyncConnection[Any],
+        /,
+        *,
+        isolation: str | None = None,
+        readonly: bool = False,
+        deferrable: bool = False,
+    ) -> Transaction:
+        """Return a transaction; inside of another one it is a savepoint.
+
+        ``isolation``: one of ``"read_uncommitted"``, ``"read_committed"``, ``"repeatable_read"``
+        and ``"serializable"``.
+        """
+        if isolation is not None and isolation not in ISOLATIONS:
+            legal = ", ".join(ISOLATIONS)
+            raise ValueError(f"isolation={isolation!r}: give one of {legal}, or None")
+        settings = {"isolation": isolation, "readonly": readonly, "deferrable": deferrable}
+        return Transaction(c, self, **settings)
+
+    def reset_with_commit(self, c: Any, /) -> str:
+        """Return the SQL of a reset that may follow a COMMIT in one text; "" if none may."""
+        session: Session = c._poolkit_session
+        if self._level != "full" or c._poolkit_leaves_handlers():
+            return ""
+        return resets.plain_reset(session) if self._survey.undoes_everything(session) else ""
+
+
+async def capture(session: Session, names: tuple[str, ...]) -> bases.Captured:
+    """Ask the server what a session is like, in one round trip."""
+    # Whatever encoding the session has, these are characters of ASCII.
+    query = (
+        f"{bases.AT_ONCE}SELECT pg_catalog.encode("  # noqa: S608  # ours
+        "pg_catalog.convert_to(found::text, 'UTF8'), 'hex') "
+        f"FROM (\n{bases.capture_query(names)}) answer (found)"
+    )
+    answer = (await session.execute_own(query))[-1].get_value(0, 0)
+    return bases.read_captured(bytes.fromhex(answer.decode()).decode())
+
+
+def _refuse_what_is_open(c: Any) -> None:
+    """Raise `PoolConfigError` for a transaction, which the first reset would end."""
+    session: Session = c._poolkit_session
+    if not session.is_closed() and session.is_in_transaction():
+        raise PoolConfigError("on_connect has left a transaction open: commit it there")
+
+
+def _check_loop() -> None:
+    """Raise `PoolConfigError` on an event loop that psycopg does not run on."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        raise PoolConfigError(
+            "psycopg runs on asyncio only, and so does its pool: there is no driver for "
+            "PostgreSQL on trio yet"
+        ) from None
+    proactor = getattr(asyncio, "ProactorEventLoop", None)
+    if proactor is not None and isinstance(loop, proactor):
+        raise PoolConfigError(
+            "psycopg does not run on Windows' ProactorEventLoop: run the program with "
+            "asyncio.run(main(), loop_factory=asyncio.SelectorEventLoop)"
+        )
