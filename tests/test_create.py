@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def test_unknown_scheme_names_the_known_ones() -> None:
     """The remedy is in the message."""
     with pytest.raises(
-        PoolConfigError, match=r"'redis'.*postgresql, postgresql\+asyncpg, sqlite, "
+        PoolConfigError,
+        match=r"'redis'.*postgresql, postgresql\+asyncpg, postgresql\+psycopg, sqlite, ",
     ):
         poolkit.create_pool("redis://localhost")
 

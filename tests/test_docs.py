@@ -16,6 +16,7 @@ from poolkit import PoolConfigError
 from poolkit._options import NAMES
 from poolkit.compat.asyncpg import pool as compat
 from poolkit.drivers.asyncpg import _settings as _asyncpg_settings
+from poolkit.drivers.psycopg import _settings as _psycopg_settings
 from poolkit.drivers.sqlite import _settings as _sqlite_settings
 
 if TYPE_CHECKING:
@@ -33,10 +34,14 @@ def ids(path: Path) -> str:
 #: Who is called, and what may be given by name.
 PARAMETERS: dict[str, frozenset[str]] = {
     "poolkit.create_pool": frozenset(_asyncpg_settings.CreateOptions.__annotations__)
+    | frozenset(_psycopg_settings.CreateOptions.__annotations__)
     | frozenset(_sqlite_settings.CreateOptions.__annotations__),
     "poolkit.Pool": NAMES,
     "poolkit.drivers.asyncpg.create_pool": frozenset(
         _asyncpg_settings.CreateOptions.__annotations__
+    ),
+    "poolkit.drivers.psycopg.create_pool": frozenset(
+        _psycopg_settings.CreateOptions.__annotations__
     ),
     "poolkit.drivers.aiosqlite.create_pool": frozenset(
         _sqlite_settings.CreateOptions.__annotations__
@@ -69,6 +74,10 @@ OTHERS: dict[str, set[str]] = {
         *("pool_size", "acquisition_timeout", "idle_timeout", "operation_timeout"),
     },
     "docs/howto/from-databases.md": {"ssl"},
+    "docs/howto/from-psycopg-pool.md": {
+        *("open", "check", "timeout", "max_idle", "reconnect_timeout", "num_workers"),
+        *("close_returns", "kwargs"),
+    },
     "docs/howto/postgresql.md": {"pool_mode", "max_connections"},
     "docs/howto/sqlalchemy.md": {
         *("pool_size", "pool_timeout", "pool_recycle", "pool_pre_ping", "pool_reset_on_return"),

@@ -34,7 +34,7 @@ def test_import_brings_no_driver_and_no_framework() -> None:
     """`import poolkit` costs little more than `import anyio`."""
     program = (
         "import sys, anyio, anyio.lowlevel; theirs = set(sys.modules); import poolkit;"
-        "heavy = {'aiosqlite', 'sqlite3', 'asyncpg', 'fastapi', 'starlette', 'trio', 'pydantic'};"
+        "heavy = {'aiosqlite', 'sqlite3', 'asyncpg', 'psycopg', 'fastapi', 'starlette', 'trio', 'pydantic'};"
         "heavy |= {'asyncio', 'urllib.parse'};"
         "print(sorted(heavy & (set(sys.modules) - theirs)))"
     )

@@ -65,7 +65,7 @@ MALFORMED = {
     "one slash": (f"postgresql:/app:{SECRET}@localhost/shop", "'://'"),
     "empty": ("", "DATABASE_URL"),
     "other scheme": (f"mysql://app:{SECRET}@localhost/shop", "malformed DSN"),
-    "other driver": (f"postgresql+psycopg://app:{SECRET}@localhost/shop", "malformed DSN"),
+    "other driver": (f"postgresql+psycopg2://app:{SECRET}@localhost/shop", "malformed DSN"),
     "port is a word": (f"postgresql://app:{SECRET}@localhost:five/shop", "port"),
     "port too high": (f"postgresql://app:{SECRET}@localhost:65536/shop", "port"),
     "port zero": (f"postgresql://app:{SECRET}@localhost:0/shop", "port"),

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import asyncpg
+import psycopg
 import pytest
 
 import poolkit.drivers.aiosqlite
 import poolkit.drivers.asyncpg
+import poolkit.drivers.psycopg
 import poolkit.drivers.sqlite
 from poolkit import Pool, PoolError
 from tests.drivers.asyncpg_help import GIVEN_UP, loop_is_told_only
@@ -51,8 +53,10 @@ class Storm:
         who: Callable[[Any], Awaitable[object]],
         expected: tuple[type[Exception], ...],
         seed: int,
+        read: Callable[[Any, Random], Awaitable[object]] | None = None,
     ) -> None:
         self.pool = pool
+        self.read = read or (lambda conn, _: conn.execute("SELECT balance FROM account"))
         self.who = who  # tells which connection it is, by asking the database
         self.expected = expected
         self.random = Random(seed)
@@ -80,7 +84,7 @@ class Storm:
                 if begin == self.pool.transaction:
                     await self.move_money(conn)
                 else:
-                    await conn.execute("SELECT balance FROM account")
+                    await self.read(conn, self.random)
                 self.done += 1
             finally:
                 self.in_use.discard(me)
@@ -130,28 +134,61 @@ class Storm:
         ),
     ],
 )
+@pytest.mark.parametrize("module", ["asyncpg", "psycopg"])
 async def test_storm_on_postgresql_loses_nothing(
-    postgres: Postgres, database: str, anyio_backend: Any
+    postgres: Postgres, database: str, anyio_backend: Any, module: str
 ) -> None:
     """With backends ended from outside all the time, and the pool renewed and resized."""
     async with contextlib.AsyncExitStack() as stack:
         outside = await asyncpg.connect(database)
         stack.callback(outside.terminate)
-        await storm_on_postgresql(database, outside)
+        await storm_on_postgresql(module, database, outside)
         await outside.close()
 
 
-async def storm_on_postgresql(database: str, outside: asyncpg.Connection) -> None:
+async def pid_of(conn: Any) -> object:
+    """Ask psycopg's connection which one it is, and see that nobody has left anything on it."""
+    asked = "SELECT pg_backend_pid(), coalesce(current_setting('app.tenant', true), '')"
+    pid, tenant = await (await conn.execute(asked)).fetchone()
+    assert tenant == ""
+    return pid
+
+
+async def read_by_psycopg(conn: Any, random: Random) -> None:
+    """Read in one of psycopg's ways, and leave a setting."""
+    await conn.execute("SET app.tenant = 'alice'")
+    query = "SELECT generate_series(1, 1000), balance FROM account"
+    way, cursor = random.randrange(5), conn.cursor()
+    if way == 0:
+        await cursor.execute(query, prepare=True)
+    elif way == 1:
+        async for _ in cursor.stream(query):
+            pass
+    elif way == 2:
+        async with cursor.copy(f"COPY ({query}) TO STDOUT") as copy:
+            async for _ in copy:
+                pass
+    elif way == 3:
+        async with conn.pipeline():
+            for _ in range(3):
+                await conn.execute(query)
+    else:
+        await cursor.executemany("SELECT %s::int", [(n,) for n in range(30)])
+
+
+async def storm_on_postgresql(module: str, database: str, outside: asyncpg.Connection) -> None:
     """Storm, come to rest, and compare what the pool has with what the server knows."""
     await outside.execute(TABLES)
     mine = f"storm-{os.getpid()}"
-    pool = poolkit.drivers.asyncpg.create_pool(
-        database,
-        min_size=1,
-        max_size=4,
-        max_overflow=1,
-        connect_kwargs={"server_settings": {"application_name": mine}},
-    )
+    sizes: dict[str, Any] = {"min_size": 1, "max_size": 4, "max_overflow": 1}
+    pool: Pool[Any]
+    if module == "asyncpg":
+        given = {"server_settings": {"application_name": mine}}
+        pool = poolkit.drivers.asyncpg.create_pool(database, **sizes, connect_kwargs=given)
+    else:
+        pool = poolkit.drivers.psycopg.create_pool(
+            database, **sizes, connect_kwargs={"application_name": mine}
+        )
     sessions = f"FROM pg_stat_activity WHERE application_name = '{mine}'"
     ended: set[tuple[Any, ...]] = set()
 
@@ -175,9 +212,15 @@ async def storm_on_postgresql(database: str, outside: asyncpg.Connection) -> Non
     async with pool:
         storm = Storm(
             pool,
-            lambda conn: conn.fetchval("SELECT pg_backend_pid()"),
-            (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError),
+            pid_of
+            if module == "psycopg"
+            else lambda conn: conn.fetchval("SELECT pg_backend_pid()"),
+            (
+                *(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError),
+                psycopg.Error,
+            ),
             seed=1,
+            read=read_by_psycopg if module == "psycopg" else None,
         )
         with loop_is_told_only(GIVEN_UP):
             await storm.rage(fate)
@@ -195,7 +238,11 @@ async def storm_on_postgresql(database: str, outside: asyncpg.Connection) -> Non
 
 def pids_of(pool: Pool[Any]) -> set[int]:
     """Return the backends of the idle connections."""
-    return {slot.connection.get_server_pid() for slot in pool._state.idle}
+    found = (slot.connection for slot in pool._state.idle)
+    return {
+        c.info.backend_pid if isinstance(c, psycopg.AsyncConnection) else c.get_server_pid()
+        for c in found
+    }
 
 
 async def until_true(

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -201,8 +201,13 @@ async def _if_set_up(dsn: str, kind: Kind) -> str:
 
 def table(columns: Mapping[str, Mapping[str, str]]) -> str:
     """Return the table, given what becomes of each kind by the heads of columns."""
+    return table_of(KINDS, columns)
+
+
+def table_of(kinds: Iterable[Kind], columns: Mapping[str, Mapping[str, str]]) -> str:
+    """Return the table of some kinds."""
     lines = [f"| kind of state | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for kind in KINDS:
+    for kind in kinds:
         fates = [column[kind.name] for column in columns.values()]
         why = f" ({kind.note})" if "stays" in fates else ""
         lines.append(f"| {kind.name}{why} | {' | '.join(fates)} |")

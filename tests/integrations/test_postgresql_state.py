@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.drivers import psycopg_kinds
 from tests.drivers.postgresql_kinds import KINDS
 from tests.integrations import postgresql_table as table
+from tests.integrations import psycopg_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from tests.postgres import Postgres
 
 #: All that may stay: neither has rights or data.
-MAY_STAY = {"`setseed`", "plans of cached statements"}
+MAY_STAY = {"`setseed`", "plans of cached statements", "plans of prepared statements"}
 
 
 @pytest.fixture
@@ -48,3 +50,23 @@ def test_page_has_the_table_that_is_written() -> None:
     assert list(columns) == list(table.COLUMNS), table.HOW
     assert table.table(columns) in page, table.HOW
     assert len(KINDS) >= 30
+
+
+def _page_of_psycopg() -> str:
+    return table.PAGE.read_text().partition("\n## psycopg\n")[2]
+
+
+@pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")
+@pytest.mark.parametrize("head", psycopg_table.COLUMNS)
+async def test_page_says_what_a_lease_of_psycopgs_leaves(dsn: str, head: str) -> None:
+    """Found out anew; and nothing that has rights or data stays."""
+    found = await psycopg_table.column(head, dsn)
+    assert {kind for kind, fate in found.items() if fate == "stays"} <= MAY_STAY
+    assert found == table.read(_page_of_psycopg())[head], psycopg_table.HOW
+
+
+def test_page_has_the_table_of_psycopg_that_is_written() -> None:
+    """With the rows and columns of today."""
+    columns = table.read(_page_of_psycopg())
+    assert list(columns) == list(psycopg_table.COLUMNS), psycopg_table.HOW
+    assert table.table_of(psycopg_kinds.KINDS, columns) in _page_of_psycopg(), psycopg_table.HOW

@@ -41,7 +41,9 @@ def test_newest_versions_are_upgraded_in_an_environment_of_their_own() -> None:
     ).stdout.splitlines()
     install, upgrade, tests, again = said
     assert install.startswith("sh scripts/venv.sh .venv-newest ")
-    assert upgrade.endswith("--upgrade --pre aiosqlite asyncpg fastapi sqlalchemy starlette")
+    assert upgrade.endswith(
+        "--upgrade --pre aiosqlite asyncpg fastapi psycopg sqlalchemy starlette"
+    )
     assert tests.startswith(".venv-newest/bin/python -m pytest ")
     assert "tests/drivers" in tests
     assert "-p tests.integrations.without_function_stack" in again

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from psycopg.pq import TransactionStatus
 
 from poolkit.testing import Probe
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     import asyncpg
+    import psycopg
 
     from poolkit.testing import FakeConnection, FakeDriver
 
@@ -111,6 +113,39 @@ def of_asyncpg(outside: asyncpg.Connection, *, light: bool) -> Probe[asyncpg.Con
         kill=kill,
         write=write,
         count_rows=count_rows,
+    )
+
+
+def of_psycopg(outside: asyncpg.Connection, *, light: bool) -> Probe[psycopg.AsyncConnection[Any]]:
+    """Return the probe for PostgreSQL through psycopg, as `of_asyncpg`."""
+    base = of_asyncpg(outside, light=light)
+
+    async def spoil(c: psycopg.AsyncConnection[Any]) -> None:
+        if not light:
+            await c.execute("SET application_name = 'spoiled'; CREATE TEMP TABLE left_behind ()")
+        await c.execute("BEGIN")
+
+    async def is_spoiled(c: psycopg.AsyncConnection[Any]) -> bool:
+        sql = "SELECT current_setting('application_name'), to_regclass('left_behind')::text"
+        row = await (await c.execute(sql)).fetchone()
+        return c.info.transaction_status != TransactionStatus.IDLE or row != ("", None)
+
+    async def derive(c: psycopg.AsyncConnection[Any]) -> Callable[[], Awaitable[object]]:
+        cursor = c.cursor()
+        return lambda: cursor.execute("SELECT 1")
+
+    async def kill(c: psycopg.AsyncConnection[Any]) -> None:
+        await outside.execute("SELECT pg_terminate_backend($1)", c.info.backend_pid)
+
+    return Probe(
+        count=base.count,
+        operate=lambda c: c.execute("SELECT pg_sleep(60)"),
+        spoil=spoil,
+        is_spoiled=is_spoiled,
+        derive=derive,
+        kill=kill,
+        write=lambda c: c.execute("INSERT INTO t VALUES (1)"),
+        count_rows=base.count_rows,
     )
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from poolkit.drivers.aiosqlite import AiosqliteDriver
 from poolkit.drivers.asyncpg import AsyncpgDriver
+from poolkit.drivers.psycopg import PsycopgDriver
 from poolkit.drivers.sqlite import ThreadsDriver
 from poolkit.testing import ContractBroken, FakeConnection, FakeDriver, Probe, check_driver
 from poolkit.testing._bench import open_files
@@ -53,6 +54,22 @@ async def test_asyncpg_driver_keeps_every_line(database: str, reset: str) -> Non
     finally:
         await outside.close()
     assert set(report.skipped.values()) == {"the driver's check_options", "the driver's is_used_up"}
+
+
+@pytest.mark.parametrize("anyio_backend", LOOPS, indirect=True)
+@pytest.mark.parametrize("reset", ["full", "transaction"])
+async def test_psycopg_driver_keeps_every_line(database: str, reset: str) -> None:
+    """On a real PostgreSQL; it has no options of the pool to refuse."""
+    outside = await asyncpg.connect(database)
+    try:
+        await outside.execute("CREATE TABLE t (x int)")
+        driver = PsycopgDriver(database, reset=reset)  # type: ignore[arg-type]
+        probe = probes.of_psycopg(outside, light=reset == "transaction")
+        report = await check_driver(driver, probe)
+    finally:
+        await outside.close()
+    wanting = ("greeted", "check_options", "is_used_up", "can_hand_on")
+    assert set(report.skipped.values()) == {f"the driver's {name}" for name in wanting}
 
 
 @pytest.mark.parametrize(

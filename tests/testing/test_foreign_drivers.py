@@ -1,4 +1,4 @@
-"""Drivers for libraries that poolkit has none for, as their users would write them."""
+"""Drivers as users would write them, of psycopg, for which poolkit has one, and of others."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 # -- psycopg -------------------------------------------------------------------------------------
 
 
-class Session(psycopg.AsyncConnection[Any]):  # type: ignore[misc]
+class Session(psycopg.AsyncConnection[Any]):
     """A connection that knows which lease it is in, and whether it was cut."""
 
     turn = 0
     is_cut = False
 
 
-class LeasedCursor(psycopg.AsyncCursor[Any]):  # type: ignore[misc]
+class LeasedCursor(psycopg.AsyncCursor[Any]):
     """A cursor that ends with the lease in which it was made."""
 
     def __init__(self, connection: Session, *args: Any, **kwargs: Any) -> None:

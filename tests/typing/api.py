@@ -8,6 +8,7 @@ from typing import Any, assert_type
 
 import aiosqlite
 import asyncpg
+import psycopg
 import pydantic
 import sqlalchemy
 from starlette import datastructures
@@ -78,6 +79,8 @@ async def postgresql() -> None:
     async with pool.transaction(isolation="serializable") as conn:
         assert_type(conn, asyncpg.Connection)
         await conn.execute("SELECT $1", 1)
+    of_psycopg = poolkit.drivers.psycopg.create_pool("host=h", prepare_threshold=None)
+    assert_type(of_psycopg, poolkit.Pool[psycopg.AsyncConnection[Any]])
     poolkit.drivers.asyncpg.create_pool("postgresql://", reset="ful")  # type: ignore[arg-type]
 
 
