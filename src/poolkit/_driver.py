@@ -83,12 +83,6 @@ The pool looks for the optional methods once, when the pool is made:
     that was made from ``c`` lives on. Then the manager may do together with the commit what `reset`
     does, and set the second, which says of ``c`` what `reset` says by returning: the release needs
     no reset. What of it fails after the commit must not be raised, or the user would commit again.
-
-    It may have attributes ``ends_lease`` and ``has_reset``, both false at first. The pool sets the
-    first, before a block is left without an error, if the lease ends with it and nothing has been
-    made from ``c``. Then the manager may do what `reset` does together with the commit, and set the
-    second, which says of ``c`` what `reset` says by returning: so the release needs no reset. What
-    fails of it after the commit must not be raised, or the user would commit once more.
 ``check_options(options)``
     Sync. Raise `PoolConfigError` for pool options that this driver cannot work with. Asked when the
     pool is made and at every resize.
