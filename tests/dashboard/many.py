@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 import poolkit.fastapi
 from poolkit import Pool
@@ -22,9 +22,17 @@ FOLDER = Path(os.environ["MANY"])
 pool: Pool[Any] = Pool(FakeDriver(), min_size=1, max_size=N, name="shop")
 app = FastAPI(lifespan=poolkit.fastapi.lifespan(pool))
 app.include_router(
-    poolkit.fastapi.router(dashboard=True, public=True, workers_folder=FOLDER / "snapshots")
+    poolkit.fastapi.router(
+        metrics=True, dashboard=True, public=True, workers_folder=FOLDER / "snapshots"
+    )
 )
 tasks: set[asyncio.Task[None]] = set()
+
+
+@app.post("/count")
+async def count(db: Annotated[Any, Depends(poolkit.fastapi.connection)]) -> int:
+    """Have a connection, and return whose it was."""
+    return os.getpid()
 
 
 @app.post("/hold")

@@ -2,77 +2,29 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.dashboard.browser import Browser
+from tests.dashboard.processes import WORKERS, Many, serve_many
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the browser is Debian's")
-ROOT = Path(__file__).parents[2]
 N = 3
-WORKERS = 4
 #: What the last line of the table says, column by column.
 TOTAL = "[...document.querySelectorAll('#total td')].map(cell => cell.textContent)"
 ROWS = "document.querySelectorAll('#rows tr').length"
 CHOSEN = "document.querySelector('#rows [aria-pressed=true]')?.textContent"
 
 
-class Many:
-    """A server of several processes."""
-
-    def __init__(self, folder: Path, port: int, process: subprocess.Popen[str], log: Path) -> None:
-        self.folder = folder
-        self.port = port
-        self.url = f"http://127.0.0.1:{port}"
-        self.process = process
-        self.log = log
-
-    def ask(self, method: str, path: str) -> Any:
-        """Send a request to any of them."""
-        conn = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            conn.request(method, path)
-            return json.loads(conn.getresponse().read())
-        finally:
-            conn.close()
-
-
 @pytest.fixture
 def many(tmp_path: Path) -> Iterator[Many]:
     """Start `uvicorn --workers 4`."""
-    log = tmp_path / "log"
-    with socket.create_server(("127.0.0.1", 0)) as listener, log.open("w") as output:
-        fd = listener.fileno()
-        command = [sys.executable, "-m", "uvicorn", "tests.dashboard.many:app"]
-        command += [f"--workers={WORKERS}", f"--fd={fd}", "--timeout-graceful-shutdown=3"]
-        with subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, "MANY": str(tmp_path)},
-            pass_fds=[fd],
-            stdout=output,
-            stderr=output,
-            text=True,
-        ) as process:
-            try:
-                yield Many(tmp_path, listener.getsockname()[1], process, log)
-            finally:
-                (tmp_path / "go").touch()
-                process.terminate()
-                try:
-                    process.wait(30)
-                finally:
-                    process.kill()
+    with serve_many(tmp_path) as many:
+        yield many
 
 
 def test_page_shows_all_processes_and_each_of_them(browser: Browser, many: Many) -> None:

@@ -93,10 +93,19 @@ class Exchange:
         Raises `OSError` if the folder cannot be read.
         """
         if not self._is_asked():
-            read = self._folder.read
-            self._found = await to_thread.run_sync(read, abandon_on_cancel=True, limiter=self._own)
+            self._found = await self.newest()
         self._asked_at = time.monotonic()
         return self._found
+
+    async def newest(self) -> list[Snapshot]:
+        """Return what the processes have left, read now.
+
+        So two processes that are asked in turn tell of each third one in the order of time.
+
+        Raises `OSError` if the folder cannot be read.
+        """
+        read = self._folder.read
+        return await to_thread.run_sync(read, abandon_on_cancel=True, limiter=self._own)
 
     def want(self, worker: str) -> None:
         """Ask one of the processes for all that it has to show, for the next 10 s."""

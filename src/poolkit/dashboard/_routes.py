@@ -13,9 +13,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from poolkit._snapshots import Pools
 from poolkit.dashboard._history import samples_of
 from poolkit.dashboard._snapshot import see
-from poolkit.dashboard._workers import Pools, Workers, page_of
+from poolkit.dashboard._workers import Workers, page_of
 
 #: What the page, and nothing else, may do in a browser.
 _HEADERS: Final = {
@@ -45,7 +46,7 @@ def make_router(
     ``pools_of``: returns the pools for the scope of a request, or of an application.
     """
     workers = Workers(workers_folder, pools_of)
-    router = APIRouter(lifespan=None if workers_folder is None else workers.lifespan)
+    router = APIRouter(lifespan=workers.lifespan)
 
     async def state(request: Request) -> Response:
         pools = pools_of(request.scope)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import weakref
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
-from poolkit._errors import PoolConfigError
-from poolkit._shell.pool import Pool
-from poolkit._snapshots import HOST, Exchange, Folder, Snapshot, numbers_of
+from poolkit._snapshots import (
+    HOST,
+    Applications,
+    Exchange,
+    Pools,
+    Snapshot,
+    folder_of,
+    numbers_of,
+)
 from poolkit.dashboard._history import samples_of
 from poolkit.dashboard._snapshot import see
 
 #: What the table of the processes has of each one's `PoolStats`.
 _NUMBERS: Final = ("leased", "idle", "waiting", "oldest_wait", "size", "capacity")
-
-Pools = Mapping[str, Pool[Any]]
 
 
 class Workers:
@@ -26,45 +28,17 @@ class Workers:
     def __init__(
         self, folder: str | os.PathLike[str] | None, pools_of: Callable[[Any], Pools]
     ) -> None:
-        self._pools_of = pools_of
-        try:
-            self._folder = None if folder is None else Folder(folder)
-        except (OSError, TypeError, ValueError) as error:
-            raise PoolConfigError(
-                f"workers_folder={folder!r} cannot be used: {error}. Give the path of a folder "
-                "that this program may write to, on a disk that all processes see"
-            ) from error
-        #: One for each application that has the page.
-        self._exchanges: weakref.WeakKeyDictionary[Any, Exchange] = weakref.WeakKeyDictionary()
-
-    @contextlib.asynccontextmanager
-    async def lifespan(self, app: Any) -> AsyncIterator[None]:
-        """Take part while an application runs."""
-        exchange = self._join(app, lambda: self._pools_of({"app": app}))
-        try:
-            yield
-        finally:
-            if exchange is not None:
-                exchange.end()
-                self._exchanges.pop(app, None)
-
-    def _join(self, app: Any, pools: Callable[[], Pools]) -> Exchange | None:
-        if self._folder is None:
-            return None
-        exchange = self._exchanges.get(app)
-        if exchange is None or exchange.has_ended:
-            exchange = self._exchanges[app] = Exchange(
-                self._folder, lambda wanted: _left(pools(), all_of_it=wanted)
-            )
-        exchange.begin()
-        return exchange
+        self._all: Final = (
+            None if folder is None else Applications(folder_of(folder), pools_of, _left)
+        )
+        #: For the router; None if no process takes part.
+        self.lifespan: Final = None if self._all is None else self._all.lifespan
 
     async def meet(self, app: Any, pools: Pools) -> Meeting:
         """Return the processes as they are seen by a request."""
-        # The lifespan of an application within another is not run: then this begins here.
-        exchange = self._join(app, lambda: pools)
-        if exchange is None:
+        if self._all is None:
             return Meeting(None, [], "", pools)
+        exchange = self._all.meet(app, pools)
         try:
             return Meeting(exchange, await exchange.snapshots(), exchange.trouble, pools)
         except OSError as error:
@@ -101,7 +75,7 @@ class Meeting:
         return found
 
 
-def _left(pools: Pools, *, all_of_it: bool) -> dict[str, Any]:
+def _left(pools: Pools, all_of_it: bool) -> dict[str, Any]:  # noqa: FBT001
     """Return what this process leaves for the others."""
     left: dict[str, dict[str, Any]] = {name: numbers_of(pool) for name, pool in pools.items()}
     if all_of_it:

@@ -1,4 +1,4 @@
-"""`router`: what an orchestrator asks, answered from the state of the pools; and the live page.
+"""`router`: what an orchestrator asks, from the state of the pools; metrics; and the live page.
 
 Nothing is acquired. A probe that waited in line would fail when the pool is busy, its pod would be
 taken out or restarted, and the others would be busier still.
@@ -40,9 +40,11 @@ def router(
 
     ``dashboard``: ``/poolkit`` is a live page of the pools: who holds what, who waits, the places
     in the code. So it is behind ``dependencies``, ``[Depends(an_admin)]`` for example, which are
-    its own and not those of the probes; ``public=True`` shows it to everybody. Where a server has
-    several processes, each leaves what it has to show in ``workers_folder``, and the page of any
-    shows them all.
+    its own and not those of the probes; ``public=True`` shows it to everybody.
+
+    ``workers_folder``: where a server has several processes, each leaves in this folder what the
+    page and the metrics are made of. Then the page of any process shows them all, and any tells
+    the metrics of all, with a label ``worker``.
 
     Raises `PoolConfigError` when no part is asked for, and for a dashboard with neither
     ``dependencies`` nor ``public=True``, and for a folder that cannot be used.
@@ -54,10 +56,15 @@ def router(
             "router(dashboard=True) would show everybody who holds what: give it dependencies="
             "[Depends(...)] that let the right ones in, or say public=True"
         )
-    if (dependencies or public or workers_folder is not None) and not dashboard:
+    if (dependencies or public) and not dashboard:
         raise PoolConfigError(
-            "dependencies=, public= and workers_folder= of router() are those of the dashboard, "
-            "and probes take none: write router(dashboard=True, ...), or leave them out"
+            "dependencies= and public= of router() are those of the dashboard, and probes and "
+            "metrics take none: write router(dashboard=True, ...), or leave them out"
+        )
+    if workers_folder is not None and not (metrics or dashboard):
+        raise PoolConfigError(
+            "workers_folder= of router() is for the dashboard and the metrics: write "
+            "router(metrics=True, workers_folder=...), or leave it out"
         )
     check_seconds("unready_after", unready_after, optional=False)
 
@@ -74,14 +81,16 @@ def router(
             return JSONResponse({"status": "not ready", "pools": troubles}, 503)
         return JSONResponse({"status": "ready"})
 
-    made = APIRouter()
+    if metrics:
+        import_module("poolkit.prometheus")  # says what is missing
+        text = import_module("poolkit.fastapi._metrics")
+        made: APIRouter = text.make_router(_pools_by_name, workers_folder)
+    else:
+        made = APIRouter()
     if health:
         # Starlette's own routes: dependencies of the application are none of theirs.
         made.add_route("/livez", _livez, include_in_schema=False)
         made.add_route("/readyz", readyz, include_in_schema=False)
-    if metrics:
-        import_module("poolkit.prometheus")  # says what is missing
-        import_module("poolkit.fastapi._metrics").add_metrics(made)
     if dashboard:
         page = import_module("poolkit.dashboard._routes")
         made.include_router(page.make_router(dependencies, _pools_by_name, workers_folder))

@@ -29,6 +29,10 @@ _GAUGES: Final = {
     f"{_DB}_max": ("The most connections there can be: max_size and max_overflow.", "max"),
     f"{_DB}_pending_requests": ("Callers that wait for a connection now.", "pending"),
     "poolkit_oldest_wait_seconds": ("How long the first in line has waited.", "oldest_wait"),
+    "poolkit_oldest_lease_seconds": (
+        "How long the connection is held that is held the longest.",
+        "oldest_lease",
+    ),
     "poolkit_open": ("1 while the pool is open, else 0.", "open"),
 }
 _HISTOGRAMS: Final = {
@@ -74,6 +78,9 @@ def families(
     timeouts = CounterMetricFamily(
         f"{_DB}_timeouts", "Acquires that got no connection in time.", labels=names
     )
+    failures = CounterMetricFamily(
+        "poolkit_connect_failures", "Attempts to connect that failed.", labels=names
+    )
     refused = CounterMetricFamily(
         "poolkit_refused",
         "Acquires that got no connection for another reason than time.",
@@ -91,6 +98,7 @@ def families(
         count.add_metric((*values, "idle"), pool["idle"])
         count.add_metric((*values, "used"), pool["used"])
         timeouts.add_metric(values, pool["timeouts"])
+        failures.add_metric(values, pool["connect_failures"])
         for kind, number in pool["refused"].items():
             refused.add_metric((*values, kind), number)
         for reason, number in pool["retired"].items():
@@ -111,7 +119,7 @@ def families(
             times: Times = pool[key]  # type: ignore[literal-required]
             histogram.add_metric(values, _buckets(times), times["sum"])
         yield histogram
-    yield from (refused, retired, held)
+    yield from (failures, refused, retired, held)
 
 
 def _buckets(times: Times) -> list[tuple[str, float]]:

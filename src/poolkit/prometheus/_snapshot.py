@@ -37,6 +37,8 @@ class Snapshot(TypedDict):
     max: int
     pending: int
     oldest_wait: float
+    oldest_lease: float
+    connect_failures: int
     timeouts: int
     refused: dict[str, int]
     retired: dict[str, int]
@@ -52,8 +54,9 @@ _highest: Final[WeakKeyDictionary[Pool[Any], dict[str, int]]] = WeakKeyDictionar
 
 def snapshot(pool: Pool[Any]) -> Snapshot:
     """Return what metrics tell of a pool now; may be called from any thread."""
-    seen = inspection_of(pool, 0)
+    seen = inspection_of(pool, 1)
     stats = seen.stats
+    longest = next((slot.lease for slot in seen.slots), None)  # held the longest, if any is
     return Snapshot(
         pool=pool.name,
         open=pool.is_open,
@@ -64,6 +67,8 @@ def snapshot(pool: Pool[Any]) -> Snapshot:
         max=stats.capacity,
         pending=stats.waiting,
         oldest_wait=stats.oldest_wait,
+        oldest_lease=0.0 if longest is None else longest.seconds,
+        connect_failures=stats.connect_failures,
         timeouts=_rising(pool, "timed_out", stats.timed_out),
         refused={kind: _rising(pool, kind, getattr(stats, kind)) for kind in _REFUSED},
         retired=dict(stats.retired),
