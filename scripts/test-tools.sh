@@ -1,12 +1,12 @@
 #!/bin/sh
 # Install what the tests need and Python does not bring: PgBouncer, Chromium and its driver, valgrind,
-# from the distribution.
+# Prometheus' promtool, from the distribution.
 #
 #     sh scripts/test-tools.sh [PROGRAM ...]
 #
-# Or other programs, each of the package of its name, but for chromedriver. Needs root and apt-get; where there is none, it
-# says so and goes on: the tests say what they lack. Starts no service. A second call returns at
-# once. Settings for proxies and package sources are left as they are.
+# Or other programs, each of the package of its name, but for chromedriver and promtool. Needs root and
+# apt-get; where there is none, it says so and goes on: the tests say what they lack. Starts no service.
+# A second call returns at once. Settings for proxies and package sources are left as they are.
 set -eu
 
 say() { printf 'test-tools.sh: %s\n' "$*" >&2; }
@@ -16,11 +16,12 @@ PATH=${PATH:-/usr/bin:/bin}:/usr/local/sbin:/usr/sbin:/sbin
 export PATH DEBIAN_FRONTEND=noninteractive
 
 missing=
-[ $# -gt 0 ] || set -- pgbouncer chromium chromedriver valgrind
+[ $# -gt 0 ] || set -- pgbouncer chromium chromedriver valgrind promtool
 for tool; do
     command -v "$tool" >/dev/null 2>&1 && continue
     case $tool in
     chromedriver) missing="$missing chromium-driver" ;;
+    promtool) missing="$missing prometheus" ;;
     *) missing="$missing $tool" ;;
     esac
 done

@@ -98,6 +98,7 @@ async def test_metrics_are_served_and_parsed(accept: str) -> None:
         assert found["db_client_connection_max", "shop"] == 2
         assert found["db_client_connection_pending_requests", "shop"] == 1
         assert found["poolkit_oldest_wait_seconds", "shop"] >= 0.0
+        assert found["poolkit_oldest_lease_seconds", "shop"] >= 0.0
         assert found["poolkit_open", "shop"] == 1
         assert found["poolkit_held", "shop", "GET /items"] == 2
         assert found["db_client_connection_create_time_seconds_count", "shop"] == 2
@@ -111,8 +112,8 @@ async def test_metrics_are_served_and_parsed(accept: str) -> None:
         assert ("poolkit_held", "shop", "GET /items") not in found
 
 
-def test_names_are_those_of_opentelemetrys_exporter() -> None:
-    """Types and labels as well: one dashboard shows pools of either road."""
+def opentelemetrys() -> list[Metric]:
+    """Return what OpenTelemetry's exporter makes of the metrics of a pool."""
     reader = PrometheusMetricReader()
     meter = MeterProvider([reader], shutdown_on_exit=False).get_meter("test")
     at, name = {"db.client.connection.pool.name": "shop"}, "db.client.connection"
@@ -125,6 +126,13 @@ def test_names_are_those_of_opentelemetrys_exporter() -> None:
     meter.create_counter(f"{name}.timeouts", unit="{timeout}").add(1, at)
     for histogram in ("create_time", "wait_time", "use_time"):
         meter.create_histogram(f"{name}.{histogram}", unit="s").record(1.0, at)
+    made = list(reader._collector.collect())
+    reader.shutdown()
+    return made
+
+
+def test_names_are_those_of_opentelemetrys_exporter() -> None:
+    """Types and labels as well: one dashboard shows pools of either road."""
 
     def shape(metrics: Any) -> dict[str, Any]:
         return {
@@ -137,8 +145,7 @@ def test_names_are_those_of_opentelemetrys_exporter() -> None:
             if metric.name.startswith("db_")
         }
 
-    theirs = shape(reader._collector.collect())
-    reader.shutdown()
+    theirs = shape(opentelemetrys())
     assert len(theirs) == 9
     assert shape(Collector(Pool(FakeDriver(), name="shop")).collect()) == theirs
 
