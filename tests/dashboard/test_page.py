@@ -76,6 +76,20 @@ def test_numbers_change_under_load(page: Browser, site: Site) -> None:
     assert len(heights) > 1, heights
 
 
+def test_advice_comes_with_the_first_lease_that_ends(page: Browser, site: Site) -> None:
+    """How many connections were needed, and how many would do: the words of `poolkit.advise`."""
+    assert page.run("return document.querySelector('#advice').hidden")
+    site.hold(N + 4)
+    page.until("return document.querySelector('#waiting').innerText === '4'")
+    site.let_go()
+    page.until("return document.querySelector('#advice').innerText.includes('waited')")
+    page.until(HELD, 0)
+    page.until("return document.querySelector('#waiting').innerText === '0'")
+    advice = page.text("#advice")
+    assert advice.startswith(f"Peak need {N} of {N} connections; ")
+    assert advice.endswith("connections would let 99 % find one idle.")
+
+
 def test_judgement_names_who_holds_all_of_it(page: Browser, site: Site) -> None:
     """Nobody waiting is not yet bad; more than a second is, and the route is named."""
     site.hold(N)

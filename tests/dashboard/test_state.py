@@ -19,6 +19,7 @@ from poolkit import Pool, PoolConfigError
 from poolkit._shell.inspection import inspection_of
 from poolkit._snapshots import Folder
 from poolkit.dashboard import _snapshot
+from poolkit.dashboard._snapshot import snapshot
 from poolkit.testing import FakeDriver
 from tests.dashboard.clock import clock_of
 
@@ -177,15 +178,22 @@ def test_odd_names_come_as_they_are() -> None:
         assert client.get(f"{STATE}?after=nan").status_code == 200
 
 
-def test_advice_is_on_the_page_where_there_is_any(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sentence about the statistics of the pool."""
-    now, _ = count_snapshots(monkeypatch)
-    advise = lambda stats: f"Have more than {stats.max_size}" if now[0] else None  # noqa: E731
-    monkeypatch.setattr(poolkit, "advise", advise, raising=False)
-    with TestClient(make_app(make_pool())) as client:
+def test_advice_is_on_the_page_when_a_lease_has_ended() -> None:
+    """The sentence of `poolkit.advise`; before, there is nothing to go by."""
+    pool = make_pool(ping_after=None)
+
+    async def lease() -> None:
+        async with pool.acquire():
+            assert snapshot(pool)["advice"] == ""
+
+    with TestClient(make_app(pool)) as client:
         assert client.get(STATE).json()["advice"] == ""
-        now[0] = 1.0
-        assert client.get(STATE).json()["advice"] == "Have more than 2"
+        assert client.portal is not None
+        client.portal.call(lease)
+        _snapshot._latest.clear()
+        advice = client.get(STATE).json()["advice"]
+    assert advice.startswith("Peak need 1 of 2 connections; ")
+    assert advice.endswith(" Nobody waited. 2 are as many as it takes.")
 
 
 # -- of several processes ------------------------------------------------------------------------

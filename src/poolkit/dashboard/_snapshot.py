@@ -8,7 +8,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
-import poolkit
+from poolkit._advise import advise
 from poolkit._shell.inspection import inspection_of
 from poolkit._snapshots import plain
 from poolkit.dashboard._history import watch
@@ -63,7 +63,7 @@ def snapshot(pool: Pool[Any]) -> dict[str, Any]:
         "now": seen.now,
         "level": level,
         "sentence": sentence,
-        "advice": _advice(seen),
+        "advice": str(advice) if (advice := advise(seen.stats)).leases else "",
         "slots": squares[:_MOST],
         "capacity": seen.stats.capacity,
         "queue": [{"label": label, "seconds": seconds} for label, seconds in seen.queue],
@@ -120,12 +120,6 @@ def _most(seen: Inspection) -> str:
         if held > 1 or len(seen.held) == 1:
             return f"; {label} holds {held} of {seen.stats.capacity}"
     return ""
-
-
-def _advice(seen: Inspection) -> str:
-    """Return what `poolkit.advise` has to say, where there is such a function."""
-    advise = getattr(poolkit, "advise", None)
-    return "" if advise is None else str(advise(seen.stats) or "")
 
 
 def _square(slot: SlotSeen | None, now: float) -> dict[str, Any]:
