@@ -113,20 +113,19 @@ async def test_metrics_are_served_and_parsed(accept: str) -> None:
 
 
 def opentelemetrys() -> list[Metric]:
-    """Return what OpenTelemetry's exporter makes of the metrics of a pool."""
+    """Return what OpenTelemetry's exporter makes of what `poolkit.otel` reports of a pool."""
     reader = PrometheusMetricReader()
-    meter = MeterProvider([reader], shutdown_on_exit=False).get_meter("test")
-    at, name = {"db.client.connection.pool.name": "shop"}, "db.client.connection"
-    for state in ("idle", "used"):
-        count = meter.create_up_down_counter(f"{name}.count", unit="{connection}")
-        count.add(1, {**at, "db.client.connection.state": state})
-    for gauge in ("idle.max", "idle.min", "max"):
-        meter.create_up_down_counter(f"{name}.{gauge}", unit="{connection}").add(1, at)
-    meter.create_up_down_counter(f"{name}.pending_requests", unit="{request}").add(1, at)
-    meter.create_counter(f"{name}.timeouts", unit="{timeout}").add(1, at)
-    for histogram in ("create_time", "wait_time", "use_time"):
-        meter.create_histogram(f"{name}.{histogram}", unit="s").record(1.0, at)
-    made = list(reader._collector.collect())
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+
+    async def report() -> list[Metric]:
+        pool = Pool(FakeDriver(), name="shop")
+        poolkit.otel.instrument(pool, provider)
+        async with pool:
+            async with pool.acquire():
+                pass
+            return list(reader._collector.collect())
+
+    made = asyncio.run(report())
     reader.shutdown()
     return made
 

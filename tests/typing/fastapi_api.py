@@ -24,7 +24,7 @@ app = FastAPI(lifespan=poolkit.fastapi.lifespan(poolkit.create_pool("sqlite:///a
 replica = for_pool("replica")
 assert_type(replica, Dependencies)
 assert_type(poolkit.fastapi.router(health=True, unready_after=10.0), APIRouter)
-assert_type(poolkit.fastapi.router(metrics=True), APIRouter)
+assert_type(poolkit.fastapi.router(metrics=True, workers_folder="/run/shop"), APIRouter)
 assert_type(poolkit.fastapi.router(dashboard=True, public=True), APIRouter)
 
 
