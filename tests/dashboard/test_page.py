@@ -88,6 +88,9 @@ def test_advice_comes_with_the_first_lease_that_ends(page: Browser, site: Site) 
     advice = page.text("#advice")
     assert advice.startswith(f"Peak need {N} of {N} connections; ")
     assert advice.endswith("connections would let 99 % find one idle.")
+    page.look(width=360, height=740, dark=False)
+    page.until("return innerWidth === 360")
+    assert page.run("return document.documentElement.scrollWidth") == 360
 
 
 def test_judgement_names_who_holds_all_of_it(page: Browser, site: Site) -> None:

@@ -218,6 +218,21 @@ async def test_collectors_of_two_processes_tell_of_both(tmp_path: Path) -> None:
             assert told(one)["books"] == 1
 
 
+def test_collector_takes_part_on_an_event_loop_alone(tmp_path: Path) -> None:
+    """Entered elsewhere it says so, and may be entered there later."""
+    collector = Collector(Pool(FakeDriver(), name="shop"), workers_folder=tmp_path)
+    with pytest.raises(RuntimeError, match=r"event loop|async context"):
+        collector.__enter__()
+
+    async def serve() -> None:
+        with collector, anyio.fail_after(20):
+            while not list(tmp_path.rglob("*.json")):  # noqa: ASYNC110, ASYNC240  # a thread's
+                await anyio.sleep(0.01)
+
+    anyio.run(serve)
+    assert not list(tmp_path.rglob("*.json"))
+
+
 async def test_collector_without_a_folder_takes_no_part(tmp_path: Path) -> None:
     """So a program may have the folder in its settings, or not."""
     with Collector(Pool(FakeDriver(), name="shop")) as collector:

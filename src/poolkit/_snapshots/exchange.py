@@ -68,13 +68,14 @@ class Exchange:
         """Begin to write, unless that was begun. Call it on the event loop."""
         if not self.has_ended and self._pid == os.getpid():
             return
+        token = current_token()  # first: there may be none
         self.has_ended = False
         self._pid = os.getpid()
         self._lock = threading.Lock()  # the other may have been held at a fork
         self._own = CapacityLimiter(1)  # the program's own threads may all wait for connections
         self.worker = own_name(next(_numbers))
         _begun.add(self)
-        run = functools.partial(self._run, current_token(), self.worker)
+        run = functools.partial(self._run, token, self.worker)
         threading.Thread(target=run, name="poolkit snapshots", daemon=True).start()
 
     def end(self) -> None:

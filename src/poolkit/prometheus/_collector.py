@@ -58,7 +58,7 @@ class Collector(_Collector):
             self._exchange = Exchange(self._folder, lambda _: left_of(self._pools))
 
     def __enter__(self) -> Self:
-        """Begin to leave what this process has to tell. Call it on the event loop."""
+        """Begin to leave what this process has to tell: on the event loop, else RuntimeError."""
         if self._exchange is not None:
             self._exchange.begin()
         return self
