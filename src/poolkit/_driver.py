@@ -212,8 +212,11 @@ def renamed_attribute(driver: object) -> str:
     return ""
 
 
-def missing_extra(extra: str, error: ImportError) -> PoolConfigError:
-    """Return the error for a library that is not installed, naming the command that installs it."""
+def missing_extra(extra: str, error: ImportError, package: str = "poolkit") -> PoolConfigError:
+    """Return the error for a library that is not installed, naming the command that installs it.
+
+    ``extra`` is the extra of ``package`` that brings the library.
+    """
     return PoolConfigError(
-        f"{error.name or extra} is not installed; run: pip install 'poolkit[{extra}]'"
+        f"{error.name or extra} is not installed; run: pip install '{package}[{extra}]'"
     )

@@ -1,12 +1,12 @@
-"""The drivers, one module for each library, imported when first used."""
+"""The drivers, one module for each library, imported when first used; `helpers` is for all."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from poolkit.drivers import aiosqlite, asyncpg, psycopg, sqlite
+    from poolkit.drivers import aiosqlite, asyncpg, helpers, psycopg, sqlite
 
-__all__ = ["aiosqlite", "asyncpg", "psycopg", "sqlite"]
+__all__ = ["aiosqlite", "asyncpg", "helpers", "psycopg", "sqlite"]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,7 +18,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from poolkit._errors import PoolConfigError
+from poolkit import PoolConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

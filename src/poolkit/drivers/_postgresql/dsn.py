@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from poolkit._errors import PoolConfigError
+from poolkit import PoolConfigError
 from poolkit._url import name_of
 
 if TYPE_CHECKING:

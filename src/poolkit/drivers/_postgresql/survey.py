@@ -12,9 +12,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from poolkit._shell.log import say
-from poolkit._text import shown
 from poolkit.drivers._postgresql.undo import PIECES, UndoSQL
+from poolkit.drivers.helpers import say, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,9 +11,9 @@ import asyncio
 import functools
 from typing import TYPE_CHECKING, Final
 
-from poolkit._driver import missing_extra
-from poolkit._errors import PoolConfigError
+from poolkit import PoolConfigError
 from poolkit.drivers.aiosqlite._worker import Worker
+from poolkit.drivers.helpers import missing_extra
 from poolkit.drivers.sqlite._create import make_driver, make_pool
 from poolkit.drivers.sqlite._driver import SQLiteDriver, view_methods
 from poolkit.drivers.sqlite._settings import CreateOptions, SettingsDict
@@ -28,8 +28,8 @@ except ImportError as missing:
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from poolkit._shell.pool import Pool
-    from poolkit._url import URL
+    from poolkit import Pool
+    from poolkit.drivers.helpers import URL
 
 #: The schemes of URLs that `create_pool` takes here.
 _SCHEMES: Final = ("sqlite", "sqlite+aiosqlite")

@@ -18,7 +18,7 @@ from __future__ import annotations
 import sqlite3
 from typing import TYPE_CHECKING, Any, cast
 
-from poolkit._errors import PoolConfigError
+from poolkit import PoolConfigError
 from poolkit.drivers.sqlite._connection import Raw
 from poolkit.drivers.sqlite._cursor import RawCursor
 from poolkit.drivers.sqlite._operation import Operation

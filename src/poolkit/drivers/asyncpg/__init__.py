@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from poolkit._driver import missing_extra
-from poolkit._errors import PoolConfigError
-from poolkit._shell.pool import Pool
+from poolkit import Pool, PoolConfigError
+from poolkit.drivers.helpers import missing_extra
 
 try:
     import asyncpg
@@ -31,7 +30,7 @@ from poolkit.drivers.asyncpg._settings import CreateOptions, SettingsDict
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from poolkit._url import URL
+    from poolkit.drivers.helpers import URL
 
 __all__ = ["AsyncpgDriver", "create_pool", "from_url"]
 

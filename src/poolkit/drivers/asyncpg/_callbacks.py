@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
-from poolkit._shell.operations import watched
 from poolkit.drivers.asyncpg import _unwrapped as unwrapped
+from poolkit.drivers.helpers import connection_of, watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,17 +113,17 @@ class ViewMethods(unwrapped.ConnectionProxy):  # type: ignore[misc]
     __slots__ = ()
 
     async def add_listener(self: Any, channel: str, callback: Any) -> None:
-        slot = self._poolkit_touch("add_listener")
-        slot.connection._view_ref = weakref.ref(self)
-        await watched(self, slot.connection.add_listener(channel, callback))
+        c = connection_of(self, "add_listener")
+        c._view_ref = weakref.ref(self)
+        await watched(self, c.add_listener(channel, callback))
 
     def add_log_listener(self: Any, callback: Any) -> None:
-        c = self._poolkit_touch("add_log_listener").connection
+        c = connection_of(self, "add_log_listener")
         c._view_ref = weakref.ref(self)
         c.add_log_listener(callback)
 
     def add_termination_listener(self: Any, callback: Any) -> None:
-        c = self._poolkit_touch("add_termination_listener").connection
+        c = connection_of(self, "add_termination_listener")
         c._view_ref = weakref.ref(self)
         c.add_termination_listener(callback)
 

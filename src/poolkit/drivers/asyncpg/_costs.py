@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
-from poolkit._shell.log import say
+from poolkit.drivers.helpers import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -12,11 +12,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 from asyncpg import exceptions as pg
 
-from poolkit._driver import Verdict
-from poolkit._errors import PoolConfigError
-from poolkit._options import unknown_option
-from poolkit._shell.log import say
-from poolkit._text import shown
+from poolkit import PoolConfigError, Verdict
 from poolkit.drivers.asyncpg import _base as bases
 from poolkit.drivers.asyncpg import _errors as errors
 from poolkit.drivers.asyncpg import _internals as internals
@@ -34,14 +30,15 @@ from poolkit.drivers.asyncpg._settings import SETTINGS, Settings, SettingsDict
 from poolkit.drivers.asyncpg._survey import Survey
 from poolkit.drivers.asyncpg._transaction import Transaction
 from poolkit.drivers.asyncpg._verify import Verification
+from poolkit.drivers.helpers import say, shown, unknown_option
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from typing_extensions import Unpack
 
-    from poolkit._url import URL
     from poolkit.drivers.asyncpg._codecs import LibraryCodecs
+    from poolkit.drivers.helpers import URL
 
 
 class AsyncpgDriver(Telling):

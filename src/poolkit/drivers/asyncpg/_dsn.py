@@ -13,9 +13,8 @@ from urllib.parse import unquote, urlencode
 
 from asyncpg import exceptions as pg
 
+from poolkit import PoolConfigError
 from poolkit._elsewhere import advice, bare, name_shown, near, value_shown, words
-from poolkit._errors import PoolConfigError
-from poolkit._options import NAMES, parse_options, seconds, unknown_option
 from poolkit._url import is_database, pairs_of, split_query, split_scheme, text_of
 from poolkit.drivers._postgresql.dsn import check_address, check_hosts, is_port
 from poolkit.drivers.asyncpg._settings import (
@@ -25,9 +24,10 @@ from poolkit.drivers.asyncpg._settings import (
     check_choice,
     check_session_settings,
 )
+from poolkit.drivers.helpers import POOL_OPTIONS, parse_pool_options, parse_seconds, unknown_option
 
 if TYPE_CHECKING:
-    from poolkit._options import PoolOptions
+    from poolkit import PoolOptions
     from poolkit.drivers.asyncpg._settings import CreateOptions, Settings, SettingsDict
 
 SCHEMES: Final = ("postgresql", "postgres", "postgresql+asyncpg")
@@ -39,7 +39,11 @@ PARAMETERS: Final = frozenset(
     | {"target_session_attrs", "krbsrvname", "gsslib"}
 )
 #: The parameters in a DSN's query that poolkit or asyncpg knows.
-_KNOWN: Final = (NAMES | SETTINGS | PARAMETERS) - {"ssl", "connect_kwargs", "note_statements"}
+_KNOWN: Final = (POOL_OPTIONS | SETTINGS | PARAMETERS) - {
+    "ssl",
+    "connect_kwargs",
+    "note_statements",
+}
 #: Common settings of sessions, to find out what was meant by one that the server does not know.
 _COMMON: Final = frozenset(
     {"tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count"}
@@ -127,7 +131,7 @@ _WORDED: Final = frozenset({"timeout", "dsn", "loop", "direct_tls", "servicefile
 def split_options(options: CreateOptions) -> tuple[SettingsDict, PoolOptions]:
     """Return the driver's keywords and the pool's. Raises `PoolConfigError` for an unknown one."""
     for name in options:
-        if name in NAMES | SETTINGS:
+        if name in POOL_OPTIONS | SETTINGS:
             continue
         if name in ARGUMENTS - {"timeout", "dsn", "loop"}:
             raise PoolConfigError(
@@ -140,7 +144,7 @@ def split_options(options: CreateOptions) -> tuple[SettingsDict, PoolOptions]:
                 f"{name!r} is a setting of the session: write it in the DSN, after a '?', or give "
                 f"connect_kwargs={{'server_settings': {{{name!r}: ...}}}}"
             )
-        raise PoolConfigError(unknown_option(name, NAMES | SETTINGS, _WORDS))
+        raise PoolConfigError(unknown_option(name, POOL_OPTIONS | SETTINGS, _WORDS))
     settings = {name: value for name, value in options.items() if name in SETTINGS}
     rest = {name: value for name, value in options.items() if name not in SETTINGS}
     return cast("SettingsDict", settings), cast("PoolOptions", rest)
@@ -170,7 +174,7 @@ def split_dsn(dsn: object) -> tuple[str, SettingsDict, PoolOptions]:
             raise PoolConfigError(_no_ssl(text))
         if name in SETTINGS:
             settings[name] = _parse_setting(name, text)
-        elif name in NAMES:
+        elif name in POOL_OPTIONS:
             options.append((name, text))
         else:
             _check_parameter(name, text)
@@ -178,7 +182,7 @@ def split_dsn(dsn: object) -> tuple[str, SettingsDict, PoolOptions]:
     check_hosts(address, dict(others))
     query = urlencode(others)
     plain = f"postgresql://{address}{query and '?'}{query}"
-    return plain, cast("SettingsDict", settings), cast("PoolOptions", parse_options(options))
+    return plain, cast("SettingsDict", settings), cast("PoolOptions", parse_pool_options(options))
 
 
 def _no_ssl(text: str) -> str:
@@ -194,7 +198,7 @@ def _parse_setting(name: str, text: str) -> Any:
         raise PoolConfigError(f"{name} in the URL is empty: give it a value, or leave it out")
     if text.lower() == "none" and name != "reset":
         return None
-    return seconds(name, text) if name == "tcp_timeout" else text
+    return parse_seconds(name, text) if name == "tcp_timeout" else text
 
 
 def _check_parameter(name: str, text: str) -> None:

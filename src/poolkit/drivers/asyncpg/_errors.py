@@ -7,8 +7,7 @@ from typing import Any, Final
 
 from asyncpg import exceptions as pg
 
-from poolkit._driver import Verdict
-from poolkit._errors import PoolConfigError
+from poolkit import PoolConfigError, Verdict
 
 # -- connecting ----------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from asyncpg import exceptions as pg
 
-from poolkit._errors import PoolConfigError
+from poolkit import PoolConfigError
 from poolkit.drivers.asyncpg import _unwrapped as unwrapped
 from poolkit.drivers.asyncpg._parts import CALLBACKS, CAPABILITIES
 

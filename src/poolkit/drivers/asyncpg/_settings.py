@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, get_args
 
 import asyncpg
 
+from poolkit import PoolConfigError, PoolOptions
 from poolkit._elsewhere import near, value_shown
-from poolkit._errors import PoolConfigError
-from poolkit._options import PoolOptions, check_seconds, unknown_option
+from poolkit.drivers.helpers import check_seconds, unknown_option
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from asyncpg import exceptions as pg
 
-from poolkit._shell import messages
 from poolkit.drivers._postgresql.fold import commit_and_reset
+from poolkit.drivers.helpers import transaction_ended
 
 if TYPE_CHECKING:
     import types
@@ -54,7 +54,7 @@ class Transaction:
     def check(self) -> None:
         """Raise `TransactionEnded` if the transaction has ended."""
         if self.has_ended():
-            raise messages.transaction_ended(self._driver.name)
+            raise transaction_ended(self._driver.name)
 
     async def __aexit__(
         self,

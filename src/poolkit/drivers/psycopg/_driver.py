@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from poolkit._driver import Verdict
-from poolkit._errors import PoolConfigError
-from poolkit._options import unknown_option
-from poolkit._shell.log import say
-from poolkit._text import shown
+from poolkit import PoolConfigError, Verdict
 from poolkit.drivers._postgresql import base as bases
 from poolkit.drivers._postgresql.survey import Survey
+from poolkit.drivers.helpers import say, shown, unknown_option
 from poolkit.drivers.psycopg import _errors as errors
 from poolkit.drivers.psycopg import _reset as resets
 from poolkit.drivers.psycopg._connection import pooled
@@ -31,7 +28,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from poolkit._url import URL
+    from poolkit.drivers.helpers import URL
     from poolkit.drivers.psycopg._session import Session
 
 

@@ -11,11 +11,17 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
+from poolkit import PoolConfigError
 from poolkit._elsewhere import advice, name_shown, words
-from poolkit._errors import PoolConfigError
-from poolkit._options import NAMES, parse_options, seconds, unknown_option, whole_number
 from poolkit._url import is_database, name_of, pairs_of, split_query, split_scheme, text_of
 from poolkit.drivers._postgresql.dsn import check_address, check_hosts
+from poolkit.drivers.helpers import (
+    POOL_OPTIONS,
+    parse_count,
+    parse_pool_options,
+    parse_seconds,
+    unknown_option,
+)
 from poolkit.drivers.psycopg._settings import (
     ARGUMENTS,
     NOT_IN_URLS,
@@ -25,7 +31,7 @@ from poolkit.drivers.psycopg._settings import (
 )
 
 if TYPE_CHECKING:
-    from poolkit._options import PoolOptions
+    from poolkit import PoolOptions
     from poolkit.drivers.psycopg._settings import CreateOptions, Settings, SettingsDict
 
 SCHEMES: Final = ("postgresql", "postgres", "postgresql+psycopg")
@@ -60,14 +66,14 @@ _WORDS: Final = words(
 def split_options(options: CreateOptions) -> tuple[SettingsDict, PoolOptions]:
     """Return the driver's keywords and the pool's. Raises `PoolConfigError` for an unknown one."""
     for name in options:
-        if name in NAMES | SETTINGS:
+        if name in POOL_OPTIONS | SETTINGS:
             continue
         if name in ARGUMENTS - {"options"} and name != "connect_timeout":
             raise PoolConfigError(
                 f"{name!r} is an argument of psycopg's connect: give connect_kwargs="
                 f"{{{name!r}: ...}}"
             )
-        raise PoolConfigError(unknown_option(name, NAMES | SETTINGS, _WORDS))
+        raise PoolConfigError(unknown_option(name, POOL_OPTIONS | SETTINGS, _WORDS))
     settings = {name: value for name, value in options.items() if name in SETTINGS}
     rest = {name: value for name, value in options.items() if name not in SETTINGS}
     return cast("SettingsDict", settings), cast("PoolOptions", rest)
@@ -99,7 +105,7 @@ def split_dsn(given: object) -> tuple[str, SettingsDict, PoolOptions]:
             raise PoolConfigError(f"{name} cannot be given in a URL: give it as a keyword")
         if name in SETTINGS:
             settings[name] = _parse_setting(name, value)
-        elif name in NAMES:
+        elif name in POOL_OPTIONS:
             options.append((name, value))
         else:
             _check_parameter(name)
@@ -107,7 +113,7 @@ def split_dsn(given: object) -> tuple[str, SettingsDict, PoolOptions]:
             parameters[name_of(part)] = value
     check_hosts(address, parameters)
     plain = f"postgresql://{address}{'?' * bool(others)}{'&'.join(others)}"
-    return plain, cast("SettingsDict", settings), cast("PoolOptions", parse_options(options))
+    return plain, cast("SettingsDict", settings), cast("PoolOptions", parse_pool_options(options))
 
 
 def _parse_setting(name: str, text: str) -> Any:
@@ -116,8 +122,8 @@ def _parse_setting(name: str, text: str) -> Any:
     if text.lower() == "none" and name != "reset":
         return None
     if name == "prepare_threshold":
-        return whole_number(name, text)
-    return seconds(name, text) if name == "tcp_timeout" else text
+        return parse_count(name, text)
+    return parse_seconds(name, text) if name == "tcp_timeout" else text
 
 
 def _check_parameter(name: str) -> None:
@@ -132,7 +138,7 @@ def _check_parameter(name: str) -> None:
     if name in ARGUMENTS:
         hint: str | None = f"give connect_kwargs={{{name!r}: ...}}"
     else:
-        hint = advice(name, (NAMES | SETTINGS | PARAMETERS) - NOT_IN_URLS, _WORDS)
+        hint = advice(name, (POOL_OPTIONS | SETTINGS | PARAMETERS) - NOT_IN_URLS, _WORDS)
     raise PoolConfigError(
         f"{name_shown(name)} in the DSN: {hint or 'libpq knows no such parameter'}"
     )

@@ -6,8 +6,7 @@ from typing import Any, Final
 
 import psycopg
 
-from poolkit._driver import Verdict
-from poolkit._errors import PoolConfigError
+from poolkit import PoolConfigError, Verdict
 
 # -- connecting ----------------------------------------------------------------------------------
 

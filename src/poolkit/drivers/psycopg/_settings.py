@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, get_args
 import psycopg
 from psycopg import pq
 
-from poolkit._errors import PoolConfigError
-from poolkit._options import PoolOptions, check_seconds, unknown_option
+from poolkit import PoolConfigError, PoolOptions
+from poolkit.drivers.helpers import check_seconds, unknown_option
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

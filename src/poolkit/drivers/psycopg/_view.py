@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from poolkit.drivers.helpers import connection_of
+
 
 class ViewMethods:
     """Does not have the pool look at what a lease makes: that dies with the lease's front."""
@@ -16,6 +18,6 @@ class ViewMethods:
     @property
     def pgconn(self: Any) -> Any:
         """What libpq has; it outlives the lease, so the connection is not used again."""
-        c = self._poolkit_touch("pgconn").connection
+        c = connection_of(self, "pgconn")
         c._poolkit_session.unfit = "a lease has taken its pgconn, which may act on it later"
         return c.pgconn

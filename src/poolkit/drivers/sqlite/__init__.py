@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from poolkit._shell.pool import Pool
-    from poolkit._url import URL
+    from poolkit import Pool
+    from poolkit.drivers.helpers import URL
     from poolkit.drivers.sqlite._connection import Raw
 
 __all__ = ["Connection", "Cursor", "ThreadsDriver", "create_pool", "from_url"]

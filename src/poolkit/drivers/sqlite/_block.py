@@ -17,8 +17,8 @@ import re
 import sqlite3
 from typing import TYPE_CHECKING, Any, Final
 
-from poolkit._errors import TransactionEnded
-from poolkit._text import shown
+from poolkit import TransactionEnded
+from poolkit.drivers.helpers import shown
 from poolkit.drivers.sqlite._state import Session
 from poolkit.drivers.sqlite._waits import Waits
 

@@ -22,7 +22,7 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from poolkit._errors import NotLeased
+from poolkit import NotLeased
 from poolkit.drivers.sqlite._cursor import RawCursor
 from poolkit.drivers.sqlite._file import WatchesFiles
 from poolkit.drivers.sqlite._interrupts import GRACE, Interrupts

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from poolkit._driver import C
-from poolkit._shell.pool import Pool
+from poolkit import Pool
+from poolkit.drivers.helpers import C
 from poolkit.drivers.sqlite._url import (
     as_path,
     own_settings,
@@ -17,7 +17,7 @@ from poolkit.drivers.sqlite._url import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from poolkit._driver import Driver
+    from poolkit import Driver
     from poolkit.drivers.sqlite._settings import CreateOptions, SettingsDict
 
 D = TypeVar("D")

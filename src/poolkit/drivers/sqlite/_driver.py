@@ -11,9 +11,8 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
 
-from poolkit._driver import C, Verdict
-from poolkit._errors import PoolConfigError
-from poolkit._options import unknown_option
+from poolkit import PoolConfigError, Verdict
+from poolkit.drivers.helpers import C, connection_of, unknown_option
 from poolkit.drivers.sqlite._connection import Raw
 from poolkit.drivers.sqlite._file import DatabaseFile
 from poolkit.drivers.sqlite._settings import SETTINGS, Database, Settings
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from poolkit._options import Options
+    from poolkit import Options
     from poolkit.drivers.sqlite._settings import SettingsDict
 
 T = TypeVar("T")
@@ -334,7 +333,7 @@ def view_methods(connection: type) -> type:
 
 def _calling(name: str) -> Callable[..., Any]:
     def call(view: Any, /, *args: Any, **kwargs: Any) -> Any:
-        return getattr(view._poolkit_touch(name).connection, name)(*args, **kwargs)
+        return getattr(connection_of(view, name), name)(*args, **kwargs)
 
     return call
 

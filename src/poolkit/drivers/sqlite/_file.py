@@ -17,9 +17,8 @@ import time
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from poolkit._driver import Verdict
-from poolkit._shell.log import say
-from poolkit._text import shown
+from poolkit import Verdict
+from poolkit.drivers.helpers import say, shown
 from poolkit.drivers.sqlite._state import Session
 
 #: Device and inode of a file; None if the system does not tell: then it counts as unchanged.

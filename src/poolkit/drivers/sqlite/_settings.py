@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
-from poolkit._driver import Verdict
-from poolkit._errors import PoolConfigError
-from poolkit._options import PoolOptions, check_seconds
+from poolkit import PoolConfigError, PoolOptions, Verdict
 from poolkit._url import looks_like_dsn
+from poolkit.drivers.helpers import check_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,16 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import quote, unquote, urlencode
 
+from poolkit import PoolConfigError
 from poolkit._elsewhere import near, value_shown, words
-from poolkit._errors import PoolConfigError
-from poolkit._options import NAMES, parse_options, seconds, unknown_option, whole_number
 from poolkit._url import pairs_of, split_query, split_scheme, text_of
+from poolkit.drivers.helpers import (
+    POOL_OPTIONS,
+    parse_count,
+    parse_pool_options,
+    parse_seconds,
+    unknown_option,
+)
 from poolkit.drivers.sqlite._settings import CHOICES, SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from poolkit._options import PoolOptions
+    from poolkit import PoolOptions
     from poolkit.drivers.sqlite._settings import CreateOptions, SettingsDict
 
 #: The parameters that SQLite knows in a database's URI; below, the legal values of some of them.
@@ -64,8 +70,8 @@ _WORDS: Final = words(
 def split_options(options: CreateOptions) -> tuple[SettingsDict, PoolOptions]:
     """Return the driver's keywords and the pool's. Raises `PoolConfigError` for an unknown one."""
     for name in options:
-        if name not in NAMES | SETTINGS:
-            raise PoolConfigError(unknown_option(name, NAMES | SETTINGS, _WORDS))
+        if name not in POOL_OPTIONS | SETTINGS:
+            raise PoolConfigError(unknown_option(name, POOL_OPTIONS | SETTINGS, _WORDS))
     settings = {name: value for name, value in options.items() if name in SETTINGS}
     rest = {name: value for name, value in options.items() if name not in SETTINGS}
     return cast("SettingsDict", settings), cast("PoolOptions", rest)
@@ -107,7 +113,7 @@ def parse_database(
         )
     name, settings = parse_url(text)
     _, parts, _ = split_query(text)
-    return as_path(name), settings, cast("PoolOptions", parse_options(pairs_of(parts)))
+    return as_path(name), settings, cast("PoolOptions", parse_pool_options(pairs_of(parts)))
 
 
 def as_path(database: str) -> str | Path:
@@ -151,8 +157,8 @@ def parse_url(url: object) -> tuple[str, SettingsDict]:
             for_sqlite[name] = text
         elif name in SETTINGS:
             settings[name] = _parse_setting(name, text)
-        elif name not in NAMES:
-            known = NAMES | SETTINGS | _URI_PARAMETERS
+        elif name not in POOL_OPTIONS:
+            known = POOL_OPTIONS | SETTINGS | _URI_PARAMETERS
             raise PoolConfigError(unknown_option(name, known, _WORDS))
     database = path or ":memory:"
     if for_sqlite:
@@ -177,7 +183,7 @@ def _parse_setting(name: str, text: str) -> Any:
         return text.lower() in _SWITCH[::2]
     if name == "row_factory":
         raise PoolConfigError("row_factory cannot be given in a URL: give it as a keyword")
-    return seconds(name, text) if name == "busy_timeout" else whole_number(name, text)
+    return parse_seconds(name, text) if name == "busy_timeout" else parse_count(name, text)
 
 
 def _check_choice(name: str, text: str) -> None:
@@ -193,7 +199,7 @@ def _check_uri(uri: str) -> None:
     """Raise `PoolConfigError` for settings of ours in a URI's query: SQLite would ignore them."""
     _, parts, _ = split_query(uri)
     for name, text in _lenient(parts):
-        if name in NAMES | SETTINGS:
+        if name in POOL_OPTIONS | SETTINGS:
             raise PoolConfigError(
                 f"{name} in a file: URI, where SQLite passes over it: give it as a keyword, or in "
                 "a URL, such as sqlite:///app.db?busy_timeout=1"

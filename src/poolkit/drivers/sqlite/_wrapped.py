@@ -13,8 +13,7 @@ import sys
 import types
 from typing import Any, Final
 
-from poolkit._shell.log import Told, say
-from poolkit._text import shown
+from poolkit.drivers.helpers import Told, say, shown
 
 _told: Final = Told()
 
