@@ -10,15 +10,14 @@ import pytest
 
 from poolkit import NotLeased, Pool, PoolConfigError, TransactionEnded
 from poolkit.drivers import helpers
-from tests.conftest import BACKENDS
+from tests.conftest import BACKENDS, ROOT
 from tests.fakes import FakeConnection, FullDriver, own
 
 
 def test_every_name_is_documented_in_its_module_and_on_the_page() -> None:
     """All are there, have a docstring unless they are data or a type, and stand in the table."""
     table = inspect.getdoc(helpers) or ""
-    with open("docs/howto/write-a-driver.md", encoding="utf-8") as page:
-        text = page.read()
+    text = (ROOT / "docs/howto/write-a-driver.md").read_text(encoding="utf-8")
     for name in helpers.__all__:
         thing = getattr(helpers, name)
         assert not callable(thing) or inspect.getdoc(thing), name

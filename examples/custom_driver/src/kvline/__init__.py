@@ -1,0 +1,1 @@
+"""A small key-value server, its client, and poolkit's driver for it."""
