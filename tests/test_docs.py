@@ -18,6 +18,7 @@ from poolkit.compat.asyncpg import pool as compat
 from poolkit.drivers.asyncpg import _settings as _asyncpg_settings
 from poolkit.drivers.psycopg import _settings as _psycopg_settings
 from poolkit.drivers.sqlite import _settings as _sqlite_settings
+from poolkit.drivers.stream import _settings as _stream_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +36,8 @@ def ids(path: Path) -> str:
 PARAMETERS: dict[str, frozenset[str]] = {
     "poolkit.create_pool": frozenset(_asyncpg_settings.CreateOptions.__annotations__)
     | frozenset(_psycopg_settings.CreateOptions.__annotations__)
-    | frozenset(_sqlite_settings.CreateOptions.__annotations__),
+    | frozenset(_sqlite_settings.CreateOptions.__annotations__)
+    | frozenset(_stream_settings.CreateOptions.__annotations__),
     "poolkit.Pool": NAMES,
     "poolkit.drivers.asyncpg.create_pool": frozenset(
         _asyncpg_settings.CreateOptions.__annotations__
@@ -46,6 +48,7 @@ PARAMETERS: dict[str, frozenset[str]] = {
     "poolkit.drivers.aiosqlite.create_pool": frozenset(
         _sqlite_settings.CreateOptions.__annotations__
     ),
+    "poolkit.drivers.stream.create_pool": frozenset(_stream_settings.CreateOptions.__annotations__),
     "asyncpg.create_pool": frozenset(inspect.signature(compat.create_pool).parameters)
     | frozenset(inspect.signature(asyncpg.connect).parameters),
     "pool.acquire": frozenset({"timeout", "label"}),

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from poolkit._url import URL
     from poolkit.drivers.asyncpg._settings import CreateOptions as AsyncpgOptions
     from poolkit.drivers.sqlite._settings import SettingsDict as SQLiteSettings
+    from poolkit.drivers.stream._settings import SettingsDict as StreamSettings
 
-    class CreateOptions(AsyncpgOptions, SQLiteSettings, total=False):
+    class CreateOptions(AsyncpgOptions, SQLiteSettings, StreamSettings, total=False):
         """The pool's options, and the settings of the drivers that come with poolkit."""
 
         # Of psycopg's: the others are asyncpg's, too.

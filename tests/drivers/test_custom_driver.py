@@ -24,19 +24,24 @@ EXAMPLE = ROOT / "examples" / "custom_driver"
 TASKS = max(200, round(2000 * SHARE))
 
 
-@pytest.fixture(autouse=True)
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the package importable, and its entry points known, as an installer does."""
-    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    info = tmp_path / f"{project['name']}-{project['version']}.dist-info"
+def install(package: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a package importable, and its entry points known, as an installer does."""
+    project = tomllib.loads((package / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    info = folder / f"{project['name']}-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(f"Name: {project['name']}\nVersion: {project['version']}\n")
+    (info / "METADATA").write_text(f"Name: {project['name']}\nVersion: 1.0\n")
     lines = []
     for group, entries in project["entry-points"].items():
         lines += [f"[{group}]", *(f"{name} = {value}" for name, value in entries.items())]
     (info / "entry_points.txt").write_text("\n".join(lines))
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.syspath_prepend(str(EXAMPLE / "src"))
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.syspath_prepend(str(package / "src"))
+
+
+@pytest.fixture(autouse=True)
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the example installed."""
+    install(EXAMPLE, tmp_path, monkeypatch)
 
 
 @contextlib.asynccontextmanager

@@ -15,6 +15,7 @@ from starlette import datastructures
 
 import poolkit
 from poolkit.drivers.sqlite import Connection as ThreadsConnection
+from poolkit.drivers.stream import Stream
 
 
 async def typed_by_the_driver() -> None:
@@ -33,6 +34,11 @@ async def typed_by_the_driver() -> None:
     threads = poolkit.drivers.sqlite.create_pool("app.db")
     async with threads.acquire() as other:
         assert_type(other, ThreadsConnection)
+    streams = poolkit.drivers.stream.create_pool("host", 7, ping=(b"ping", b"pong"), max_size=3)
+    async with streams.acquire() as stream:
+        assert_type(stream, Stream)
+        assert_type(await stream.receive(), bytes)
+    poolkit.drivers.stream.create_pool("host", 7, ping=b"ping")  # type: ignore[arg-type]
 
 
 async def from_a_url() -> None:
