@@ -1,6 +1,6 @@
 #!/bin/sh
-# Install what the tests need and Python does not bring: PgBouncer, Chromium and its driver, valgrind,
-# Prometheus' promtool, from the distribution.
+# Install what the tests need and Python does not bring: PgBouncer, Chromium and its driver, Redis,
+# valgrind, Prometheus' promtool, from the distribution.
 #
 #     sh scripts/test-tools.sh [PROGRAM ...]
 #
@@ -16,7 +16,7 @@ PATH=${PATH:-/usr/bin:/bin}:/usr/local/sbin:/usr/sbin:/sbin
 export PATH DEBIAN_FRONTEND=noninteractive
 
 missing=
-[ $# -gt 0 ] || set -- pgbouncer chromium chromedriver valgrind promtool
+[ $# -gt 0 ] || set -- pgbouncer chromium chromedriver redis-server valgrind promtool
 for tool; do
     command -v "$tool" >/dev/null 2>&1 && continue
     case $tool in

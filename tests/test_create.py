@@ -20,9 +20,9 @@ def test_unknown_scheme_names_the_known_ones() -> None:
     """The remedy is in the message."""
     with pytest.raises(
         PoolConfigError,
-        match=r"'redis'.*postgresql, postgresql\+asyncpg, postgresql\+psycopg, sqlite, ",
+        match=r"'mongodb'.*postgresql, postgresql\+asyncpg, postgresql\+psycopg, .*sqlite, ",
     ):
-        poolkit.create_pool("redis://localhost")
+        poolkit.create_pool("mongodb://localhost")
 
 
 def test_url_without_a_scheme_refuse_deadlock_without_repeating_it() -> None:

@@ -17,6 +17,7 @@ from poolkit._options import NAMES
 from poolkit.compat.asyncpg import pool as compat
 from poolkit.drivers.asyncpg import _settings as _asyncpg_settings
 from poolkit.drivers.psycopg import _settings as _psycopg_settings
+from poolkit.drivers.redis import _settings as _redis_settings
 from poolkit.drivers.sqlite import _settings as _sqlite_settings
 from poolkit.drivers.stream import _settings as _stream_settings
 
@@ -48,6 +49,7 @@ PARAMETERS: dict[str, frozenset[str]] = {
     "poolkit.drivers.aiosqlite.create_pool": frozenset(
         _sqlite_settings.CreateOptions.__annotations__
     ),
+    "poolkit.drivers.redis.create_pool": frozenset(_redis_settings.CreateOptions.__annotations__),
     "poolkit.drivers.stream.create_pool": frozenset(_stream_settings.CreateOptions.__annotations__),
     "asyncpg.create_pool": frozenset(inspect.signature(compat.create_pool).parameters)
     | frozenset(inspect.signature(asyncpg.connect).parameters),

@@ -160,9 +160,10 @@ async def test_answer_that_is_outstanding_at_the_release_costs_the_stream(
             async with pool.acquire() as stream:
                 assert await ask(stream, "say mine") == "mine"
             assert gone(pool.stats()) == {"broken": 1}
-        async with served.pool(ping=PING, reset_timeout=0.2) as pool:
+        async with served.pool(ping=PING, reset_timeout=None) as pool:
             async with pool.acquire() as stream:
                 assert await ask(stream, "twice first") == "first"
+            served.server.late.set()
             async with pool.acquire() as stream:
                 assert await ask(stream, "say mine") == "mine"
             assert gone(pool.stats()) == {"broken": 1}
