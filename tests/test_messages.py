@@ -226,7 +226,7 @@ SCHEMES = {
     "sqllite": "did you mean sqlite?",
     "prisma+postgres": "it is a proxy of Prisma's; give the URL of the database itself",
     "mysql": "a driver of your own can (docs/howto/write-a-driver.md). The installed drivers serve",
-    "https": "The installed drivers serve: postgres, postgresql, postgresql+asyncpg, sqlite",
+    "https": "The installed drivers serve: postgres, postgresql, postgresql+asyncpg, ",
 }
 
 

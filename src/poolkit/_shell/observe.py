@@ -79,11 +79,12 @@ class Observer:
     def timed(
         self, pool: Pool[Any], what: Literal["wait", "use"], seconds: tuple[float, ...]
     ) -> None:
-        """So many acquires have been given a connection (``wait``), or leases have ended (``use``).
+        """Acquires have been given a connection (``wait``), or leases have ended (``use``).
 
         Told of hundreds at a time, once a second at least, and when the pool's loop asks for
-        `Pool.stats`, with how long each has taken, in no order. Other than `leased` and `released` it costs no acquire and no release anything, so it
-        is what metrics should use. A connection that was found idle is a wait of 0.0.
+        `Pool.stats`, with how long each has taken, in no order. It costs no acquire and no release
+        anything, other than `leased` and `released`, so it is what metrics should use. A connection
+        that was found idle is a wait of 0.0.
         """
 
 
