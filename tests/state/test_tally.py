@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from poolkit import Verdict
 from poolkit._core import tally
 from poolkit._core.slot import BATCH, NEVER
 from tests.state.test_state import Desk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from poolkit._histogram import Histogram
 
 
 def test_acquire_that_finds_one_idle_waits_for_nothing() -> None:
@@ -206,3 +213,66 @@ def test_durations_of_many_slots_are_sorted_with_each_tick() -> None:
     desk.state.tick(desk.now)
     assert not desk.state.uses.recent
     assert desk.state.uses.count == 300
+
+
+class Seen(tally.Times):
+    """Durations of which another thread adds some each time that somebody looks, a few times."""
+
+    def __init__(self, meanwhile: Callable[[], None], times: int) -> None:
+        super().__init__()
+        self.meanwhile = meanwhile
+        self.left = times
+
+    def histogram(self) -> Histogram:
+        """Return what is counted; then go on counting."""
+        found = super().histogram()
+        if self.left:
+            self.left -= 1
+            self.meanwhile()
+        return found
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_hand_off_while_another_thread_looks_is_no_wait_of_0_s(times: int) -> None:
+    """Else the bucket of 0 s would fall at the next look, and seem to have begun again."""
+    desk = Desk(max_size=1).open()
+    desk.take()
+
+    def hand_off() -> None:
+        (slot,) = desk.state.leased
+        desk.join()
+        desk.now += 0.3
+        desk.release(slot)
+        desk.state.to_wake.clear()
+
+    desk.state.waits = Seen(hand_off, times)
+    found = desk.state.stats(desk.now)
+    assert found.wait_times.counts[0] == found.direct == 1
+    assert found.wait_times.count == found.use_times.count + found.leased == 1 + times
+
+
+def test_look_at_a_pool_that_never_rests_ends() -> None:
+    """With figures of several moments."""
+    desk = Desk(max_size=1, min_size=1).open()
+    desk.state.waits = Seen(lambda: desk.release(desk.take()), 1_000_000)
+    assert desk.state.stats(desk.now).use_times.count > 1
+
+
+class Unsummed(list[int]):
+    """As long as there are slots, so nobody is to go through all of it at every turn."""
+
+    def __iter__(self) -> Iterator[int]:
+        """Refuse."""
+        raise AssertionError
+
+
+def test_leases_are_told_of_without_looking_at_every_slot() -> None:
+    """Of 10,000, telling their times would cost an acquire as much as all else."""
+    desk = Desk(max_size=1, min_size=1).open()
+    desk.state.is_observed = True
+    desk.state.tell_times(is_heard=True)
+    desk.state.begun = Unsummed(desk.state.begun)
+    for _ in range(3 * BATCH):
+        desk.release(desk.take())
+    told = [(what, len(seconds)) for _, what, seconds in desk.state.to_tell]
+    assert sorted(told) == [("use", 3 * BATCH), ("wait", 3 * BATCH)]

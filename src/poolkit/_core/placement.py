@@ -23,6 +23,8 @@ _MOST_UNRESET: Final = 100
 _LONGEST_UNRESET: Final = 5.0
 #: Seconds: the event loop is not away before, however short `ping_after` is.
 _BRIEF: Final = 0.5
+#: How often another thread looks again, if leases have begun or ended under its eyes.
+_LOOKS: Final = 20
 
 
 class Placement(Tally):
@@ -119,7 +121,12 @@ class Placement(Tally):
         return self.outage.error if self.outage else None
 
     def stats(self, now: float) -> PoolStats:
-        """Return a snapshot."""
+        """Return a snapshot: for another thread, too, of one moment, unless that fails often."""
+        for _ in range(_LOOKS):
+            counted = sum(self.begun), self.uses.count
+            stats = stats_of(self, now, **times_of(self, now))
+            if counted == (sum(self.begun), self.uses.count):
+                return stats
         return stats_of(self, now, **times_of(self, now))
 
     def refuses_at(self) -> float:

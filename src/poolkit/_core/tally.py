@@ -157,8 +157,10 @@ class Tally(Slots):
 
     def _count_hand_off(self, slot: Slot, waiter: Waiter, now: float, *, others: int) -> None:
         """Count the lease that a caller in line is about to be given."""
-        self._add(self.waits, now - waiter.since)
         self.begun[others] += 1
+        # No call of ours in between: no other thread is to find the one without the other.
+        self.waits.recent.append(now - waiter.since)
+        self._settle_many(self.waits)
         slot.leases_left = left = slot.leases_left - 1
         if not left:
             slot.leases_left = BATCH
@@ -166,10 +168,10 @@ class Tally(Slots):
 
     def _count_use(self, slot: Slot, now: float) -> None:
         """Count a lease that ends now."""
-        self._add(self.uses, now - slot.leased_at)
+        self.uses.recent.append(now - slot.leased_at)
+        self._settle_many(self.uses)
 
-    def _add(self, times: Times, seconds: float) -> None:
-        times.recent.append(seconds)
+    def _settle_many(self, times: Times) -> None:
         if len(times.recent) >= _MANY:
             self.settle_times()
 
@@ -181,16 +183,17 @@ class Tally(Slots):
             durations = times.settle(least)
             if durations and self.tells_times:
                 self._note_event("timed", what, tuple(durations))
-        if self.tells_times and (zeros := self._zeros() - self._zeros_told) >= least:
-            self._zeros_told += zeros
-            self._note_event("timed", "wait", (0.0,) * zeros)
+        if self.tells_times:
+            # Of those who hold one still, the next tick tells: to sum up `begun` takes long.
+            begun = sum(self.begun) if all_of_them else self.uses.count
+            zeros = begun - self.waits.count - self._zeros_told
+            if zeros >= least:
+                self._zeros_told += zeros
+                self._note_event("timed", "wait", (0.0,) * zeros)
 
     def tell_times(self, *, is_heard: bool) -> None:
         """Tell how long waits and leases take, from now on, or no more."""
-        self.tells_times, self._zeros_told = is_heard, self._zeros()
-
-    def _zeros(self) -> int:
-        return sum(self.begun) - self.waits.count
+        self.tells_times, self._zeros_told = is_heard, sum(self.begun) - self.waits.count
 
     def _count_open(self, now: float, *, is_open: bool) -> None:
         """Note that the pool is open from now on, or not any more."""
