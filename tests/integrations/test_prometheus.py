@@ -224,6 +224,18 @@ def test_pools_of_one_name_are_told_apart() -> None:
     assert sizes == [1, 2, 3]
 
 
+def test_number_after_a_name_is_no_other_pools_name() -> None:
+    """The same series twice would be no valid text."""
+    found = read(*(Pool(FakeDriver(), name=name) for name in ("shop", "shop (2)", "shop", "shop")))
+    names = [key[1] for key in found if key[0] == "db_client_connection_max"]
+    assert names == ["shop", "shop (2)", "shop (3)", "shop (4)"]
+
+
+def test_half_a_surrogate_pair_in_a_name_is_escaped() -> None:
+    """UTF-8 has none, and without it nothing would be told of any pool."""
+    assert read(Pool(FakeDriver(), name="a\udcff"))["poolkit_open", "a\\udcff"] == 0
+
+
 def test_what_is_no_pool_is_refused() -> None:
     """A URL may have a password in it."""
     with pytest.raises(PoolConfigError, match="given pools, not a str") as caught:

@@ -7,7 +7,6 @@ semantic conventions 1.44, in which they are "in development": they may be renam
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -61,13 +60,15 @@ def families(
     pools = list(snapshots)
     more = list(labels) or [{}] * len(pools)
     names = (_POOL, *(more[0] if more else ()))
-    seen: Counter[tuple[str, ...]] = Counter()
+    seen: set[tuple[str, ...]] = set()
     each: list[tuple[tuple[str, ...], Snapshot]] = []
     for pool, extra in zip(pools, more, strict=True):
         values = (pool["pool"], *extra.values())
-        seen[values] += 1
-        if (nth := seen[values]) > 1:
-            values = (f"{pool['pool']} ({nth})", *values[1:])
+        nth = 1
+        while values in seen:  # as is "a (2)" if a pool has that name
+            nth += 1
+            values = (f"{pool['pool']} ({nth})", *extra.values())
+        seen.add(values)
         each.append((values, pool))
 
     count = GaugeMetricFamily(

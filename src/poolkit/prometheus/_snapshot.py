@@ -58,7 +58,7 @@ def snapshot(pool: Pool[Any]) -> Snapshot:
     stats = seen.stats
     longest = next((slot.lease for slot in seen.slots), None)  # held the longest, if any is
     return Snapshot(
-        pool=pool.name,
+        pool=_encodable(pool.name),
         open=pool.is_open,
         idle=stats.idle,
         used=stats.leased,
@@ -77,6 +77,11 @@ def snapshot(pool: Pool[Any]) -> Snapshot:
         use_time=_times(stats.use_times),
         create_time=_times(stats.create_times),
     )
+
+
+def _encodable(name: str) -> str:
+    """Return a name in which half a surrogate pair, which UTF-8 has not, is escaped."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _rising(pool: Pool[Any], counter: str, value: int) -> int:
