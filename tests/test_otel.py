@@ -264,6 +264,17 @@ async def test_any_name_of_a_pool_can_be_exported(metrics: Metrics, name: str) -
             assert (shown == name) == name.isprintable()
 
 
+def test_counter_of_timeouts_never_falls(metrics: Metrics) -> None:
+    """A caller that is cancelled before it has noticed is counted anew, but not here."""
+    pool = Pool(FakeDriver(), name="shop")
+    otel.instrument(pool, metrics.provider)
+    for _ in range(2):
+        pool._state.count("timed_out")
+    assert metrics.numbers()["timeouts"] == 2
+    pool._state.recount("timed_out", "cancelled")
+    assert metrics.numbers()["timeouts"] == 2
+
+
 async def test_values_beyond_the_buffer_are_counted(metrics: Metrics) -> None:
     """The newest are kept."""
     async with Pool(FakeDriver(), name="shop", max_size=2) as pool:
@@ -338,7 +349,8 @@ async def test_nothing_holds_an_instrumented_pool(metrics: Metrics) -> None:
     assert len(otel._meters[metrics.provider].measured) <= 1
 
 
-def test_global_provider_that_is_set_later_is_reported_to() -> None:
+@pytest.mark.parametrize("given", ["None", "provider"])
+def test_global_provider_that_is_set_later_is_reported_to(given: str) -> None:
     """Once, also for a pool that is instrumented after that; in a process of its own."""
     program = """
 import asyncio, logging, poolkit
@@ -350,9 +362,9 @@ from poolkit.testing import FakeDriver
 logging.basicConfig(level=logging.WARNING)
 async def main():
     one, two = (poolkit.Pool(FakeDriver(), name=name) for name in ("one", "two"))
-    poolkit.otel.instrument(one)
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader])
+    poolkit.otel.instrument(one, GIVEN)
     metrics.set_meter_provider(provider)
     poolkit.otel.instrument(two)
     poolkit.otel.instrument(two, provider)
@@ -364,7 +376,10 @@ async def main():
 asyncio.run(main())
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program.replace("GIVEN", given)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert (done.stdout.strip(), done.stderr) == ("['one', 'two']", "")
 

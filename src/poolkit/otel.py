@@ -143,6 +143,7 @@ class _Measures:
         }
         self._created, self._waited, self._used = self.values.values()
         self.dropped = 0  # in all
+        self._timeouts = 0
 
     def connected(self, pool: Pool[Any], seconds: float) -> None:  # noqa: ARG002
         """Keep how long a connect has taken."""
@@ -151,6 +152,14 @@ class _Measures:
     def timed(self, pool: Pool[Any], what: str, seconds: tuple[float, ...]) -> None:  # noqa: ARG002
         """Keep how long acquires, or leases, have taken."""
         self._keep(self._waited if what == "wait" else self._used, *seconds)
+
+    def timeouts(self, stats: PoolStats) -> int:
+        """Return a counter that never falls.
+
+        An acquire that timed out, and is cancelled before its caller has noticed, is counted anew.
+        """
+        self._timeouts = max(self._timeouts, stats.timed_out)
+        return self._timeouts
 
     def _keep(self, values: deque[float], *seconds: float) -> None:
         self.dropped += max(0, len(values) + len(seconds) - self._size)
@@ -284,7 +293,7 @@ _COUNTERS: Final[tuple[tuple[str, str, _Read, str], ...]] = (
     (
         TIMEOUTS,
         "{timeout}",
-        lambda _, stats: {None: stats.timed_out},
+        lambda measures, stats: {None: measures.timeouts(stats)},
         "The number of timeouts that have occurred trying to obtain a connection from the pool",
     ),
     (
@@ -305,10 +314,13 @@ _global: Final[list[_Meter]] = []
 
 
 def _meter_of(provider: MeterProvider | None) -> _Meter:
-    if provider is None or provider is metrics.get_meter_provider():
-        if not _global:
-            _global.append(_Meter(None))
-        return _global[0]
+    current = metrics.get_meter_provider()
+    if provider is None and current in _meters:  # it was given by hand, before it became the global
+        provider = current
     if provider not in _meters:
+        if provider is None or provider is current:
+            if not _global:
+                _global.append(_Meter(None))
+            return _global[0]
         _meters[provider] = _Meter(provider)
     return _meters[provider]
