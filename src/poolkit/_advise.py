@@ -18,6 +18,8 @@ _FEW: Final = 0.01
 _FULL: Final = 0.9
 #: With fewer leases than these, chance says more than they do.
 _ENOUGH_LEASES: Final = 1000
+#: Connections beyond which they are estimated in one step: to go through all takes seconds.
+_LARGE: Final = 10_000
 #: Seconds: beyond, a duration is told in minutes; and minutes, beyond which it is told in hours.
 _MINUTES: Final = 120
 
@@ -60,7 +62,8 @@ class Advice:
     def __str__(self) -> str:
         """Return all of it in a few short sentences."""
         if not self.leases:
-            return f"No lease has ended in {_span(self.seconds)}: there is nothing to go by."
+            none = f"No lease has ended in {_span(self.seconds)}: there is nothing to go by."
+            return " ".join((none, *self._without()))
         return " ".join((self._need(), *self._waits(), self._what_to_do()))
 
     def _need(self) -> str:
@@ -80,8 +83,11 @@ class Advice:
         why = ""
         if self.peak_leased < self.capacity:
             why = ", though not all were leased: for one that was being opened, pinged or reset"
-        none = f" {self.without:,} callers got no connection." if self.without else ""
-        return (f"{_percent(self.waited)} of the callers waited{long}{why}.{none}",)
+        waited = f"{_percent(self.waited)} of the callers waited{long}{why}."
+        return waited, *self._without()
+
+    def _without(self) -> tuple[str, ...]:
+        return (f"{_number(self.without, 'caller')} got no connection.",) if self.without else ()
 
     def _what_to_do(self) -> str:
         if self.is_scarce:
@@ -160,9 +166,11 @@ def _unknown(stats: PoolStats, leases: int, *, scarce: bool, is_window: bool) ->
     if not is_window:
         found.append("What has changed: the time goes back to when the pool was made.")
     if leases < _ENOUGH_LEASES:
-        found.append(f"Much: {leases} leases are few.")
+        found.append(f"Much: {_number(leases, 'lease')} {'is' if leases == 1 else 'are'} few.")
     if stats.leased:
-        found.append(f"How long the {stats.leased} leases will be held that have not ended.")
+        found.append(
+            f"How long those will be held that have not ended: {_number(stats.leased, 'lease')}."
+        )
     found.append("How long resets take: a connection that is being reset is not leased, nor free.")
     if scarce:
         found.append("What more connections do to the database: each lease may take longer then.")
@@ -198,6 +206,8 @@ def _by_erlang(offered: float) -> int:
 
     ``offered`` are the connections that they would have leased on average, had nobody waited.
     """
+    if offered > _LARGE:
+        return math.ceil(offered + 2.4 * math.sqrt(offered))  # as Halfin and Whitt have it
     busy = 1.0  # the probability that all n are leased, if nobody waits (Erlang B)
     n = 0
     while True:
@@ -211,14 +221,20 @@ def _percent(share: float) -> str:
     return "Less than 1 %" if share < _FEW else f"{share:.0%}".replace("%", " %")
 
 
+def _number(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def _few(number: float) -> str:
     """Return a number with two digits that matter, or all before the point."""
+    if 0.0 < number < 0.01:  # noqa: PLR2004
+        return "less than 0.01"
     return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"  # noqa: PLR2004
 
 
 def _span(seconds: float) -> str:
     """Return a duration as people say it."""
-    if seconds < 1.0:
+    if seconds < 0.9995:  # noqa: PLR2004  # else it would be rounded to 1e+03
         return f"{seconds * 1000:.3g} ms"
     if seconds < _MINUTES:
         return f"{seconds:.3g} s"

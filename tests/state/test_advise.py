@@ -182,7 +182,7 @@ def test_leases_that_have_not_ended_are_known_to_be_missing() -> None:
     office.take()
     advice = advise(office.stats(), since=office.stats())
     assert advice.peak_leased == 1
-    assert any("1 leases" in sentence for sentence in advice.unknown)
+    assert any("not ended: 1 lease." in sentence for sentence in advice.unknown)
 
 
 def test_idle_pool_gets_no_advice() -> None:
@@ -234,3 +234,30 @@ def test_erlangs_formula_is_the_least_that_is_enough(offered: float) -> None:
     n = _by_erlang(offered)
     assert waits(n) <= 0.01 * (1 + 1e-6)
     assert n == 1 or waits(n - 1) > 0.01 * (1 - 1e-6)
+
+
+def test_words_are_those_that_people_use() -> None:
+    """No exponents, and one is one."""
+    office = Office(max_size=1, min_size=1)
+    office.lease(1, 0.9997)
+    office.now += 1e6
+    advice = advise(office.stats())
+    assert "less than 0.01 leases a second, held for 1 s" in str(advice)
+    assert "Much: 1 lease is few." in advice.unknown
+
+
+def test_callers_without_a_connection_are_told_of_though_no_lease_has_ended() -> None:
+    """As when all connections leak."""
+    office = Office(max_size=1, min_size=1)
+    office.take()
+    office.state.count("timed_out")
+    office.now += 3.0
+    advice = str(advise(office.stats()))
+    expected = "No lease has ended in 3 s: there is nothing to go by. 1 caller got no connection."
+    assert advice == expected
+
+
+def test_many_connections_are_estimated_at_once() -> None:
+    """As going through all of them would, to one in a thousand; 10**12 would take days."""
+    assert _by_erlang(10_001) == pytest.approx(_by_erlang(9_999), rel=0.001)
+    assert _by_erlang(1e12) == pytest.approx(1e12, rel=0.001)
