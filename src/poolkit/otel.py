@@ -107,7 +107,10 @@ def instrument(
 
 
 def uninstrument(pool: Pool[Any]) -> None:
-    """Report a pool's metrics no more; what was measured before is still recorded."""
+    """Report a pool's metrics no more; what was measured before is still recorded.
+
+    If another thread than the pool's calls, the values of the last second are not.
+    """
     _check(pool, "uninstrument")
     with _lock:
         found = _instrumented.pop(pool, None)
