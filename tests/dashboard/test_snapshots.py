@@ -116,6 +116,41 @@ def test_link_in_the_folder_leads_to_no_other_file(tmp_path: Path) -> None:
 
 
 @needs_signals
+def test_wish_follows_no_link(tmp_path: Path) -> None:
+    """Or it would make a file elsewhere."""
+    folder = Folder(tmp_path / "folder")
+    (folder.path / "host-7-0.wanted").symlink_to(tmp_path / "made")
+    with pytest.raises(OSError, match="symbolic link"):
+        folder.want("host-7-0")
+    assert not (tmp_path / "made").exists()
+
+
+@needs_signals
+def test_pipe_in_the_folder_holds_up_nobody(tmp_path: Path) -> None:
+    """Neither one who reads nor one who writes; and it is no snapshot."""
+    folder = Folder(tmp_path)
+    for name in ("host-7-0.json", "host-8-0.new"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "host-9-0.json").mkdir()
+    assert folder.read() == []
+    with pytest.raises(OSError, match="No such device"):
+        folder.write("host-8-0", POOLS)
+    folder.write("host-8-0", POOLS)
+
+
+@needs_signals
+def test_snapshot_of_the_dead_is_removed_if_the_clock_was_set_back(tmp_path: Path) -> None:
+    """Not an hour later; one of another machine, whose clock is ahead, is new."""
+    folder = Folder(tmp_path)
+    for host in (HOST, "another-host"):
+        document = {"at": time.time() + 3600.0, "data": POOLS}
+        (tmp_path / f"{host}-999999999-0.json").write_text(json.dumps(document))
+    (left,) = folder.read()
+    assert (left.host, left.age) == ("another-host", 0.0)
+    assert files(tmp_path) == ["another-host-999999999-0.json"]
+
+
+@needs_signals
 def test_snapshots_of_the_dead_are_removed(tmp_path: Path) -> None:
     """By whoever reads; not one just written, which may be another container's."""
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
@@ -143,7 +178,8 @@ def test_snapshots_grow_old_and_are_forgotten(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "3", '{"at": 0}', '{"at": "x", "data": {"pools": {}}}', '{"at": 1, "data": 5}',
-     '{"at": 1, "data": {"pools": []}}', "[" * 100_000],
+     '{"at": 1, "data": {"pools": []}}', "[" * 100_000,
+     *(f'{{"at": {at}, "data": {{"pools": {{}}}}}}' for at in ("9" * 400, "1e999", "NaN"))],
 )  # fmt: skip
 def test_files_of_others_are_passed_over(tmp_path: Path, text: str) -> None:
     """Also under a name of ours; and none of them is removed."""

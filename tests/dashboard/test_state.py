@@ -24,6 +24,8 @@ from poolkit.testing import FakeDriver
 from tests.dashboard.clock import clock_of
 
 STATE = "/poolkit/state"
+#: What the table of the processes shows.
+FEW = ("leased", "idle", "waiting", "oldest_wait", "size", "capacity")
 
 
 def make_pool(**options: Any) -> Pool[Any]:
@@ -262,13 +264,19 @@ def test_application_within_another_takes_part_from_its_first_request(tmp_path: 
 @pytest.mark.parametrize(
     "pools",
     [{}, {"default": 3}, {"default": {"stats": 5}}, {"default": {"stats": {"leased": "x"}}},
-     {"default": {"page": {"json": 3, "samples": []}}}, {"default": {"page": {"samples": [5]}}}],
+     {"default": {"page": {"json": 3, "samples": []}}}, {"default": {"page": {"samples": [5]}}},
+     *({"default": {"page": {"json": text, "samples": []}}}
+       for text in ("", "{}", "[]", "5", '{"a": 1', '{"a": NaN}', "[" * 100_000)),
+     {"default": {"page": {"json": '{"a": 1}', "samples": [[1.0, float("nan")]]}}},
+     {"default": {"page": {"json": '{"a": 1}', "samples": [[10**400]]}}},
+     *({"default": {"stats": dict.fromkeys(FEW, number)}}
+       for number in (None, float("nan"), float("inf"), 10**400, [1]))],
 )  # fmt: skip
 def test_odd_snapshots_of_others_harm_nobody(tmp_path: Path, pools: Any) -> None:
     """They are no rows of the table, and no pages."""
     Folder(tmp_path).write("other-7-0", {"pools": pools})
     with TestClient(make_app(make_pool(), workers_folder=tmp_path)) as client:
-        state = client.get(STATE).json()
+        state = json.loads(client.get(STATE).content, parse_constant=pytest.fail)
         assert len(state["workers"]) == 1
         state = client.get(STATE, params={"worker": "other-7-0"}).json()
         assert state["is_asked"] is True

@@ -123,7 +123,7 @@ def serving(path: Path) -> Iterator[tuple[TestClient, Folder]]:
 
 
 def test_process_that_is_silent_is_not_told_of(tmp_path: Path) -> None:
-    """Nor one of another version, whose snapshot has not all of it; the others are."""
+    """Nor one of another version, whose snapshot has not all of it, or other things in it."""
     shop = snapshot(Pool(FakeDriver(), name="shop", max_size=7))
     older = {key: value for key, value in shop.items() if key != "oldest_lease"}
     with serving(tmp_path) as (client, folder):
@@ -131,6 +131,11 @@ def test_process_that_is_silent_is_not_told_of(tmp_path: Path) -> None:
         leave(folder, "other-2-0", shop, age=20)
         leave(folder, "other-3-0", older)
         leave(folder, "other-4-0", ["odd"])
+        values: list[Any] = [{"a": []}, 10**400, "\ud800", None]
+        for n, odd in enumerate(("held", "retired", "wait_time", "max", "pool")):
+            for m, value in enumerate(values):
+                leave(folder, f"other-5{n}-{m}", {**shop, odd: value})
+        (folder.path / "ü-6-0.json").write_bytes((folder.path / "other-1-0.json").read_bytes())
         found = read(client.get("/metrics").text)["db_client_connection_max"]
         (own,) = (worker for worker in found if pid_of_any(worker) == os.getpid())
         assert found == {own: 5.0, "other-1-0": 7.0}

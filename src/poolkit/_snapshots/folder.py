@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import re
 import socket
+import stat
 import sys
 import time
 from pathlib import Path
@@ -29,14 +31,17 @@ _DEAD: Final = 3.0
 GONE: Final = 60.0
 #: A process is wanted for so long after somebody has asked for it.
 _WANTED: Final = 10.0
-#: Where others may write, too, no link of theirs leads to another file of ours.
-_HOW: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+#: Where others may write, too, no link of theirs leads to another file of ours, and no pipe of
+#: theirs is waited for.
+_SAFE: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 #: Bytes: a larger file is none of ours.
 _LARGEST: Final = 16_000_000
 
 
 #: The name of this machine, as a part of the name of a file.
 HOST: Final = re.sub(r"[^\w.-]", "_", socket.gethostname(), flags=re.ASCII)[:100]
+#: The name of a process: ``host-pid-n``.
+_NAME: Final = re.compile(r"([\w.-]*)-(\d+)-\d+", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,8 +87,7 @@ class Folder:
         document = {"host": host, "pid": pid, "at": time.time(), "data": data}
         new = self.path / f"{worker}.new"
         try:
-            descriptor = os.open(new, _HOW, 0o600)
-            with open(descriptor, "w", encoding="ascii") as file:  # noqa: PTH123  # it is open
+            with open(new, "w", encoding="ascii", opener=_open) as file:
                 json.dump(document, file)
             new.replace(self._file(worker))
         except BaseException:
@@ -104,22 +108,25 @@ class Folder:
             snapshot = _read(file)
             if snapshot is None:
                 continue
-            if snapshot.age > GONE or (snapshot.age > _DEAD and not _is_alive(snapshot)):
+            age = snapshot.age
+            if age > GONE or (abs(age) > _DEAD and not _is_alive(snapshot)):
                 _remove(file, self._wish(snapshot.worker), file.with_suffix(".new"))
             else:
-                found.append(snapshot)
+                # The clock of another machine, or this one before it was set, may be ahead.
+                found.append(dataclasses.replace(snapshot, age=max(0.0, age)))
         return sorted(found, key=lambda one: (one.host, one.pid, one.worker))
 
     # -- what is wanted --------------------------------------------------------------------------
 
     def want(self, worker: str) -> None:
         """Ask a process for all that it has to show, for the next 10 s. Raises `OSError`."""
-        self._wish(worker).touch(mode=0o600)
+        with open(self._wish(worker), "wb", opener=_open) as file:
+            file.write(b"1")  # what it says is when
 
     def is_wanted(self, worker: str) -> bool:
         """Tell whether somebody has asked a process for all that it has to show."""
         try:
-            return time.time() - self._wish(worker).stat().st_mtime < _WANTED
+            return abs(time.time() - self._wish(worker).stat().st_mtime) < _WANTED
         except OSError:
             return False
 
@@ -135,21 +142,29 @@ def own_name(number: int) -> str:
     return f"{HOST}-{os.getpid()}-{number}"
 
 
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags | _SAFE, 0o600)
+
+
 def _host_and_pid(worker: str) -> tuple[str, int]:
-    host, pid, _ = worker.rsplit("-", 2)
-    return host, int(pid)
+    found = _NAME.fullmatch(worker)
+    if found is None:
+        raise ValueError(worker)
+    return found[1], int(found[2])
 
 
 def _read(file: Path) -> Snapshot | None:
     """Return a snapshot; None if the file has gone, or is none of ours."""
     try:
-        with file.open("rb") as opened:
+        with open(file, "rb", opener=_open) as opened:
+            if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+                return None
             document = json.loads(opened.read(_LARGEST))
         host, pid = _host_and_pid(file.stem)
-        data, age = document["data"], max(0.0, time.time() - float(document["at"]))
-        if not isinstance(data["pools"], dict):
+        data, age = document["data"], time.time() - float(document["at"])
+        if not (isinstance(data["pools"], dict) and math.isfinite(age)):
             return None
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return None
     return Snapshot(worker=file.stem, host=host, pid=pid, age=age, data=data)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from poolkit._snapshots import (
@@ -20,6 +22,8 @@ from poolkit.dashboard._snapshot import see
 
 #: What the table of the processes has of each one's `PoolStats`.
 _NUMBERS: Final = ("leased", "idle", "waiting", "oldest_wait", "size", "capacity")
+#: What comes of a snapshot of another program, or another version.
+_ODD: Final = (LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError)
 
 
 class Workers:
@@ -89,16 +93,32 @@ def page_of(snapshot: Snapshot, name: str, after: float) -> tuple[bytes, list[An
     """Return what a process has left of one pool's page, and new samples; None: not yet."""
     try:
         page = snapshot.pools[name]["page"]
-        samples = [sample for sample in page["samples"] if sample[0] > after]
-        return page["json"].encode("ascii"), samples
-    except (LookupError, TypeError, AttributeError, UnicodeError):
+        samples = [_checked(sample) for sample in page["samples"] if sample[0] > after]
+        text = page["json"].strip().encode("ascii")
+        # It is sent as it is: it must be JSON, and an object that has something in it.
+        is_whole = isinstance(made := json.loads(text, parse_constant=_refuse), dict) and made
+    except _ODD:
         return None
+    return (text, samples) if is_whole else None
 
 
 def _row(one: Snapshot, name: str) -> dict[str, Any] | None:
     """Return what the table has of a process; None if it has left nothing of such a pool."""
     try:
         few = {number: 0 + one.pools[name]["stats"][number] for number in _NUMBERS}
-    except (LookupError, TypeError):
+        _checked(few.values())
+    except _ODD:
         return None
     return {"worker": one.worker, "pid": one.pid, "host": one.host, "age": one.age, "stats": few}
+
+
+def _checked(numbers: Iterable[Any]) -> list[Any]:
+    """Return numbers that JSON has, or None in their place. Raises what else they make raise."""
+    checked = list(numbers)
+    if not all(number is None or math.isfinite(number) for number in checked):
+        raise ValueError
+    return checked
+
+
+def _refuse(_: str) -> None:
+    raise ValueError  # NaN: browsers cannot read it

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from poolkit.prometheus._families import families
-from poolkit.prometheus._snapshot import Snapshot, snapshot
+from poolkit.prometheus._snapshot import snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 #: The folder in the ``workers_folder`` that the metrics have for themselves.
 PART: Final = "metrics"
+_NOBODY: Final = {"worker": ""}
 
 
 def left_of(pools: Iterable[Pool[Any]]) -> dict[str, Any]:
@@ -42,5 +43,12 @@ def told_of(found: Iterable[Left], own: str, pools: Iterable[Pool[Any]]) -> Iter
 
 
 def _is_whole(pool: Any) -> bool:
-    """Tell whether a snapshot has all there is to tell: another version may have left less."""
-    return isinstance(pool, dict) and pool.keys() >= Snapshot.__required_keys__
+    """Tell whether all there is to tell can be told of it: another version may have left less."""
+    try:
+        samples = [each for metric in families([pool], labels=[_NOBODY]) for each in metric.samples]
+        for sample in samples:
+            float(sample.value)
+            "".join(sample.labels.values()).encode()
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
+        return False
+    return True
