@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
+#: What follows a name like ``password=`` or ``'password':``.
+_PASSWORD: Final = re.compile(
+    r"""((?:password|passwd|pwd)(?:\s*=|\\?['"]\s*:)\s*)"""
+    r"""(\\?'[^']*'|\\?"[^"]*"|[^\s&,;)]+)""",
+    re.IGNORECASE,
+)
+
 
 class Lines(str):
     """A text of several lines, each of which is safe to be one of a log."""
@@ -12,7 +22,7 @@ class Lines(str):
 def shown(value: object) -> str:
     """Return the `repr` of something of a driver's, or of a user's, also if it has none to give."""
     try:
-        return repr(value)
+        return masked(repr(value))
     except BaseException:  # whatever its own code does
         return f"<{type(value).__name__}, whose repr() raises>"
 
@@ -21,9 +31,23 @@ def told(error: BaseException) -> str:
     """Return the class of an error and what it says, also if saying it raises."""
     name = type(error).__name__
     try:
-        return f"{name}: {error}"
+        return masked(f"{name}: {error}")
     except BaseException:  # whatever its own code does
         return f"{name}, whose str() raises"
+
+
+def masked(text: str) -> str:
+    """Return a text without what looks like a password: in a URL, or after ``password=``."""
+    if "://" in text:
+        text = re.sub(r"\S+", _without_login, text)
+    return _PASSWORD.sub(r"\1***", text) if "=" in text or ":" in text else text
+
+
+def _without_login(word: re.Match[str]) -> str:
+    # Not by one pattern: that would take long for a word that somebody has made for it.
+    before, at, host = word[0].rpartition("@")
+    scheme, colon, login = before.partition("://")
+    return f"{scheme}://***@{host}" if colon and login else f"{before}{at}{host}"
 
 
 def one_line(text: str, longest: int) -> str:

@@ -8,6 +8,7 @@ import logging
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 import poolkit
 from poolkit import Pool, PoolTimeout, Verdict
-from poolkit._shell.log import say
+from poolkit._shell.log import say, warn
 from poolkit._text import Lines
 from tests.fakes import Boom, CleanDriver, FakeConnection, FakeDriver, FullDriver
 from tests.pool.virtual import RUNNERS
@@ -152,6 +153,72 @@ def test_traceback_is_indented_and_escaped(caplog: pytest.LogCaptureFixture) -> 
     assert record.exc_info[0] is Boom
     assert any(line.startswith("  Traceback") for line in shown(caplog))
     check(caplog)
+
+
+def test_error_that_is_not_what_it_promises_is_logged_all_the_same(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Python cannot show the traceback of such a `SyntaxError`."""
+    error = SyntaxError("odd")
+    error.filename, error.lineno, error.text = "a", 1, 5  # type: ignore[assignment]
+    say(logging.ERROR, "tried", "it failed", error=error)
+    assert shown(caplog)[0] == "ERROR poolkit: it failed"
+    check(caplog)
+
+
+def test_traceback_has_an_end(caplog: pytest.LogCaptureFixture) -> None:
+    """However many lines the text of an error has."""
+    say(logging.ERROR, "tried", "it failed", error=Boom("line\n" * 100_000))
+    lines = shown(caplog)
+    assert len(lines) < 2000
+    assert "  …" in lines
+    check(caplog)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("cannot read 'postgresql://me:sesame@db/x'", "cannot read 'postgresql://***@db/x'"),
+        ("redis://:sesame@db:1, redis://db:2", "redis://***@db:1, redis://db:2"),
+        ("postgresql://me:ses@me@db", "postgresql://***@db"),
+        ("postgresql://me:se/sesame@db", "postgresql://***@db"),
+        ("host=db password=sesame user=me", "host=db password=*** user=me"),
+        ("host=db PassWord = 'my sesame' user=me", "host=db PassWord = *** user=me"),
+        ("{'password': 'sesame', 'user': 'me'}", "{'password': ***, 'user': 'me'}"),
+        ("https://db/?password=sesame&x=1", "https://db/?password=***&x=1"),
+        ("password authentication failed: a@b", "password authentication failed: a@b"),
+        ("see https://example.com, or a@b", "see https://example.com, or a@b"),
+    ],
+)
+def test_password_in_an_error_is_not_logged(
+    caplog: pytest.LogCaptureFixture, text: str, told: str
+) -> None:
+    """Libraries quote what they were given; neither the line nor the traceback does."""
+    caplog.set_level(logging.DEBUG, "poolkit")
+
+    async def main() -> None:
+        driver = CleanDriver(connect=[Boom(text), Boom(text)])
+        pool = Pool(driver, name="shop", max_size=1, min_size=0, acquire_timeout=1.0)
+        async with pool:
+            for _ in range(2):
+                with contextlib.suppress(poolkit.PoolError):
+                    await pool.acquire()
+
+    asyncio.run(main())
+    (began,) = [one for one in caplog.records if vars(one)["poolkit_event"] == "outage_began"]
+    assert f": {told}; no connection was lost" in began.getMessage()
+    say(logging.ERROR, "tried", "it failed", error=Boom(text))
+    lines = shown(caplog)
+    assert lines[-1].endswith(f": {told}")
+    assert not any("sesame" in line for line in lines)
+
+
+def test_left_open_pool_is_named_by_a_field(caplog: pytest.LogCaptureFixture) -> None:
+    """Also where warnings are errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn("pool 'shop' was never closed", "shop")
+    assert vars(caplog.records[0])["poolkit_pool"] == "shop"
 
 
 def test_what_nobody_reads_is_not_made() -> None:

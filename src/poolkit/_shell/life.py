@@ -385,7 +385,8 @@ def _warn_of_the_open(pool: Living[Any]) -> None:
         _opened.discard(pool)
         warn(
             f"pool {pool.name!r} was never closed, and its event loop has ended: use "
-            "`async with pool:` or `await pool.aclose()`"
+            "`async with pool:` or `await pool.aclose()`",
+            pool.name,
         )
 
 

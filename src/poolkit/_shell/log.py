@@ -13,7 +13,7 @@ import traceback
 import warnings
 from typing import TYPE_CHECKING
 
-from poolkit._text import Lines, one_line
+from poolkit._text import Lines, masked, one_line, told
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -25,6 +25,8 @@ _logger.addHandler(logging.NullHandler())
 _MANY = 1000
 #: Characters of one text that are kept.
 _LONGEST = 4000
+#: Lines of a traceback that are kept, of its beginning and of its end.
+_MOST_LINES = 500
 
 
 class _Escaped(str):
@@ -70,12 +72,12 @@ def say(
         _logger.handle(record)
 
 
-def warn(text: str) -> None:
+def warn(text: str, pool: str) -> None:
     """Warn of something left open, whatever becomes of it."""
     try:
         warnings.warn(text, ResourceWarning, stacklevel=2)
     except Exception:  # a warning made an error, or what shows warnings
-        say(logging.ERROR, "left_open", "%s", Lines(text))
+        say(logging.ERROR, "left_open", "%s", Lines(text), pool=pool)
 
 
 def _safe(value: object) -> object:
@@ -92,7 +94,13 @@ def _argument(value: object) -> object:
 
 def _traceback(error: BaseException) -> str:
     """Return a traceback whose lines are indented, lest one looks like a record."""
-    lines = "".join(traceback.format_exception(error)).splitlines()
+    try:
+        text = "".join(traceback.format_exception(error))
+    except Exception:  # an error that is not what its class promises
+        text = told(error)
+    lines = masked(text).splitlines()
+    if len(lines) > 2 * _MOST_LINES:
+        lines[_MOST_LINES:-_MOST_LINES] = ["…"]
     return "\n".join(f"  {one_line(line, _LONGEST)}" for line in lines)
 
 

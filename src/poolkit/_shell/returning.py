@@ -169,6 +169,7 @@ class Returning(Events[C]):
             warn,
             f"pool {self.name!r}: a connection was never released; acquired at "
             f"{messages.place_of(holder)}{indented(stack_shown(holder.stack))}",
+            self.name,
         )
 
     def _found_dead(self, slot: Slot, error: BaseException | None = None) -> None:
