@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from random import Random
 from typing import Any
 
@@ -25,6 +26,16 @@ from tests.testing.resp import PROGRAMS, redis_server
 
 on_asyncio = pytest.mark.parametrize("anyio_backend", LOOPS, indirect=True)
 TASKS = max(200, round(2000 * SHARE))
+
+#: redis-py says so of pipelines and the like that a test leaves behind, when they are collected.
+pytestmark = pytest.mark.filterwarnings("ignore:Unclosed client session")
+
+
+@pytest.fixture(autouse=True)
+def what_is_left_is_collected() -> Iterator[None]:
+    """Have it collected here, and not in another test."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

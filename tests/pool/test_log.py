@@ -267,7 +267,7 @@ async def test_handler_that_raises_in_an_outage_ends_no_pool() -> None:
     logging.getLogger("poolkit").addHandler(handler)
     try:
         driver = CleanDriver()
-        pool = await Pool(driver, min_size=0, acquire_timeout=0.01).open()
+        pool = await Pool(driver, min_size=0).open()
         driver.script["connect"] = [Boom("down")] * 3
         with pytest.raises(poolkit.ConnectFailed):
             await pool.acquire()

@@ -321,10 +321,13 @@ def test_planted_reset_that_is_put_off_for_nobody_is_found(old: str, new: str) -
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("self.uses.recent.append(now - slot.leased_at)", "pass"),
+        ("self.uses.recent.append(now - slot.leased_at)\n        slot.", "slot."),
         ("self._count_use(slot, now)\n        self._drop(", "self._drop("),
         ("self.begun[others] += 1\n        self.waits", "self.waits"),
-        ("self.waits.recent.append(now - waiter.since)", "pass"),
+        (
+            "self.waits.recent.append(now - waiter.since)\n        slot.leases_left",
+            "slot.leases_left",
+        ),
     ],
 )
 def test_planted_time_that_is_not_counted_is_found(old: str, new: str) -> None:

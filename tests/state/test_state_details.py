@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pytest
 
 from poolkit import CoDel, Options, Verdict
-from poolkit._core.slot import NEVER, Reason
+from poolkit._core.slot import NEVER, UNDONE, Reason
 from tests.fakes import gone
 from tests.state.test_state import Desk
 
@@ -1032,3 +1032,19 @@ def test_connection_to_be_reset_is_taken_back_after_the_waits_that_are_over() ->
     assert waiter.facts is not None
     assert waiter.facts.stats.leased == 1
     assert slot.state == "recycling"
+
+
+@pytest.mark.parametrize(("touched", "is_owed"), [(UNDONE, False), (True, True)])
+def test_reset_that_was_put_off_is_made_up_by_a_commit_that_undoes_the_lease(
+    touched: Any, is_owed: bool
+) -> None:
+    """A driver that only says that the connection is clean may know the last lease alone."""
+    desk = Desk(max_size=1).open()
+    slot = desk.take()
+    desk.join()
+    desk.state.release_unreset(slot, desk.now)
+    assert slot.unreset == 1
+    slot.touched = touched
+    desk.state.release(slot, desk.now)
+    assert (slot.state == "recycling") is is_owed
+    assert (slot.state == "idle") is not is_owed

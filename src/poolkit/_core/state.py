@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 from poolkit._core import fitness, supply
 from poolkit._core.outage import Outage
 from poolkit._core.progress import PATIENCE
-from poolkit._core.slot import BATCH, NEVER, NO_VERDICTS, Slot
+from poolkit._core.slot import BATCH, NEVER, NO_VERDICTS, UNDONE, Slot
 from poolkit._core.unreset import Unreset
 from poolkit._driver import Verdict
 
@@ -147,8 +147,9 @@ class PoolState(Unreset):
         self.uses.recent.append(now - slot.leased_at)
         slot.used_at = now
         if slot.touched:
+            if slot.touched == UNDONE:
+                slot.unreset = 0
             slot.touched = False
-            slot.unreset = 0
             self._heard_from(slot, slot.leased_at)
         if self.asks_on_return or now >= slot.retire_at:
             if self.batch_is_over:

@@ -115,7 +115,7 @@ def _text(word: Any) -> str:
     return word.decode("latin-1") if isinstance(word, bytes) else str(word)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def link_class(kind: type) -> type[Any]:
     """Return the class of connections that is a `Link`, of one of redis-py's."""
     return type("Link", (Link, kind), {})
