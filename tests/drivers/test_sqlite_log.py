@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from poolkit import ConnectFailed
+from poolkit.testing import check_pool
 from tests.drivers.sqlite_help import PATIENCE, SQLITE_CASES
 
 
@@ -45,6 +46,7 @@ async def test_file_that_is_gone_for_a_while_is_two_lines(
     async with case[0].create_pool(path, **options) as pool:
         async with pool.acquire() as conn:
             await conn.execute("CREATE TABLE t (x)")
+        await check_pool(pool)  # whoever waits for a reset is not pinged
         move(path, away)
         for _ in range(10):
             with pytest.raises(ConnectFailed):

@@ -125,7 +125,7 @@ def _refuse(view: Any, name: str) -> NoReturn:
 
 #: What a `repr` may have in it that is nobody's business.
 _SECRETS: Final = re.compile(
-    r"passw|passphrase|pwd|secret|token|api_?key|://[^/@\s]*:", re.IGNORECASE
+    r"passw|passphrase|pwd|secret|token|api_?key|\*\*\*|://[^/@\s]*:", re.IGNORECASE
 )
 
 
