@@ -96,7 +96,7 @@ def run(*, quick: bool) -> Iterator[Table]:
     if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("uvicorn") is None:
         print("E is left out: FastAPI and uvicorn are not installed\n")
         return
-    rounds, seconds = (1, 0.5) if quick else (3, 0.5)
+    rounds, seconds = (1, 0.5) if quick else (5, 1.2)
     try:
         with server() as postgres:
             dsn = postgres.dsn()
@@ -107,8 +107,8 @@ def run(*, quick: bool) -> Iterator[Table]:
             with Proxy(postgres.host, postgres.port) as proxy:
                 proxy.delay(0.010)
                 far = "20 ms away"
-                yield _ways("far", proxy.through(dsn), 10, rounds, seconds, far)
-            yield _settings(dsn, rounds, seconds)
+                yield _ways("far", proxy.through(dsn), 10, 3, 0.8, far)
+            yield _settings(dsn, 3, 0.8)
     except NoServerError as missing:
         print(f"E is left out: {missing}\n")
 
