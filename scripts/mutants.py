@@ -41,7 +41,17 @@ RESULTS: Final = ROOT / "var" / "mutants.json"
 #: Files of ``src/poolkit``.
 CORE: Final = tuple(
     f"_core/{name}"
-    for name in ("state", "lifecycle", "placement", "tally", "slots", "line", "supply", "fitness")
+    for name in (
+        "state",
+        "lifecycle",
+        "trust",
+        "placement",
+        "tally",
+        "slots",
+        "line",
+        "supply",
+        "fitness",
+    )
 )
 #: What acquires and takes back, opens and closes.
 POOL: Final = tuple(f"_shell/{name}" for name in ("pool", "life", "events", "returning"))

@@ -84,7 +84,7 @@ class FakeDriver(_fake.BareDriver[FakeConnection]):
 
     kind = FakeConnection
 
-    def __init__(self, **script: list[Any]) -> None:
+    def __init__(self, **script: Any) -> None:
         super().__init__(**script)
         self.note: str | None = None
 
@@ -118,7 +118,7 @@ class CleanDriver(FakeDriver):
 class FullDriver(CleanDriver):
     """One with every optional method."""
 
-    def __init__(self, **script: list[Any]) -> None:
+    def __init__(self, **script: Any) -> None:
         super().__init__(**script)
         self.watched: dict[FakeConnection, Any] = {}
         self.verdicts: dict[type[BaseException], Verdict] = {}

@@ -54,6 +54,8 @@ PARAMETERS: dict[str, frozenset[str]] = {
     "asyncpg.create_pool": frozenset(inspect.signature(compat.create_pool).parameters)
     | frozenset(inspect.signature(asyncpg.connect).parameters),
     "pool.acquire": frozenset({"timeout", "label"}),
+    "pool.open": frozenset({"wait"}),
+    "pool.wait": frozenset({"timeout"}),
     "pool.aclose": frozenset({"grace"}),
     "pool.leases": frozenset({"task"}),
     "pool.resize": frozenset({"min_size", "max_size", "max_overflow"}),

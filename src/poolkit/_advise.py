@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
-from typing import Any, Final
+from typing import Final
 
 from poolkit._histogram import Histogram
 from poolkit._stats import PoolStats
@@ -119,16 +118,11 @@ def advise(stats: PoolStats, /, *, since: PoolStats | None = None) -> Advice:
     Raises ValueError if ``since`` is the later one, or that of another pool.
 
     """
-    began = since if since is not None else _nothing(stats)
-    seconds = stats.open_for - began.open_for
-    pairs = itertools.zip_longest(stats.leased_at_once, began.leased_at_once, fillvalue=0)
-    at_once = [now - before for now, before in pairs]
-    uses = stats.use_times - began.use_times
-    if seconds < 0 or min(*at_once, *uses.counts, 0) < 0:
-        raise ValueError("since= is to be an earlier snapshot of the same pool")
-    waits = stats.wait_times - began.wait_times
+    if since is not None:
+        stats -= since
+    seconds, at_once, uses = stats.open_for, list(stats.leased_at_once), stats.use_times
     found, waited, without = (
-        max(0, sum(getattr(stats, name) - getattr(began, name) for name in names))
+        max(0, sum(getattr(stats, name) for name in names))
         for names in (("direct",), ("waited", "cancelled"), ("timed_out", "busy", "shed"))
     )
     callers = found + waited + without
@@ -153,7 +147,7 @@ def advise(stats: PoolStats, /, *, since: PoolStats | None = None) -> Advice:
         peak_leased=peak,
         waited=share,
         without=without,
-        wait=_without_first(waits).percentile(0.99),
+        wait=_without_first(stats.wait_times).percentile(0.99),
         is_scarce=scarce,
         enough=enough if uses.count else None,
         unknown=tuple(_unknown(stats, uses.count, scarce=scarce, is_window=since is not None)),
@@ -175,15 +169,6 @@ def _unknown(stats: PoolStats, leases: int, *, scarce: bool, is_window: bool) ->
     if scarce:
         found.append("What more connections do to the database: each lease may take longer then.")
     return found
-
-
-def _nothing(stats: PoolStats) -> PoolStats:
-    """Return a snapshot of the same pool when it was made."""
-    times = ("wait_times", "use_times", "create_times")
-    counters = ("direct", "waited", "cancelled", "timed_out", "busy", "shed")
-    none: dict[str, Any] = dict.fromkeys(counters, 0)
-    none |= {name: getattr(stats, name) - getattr(stats, name) for name in times}
-    return dataclasses.replace(stats, open_for=0.0, leased_at_once=(), **none)
 
 
 def _usual(at_once: list[int]) -> int:

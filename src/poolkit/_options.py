@@ -127,7 +127,8 @@ class Options:
     connection is never handed out."""
 
     max_idle_time: float | None = 600.0
-    """Seconds after which a connection above ``min_size`` is closed if nobody has used it."""
+    """Seconds after which a connection above ``min_size`` is closed if nobody has used it. With 0
+    none is kept: one that comes back goes to the first in line, or is closed at once."""
 
     max_uses: int | None = None
     """Leases after which a connection is replaced."""
@@ -177,6 +178,11 @@ class Options:
     def capacity(self) -> int:
         """The most connections there can be: ``max_size + max_overflow``."""
         return self.max_size + self.max_overflow
+
+    @property
+    def keeps_none(self) -> bool:
+        """Whether connections above ``min_size`` are closed when they come back."""
+        return self.max_idle_time == 0
 
     def __post_init__(self) -> None:
         """Refuse whatever cannot work, naming the value and the remedy."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from poolkit._histogram import EMPTY, EMPTY_FROM_0, Histogram
@@ -16,13 +17,20 @@ if TYPE_CHECKING:
 
 #: Characters of a task's name that are kept.
 _LONGEST_NAME: Final = 200
+#: What one number says of all that has happened; the others are sizes, or several numbers.
+_COUNTED: Final = (
+    *("direct", "waited", "timed_out", "cancelled", "busy", "shed", "deadlocked", "failed"),
+    *("closed", "connected", "connect_failures", "wait_times", "use_times", "create_times"),
+    "open_for",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PoolStats:
     """A snapshot of a pool: its sizes now, and counters of what has happened since it was made.
 
-    Counters and histograms go on when a closed pool is opened again.
+    Counters and histograms go on when a closed pool is opened again. One snapshot minus an earlier
+    one of the same pool has its sizes, and has counted what came between them.
     """
 
     min_size: int
@@ -100,6 +108,23 @@ class PoolStats:
     def size(self) -> int:
         """Slots in every state; above the capacity only after the pool was shrunk."""
         return self.idle + self.leased + self.connecting + self.recycling + self.closing
+
+    def __sub__(self, earlier: PoolStats) -> PoolStats:
+        """Return what has been counted since an earlier snapshot.
+
+        Raises ValueError if that is the later one, or another pool's.
+        """
+        if not isinstance(earlier, PoolStats):
+            return NotImplemented
+        counted: dict[str, Any] = {
+            name: getattr(self, name) - getattr(earlier, name) for name in _COUNTED
+        }
+        pairs = itertools.zip_longest(self.leased_at_once, earlier.leased_at_once, fillvalue=0)
+        at_once = tuple(now - before for now, before in pairs)
+        if min(0, counted["open_for"], *at_once, *counted["use_times"].counts) < 0:
+            raise ValueError("only an earlier snapshot of the same pool can be subtracted")
+        retired = {reason: n - earlier.retired.get(reason, 0) for reason, n in self.retired.items()}
+        return dataclasses.replace(self, leased_at_once=at_once, retired=retired, **counted)
 
     def __str__(self) -> str:
         """Return the sizes in one line, as error messages show them."""

@@ -68,3 +68,26 @@ async def test_unknown_database_behind_the_pooler_is_told_at_once(
         await pool.open()
     assert isinstance(failed.value.__cause__, psycopg.OperationalError)
     assert "no_such_database" in str(failed.value.__cause__)
+
+
+async def test_pools_that_keep_nothing_share_the_sessions_of_a_pooler(
+    pgbouncer: StartPgBouncer,
+) -> None:
+    """By session, each client has one for as long as it is connected; there is one for all here."""
+    bouncer = pgbouncer(pool_mode="session", default_pool_size=1)
+    keeps_none: Any = {"pooler": "session", "min_size": 0, "max_idle_time": 0}
+    async with (
+        create_pool(bouncer.dsn(), **keeps_none) as one,
+        create_pool(bouncer.dsn(), **keeps_none) as other,
+    ):
+        for pool in (one, other) * 3:
+            async with pool.acquire(timeout=10) as conn:
+                assert await value(conn, "SELECT 1") == 1
+        assert (one.stats().connected, other.stats().connected) == (3, 3)
+        async with create_pool(bouncer.dsn(), pooler="session") as keeping:
+            async with keeping.acquire() as conn:
+                assert await value(conn, "SELECT 1") == 1
+            async with one.acquire() as conn:
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.3):
+                        await value(conn, "SELECT 1")

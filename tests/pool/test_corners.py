@@ -19,7 +19,7 @@ import poolkit._shell.life
 import poolkit._shell.loop
 from poolkit import NotLeased, Pool, PoolClosed, PoolError, WrongLoop
 from poolkit._shell.kinds import attached
-from poolkit._shell.pool import NOT_GIVEN
+from poolkit._shell.limits import NOT_GIVEN
 from tests.fakes import Boom, CleanDriver, FakeDriver, FullDriver, gone
 
 

@@ -464,7 +464,7 @@ class AgingDriver(CleanDriver):
     """One that notes when each connection came and went, and how many the pool had to hand out."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(connect=seconds, close=seconds)  # type: ignore[arg-type]
+        super().__init__(connect=seconds, close=seconds)
         self.pool: Any = None
         self.came: dict[FakeConnection, float] = {}
         self.ages: list[float] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 from typing import Any
 
@@ -11,7 +12,7 @@ import anyio.to_thread
 import pytest
 from anyio import wait_all_tasks_blocked
 
-from poolkit import Histogram, Pool
+from poolkit import Histogram, Pool, PoolStats
 from poolkit._core.slot import BATCH
 from tests.fakes import Boom, CleanDriver, FakeConnection, FakeDriver
 from tests.pool.virtual import on_asyncio, on_trio
@@ -129,3 +130,40 @@ def test_pool_whose_loop_has_ended_is_not_open() -> None:
     loop.close()
     assert not pool.is_open
     asyncio.run(pool.aclose())
+
+
+async def test_snapshot_minus_an_earlier_one_has_counted_what_came_between() -> None:
+    """Counters, histograms, reasons and seconds; the sizes are those of the later one."""
+    async with Pool(FakeDriver(), min_size=2, max_uses=2) as pool:
+
+        async def use() -> None:
+            async with pool.acquire() as conn:
+                await conn.query()
+
+        await use()
+        await wait_all_tasks_blocked()
+        before = pool.stats()
+        assert before - before == _nothing(before)
+        async with pool.acquire(), pool.acquire():
+            pass
+        await wait_all_tasks_blocked()
+        now = pool.stats()
+        found = now - before
+        assert (found.direct, found.connected, found.size) == (2, 1, now.size)
+        assert found.use_times.count == found.wait_times.count == 2
+        assert found.retired["used_up"] == sum(found.retired.values()) == 1
+        assert found.leased_at_once[1:3] == (1, 1)
+        assert found.open_for == now.open_for - before.open_for
+        with pytest.raises(ValueError, match="earlier snapshot"):
+            before - now
+        with pytest.raises(TypeError):
+            now - 1  # type: ignore[operator]
+
+
+def _nothing(stats: PoolStats) -> PoolStats:
+    times = {name: getattr(stats, name) for name in ("wait_times", "use_times", "create_times")}
+    none: dict[str, Any] = dict.fromkeys(("direct", "connected", "open_for"), 0)
+    none["retired"] = dict.fromkeys(stats.retired, 0)
+    none["leased_at_once"] = (0,) * len(stats.leased_at_once)
+    none |= {name: time - time for name, time in times.items()}
+    return dataclasses.replace(stats, **none)

@@ -75,6 +75,21 @@ WORLDS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
         {"shedding": CoDel(target=1.0, interval=2.0), "ping_every": 2.0},
         {"seconds": (1.0,), "spans": (2.0,)},
     ),
+    "opened at once, awaited and checked": (
+        2,
+        {"min_size": 2, "max_size": 2, "backoff_min": 1.0, "backoff_max": 1.0, "ping_after": 1.0},
+        {"readiness": True, "seconds": (1.0,)},
+    ),
+    "nothing kept": (
+        3,
+        {"min_size": 0, "max_idle_time": 0.0, "ping_after": 1.0},
+        {"sizes": ((1, 0), (2, 1)), "patience": (0.0, NEVER)},
+    ),
+    "one kept": (
+        3,
+        {"min_size": 1, "max_idle_time": 0.0, "max_size": 3, "ping_after": 1.0},
+        {"sizes": ((1, 0), (3, 0)), "seconds": (1.0,)},
+    ),
 }
 #: States in which a planted bug has to be found, and that CI visits of each world; small ones have fewer.
 MOST = 2000
@@ -101,6 +116,7 @@ PARTS = (
     "fitness",
     "supply",
     "placement",
+    "trust",
     "lifecycle",
     "unreset",
     "state",
@@ -153,6 +169,7 @@ TIMED = "deadlines, slow jobs and outages"
 HUNG = "connects that hang"
 AWAY = "an event loop that is away"
 SHEDDING = "shedding, keepalive and renewal over time"
+READY = "opened at once, awaited and checked"
 
 
 def test_planted_hand_off_to_a_waiter_that_gave_up_is_found() -> None:
@@ -361,3 +378,27 @@ def test_planted_renewal_that_leaves_the_role_of_a_server_out_is_found() -> None
         f"{renewed}\n            self.generation += 1",
         SIMPLE,
     )
+
+
+@pytest.mark.parametrize(
+    ("invariant", "old", "new", "world"),
+    [
+        # A hot edge that keeps what nobody waits for, and the other ways to idle.
+        ("I16", "            or options.keeps_none\n", "", "nothing kept"),
+        (
+            "I16",
+            'return "unused"\n    return None\n\n\ndef is_s',
+            "pass\n\n\ndef is_s",
+            "nothing kept",
+        ),
+        # It would be refused, and the connect that it would have waited for be for nobody.
+        ("I12", "ready >= self.options.min_size", "ready > self.options.min_size", READY),
+        ("I12", "self.line.add_opener(waiter)\n        self._follow_up(now)", "pass", READY),
+        ("I12: told before", "ready >= self.options.min_size", "True", READY),
+    ],
+)
+def test_planted_neglect_of_what_is_to_be_there_is_found(
+    invariant: str, old: str, new: str, world: str
+) -> None:
+    """More connections than anybody asked for, or a caller who waits for them in vain."""
+    check_found(invariant, old, new, world)

@@ -25,7 +25,7 @@ OPTIONS = st.fixed_dictionaries(
         "max_waiting": st.sampled_from([None, 3]),
         "max_uses": st.sampled_from([None, 3]),
         "max_lifetime": st.sampled_from([None, 20.0]),
-        "max_idle_time": st.sampled_from([None, 8.0]),
+        "max_idle_time": st.sampled_from([None, 8.0, 0.0]),
         "ping_after": st.sampled_from([None, 0.0, 2.0]),
         "ping_every": st.sampled_from([None, 3.0]),
         "shedding": st.sampled_from([None, CoDel(target=0.5, interval=2.0)]),
@@ -54,6 +54,7 @@ class Book(RuleBasedStateMachine):
             sizes=((1, 0), (2, 2), (5, 0)),
             spans=(5.0,),
             blocks=(0.3, 3.0),
+            readiness=True,
         )
         event = data.draw(st.sampled_from(list(events)))
         note(f"{event}")

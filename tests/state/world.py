@@ -60,6 +60,7 @@ class World:
         self.now = 100.0
         self.callers = [Caller() for _ in range(callers)]
         self.opener: Waiter | None = None
+        self.ready: Waiter | None = None  # who waits for `min_size` connections
         self.line: list[Caller] = []  # who waits, in the order they came
         self.at_work: dict[Slot, str] = {}
         self.opened = 0  # connections so far; each is known by its number
@@ -92,6 +93,7 @@ class World:
         spans: tuple[float, ...] = (),
         blocks: tuple[float, ...] = (),
         lives: bool = True,
+        readiness: bool = False,
     ) -> Iterator[Event]:
         """Return everything that may happen next; of callers that are alike, the first."""
         state = self.state
@@ -116,6 +118,7 @@ class World:
             yield ("ring",)
         yield from (("resize", *size) for size in sizes)
         yield from (("renew", span) for span in spans)
+        yield from self._of_readiness(readiness)
         if lives:
             if state.phase == "closed":
                 yield ("open",)
@@ -125,6 +128,14 @@ class World:
             else:
                 yield ("abandon",)
             yield ("collapse",)
+
+    def _of_readiness(self, is_wanted: bool) -> Iterator[Event]:
+        if is_wanted and self.state.phase == "closed":
+            yield ("open_at_once",)
+        elif is_wanted and self.state.is_open:
+            yield ("leave",) if self.ready else ("await_ready",)
+            if self.state.idle:
+                yield ("check_idle",)
 
     def do(self, event: Event) -> None:
         """Let something happen, and check everything."""
@@ -140,6 +151,29 @@ class World:
         """Open, or open again."""
         self.opener = Waiter(self.now + 30.0, None)
         self.state.open(self.opener, self.now)
+
+    def open_at_once(self) -> None:
+        """Open without waiting for a connection."""
+        self.state.open(None, self.now)
+        assert self.state.phase == "open"
+
+    def await_ready(self) -> None:
+        """Wait for `min_size` connections."""
+        self.ready = Waiter(NEVER, None)
+        self.state.wait_ready(self.ready, self.now)
+
+    def leave(self) -> None:
+        """Cancel the caller who waits for them."""
+        assert self.ready is not None
+        self.state.give_up_opening(self.ready)
+        self.ready = None
+
+    def check_idle(self) -> None:
+        """Ping whatever is idle: there is as much as before, and none of it is idle."""
+        live = self.state.live
+        self.state.ping_idle(self.now)
+        assert not self.state.idle
+        assert self.state.live == live
 
     def acquire(self, i: int, patience: float) -> None:
         """Acquire: at once, or in line."""
@@ -409,6 +443,12 @@ class World:
             if waiter.outcome == "served":
                 self.state.open_succeeded()
             return
+        if waiter is self.ready:
+            self.ready = None
+            if waiter.outcome == "served":
+                there = len(self.state.idle) + len(self.state.leased) + len(self.state.recycling)
+                assert there >= self.state.options.min_size, "I12: told before they are there"
+            return
         caller = next(c for c in self.callers if c.waiter is waiter)
         place = self.line.index(caller)
         del self.line[place]
@@ -479,6 +519,7 @@ class World:
         assert not state.queue, "I12: somebody waits, and the database answers"
         assert state.size == len(state.idle), "I8: a slot is lost"
         assert not state.is_open or not state.openers, "I12: open() never returns"
+        assert self.ready is None, "I12: wait() never returns"
 
     def _next_to_rest(self) -> Event | None:
         for i, caller in enumerate(self.callers):

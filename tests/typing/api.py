@@ -122,6 +122,10 @@ async def own_driver() -> None:
         assert_type(conn, int)
     pool.resize(max_size=3)
     pool.renew()
+    assert_type(await pool.open(wait=False), poolkit.Pool[int])
+    await pool.wait(timeout=1.0)
+    assert_type(await pool.check(), int)
+    assert_type(pool.stats() - pool.stats(), poolkit.PoolStats)
 
 
 def wrong_options() -> None:

@@ -48,6 +48,15 @@ def why_unneeded(state: Placement, slot: Slot, now: float) -> Reason | None:
     return None
 
 
+def why_not_kept(state: Placement, *, wanted: bool) -> Reason | None:
+    """Return why a good connection goes when it is free; ``wanted``: somebody waits for it."""
+    if is_surplus(state, wanted=wanted):
+        return "surplus"
+    if not wanted and state.options.keeps_none and state.live > state.options.min_size:
+        return "unused"
+    return None
+
+
 def is_surplus(state: Placement, *, wanted: bool) -> bool:
     """Tell whether there is one connection too many; ``wanted``: somebody waits for it."""
     if state.live > state.options.capacity:

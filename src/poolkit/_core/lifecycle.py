@@ -4,28 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from poolkit._core.placement import Placement
 from poolkit._core.slot import NEVER
+from poolkit._core.trust import Trust
 
 if TYPE_CHECKING:
     from poolkit._core.slot import Waiter
 
 
-class Lifecycle(Placement):
+class Lifecycle(Trust):
     """The events of a pool's life."""
 
     __slots__ = ()
 
-    def open(self, waiter: Waiter, now: float) -> None:
+    def open(self, waiter: Waiter | None, now: float) -> None:
         """Open, once or again; serve the waiter when `min_size` connections are there.
 
         A waiter whose deadline has passed waits for its connects all the same: there is no other
-        user to wait for.
+        user to wait for. Without a waiter the pool is open at once, and connects by itself.
         """
-        waiter.since = now
-        if waiter.deadline <= now:
-            limit = self.options.connect_timeout
-            waiter.deadline = NEVER if limit is None else now + limit
         if self.phase == "closed":  # the clock may be another one by now
             self._fit_since = self.renewed_at = self.attempt_at = self._back_at = -NEVER
             self._ticked_at = now
@@ -34,6 +30,18 @@ class Lifecycle(Placement):
             policy = self.options.shedding
             self.line.shedder = policy.begin() if policy else None
             self.phase = "opening"
+        if waiter is None:
+            self.open_succeeded()
+            self._follow_up(now)
+            return
+        if waiter.deadline <= now:
+            limit = self.options.connect_timeout
+            waiter.deadline = NEVER if limit is None else now + limit
+        self.wait_ready(waiter, now)
+
+    def wait_ready(self, waiter: Waiter, now: float) -> None:
+        """Serve the waiter when `min_size` connections are there, or tell it why they are not."""
+        waiter.since = now
         self.line.add_opener(waiter)
         self._follow_up(now)
 
@@ -43,7 +51,7 @@ class Lifecycle(Placement):
             self.phase = "open"
 
     def give_up_opening(self, waiter: Waiter) -> None:
-        """End the wait of a caller that has given up waiting for the pool to open."""
+        """End the wait of a caller that has given up waiting for `min_size` connections."""
         self.openers.pop(waiter, None)
         waiter.outcome = "cancelled"
 

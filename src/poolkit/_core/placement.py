@@ -91,13 +91,14 @@ class Placement(Tally):
     def _look_at_returns(self) -> None:
         """Decide how much there is to ask of a connection that comes back.
 
-        While `_asks_all` is False, it is no surplus one, not used up, and nothing that it told is
-        old; while `asks_on_return` is, it owes no reset either, and nothing is to be settled.
+        While `_asks_all` is False, it is to be kept, not used up, and nothing that it told is old;
+        while `asks_on_return` is, it owes no reset either, and nothing is to be settled.
         """
         options = self.options
         self._asks_all = (
             options.max_overflow > 0
             or options.max_uses is not None
+            or options.keeps_none
             or self.live > options.max_size
             or (bool(self.leased) and next(iter(self.leased)).leased_at < self._back_at)
         )
@@ -186,8 +187,7 @@ class Placement(Tally):
         if is_old:  # what was done in the lease, perhaps
             slot.alive_at = slot.good_until = -NEVER
         reason = fitness.why_unfit(self, slot, now)
-        if reason is None and fitness.is_surplus(self, wanted=waiter is not None):
-            reason = "surplus"
+        reason = reason or fitness.why_not_kept(self, wanted=waiter is not None)
         if reason:
             self._retire(slot, reason)
             self._follow_up(now)

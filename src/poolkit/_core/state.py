@@ -113,9 +113,10 @@ class PoolState(Unreset):
     def _turn_away(self, waiter: Waiter, outcome: Outcome, now: float) -> None:
         """Refuse a newcomer, but begin the connect it would have waited for: the next one needs it.
 
-        Only up to `max_size`: a surplus connection would be closed at once, with nobody in line.
+        Only one that is kept: another would be closed at once, with nobody in line.
         """
-        if self.live < self.options.max_size:
+        options = self.options
+        if self.live < (options.min_size if options.keeps_none else options.max_size):
             waiter.key = waiter
             self.queue[waiter] = waiter
             self._schedule_jobs(now)
@@ -367,31 +368,6 @@ class PoolState(Unreset):
             self.suspect(now)
         return not verdicts.isdisjoint(fitness.BROKEN)
 
-    def suspect(self, now: float) -> None:
-        """Ping every idle connection before its next use, all together."""
-        while self.idle:
-            self._ping(self.idle[-1], now)
-        self.progress.distrust_recycles()
-
-    def is_awake(self, now: float, until: float) -> None:
-        """Note that the event loop runs, and that the shell will call again by ``until``."""
-        if now >= self._awake_by:
-            self.was_away(now)
-        self._awake_by = until + 3.0 * self.pulse
-
-    def was_away(self, now: float) -> None:
-        """Trust no connection until it has answered again: what it last said is old.
-
-        The event loop was blocked, or nobody has run it, or the machine was suspended. Meanwhile
-        the server may have ended sessions, and what it said before is only being read now.
-        """
-        if self._ping_after == NEVER:
-            return
-        self._back_at = now
-        for slot in (*self.idle, *self.leased):
-            slot.alive_at = slot.good_until = -NEVER
-        self._look_at_returns()
-
     def renew(self, now: float, over: float = 0.0) -> None:
         """Replace every connection that is open now, one after the other in ``over`` seconds.
 
@@ -414,9 +390,10 @@ class PoolState(Unreset):
         """Adopt new sizes: grow at once, shrink as connections come back."""
         self._adopt(options)
         for slot in list(self.idle):
-            if not fitness.is_surplus(self, wanted=False):
+            reason = fitness.why_not_kept(self, wanted=False)
+            if reason is None:
                 break
-            self._retire(slot, "surplus")
+            self._retire(slot, reason)
         self._follow_up(now)
 
     def tick(self, now: float) -> None:

@@ -139,8 +139,11 @@ class Living(Returning[C]):
         self._blocks = Blocks()
         self._held_at_end: list[LeaseInfo] = []  # when a life has ended without `aclose`
 
-    async def open(self) -> Self:
+    async def open(self, *, wait: bool = True) -> Self:
         """Open the pool and wait until ``min_size`` connections are there.
+
+        With ``wait=False`` it is open at once, and connects by itself, in its own tasks: `wait`
+        waits for that later, and nothing is raised here because of the database.
 
         Opening an open pool changes nothing. Whoever opens it this way closes it with `aclose`: the
         end of an ``async with`` leaves it open, also of ``async with await pool.open()``. A closed
@@ -154,10 +157,10 @@ class Living(Returning[C]):
             WrongLoop: the pool is open on another event loop.
 
         """
-        await self._open(Life.keep)
+        await self._open(Life.keep, wait=wait)
         return self
 
-    async def _open(self, join: Callable[[Life], None]) -> None:
+    async def _open(self, join: Callable[[Life], None], *, wait: bool = True) -> None:
         """Open the pool, unless it is open; `join` counts the caller in with those who use it."""
         state = self._state
         if self._life is not None and self._runtime.has_ended():
@@ -174,7 +177,9 @@ class Living(Returning[C]):
             return
         now = runtime.now()
         limit = state.options.acquire_timeout
-        waiter = Waiter(NEVER if limit is None else now + limit, runtime.create_parking())
+        waiter = None
+        if wait:
+            waiter = Waiter(NEVER if limit is None else now + limit, runtime.create_parking())
         try:
             self._tell(state.open, waiter, now)
         except BaseException:  # an overload policy that cannot begin
@@ -185,15 +190,17 @@ class Living(Returning[C]):
         try:
             try:
                 self._carry_out()
-                await waiter.parking
-                if waiter.outcome != "served" or self._life is not life:
-                    raise messages.refusal(self.name, waiter, limit)
-                state.open_succeeded()
+                if waiter is not None:
+                    await waiter.parking
+                    if waiter.outcome != "served" or self._life is not life:
+                        raise messages.refusal(self.name, waiter, limit)
+                    state.open_succeeded()
                 join(life)
             finally:
                 life.openers -= 1
         except BaseException:
-            self._tell(state.give_up_opening, waiter)
+            if waiter is not None:
+                self._tell(state.give_up_opening, waiter)
             if life is self._life and state.is_open and not self._is_used(life):
                 self._collapse(life, None)  # nobody else has opened it, or is about to
                 await self._wait_ended(life)

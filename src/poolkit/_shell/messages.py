@@ -167,7 +167,10 @@ def refusal(
     if waiter.outcome == "timed_out":
         if count_dead is not None and facts not in _dead:  # once for all that share them
             _dead[facts] = count_dead()
-        compose = functools.partial(_timed_out, pool, limit, facts)
+        what = "no connection"
+        if waiter.code is None:  # it waits for all that are to be there
+            what = f"fewer than min_size={facts.options.min_size} connections"
+        compose = functools.partial(_timed_out, pool, limit, facts, what)
     elif waiter.outcome == "busy":
         compose = functools.partial(_busy, pool, facts)
     elif waiter.outcome == "shed":
@@ -179,8 +182,8 @@ def refusal(
     return error
 
 
-def _timed_out(pool: str, limit: float | None, facts: Facts) -> str:
-    return f"pool {pool!r}: no connection within {limit} s ({facts.stats}){_why(facts)}"
+def _timed_out(pool: str, limit: float | None, facts: Facts, what: str) -> str:
+    return f"pool {pool!r}: {what} within {limit} s ({facts.stats}){_why(facts)}"
 
 
 def _busy(pool: str, facts: Facts) -> str:

@@ -24,6 +24,7 @@ from poolkit._shell.labels import current as current_label
 from poolkit._shell.labels import get as get_label
 from poolkit._shell.labels import in_use as labels_in_use
 from poolkit._shell.lease import DONE, Lease, Released, TracedLease
+from poolkit._shell.limits import NOT_GIVEN, NotGiven, checked
 from poolkit._shell.transaction import Transaction
 from poolkit._shell.view import bind, held_slot, is_closed
 from poolkit._shell.waiting import Waiting
@@ -35,15 +36,6 @@ if TYPE_CHECKING:
     from poolkit._driver import Driver
     from poolkit._options import Options, PoolOptions
 
-
-class _NotGiven:
-    """The type of the default of options for which None means something."""
-
-    def __repr__(self) -> str:
-        return "<the pool's acquire_timeout>"
-
-
-NOT_GIVEN: Final = _NotGiven()
 
 # What the hot path calls, without the look-ups.
 new: Final = object.__new__
@@ -76,7 +68,7 @@ class Pool(Waiting[C]):
     # -- acquire ---------------------------------------------------------------------------------
 
     def acquire(
-        self, *, timeout: float | _NotGiven | None = NOT_GIVEN, label: str | None = None
+        self, *, timeout: float | NotGiven | None = NOT_GIVEN, label: str | None = None
     ) -> Lease[C]:
         """Return the right to a connection: ``async with pool.acquire() as conn``, or await it.
 
@@ -107,7 +99,7 @@ class Pool(Waiting[C]):
         lease: Lease[C] = new(self._new_lease)
         lease._slot = lease._over = None  # before all else: its finalizer looks at it
         lease._pool = self
-        lease._timeout = self._default_limit if timeout is NOT_GIVEN else _checked(timeout)
+        lease._timeout = self._default_limit if timeout is NOT_GIVEN else checked(timeout)
         lease._code = frame.f_code
         lease._lasti = frame.f_lasti
         if label is None and not labels_in_use:
@@ -122,7 +114,7 @@ class Pool(Waiting[C]):
     def transaction(
         self,
         *,
-        timeout: float | _NotGiven | None = NOT_GIVEN,
+        timeout: float | NotGiven | None = NOT_GIVEN,
         label: str | None = None,
         **settings: Any,
     ) -> Transaction[C]:
@@ -317,12 +309,3 @@ def _outcome_of(error: BaseException) -> Outcome:
     if not isinstance(error, Exception):
         return "cancelled"
     return "timed_out" if isinstance(error, PoolTimeout) else "failed"
-
-
-def _checked(timeout: Any) -> float | None:
-    """Return the limit of an acquire: 0 for a deadline that has passed."""
-    if isinstance(timeout, (int, float)) and timeout < 0:
-        return 0.0
-    check_seconds("timeout", timeout)
-    limit: float | None = timeout
-    return limit

@@ -17,8 +17,8 @@ from poolkit._core.slot import NEVER, Waiter
 from poolkit._driver import C
 from poolkit._errors import PoolDeadlock
 from poolkit._shell import messages
-from poolkit._shell.life import Living
 from poolkit._shell.log import say
+from poolkit._shell.ready import Ready
 from poolkit._shell.view import bind, make_view
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ new: Final = object.__new__
 ref: Final = weakref.ref
 
 
-class Waiting(Living[C]):
+class Waiting(Ready[C]):
     """How a pool has callers wait."""
 
     if TYPE_CHECKING:

@@ -46,7 +46,7 @@ def _under_way(state: PoolState) -> int:
 def _complaints(state: PoolState, now: float, timeout: float) -> list[str]:
     found = [f"held by {info}" for info in messages.leases(state, now)]
     for waiter in (*state.queue.values(), *state.openers):
-        place = "open()" if waiter in state.openers else messages.place_of(waiter)
+        place = "open() or wait()" if waiter in state.openers else messages.place_of(waiter)
         found.append(f"waited for, for {now - waiter.since:.2f} s, at {place}")
     states = ("connecting", "recycling", "closing")
     many = {name: len(getattr(state, name)) for name in states}

@@ -1,4 +1,4 @@
-"""What must hold of a pool's state after every event: the invariants I1 to I15.
+"""What must hold of a pool's state after every event: the invariants I1 to I16.
 
 Those that one look at the state can tell are here; the others can only be checked as things happen.
 """
@@ -23,6 +23,7 @@ def check_state(state: PoolState, now: float, *, at_work: set[Slot] | None = Non
     never_above_capacity(state)
     nobody_waits_beside_a_good_connection(state, now)
     an_idle_connection_owes_no_reset(state)
+    nothing_is_kept_that_nobody_wants(state)
     who_waits_is_waiting(state)
     connects_are_bounded(state)
     waiting_has_an_end(state)
@@ -66,6 +67,12 @@ def nobody_waits_beside_a_good_connection(state: PoolState, now: float) -> None:
 def an_idle_connection_owes_no_reset(state: PoolState) -> None:
     """I14: a reset is put off only while the connection goes from one user to the next."""
     assert not any(slot.unreset for slot in state.idle), "I14: an idle connection owes a reset"
+
+
+def nothing_is_kept_that_nobody_wants(state: PoolState) -> None:
+    """I16: with ``max_idle_time=0`` a connection above ``min_size`` is not idle for a moment."""
+    if state.options.keeps_none:
+        assert len(state.idle) <= state.options.min_size, "I16: kept, and wanted by nobody"
 
 
 def who_waits_is_waiting(state: PoolState) -> None:

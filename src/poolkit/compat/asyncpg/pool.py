@@ -27,7 +27,7 @@ from poolkit.compat.asyncpg._internals import Internals
 if TYPE_CHECKING:
     from poolkit._core.slot import Slot
     from poolkit._shell.life import Life
-    from poolkit._shell.pool import _NotGiven
+    from poolkit._shell.limits import NotGiven
 
 __all__ = ["Pool", "PoolAcquireContext", "PoolConnectionProxy", "create_pool"]
 
@@ -228,17 +228,17 @@ class Pool(Internals, _Pool[asyncpg.Connection]):
 
     # -- open and close --------------------------------------------------------------------------
 
-    async def open(self) -> Self:
+    async def open(self, *, wait: bool = True) -> Self:
         """Open the pool, with ``init_size`` connections; the driver's own error if that fails."""
         if self._phase == "opening":
             raise InterfaceError("pool is being initialized in another task")
         if self._asked_loop not in (None, asyncio.get_running_loop()):
             raise InterfaceError("the pool was made for another event loop (loop=)")
         if self._state.is_open and self._life is not None and not self._runtime.has_ended():
-            return await super().open()  # raises WrongLoop
+            return await super().open(wait=wait)  # raises WrongLoop
         self._phase = "opening"
         try:
-            await super().open()
+            await super().open(wait=wait)
             self.resize(min_size=self._min_to_keep())
         except ConnectFailed as failed:
             error: BaseException = failed.__cause__ or failed
@@ -313,7 +313,7 @@ class Pool(Internals, _Pool[asyncpg.Connection]):
     # -- acquire and release ---------------------------------------------------------------------
 
     def acquire(  # type: ignore[override]  # whose signature is asyncpg's
-        self, *, timeout: float | _NotGiven | None = None
+        self, *, timeout: float | NotGiven | None = None
     ) -> Lease[asyncpg.Connection]:
         """Return what gives a connection: ``async with pool.acquire()``, or await it.
 
