@@ -159,6 +159,7 @@ class Program:
     """Where it listens, on 127.0.0.1; the same after a restart."""
 
     _end = "SIGKILL"  # how it ends at once, and orderly if it has to
+    _is_demoted = True  # it refuses to be root, or has no need to be
 
     def __init__(self, name: str) -> None:
         self.folder = Folder(name)
@@ -223,7 +224,7 @@ class Program:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is not for it
-                **demoted(),
+                **(demoted() if self._is_demoted else {}),
             )
         self.folder.names(self._process.pid, signal.Signals[self._end])
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from tests.proxy import Proxy
 
 PgPool = Pool[asyncpg.Connection]
-Hit = Literal["backend pid", "server pid", "open sockets", "port"]
+Hit = Literal["backend pid", "server pid", "open sockets", "port", "client id", "client port"]
 
 #: Connections of the pools here; their other options are the defaults unless a row says otherwise.
 SIZE = 4
@@ -67,6 +67,7 @@ class Fault:
     bound: float
     """Seconds after which all is as before: from the end of the fault, or from the hit where the
     hit is all there is."""
+    driver: str = "asyncpg"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,8 +79,8 @@ class Row:
     evidence: tuple[str, ...]
 
 
-#: The tests, and what they are about.
-FAULTS: dict[Callable[..., Any], Fault] = {}
+#: The tests, and what they are about; of a test of several drivers, each with its driver.
+FAULTS: dict[Callable[..., Any] | tuple[Callable[..., Any], str], Fault] = {}
 #: What this session has found out.
 ROWS: list[Row] = []
 #: Where it has found it out.
@@ -123,7 +124,7 @@ class Run:
         alive = {backend.pid for backend in server.backends()}
         for pid in pids:
             assert pid in alive, f"{pid} is no backend of the server"
-        _note_version(server)
+        note_version(server)
         for pid in pids:  # asking takes a while: the time begins after it
             self._note("backend pid", pid)
 
@@ -131,7 +132,7 @@ class Run:
         """Call just before: the server says itself that this is its process."""
         ((pid,),) = server.query(r"SELECT split_part(pg_read_file('postmaster.pid'), E'\n', 1)")
         assert int(pid) == server.pid, f"{server.pid} is not the server"
-        _note_version(server)
+        note_version(server)
         self._note("server pid", server.pid)
 
     def hits_sockets(self, proxy: Proxy) -> None:
@@ -189,7 +190,7 @@ class Run:
 
     # -- wait ------------------------------------------------------------------------------------
 
-    async def waits(self, pool: PgPool, timeout: float) -> PoolUnavailable | None:
+    async def waits(self, pool: Pool[Any], timeout: float) -> PoolUnavailable | None:
         """Acquire as a caller would; check that the wait ends by its deadline, and not before."""
         begun = time.monotonic()
         error: PoolUnavailable | None = None
@@ -208,7 +209,7 @@ class Run:
         return error
 
     async def waits_in_vain(
-        self, pool: PgPool, timeout: float, cause: type[BaseException] | None = None
+        self, pool: Pool[Any], timeout: float, cause: type[BaseException] | None = None
     ) -> None:
         """Check that an acquire ends with `PoolTimeout`, at its deadline, with this cause."""
         error = await self.waits(pool, timeout)
@@ -216,7 +217,7 @@ class Run:
         self.saw(error, PoolTimeout, cause)
 
     async def opens_in_vain(
-        self, pool: PgPool, timeout: float, cause: type[BaseException] | None = None
+        self, pool: Pool[Any], timeout: float, cause: type[BaseException] | None = None
     ) -> None:
         """Check that opening the pool ends as an acquire does, after its ``acquire_timeout``."""
         begun = time.monotonic()
@@ -231,7 +232,12 @@ class Run:
     # -- recover ---------------------------------------------------------------------------------
 
     async def recovered(
-        self, pool: PgPool, server: Postgres, *, gone: tuple[int, ...] = (), patient: bool = False
+        self,
+        pool: Pool[Any],
+        server: Any = None,
+        *,
+        gone: tuple[int, ...] = (),
+        patient: bool = False,
     ) -> None:
         """Check that every slot can be had, all at once, in time; and that nothing else is there.
 
@@ -242,7 +248,7 @@ class Run:
         while True:
             try:
                 left = until_when - time.monotonic()
-                pids = await have_all(pool, 10.0 if self._is_normal else max(0.0, left))
+                pids = await self.have_all(pool, 10.0 if self._is_normal else max(0.0, left))
                 break
             except PoolUnavailable:
                 if not patient or time.monotonic() >= until_when:
@@ -250,6 +256,14 @@ class Run:
                 await asyncio.sleep(0.01)
         self.is_normal()
         assert not set(pids) & set(gone), "a connection that was cut has been handed out"
+        await self.nothing_is_lost(pool, server, pids)
+
+    async def have_all(self, pool: Pool[Any], timeout: float) -> list[int]:
+        """Hold every connection at once, see `have_all`."""
+        return await have_all(pool, timeout)
+
+    async def nothing_is_lost(self, pool: Pool[Any], server: Any, pids: list[int]) -> None:
+        """Check the counts, see `nothing_is_lost`."""
         await nothing_is_lost(pool, server, pids)
 
     def is_normal(self) -> None:
@@ -278,7 +292,8 @@ class Run:
         return Row(fault=fault, seconds=max(self._seconds), evidence=tuple(self.evidence))
 
 
-def _note_version(server: Postgres) -> None:
+def note_version(server: Postgres) -> None:
+    """Note the server's version."""
     ((version,),) = server.query("SHOW server_version")
     VERSIONS["postgresql"] = version.split()[0]
 
