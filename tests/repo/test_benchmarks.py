@@ -19,6 +19,7 @@ from benchmarks import __main__ as command
 from benchmarks import (
     cancel_storm,
     contended,
+    drivers,
     outage,
     overload,
     page,
@@ -29,7 +30,7 @@ from benchmarks import (
     uncontended,
     virtual,
 )
-from benchmarks.peers import Peer, Want, load, ours
+from benchmarks.peers import Peer, Postgresql, Want, load, ours
 from benchmarks.rounds import Spread
 from benchmarks.table import Table, Target
 
@@ -172,6 +173,34 @@ def test_sqlite_has_one_task_write_beside_readers(tmp_path: Path) -> None:
     assert (row["pool"], row["readers"]) == ("poolkit", 3)
     assert row["reads/s"].low > 0
     assert row["writes/s"].low > 0
+
+
+def test_drivers_are_compared_with_a_bare_semaphore() -> None:
+    """In a table, with a target for each pair that is there, and for p99 where tasks wait."""
+
+    async def connect() -> object:
+        return object()
+
+    async def ask(_: object) -> None:
+        await asyncio.sleep(0)
+
+    def way(name: str) -> Postgresql:
+        def open_it(place: str, size: int, tasks: int) -> Any:
+            assert (place, size >= 10, tasks) == ("here", True, 10)
+            return drivers.semaphore(connect, ask, size)
+
+        return Postgresql(name=name, settings="", reset="nothing", open=open_it)
+
+    ways = [way(drivers.SEMAPHORE), way("poolkit")]
+    pairs = [("poolkit", drivers.SEMAPHORE, 0.0), ("poolkit", "not installed", 9.0)]
+    (table,) = drivers.tables("some", "Some", ways, "here", pairs, quick=True)
+    assert [row[0] for row in table.rows] == [drivers.SEMAPHORE, "poolkit"]
+    assert [str(target)[:4] for target in table.targets] == ["met:"]
+    found = {way.name: [postgresql.Crowd(1.0, 2.0, 3.0, 4, 5.0)] for way in ways}
+    held = list(
+        drivers.targets({**found, "other": found["poolkit"]}, 50, [("poolkit", "other", 1)])
+    )
+    assert [target.at for target in held] == ["least", "most"]
 
 
 def test_scale_measures_memory() -> None:
