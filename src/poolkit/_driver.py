@@ -66,6 +66,14 @@ The pool looks for the optional methods once, when the pool is made:
     Sync. The error to show to the user in the place of ``exc``, and raised from it, when ``exc``
     does not say what has happened: for example, the library takes a lost connection for a mistake
     of its own. None: ``exc`` itself. Asked after ``classify``, about errors of operations on ``c``.
+``may_repeat(exc, c) -> bool``
+    Sync. Whether a transaction that an operation on ``c`` has ended with ``exc`` may succeed if it
+    is run again: it was in conflict with another one (a serialization failure, a deadlock, a lock
+    that was not had in time), or its session has ended. `Pool.run` and `Pool.attempts` ask, about
+    what leaves the block, and about BEGIN and COMMIT, except about a COMMIT that may have taken
+    effect. Nothing of the transaction is or will be committed when it is run again. Without it, or
+    if it is False, it is run again if ``classify`` says that ``c`` is gone, or if an operation on
+    ``c`` has raised ``exc`` and ``c`` is dead.
 ``transaction(c, **settings)``
     An async context manager: begin; commit, or roll back on an exception. It must be a class.
     After a cancellation it is dropped without being left, and an async generator would be finalised
@@ -83,6 +91,11 @@ The pool looks for the optional methods once, when the pool is made:
     that was made from ``c`` lives on. Then the manager may do together with the commit what `reset`
     does, and set the second, which says of ``c`` what `reset` says by returning: the release needs
     no reset. What of it fails after the commit must not be raised, or the user would commit again.
+
+    It may have ``may_have_committed(exc) -> bool``, sync and without I/O, which is asked about what
+    leaving it without an error has raised: whether a COMMIT was sent, and nobody knows whether it
+    took effect. Then the user gets a `CommitUnknown`. Without it that is so if the connection is
+    lost.
 ``check_options(options)``
     Sync. Raise `PoolConfigError` for pool options that this driver cannot work with. Asked when the
     pool is made and at every resize.

@@ -11,6 +11,7 @@
     ├── PoolClosed                 the pool is not open
     ├── NotLeased                  double release, wrong pool, use after release
     ├── TransactionEnded           a transaction ended before its block did
+    ├── CommitUnknown              the answer to a COMMIT never came: nobody knows what it did
     ├── WrongLoop                  used from another event loop, or after a fork
     └── PoolConfigError            (also a ValueError) an option, URL or extra is wrong
 
@@ -129,6 +130,16 @@ class TransactionEnded(PoolError):
     statements would take effect by themselves. So each later operation in the block raises this,
     and so does the end of the block. Without an exception the end of the block commits. On SQLite a
     statement that would end the transaction raises this and is not done, and the block goes on.
+    """
+
+    __module__ = "poolkit"
+
+
+class CommitUnknown(PoolError):
+    """The COMMIT was sent and its answer never came: nobody knows whether it took effect.
+
+    The driver's own error is the ``__cause__``. It is no `PoolUnavailable`, after which one may try
+    again: that might do everything twice. Look first whether it is there.
     """
 
     __module__ = "poolkit"

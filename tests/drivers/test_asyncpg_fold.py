@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 import poolkit
-from poolkit import ConnectFailed, PoolTimeout
+from poolkit import CommitUnknown, ConnectFailed, PoolTimeout
 from poolkit.testing import check_pool
 from tests.drivers.asyncpg_help import (
     LOOPS,
@@ -350,8 +350,10 @@ async def test_connection_lost_during_the_commit_is_an_error(
         task = asyncio.ensure_future(commit_late(pool))
         pid = await running(outside, FOLDED)
         await outside.fetchval("SELECT pg_terminate_backend($1)", pid)
-        with pytest.raises((asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError)):
+        with pytest.raises(CommitUnknown) as caught:
             await task
+        lost = (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError)
+        assert isinstance(caught.value.__cause__, lost)
         await quiet(pool)
         await check_pool(pool)
 

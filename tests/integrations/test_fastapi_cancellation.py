@@ -16,7 +16,7 @@ from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 
 import poolkit.fastapi
-from poolkit import Pool
+from poolkit import CommitUnknown, Pool
 from poolkit.fastapi import Connection, Transaction
 from poolkit.testing import FakeDriver, check_pool
 from tests.integrations.live import (
@@ -190,7 +190,7 @@ def test_commit_of_a_closed_websocket_that_never_ends_is_an_error(
         await websocket.close()
         raise WebSocketDisconnect(1000)
 
-    with TestClient(app) as client, pytest.raises(TimeoutError, match="COMMIT was not done"):
+    with TestClient(app) as client, pytest.raises(CommitUnknown, match="COMMIT was not done"):
         with client.websocket_connect("/talk") as websocket:
             websocket.receive()
     assert driver.committed == 0

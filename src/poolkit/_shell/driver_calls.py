@@ -79,6 +79,9 @@ class Hooks:
             driver, "restate", None
         )
         self._set_up: Callable[..., Awaitable[object]] = getattr(driver, "set_up", _set_up)
+        self._may_repeat: Callable[[BaseException, Any], bool] | None = getattr(
+            driver, "may_repeat", None
+        )
         self._is_used_up: Callable[[Any], bool] | None = getattr(driver, "is_used_up", None)
         self.ends_lost_leases = bool(getattr(driver, "ends_lost_leases", False))
         self._greeted: Callable[[Any], None] | None = getattr(driver, "greeted", None)
@@ -279,6 +282,37 @@ class Hooks:
     def has_lost(self, slot: Slot) -> bool:
         """Tell whether a connection is dead, or an error of its lease says so."""
         return not slot.verdicts.isdisjoint(LOST) or self.is_dead(slot.connection)
+
+    def may_repeat(self, error: Exception, connection: Any) -> bool:
+        """Tell whether what an error has ended on a connection may succeed if it is done again.
+
+        If there is a conflict with others, as the driver says, or the connection is lost.
+        """
+        whose = error.__dict__.get(HEEDED)
+        if whose not in (None, id(connection)):
+            return False  # it has come from another connection
+        try:
+            if self._may_repeat is not None and self._may_repeat(error, connection):
+                return True
+            if self._classify is not None and self._classify(error, connection) in LOST:
+                return True
+        except BaseException as rude:
+            self.report("may_repeat", rude)
+            return False
+        return whose is not None and self.is_dead(connection)
+
+    def may_have_committed(
+        self, manager: Any, slot: Slot, error: Exception, *, is_whole: bool
+    ) -> bool:
+        """Tell whether a COMMIT that has raised may have taken effect all the same."""
+        ask = getattr(manager, "may_have_committed", None)
+        if ask is None:
+            return is_whole and self.has_lost(slot)
+        try:
+            return bool(ask(error))
+        except BaseException as rude:
+            self.report("may_have_committed", rude)
+            return True
 
     def terminate(self, connection: Any) -> None:
         """Close a connection at once."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from poolkit._core.reading import facts_of
 from poolkit._errors import (
+    CommitUnknown,
     ConnectFailed,
     NotLeased,
     PoolBusy,
@@ -145,6 +146,14 @@ def transaction_ended(pool: str) -> TransactionEnded:
         "has ended it, or the database has rolled it back after an error. Nothing more can be done "
         "in this block. Leave the COMMIT to the end of the block; to undo everything, raise an "
         "exception; to undo a part, use `async with poolkit.transaction(conn)` inside of the block"
+    )
+
+
+def commit_unknown(pool: str, cause: BaseException) -> CommitUnknown:
+    """Return the error for a COMMIT whose answer never came."""
+    return CommitUnknown(
+        f"pool {pool!r}: nobody knows whether this transaction took effect: its COMMIT was sent, "
+        f"and then: {told(cause)}. Look whether it is there before you do it again"
     )
 
 

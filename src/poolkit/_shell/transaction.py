@@ -32,6 +32,9 @@ class Transaction(Generic[C]):
     would join the open transaction and be undone with it. Nor can anything be done in the block
     once its transaction has ended otherwise: it would stand by itself.
 
+    A COMMIT that was sent and whose answer never came is a `CommitUnknown`. One that is cancelled
+    is a cancellation.
+
     If the connection turns out to be lost when the transaction begins, and nothing else was done on
     it, another one is acquired, once, within the same deadline: a BEGIN has no effect to repeat.
     """
@@ -220,16 +223,22 @@ class Transaction(Generic[C]):
             raise ended
         manager, slot = self._manager, self._slot
         in_doubt = slot.busy or slot.cancelled or slot.has_derived or slot.verdicts
-        if not self._ends_lease or in_doubt or not hasattr(manager, "ends_lease"):
-            await watched(self._view, manager.__aexit__(None, None, None))
-            return
-        is_undone, manager.ends_lease = False, True
+        folds = self._ends_lease and not in_doubt and hasattr(manager, "ends_lease")
+        is_undone = False
         try:
-            slot.touched = UNDONE  # unless another task touches it meanwhile
+            if folds:
+                manager.ends_lease = True
+                slot.touched = UNDONE  # unless another task touches it meanwhile
             await watched(self._view, manager.__aexit__(None, None, None))
-            is_undone = manager.has_reset
+            is_undone = folds and manager.has_reset
+        except Exception as error:
+            pool = self._view._poolkit_pool
+            is_whole = self._outer is None  # and no savepoint
+            if pool._hooks.may_have_committed(manager, slot, error, is_whole=is_whole):
+                raise messages.commit_unknown(pool.name, error) from error
+            raise
         finally:
-            if not is_undone and slot.release_count == self._release_count:
+            if folds and not is_undone and slot.release_count == self._release_count:
                 slot.touched = True
 
     async def _roll_back(self, error: Exception) -> None:

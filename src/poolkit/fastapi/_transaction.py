@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, Final
 
+from poolkit._shell.messages import commit_unknown
 from poolkit._shell.transaction import Transaction, transaction
 from poolkit.fastapi import _framework as framework
 from poolkit.fastapi import _function_scope as function_scope
@@ -70,7 +71,5 @@ async def _end(
         else:
             await on_it.__aexit__(kind, error, traceback)
     if scope.cancelled_caught and (error is None or is_over):
-        raise TimeoutError(  # and no `PoolUnavailable`, after which a client would try again
-            f"pool {pool.name!r}: COMMIT was not done within {_COMMIT_LIMIT:g} s: nobody knows "
-            "whether it took effect"
-        )
+        late = TimeoutError(f"COMMIT was not done within {_COMMIT_LIMIT:g} s")
+        raise commit_unknown(pool.name, late) from late

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from poolkit.drivers._postgresql.outcome import UNANSWERED
+
 #: The reset undoes the setting, too. The text is always the same, or it would fill the tables in
 #: which pg_stat_statements has an entry for each.
 #: The reset is in a transaction of its own, which would wait until no other one writes if the
@@ -31,7 +33,8 @@ async def commit_and_reset(c: Any, reset: str, server_error: type[Exception]) ->
 
     ``c`` sends texts by ``execute_own(text)``. ``server_error``: the class of the server's errors,
     with a ``sqlstate``. Return the server's answer to the COMMIT, and whether the lease is undone.
-    Raises what the COMMIT raises. What the reset raises is left to the reset that follows then.
+    Raises what the COMMIT raises, or an error of which `outcome.is_unknown` is true. What the reset
+    raises is left to the reset that follows then.
     """
     try:
         await c.execute_own(_COMMIT + reset)
@@ -40,7 +43,7 @@ async def commit_and_reset(c: Any, reset: str, server_error: type[Exception]) ->
             raise
         if c.is_in_transaction():  # it has not come as far as the COMMIT
             await c.execute_own("ROLLBACK;")
-            if getattr(error, "sqlstate", None) == _FAILED_TRANSACTION:
+            if _code(error) == _FAILED_TRANSACTION:
                 return "ROLLBACK", False
             raise
         if not await _has_committed(c, server_error):
@@ -55,8 +58,13 @@ async def commit_and_reset(c: Any, reset: str, server_error: type[Exception]) ->
 async def _has_committed(c: Any, server_error: type[Exception]) -> bool:
     try:
         await c.execute_own(_ASK)
-    except server_error as error:
-        if getattr(error, "sqlstate", None) != _DIVISION_BY_ZERO:
-            raise
-        return False
+    except Exception as error:
+        if isinstance(error, server_error) and _code(error) == _DIVISION_BY_ZERO:
+            return False
+        error.__dict__[UNANSWERED] = True
+        raise
     return True
+
+
+def _code(error: Exception) -> object:
+    return getattr(error, "sqlstate", None)

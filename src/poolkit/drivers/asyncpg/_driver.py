@@ -13,6 +13,7 @@ import asyncpg
 from asyncpg import exceptions as pg
 
 from poolkit import PoolConfigError, Verdict
+from poolkit.drivers._postgresql.outcome import may_repeat
 from poolkit.drivers.asyncpg import _base as bases
 from poolkit.drivers.asyncpg import _errors as errors
 from poolkit.drivers.asyncpg import _internals as internals
@@ -288,6 +289,8 @@ class AsyncpgDriver(Telling):
                 return Verdict.STALE
             return Verdict.SUSPECT if standby is None else Verdict.OK
         return errors.of_lease(exc, closed=c.is_closed())
+
+    may_repeat = staticmethod(may_repeat)
 
     def restate(self, exc: Exception, c: asyncpg.Connection, /) -> Exception | None:
         """Return an error that says "connection lost" for one about asyncpg's internal state."""

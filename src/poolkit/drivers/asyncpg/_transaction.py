@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from asyncpg import exceptions as pg
 
 from poolkit.drivers._postgresql.fold import commit_and_reset
+from poolkit.drivers._postgresql.outcome import is_unknown
 from poolkit.drivers.helpers import transaction_ended
 
 if TYPE_CHECKING:
@@ -80,6 +81,11 @@ class Transaction:
             return
         await self._commit()
 
+    def may_have_committed(self, error: Exception) -> bool:
+        """Tell whether a COMMIT that has raised may have taken effect."""
+        closed = self._connection.is_closed()
+        return self._top is not None and is_unknown(error, closed=closed, unsent=_is_unsent(error))
+
     async def _commit(self) -> None:
         c = self._connection
         if c._parts.has_top_transaction:
@@ -97,3 +103,12 @@ class Transaction:
                 "rolled back, not committed: a statement in this transaction had failed, and its "
                 "error was caught; to go on after an error, use a savepoint (a transaction inside)"
             )
+
+
+def _is_unsent(error: BaseException | None) -> bool:
+    """Tell whether asyncpg has refused to send: to a closed connection, or one that is in use."""
+    if type(error) is pg.ConnectionDoesNotExistError:
+        error = error.__cause__  # of one that `restated` has made
+    if type(error) is pg.InternalClientError:
+        return str(error).startswith("cannot switch to state")
+    return type(error) is pg.InterfaceError

@@ -12,6 +12,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from poolkit import PoolConfigError, Verdict
 from poolkit.drivers._postgresql import base as bases
+from poolkit.drivers._postgresql.outcome import may_repeat
 from poolkit.drivers._postgresql.survey import Survey
 from poolkit.drivers.helpers import say, shown, unknown_option
 from poolkit.drivers.psycopg import _errors as errors
@@ -230,6 +231,8 @@ class PsycopgDriver:
                 return Verdict.STALE
             return Verdict.SUSPECT if standby is None else Verdict.OK
         return errors.of_lease(exc, closed=closed)
+
+    may_repeat = staticmethod(may_repeat)
 
     # -- between two leases ----------------------------------------------------------------------
 

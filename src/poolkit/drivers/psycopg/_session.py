@@ -105,6 +105,13 @@ class Session:
         """Tell whether it was cut, closed, or found broken."""
         return self.is_cut or self.pgconn.status == _BAD
 
+    def has_ended(self) -> bool:
+        """Tell whether it is closed by now: read what has come, without waiting."""
+        with contextlib.suppress(psycopg.Error):
+            for _ in range(2):  # the server's last word, and the end
+                self.pgconn.consume_input()
+        return self.is_closed()
+
     def is_in_transaction(self) -> bool:
         """Tell whether a transaction is open, or has failed, or a statement runs."""
         return bool(self.pgconn.transaction_status != _IDLE)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 
 from poolkit.drivers._postgresql.fold import commit_and_reset
+from poolkit.drivers._postgresql.outcome import is_unknown
 from poolkit.drivers.helpers import transaction_ended
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class Transaction:
         self.ends_lease = False
         #: Whether that was done.
         self.has_reset = False
+        #: Whether a COMMIT was sent.
+        self._has_sent = False
 
     async def __aenter__(self) -> None:
         """Begin, or set a savepoint inside of another transaction."""
@@ -71,6 +74,10 @@ class Transaction:
         if self.has_ended():
             raise transaction_ended(self._driver.name)
 
+    def may_have_committed(self, error: Exception) -> bool:
+        """Tell whether a COMMIT that has raised may have taken effect."""
+        return self._has_sent and is_unknown(error, closed=self._session.is_closed())
+
     async def __aexit__(
         self,
         kind: type[BaseException] | None,
@@ -95,6 +102,7 @@ class Transaction:
             if session.settling is not None:
                 await session.settled()
             reset = self._driver.reset_with_commit(c) if self.ends_lease else ""
+            self._has_sent = not session.has_ended()
             if reset:
                 status, has_reset = await commit_and_reset(session, reset, psycopg.Error)
                 self.has_reset = has_reset and session.is_at_rest()

@@ -266,6 +266,10 @@ class SQLiteDriver(Generic[C]):
             )
         return Verdict.SUSPECT if broken else Verdict.OK
 
+    def may_repeat(self, exc: BaseException, _: C, /) -> bool:
+        """Tell whether another connection's lock has ended a transaction."""
+        return getattr(exc, "sqlite_errorcode", 0) & 0xFF in _LOCKED
+
     def transaction(self, c: C, /, *, mode: str = "IMMEDIATE") -> Transaction:
         """Return a transaction: BEGIN IMMEDIATE takes the write lock now, and waits for it.
 
@@ -309,6 +313,10 @@ _BROKEN = frozenset(
         sqlite3.SQLITE_PROTOCOL,
     }
 )
+
+
+#: SQLite's codes for a lock of another connection: of the file, or of a table in a shared cache.
+_LOCKED: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 #: The methods of a connection that may return cursors.
