@@ -122,6 +122,7 @@ class FullDriver(CleanDriver):
         super().__init__(**script)
         self.watched: dict[FakeConnection, Any] = {}
         self.verdicts: dict[type[BaseException], Verdict] = {}
+        self.conflicts: set[type[BaseException]] = set()
 
     def revoke(self, c: FakeConnection) -> None:
         """Let the cursors made so far die."""
@@ -135,6 +136,10 @@ class FullDriver(CleanDriver):
     def classify(self, exc: BaseException, c: FakeConnection | None) -> Verdict | None:
         """Look the verdict up."""
         return self.verdicts.get(type(exc))
+
+    def may_repeat(self, exc: BaseException, c: FakeConnection) -> bool:
+        """Look it up."""
+        return type(exc) in self.conflicts
 
     def transaction(self, c: FakeConnection, **settings: Any) -> FakeTransaction:
         """Return a context manager."""

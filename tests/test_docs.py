@@ -63,6 +63,12 @@ PARAMETERS: dict[str, frozenset[str]] = {
     "pool.transaction": frozenset(
         {"timeout", "label", "isolation", "readonly", "deferrable", "mode"}
     ),
+    "pool.run": frozenset(
+        {"retries", "timeout", "label", "isolation", "readonly", "deferrable", "mode"}
+    ),
+    "pool.attempts": frozenset(
+        {"retries", "timeout", "label", "isolation", "readonly", "deferrable", "mode"}
+    ),
     "poolkit.fastapi.router": frozenset(inspect.signature(poolkit.fastapi.router).parameters),
     "poolkit.otel.instrument": frozenset(inspect.signature(poolkit.otel.instrument).parameters),
     "poolkit.CoDel": frozenset(inspect.signature(poolkit.CoDel).parameters),

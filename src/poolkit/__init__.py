@@ -31,6 +31,7 @@ from poolkit._shell.labels import labelled
 from poolkit._shell.lease import Lease
 from poolkit._shell.observe import Observer
 from poolkit._shell.pool import Pool
+from poolkit._shell.retrying import Attempt, Attempts
 from poolkit._shell.transaction import Transaction, transaction
 from poolkit._stats import LeaseInfo, PoolStats
 
@@ -48,6 +49,8 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "Advice",
+    "Attempt",
+    "Attempts",
     "CoDel",
     "CommitUnknown",
     "ConnectFailed",

@@ -20,7 +20,8 @@ _LONGEST_NAME: Final = 200
 #: What one number says of all that has happened; the others are sizes, or several numbers.
 _COUNTED: Final = (
     *("direct", "waited", "timed_out", "cancelled", "busy", "shed", "deadlocked", "failed"),
-    *("closed", "connected", "connect_failures", "wait_times", "use_times", "create_times"),
+    *("closed", "connected", "connect_failures", "retried"),
+    *("wait_times", "use_times", "create_times"),
     "open_for",
 )
 
@@ -80,6 +81,8 @@ class PoolStats:
     """Connections opened."""
     connect_failures: int
     """Attempts to connect that failed."""
+    retried: int = 0
+    """Attempts of `Pool.run` and `Pool.attempts` that were undone, and made again."""
     retired: Mapping[str, int]
     """Connections closed, by reason: ``expired``, ``unused``, ``used_up``, ``stale``, ``broken``,
     ``derived``, ``surplus``, ``pool_closed``. Every reason is a key, also if its number is 0."""

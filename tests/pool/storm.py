@@ -6,6 +6,7 @@ What happens is drawn from a `random.Random`, so that a seed, or Hypothesis, can
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -41,6 +42,7 @@ class StormyDriver(FullDriver):
         self.calm = calm  # how likely a call is to go well
         self.faults = 0
         self.verdicts = {Boom: Verdict.TRANSIENT}
+        self.conflicts = {Boom}
 
     async def step(self, call: str) -> None:
         """Take some turns, then perhaps some time, then perhaps fail."""
@@ -111,7 +113,7 @@ async def use(pool: Pool[FakeConnection], random: Random) -> None:
     with contextlib.suppress(PoolError, Boom):
         limit = random.choice([60.0, 60.0, 0.0, 0.05, 0.5, 2.0])
         with anyio.move_on_after(limit):
-            how = random.choice(["acquire", "transaction", "nested", "greedy", "kept"])
+            how = random.choice(["acquire", "transaction", "run", "nested", "greedy", "kept"])
             timeout = random.choice([0.0, 0.1, 1.0, None, 5.0])
             if how == "kept":
                 conn = await pool.acquire(timeout=timeout)
@@ -122,6 +124,8 @@ async def use(pool: Pool[FakeConnection], random: Random) -> None:
             elif how == "transaction":
                 async with pool.transaction(timeout=timeout) as conn:
                     await work(conn, random)
+            elif how == "run":
+                await pool.run(functools.partial(work, random=random), timeout=timeout)
             else:
                 async with pool.acquire(timeout=timeout) as conn:
                     await work(conn, random)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -21,7 +22,7 @@ import poolkit._shell.pool
 import poolkit._shell.transaction
 from poolkit import Pool, PoolClosed
 from poolkit.testing._invariants import check_state
-from tests.fakes import FakeConnection, FullDriver
+from tests.fakes import Boom, FakeConnection, FullDriver
 from tests.pool.planting import plant
 from tests.pool.virtual import only_workers
 
@@ -69,6 +70,26 @@ async def transactions(pool: Pool[FakeConnection]) -> None:
         await conn.query()
 
 
+async def tried_again(pool: Pool[FakeConnection]) -> None:
+    """Have one undone in its block, and one by its COMMIT, and do both again."""
+    driver: Any = pool._driver
+    driver.conflicts = {Boom}
+    left = [Boom("conflict")]
+
+    async def work(conn: FakeConnection) -> None:
+        await conn.query()
+        if left:
+            raise left.pop()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(random, "random", lambda: 0.0)  # of the pauses nothing but a turn of the loop
+        await pool.run(work)
+        driver.script["commit"] = [Boom("conflict")]
+        async for attempt in pool.attempts():
+            async with attempt as conn:
+                await conn.query()
+
+
 async def close_while_held(pool: Pool[FakeConnection]) -> None:
     """Close with a holder that takes its time, and open again."""
 
@@ -99,7 +120,14 @@ async def leave_objects(pool: Pool[FakeConnection]) -> None:
             group.start_soon(user)
 
 
-SCENARIOS = [open_close, wait_in_line, transactions, close_while_held, leave_objects]
+SCENARIOS = [
+    open_close,
+    wait_in_line,
+    transactions,
+    tried_again,
+    close_while_held,
+    leave_objects,
+]
 
 
 async def come_to_rest(pool: Pool[FakeConnection], driver: FullDriver) -> None:

@@ -649,6 +649,12 @@ class GreetedIsAsync(FakeDriver):
         await checkpoint()
 
 
+@breaks("may_repeat returns a bool, and never raises")
+class MayRepeatCannotTell(FakeDriver):
+    def may_repeat(self, exc: BaseException, _: Any, /) -> Any:
+        return None
+
+
 @breaks("is_used_up tells without changing anything")
 class IsUsedUpIsAsync(FakeDriver):
     async def is_used_up(self, c: Any, /) -> bool:  # type: ignore[override]

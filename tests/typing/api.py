@@ -76,6 +76,13 @@ def settings_of_the_driver() -> None:
     poolkit.create_pool("sqlite:///app.db", busy_timeout="1")  # type: ignore[arg-type]
 
 
+async def _first(conn: asyncpg.Connection) -> str:
+    return str(await conn.fetchval("SELECT 1"))
+
+
+async def _of_another_library(conn: aiosqlite.Connection) -> None: ...
+
+
 async def postgresql() -> None:
     """The connection is asyncpg's, with its own methods."""
     pool = poolkit.drivers.asyncpg.create_pool(
@@ -85,6 +92,13 @@ async def postgresql() -> None:
     async with pool.transaction(isolation="serializable") as conn:
         assert_type(conn, asyncpg.Connection)
         await conn.execute("SELECT $1", 1)
+    assert_type(await pool.run(_first, isolation="serializable"), str)
+    assert_type(await pool.run(lambda conn: conn.fetchval("SELECT 1")), Any)
+    async for attempt in pool.attempts(retries=5):
+        assert_type(attempt, poolkit.Attempt[asyncpg.Connection])
+        async with attempt as conn:
+            assert_type(conn, asyncpg.Connection)
+    await pool.run(_of_another_library)  # type: ignore[arg-type]
     of_psycopg = poolkit.drivers.psycopg.create_pool("host=h", prepare_threshold=None)
     assert_type(of_psycopg, poolkit.Pool[psycopg.AsyncConnection[Any]])
     poolkit.drivers.asyncpg.create_pool("postgresql://", reset="ful")  # type: ignore[arg-type]

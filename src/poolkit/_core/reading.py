@@ -40,6 +40,7 @@ def stats_of(state: Placement, now: float, **times: Any) -> PoolStats:
         closed=state.outcomes["closed"],
         connected=state.connected_total,
         connect_failures=state.connect_failures,
+        retried=state.retried,
         retired=dict(state.retired),
         **times,
     )

@@ -36,6 +36,7 @@ Event = Literal[
     "outage_began",
     "outage_ended",
     "timed",
+    "retried",
 ]
 
 #: Places, the innermost first: codes, and offsets in them.

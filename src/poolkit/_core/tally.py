@@ -92,6 +92,7 @@ class Tally(Slots):
         "creates",
         "line",
         "outcomes",
+        "retried",
         "tells_times",
         "uses",
         "waits",
@@ -102,6 +103,7 @@ class Tally(Slots):
         self.line = Line()
         self.outcomes = self.line.outcomes
         self.connect_failures = 0
+        self.retried = 0  # attempts at a transaction that were undone, and are made again
         self.begun = [0]  # leases, by how many others there were when each began
         self.waits = Times()
         self.uses = Times()
@@ -150,6 +152,11 @@ class Tally(Slots):
             self._recounted += 1
         if was != "direct":
             self.outcomes[was] -= 1
+
+    def count_retry(self, label: str | None, seconds: float, error: BaseException) -> None:
+        """Count an attempt that was undone, and is made again in so many seconds."""
+        self.retried += 1
+        self._note_event("retried", label, seconds, error)
 
     # The hot edges have these written out, and do not look how many durations there are: a length
     # costs as much as noting one. Every hundredth lease of a slot has the next release look, and so

@@ -87,6 +87,14 @@ class Observer:
         that was found idle is a wait of 0.0.
         """
 
+    def retried(
+        self, pool: Pool[Any], label: str | None, seconds: float, error: BaseException
+    ) -> None:
+        """An attempt of `Pool.run` or `Pool.attempts` was undone; the next begins in some seconds.
+
+        ``error`` is what has undone it.
+        """
+
 
 EVENTS: Final[tuple[Event, ...]] = get_args(Event)
 

@@ -7,11 +7,12 @@ Nothing is awaited between taking a connection and owning it. What is common to 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import sys
 import weakref
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from poolkit._awaits import awaited
+from poolkit._awaits import awaited, check_hook
 from poolkit._core.progress import PATIENCE
 from poolkit._core.slot import NEVER
 from poolkit._driver import C, require_driver
@@ -25,17 +26,22 @@ from poolkit._shell.labels import get as get_label
 from poolkit._shell.labels import in_use as labels_in_use
 from poolkit._shell.lease import DONE, Lease, Released, TracedLease
 from poolkit._shell.limits import NOT_GIVEN, NotGiven, checked
+from poolkit._shell.retrying import Attempts, Retrying
 from poolkit._shell.transaction import Transaction
 from poolkit._shell.view import bind, held_slot, is_closed
 from poolkit._shell.waiting import Waiting
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
     from typing_extensions import Unpack
 
     from poolkit._core.slot import Outcome
     from poolkit._driver import Driver
     from poolkit._options import Options, PoolOptions
 
+
+T = TypeVar("T")
 
 # What the hot path calls, without the look-ups.
 new: Final = object.__new__
@@ -121,14 +127,98 @@ class Pool(Waiting[C]):
         """Acquire a connection and run a block in a transaction: commit at its end, or roll back.
 
         ``timeout`` and ``label`` are those of `acquire`, ``settings`` the driver's (isolation,
-        readonly, ...). Raises what `acquire` raises, and `TransactionEnded` for what ends the
-        transaction inside of the block. On SQLite ``timeout`` covers the wait for the lock of the
-        file.
+        readonly, ...). Raises what `acquire` raises, `TransactionEnded` for what ends the
+        transaction inside of the block, and `CommitUnknown` if the answer to the COMMIT never
+        comes. On SQLite ``timeout`` covers the wait for the lock of the file.
         """
         lease = self.acquire(timeout=timeout).at(caller(2))
         if label is not None:
             lease._label = checked_label(label)
         return Transaction(lease, None, settings)
+
+    def run(
+        self,
+        fn: Callable[[C], Awaitable[T]],
+        /,
+        *,
+        retries: int = 3,
+        timeout: float | NotGiven | None = NOT_GIVEN,
+        label: str | None = None,
+        **settings: Any,
+    ) -> Coroutine[Any, Any, T]:
+        """Await ``fn(conn)`` in a transaction, and again if that is undone; return its result.
+
+        It is run again after a conflict with other transactions, also one that the COMMIT finds
+        (serialization failures and deadlocks; on SQLite, a lock that was not had in time), and if
+        the connection is lost before the COMMIT was sent. Each attempt has a new lease. Between two
+        attempts is a short pause, drawn by chance. ``fn`` should do nothing that cannot be done
+        twice, beside what it does on ``conn``: send no mail, and no part of a response.
+
+        No other error is tried again, nor is a cancellation: not one that ``fn`` has raised itself,
+        not one ``from`` a conflict, not one of acquiring, nor `CommitUnknown`. A group of errors is
+        if all in it are.
+
+        Args:
+            fn: an async function of one connection.
+            retries: attempts that may follow the first one; 0: none.
+            timeout: seconds after which no attempt begins: the deadline of all acquires and of the
+                pauses, and on SQLite of the wait for the lock of the file. The time that ``fn``
+                takes counts, but neither ``fn`` nor a COMMIT is ended by it. None: no limit.
+                Without it, the pool's ``acquire_timeout``.
+            label: as in `acquire`.
+            settings: as in `transaction`.
+
+        Raises:
+            CommitUnknown: the answer to the COMMIT never came.
+            PoolConfigError: ``fn`` is no async function, or ``retries`` no number of attempts.
+            Exception: what `transaction` raises, and ``fn``; of several attempts, the last one.
+
+        """
+        if not inspect.iscoroutinefunction(fn):  # else it is sure to be one
+            check_hook("fn", fn)
+        return self._retrying(retries, timeout, label, settings).run(fn)
+
+    def attempts(
+        self,
+        *,
+        retries: int = 3,
+        timeout: float | NotGiven | None = NOT_GIVEN,
+        label: str | None = None,
+        **settings: Any,
+    ) -> Attempts[C]:
+        """Return the attempts at one transaction, for a loop: `run` for what is no function.
+
+        ::
+
+            async for attempt in pool.attempts():
+                async with attempt as conn:
+                    ...
+
+        The arguments, and what is tried again, are those of `run`. The loop ends after the first
+        attempt that succeeds; the block of the last one raises its error. Let nothing follow the
+        block in the loop: it would be done after failed attempts, too. A conflict that only the
+        COMMIT finds is tried again if the block has come to its end; if a ``return`` or ``break``
+        has left it, or if something follows it, the error is raised.
+
+        Raises `PoolConfigError` in an async generator: what it has yielded cannot be taken back.
+        """
+        return Attempts(self._retrying(retries, timeout, label, settings))
+
+    def _retrying(
+        self,
+        retries: int,
+        timeout: float | NotGiven | None,
+        label: str | None,
+        settings: dict[str, Any],
+    ) -> Retrying[C]:
+        return Retrying(
+            self,
+            caller(3),
+            retries=retries,
+            timeout=self._default_limit if timeout is NOT_GIVEN else checked(timeout),
+            label=None if label is None else checked_label(label),
+            settings=settings,
+        )
 
     def _acquire_nowait(self, lease: Lease[C]) -> C | None:  # noqa: PLR0912  # the hot path
         """Lease an idle connection, without waiting; None if there is none, or others wait."""

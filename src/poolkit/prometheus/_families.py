@@ -82,6 +82,9 @@ def families(
     failures = CounterMetricFamily(
         "poolkit_connect_failures", "Attempts to connect that failed.", labels=names
     )
+    retried = CounterMetricFamily(
+        "poolkit_retried", "Attempts at a transaction that were made again.", labels=names
+    )
     refused = CounterMetricFamily(
         "poolkit_refused",
         "Acquires that got no connection for another reason than time.",
@@ -100,6 +103,7 @@ def families(
         count.add_metric((*values, "used"), pool["used"])
         timeouts.add_metric(values, pool["timeouts"])
         failures.add_metric(values, pool["connect_failures"])
+        retried.add_metric(values, pool["retried"])
         for kind, number in pool["refused"].items():
             refused.add_metric((*values, kind), number)
         for reason, number in pool["retired"].items():
@@ -120,7 +124,7 @@ def families(
             times: Times = pool[key]  # type: ignore[literal-required]
             histogram.add_metric(values, _buckets(times), times["sum"])
         yield histogram
-    yield from (failures, refused, retired, held)
+    yield from (failures, retried, refused, retired, held)
 
 
 def _buckets(times: Times) -> list[tuple[str, float]]:

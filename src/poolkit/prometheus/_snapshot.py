@@ -39,6 +39,7 @@ class Snapshot(TypedDict):
     oldest_wait: float
     oldest_lease: float
     connect_failures: int
+    retried: int
     timeouts: int
     refused: dict[str, int]
     retired: dict[str, int]
@@ -69,6 +70,7 @@ def snapshot(pool: Pool[Any]) -> Snapshot:
         oldest_wait=stats.oldest_wait,
         oldest_lease=0.0 if longest is None else longest.seconds,
         connect_failures=stats.connect_failures,
+        retried=stats.retried,
         timeouts=_rising(pool, "timed_out", stats.timed_out),
         refused={kind: _rising(pool, kind, getattr(stats, kind)) for kind in _REFUSED},
         retired=dict(stats.retired),

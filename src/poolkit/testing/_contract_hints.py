@@ -112,6 +112,17 @@ async def _(bench: Bench) -> None:
                     raise Broken(f"for {error!r} it returned {verdict!r}")
 
 
+@LINES.line("may_repeat returns a bool, and never raises", needs="may_repeat")
+async def _(bench: Bench) -> None:
+    async with bench.connection() as live, bench.connection() as dead:
+        bench.ask("terminate", dead)
+        for error in [ValueError("no"), KeyError(), TimeoutError(), *bench.errors]:
+            for c in (live, dead):
+                told = bench.ask("may_repeat", error, c)
+                if not isinstance(told, bool):
+                    raise Broken(f"for {error!r} it returned {told!r}")
+
+
 @LINES.line("name is a str without secrets", needs="name")
 async def _(bench: Bench) -> None:
     name = bench.driver.name

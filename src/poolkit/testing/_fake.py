@@ -36,11 +36,16 @@ class Fault(Exception):
     """What a call of a `FakeDriver` may raise.
 
     ``verdict`` is what the driver's ``classify`` says of it; None: the driver cannot tell.
+    ``may_repeat`` is what the driver's ``may_repeat`` says: whether it is a conflict with another
+    transaction, after which `Pool.run` tries again.
     """
 
-    def __init__(self, *args: object, verdict: Verdict | None = None) -> None:
+    def __init__(
+        self, *args: object, verdict: Verdict | None = None, may_repeat: bool = False
+    ) -> None:
         super().__init__(*args)
         self.verdict = verdict
+        self.may_repeat = may_repeat
 
 
 # -- the connection ------------------------------------------------------------------------------
@@ -394,6 +399,10 @@ class FakeDriver(BareDriver[F], Generic[F]):
     def classify(self, exc: BaseException, _: F | None = None, /) -> Verdict | None:
         """Say what the error itself says."""
         return exc.verdict if isinstance(exc, Fault) else None
+
+    def may_repeat(self, exc: BaseException, _: F, /) -> bool:
+        """Say what the error itself says."""
+        return isinstance(exc, Fault) and exc.may_repeat
 
     def transaction(self, c: F, /, **settings: Any) -> FakeTransaction:
         """Return a transaction; its settings are kept, and mean nothing."""
