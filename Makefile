@@ -27,7 +27,7 @@ unexport PYTHONPATH PYTHONHOME
 # Tests start hundreds of interpreters: each would compile poolkit, and pytest every test, anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-oldest test-newest test-tools soak coverage asyncpg-tests mutants check lint types fmt bench bench-instructions bench-quick clean
+.PHONY: help demo test test-wheel test-oldest test-newest test-tools soak coverage asyncpg-tests mutants check lint types fmt bench bench-instructions bench-quick clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -e 's/:.*## /: /' -e 's/^/make /'
@@ -37,6 +37,14 @@ demo:  ## serve the example on 127.0.0.1:8000 (PORT=..., DATABASE_URL=postgresql
 	@exec $(python) scripts/demo.py $(PORT)
 
 test: .test-tools  ## run the whole suite
+	$(bin) pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+test-wheel: VENV = .venv-wheel
+test-wheel:  ## build the archives, and run the suite on the wheel, as it is installed
+	@sh scripts/venv.sh $(VENV) $(example) -e '.[test]' build
+	rm -rf dist
+	$(bin) build
+	$(bin) pip install -q --force-reinstall --no-deps dist/*.whl
 	$(bin) pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-oldest: VENV = .venv-oldest
@@ -63,6 +71,7 @@ lint: .check-tools  ## style and import arrows
 	$(bin) ruff check .
 	$(bin) ruff format --check .
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/zizmor --quiet --offline --persona auditor .github/workflows
 
 types: .check-tools  ## mypy and pyright
 	$(bin) mypy

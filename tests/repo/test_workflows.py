@@ -25,7 +25,27 @@ def test_workflow_runs_commands_of_the_makefile(workflow: Path) -> None:
         if made is not None:
             assert made[1] in targets
         else:
-            assert (ROOT / command.split()[0]).exists() or command.startswith(".venv")
+            first = command.split()[0]
+            assert (ROOT / first).exists() or first in {"python", "test"} or ".venv" in first
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflow_may_do_nothing_but_what_each_job_names(workflow: Path) -> None:
+    """No permission by default, and no action that somebody could change meanwhile."""
+    text = workflow.read_text()
+    assert "\npermissions: {}\n" in text
+    assert "\nconcurrency:\n" in text
+    used = re.findall(r"uses: (.+)", text)
+    assert used
+    assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v[\d.]+", action) for action in used), used
+
+
+def test_every_python_of_the_classifiers_is_tested() -> None:
+    """And the newest without its lock, where that takes no server."""
+    classifiers = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text())
+    text = (ROOT / ".github/workflows/ci.yml").read_text()
+    assert set(classifiers) == set(re.findall(r"^ +(3\.\d+)$", text, re.MULTILINE))
+    assert f"python: {classifiers[-1]}t" in text
 
 
 def test_newest_versions_are_upgraded_in_an_environment_of_their_own() -> None:
