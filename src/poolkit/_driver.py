@@ -77,7 +77,8 @@ The pool looks for the optional methods once, when the pool is made:
 ``transaction(c, **settings)``
     An async context manager: begin; commit, or roll back on an exception. It must be a class.
     After a cancellation it is dropped without being left, and an async generator would be finalised
-    at some later time, and roll back under another user.
+    at some later time, and roll back under another user. Keywords that its signature does not have
+    are refused with a `PoolConfigError`.
 
     It may have ``has_ended() -> bool``, sync and without I/O: whether the database has ended the
     transaction already, by a statement in the block or by itself. Then whatever comes later in the

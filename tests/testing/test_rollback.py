@@ -332,3 +332,60 @@ async def test_fastapi_application_runs_on_it(pool: Pool[Any]) -> None:
         assert (await client.post("/11")).status_code == 409
         assert (await client.post("/2")).status_code == 200
         assert (await client.get("/")).json() == [1, 2]
+
+
+# -- settings and a role -------------------------------------------------------------------------
+
+TENANT = "SELECT current_setting('app.tenant', true), current_user::text"
+on_postgresql = pytest.mark.parametrize(
+    ("anyio_backend", "pool"),
+    [one for one in DATABASES if "asyncpg" in str(one.id)],
+    indirect=["anyio_backend", "pool"],
+)
+
+
+@on_postgresql
+async def test_settings_of_a_transaction_hold_in_its_savepoint(pool: Pool[Any]) -> None:
+    """And are set back when it ends, however it ends: what it has written stays."""
+    async with rollback(pool) as test_pool:
+
+        async def seen() -> tuple[Any, ...]:
+            async with test_pool.acquire() as conn:
+                return tuple(await conn.fetchrow(TENANT))
+
+        _, login = await seen()
+        for tenant in ("1", "2"):
+            settings = {"app.tenant": tenant, "statement_timeout": 5000}
+            async with test_pool.transaction(settings=settings, role="pg_monitor") as conn:
+                assert tuple(await conn.fetchrow(TENANT)) == (tenant, "pg_monitor")
+            assert await seen() == ("", login)
+        async with test_pool.transaction(settings={"app.tenant": "3"}) as conn:
+            await conn.execute("INSERT INTO t VALUES (1)")
+        with pytest.raises(ValueError, match="undone"):
+            async with test_pool.transaction(settings={"app.tenant": "4"}, role="pg_monitor"):
+                raise ValueError("undone")
+        with pytest.raises(asyncpg.PostgresError, match="does not exist"):
+            async with test_pool.transaction(settings={"app.tenant": "5"}, role="nobody_here"):
+                raise AssertionError
+        async with test_pool.acquire() as conn:
+            async with poolkit.transaction(conn, settings={"app.tenant": "6"}):
+                with pytest.raises(poolkit.PoolConfigError, match="inside of another"):
+                    async with poolkit.transaction(conn, settings={"app.tenant": "7"}):
+                        raise AssertionError
+                async with poolkit.transaction(conn):
+                    assert tuple(await conn.fetchrow(TENANT)) == ("6", login)
+            assert await conn.fetchval("SHOW statement_timeout") == "0"
+        assert await seen() == ("", login)
+        assert await rows(test_pool) == [1]
+
+
+@every_database
+async def test_driver_without_settings_refuses_them_in_a_savepoint(pool: Pool[Any]) -> None:
+    """They would be lost without a word."""
+    if hasattr(pool._driver, "set_locally"):
+        return
+    async with rollback(pool) as test_pool:
+        with pytest.raises(poolkit.PoolConfigError, match="has no settings and no role"):
+            async with test_pool.transaction(settings={"app.tenant": "1"}):
+                raise AssertionError
+        assert await rows(test_pool) == []

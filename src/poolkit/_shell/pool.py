@@ -126,10 +126,12 @@ class Pool(Waiting[C]):
     ) -> Transaction[C]:
         """Acquire a connection and run a block in a transaction: commit at its end, or roll back.
 
-        ``timeout`` and ``label`` are those of `acquire`, ``settings`` the driver's (isolation,
-        readonly, ...). Raises what `acquire` raises, `TransactionEnded` for what ends the
-        transaction inside of the block, and `CommitUnknown` if the answer to the COMMIT never
-        comes. On SQLite ``timeout`` covers the wait for the lock of the file.
+        ``timeout`` and ``label`` are those of `acquire`, ``settings`` the driver's: ``isolation``,
+        ``readonly``, ..., and on PostgreSQL ``settings={"app.tenant": "42"}`` and ``role="web"``,
+        which are gone when the transaction ends. Raises what `acquire` raises, `TransactionEnded`
+        for what ends the transaction inside of the block, `CommitUnknown` if the answer to the
+        COMMIT never comes, and `PoolConfigError` for settings that the driver does not take. On
+        SQLite ``timeout`` covers the wait for the lock of the file.
         """
         lease = self.acquire(timeout=timeout).at(caller(2))
         if label is not None:

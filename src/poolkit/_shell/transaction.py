@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any, Generic, Self
 
 from poolkit._core.slot import UNDONE
@@ -131,7 +132,11 @@ class Transaction(Generic[C]):
                 f"{type(driver).__name__} has no transactions: begin and commit by statements"
             )
         self._view._poolkit_touch("transaction")
-        self._manager = driver.transaction(slot.connection, **self._settings)
+        try:
+            self._manager = driver.transaction(slot.connection, **self._settings)
+        except TypeError:
+            _check_names(driver, self._settings)
+            raise
         is_limited = self._timeout is not None and hasattr(self._manager, "patience")
         if self._timeout is not None and is_limited:
             self._manager.patience = self._left(self._timeout)
@@ -269,14 +274,29 @@ class Transaction(Generic[C]):
             self._slot.block = self
 
 
+def _check_names(driver: Any, settings: dict[str, Any]) -> None:
+    """Raise `PoolConfigError` for settings that the driver's transactions do not take."""
+    _, *parameters = inspect.signature(driver.transaction).parameters.values()
+    known = [one.name for one in parameters if one.kind is not one.VAR_KEYWORD]
+    unknown = [f"{name}=" for name in settings if name not in known]
+    if unknown and len(known) == len(parameters):
+        taken = ", ".join(f"{name}=" for name in known) or "nothing"
+        raise PoolConfigError(
+            f"{type(driver).__name__}: its transactions do not take {', '.join(unknown)}; "
+            f"they take {taken}"
+        ) from None
+
+
 def transaction(connection: C, /, **settings: Any) -> Transaction[C]:
     """Run a block in a transaction, on a connection that you hold.
 
     ``async with poolkit.transaction(conn): ...`` commits at the end of the block or rolls back.
     After a cancellation of the block nothing more can be done on the connection but to release it.
 
-    ``settings`` are the driver's (isolation, readonly, ...). Raises `NotLeased` when the connection
-    was not acquired from a pool or has been given back.
+    ``settings`` are the driver's: ``isolation``, ``readonly``, and on PostgreSQL ``settings`` and
+    ``role``, which hold until the end of the transaction. Raises `NotLeased` when the connection
+    was not acquired from a pool or has been given back, and `PoolConfigError` for settings that the
+    driver does not take.
     """
     held_slot(connection)
     return Transaction(None, connection, settings)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic
 import anyio
 
 from poolkit._driver import C, Verdict
-from poolkit._errors import PoolError
+from poolkit._errors import PoolConfigError, PoolError
 from poolkit._shell.pool import Pool
 from poolkit._shell.view import held_slot
 
@@ -200,10 +200,38 @@ class _PinnedDriver(Generic[C]):
         verdict: Verdict | None = ask and ask(exc, c)
         return verdict
 
-    def transaction(self, _: C, /, **settings: Any) -> _Savepoint:  # noqa: ARG002
-        """Return a savepoint; the settings are those of the transaction around it."""
+    def transaction(
+        self,
+        _: C,
+        /,
+        *,
+        settings: Any = None,
+        role: Any = None,
+        **others: Any,  # noqa: ARG002
+    ) -> _Savepoint:
+        """Return a savepoint, in which settings and role hold as in a transaction.
+
+        The other settings are those of the transaction around it.
+        """
+        local = {"settings": settings, "role": role}
+        if settings is None and role is None:
+            local = {}
+        elif not hasattr(self._driver, "set_locally"):
+            raise PoolConfigError(
+                f"{type(self._driver).__name__}: in rollback() a transaction is a savepoint, which "
+                "has no settings and no role there"
+            )
+        elif self._savepoints:
+            raise PoolConfigError(
+                "settings and role are of a whole transaction, and this one is inside of another"
+            )
         self._made += 1
-        return _Savepoint(self, f"poolkit_{self._made}")
+        return _Savepoint(self, f"poolkit_{self._made}", local)
+
+    async def set_locally(self, local: dict[str, Any]) -> str:
+        """Set what holds until a savepoint ends; return the SQL that sets it back."""
+        undo: str = await self._driver.set_locally(self._connection, **local)
+        return undo
 
 
 @dataclasses.dataclass
@@ -212,11 +240,20 @@ class _Savepoint:
 
     driver: _PinnedDriver[Any]
     name: str
+    local: dict[str, Any]
+    #: Sets back what was set, for a release does not.
+    undo: str = ""
 
     async def __aenter__(self) -> None:
         """Begin."""
         await self.driver.execute(f"SAVEPOINT {self.name}")
         self.driver._savepoints.append(self.name)
+        if self.local:
+            try:
+                self.undo = await self.driver.set_locally(self.local)
+            except Exception as error:
+                await self.__aexit__(type(error), error, None)
+                raise
 
     async def __aexit__(
         self,
@@ -230,4 +267,6 @@ class _Savepoint:
         if error is not None:
             await self.driver.execute(f"ROLLBACK TO SAVEPOINT {self.name}")
         await self.driver.execute(f"RELEASE SAVEPOINT {self.name}")
+        if self.undo and error is None:
+            await self.driver.execute(self.undo)
         self.driver._savepoints.remove(self.name)

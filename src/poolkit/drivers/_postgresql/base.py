@@ -139,12 +139,12 @@ class Base:
     def to_rights(self, login: str) -> str:
         """Return the SQL that sets authorization and role in a session with the login's rights."""
         own = self.session_authorization
-        authorization = "" if own == login else _set({"session_authorization": own})
-        return authorization + ("" if self.role == "none" else _set({"role": self.role}))
+        authorization = "" if own == login else set_config({"session_authorization": own})
+        return authorization + ("" if self.role == "none" else set_config({"role": self.role}))
 
     def to_settings(self) -> str:
         """Return the SQL that sets the settings."""
-        return _set(self.settings)
+        return set_config(self.settings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,15 +251,16 @@ def unable(by: str, error: Exception | None, names: Iterable[str]) -> PoolConfig
     )
 
 
-def _set(settings: Mapping[str, str]) -> str:
-    """Return the SQL that sets settings, and returns no rows.
+def set_config(settings: Mapping[str, str], *, is_local: bool = False) -> str:
+    """Return the SQL that sets settings, in their order, and returns no rows; "" for none.
 
-    The values, if they were returned, might not exist in the session's ``client_encoding``.
+    ``is_local``: until the transaction ends. The values, if they were returned, might not exist in
+    the session's ``client_encoding``.
     """
     each = ",".join(f"({literal(name)},{literal(value)})" for name, value in settings.items())
     return (
         f"SELECT FROM (VALUES {each}) base (name, value) "
-        "WHERE pg_catalog.set_config(name, value, false) IS NULL;"
+        f"WHERE pg_catalog.set_config(name, value, {str(is_local).lower()}) IS NULL;"
         if settings
         else ""
     )

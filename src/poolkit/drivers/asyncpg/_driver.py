@@ -29,7 +29,7 @@ from poolkit.drivers.asyncpg._peer import watch_peer
 from poolkit.drivers.asyncpg._plain_lease import judging
 from poolkit.drivers.asyncpg._settings import SETTINGS, Settings, SettingsDict
 from poolkit.drivers.asyncpg._survey import Survey
-from poolkit.drivers.asyncpg._transaction import Transaction
+from poolkit.drivers.asyncpg._transaction import Transactions
 from poolkit.drivers.asyncpg._verify import Verification
 from poolkit.drivers.helpers import say, shown, unknown_option
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from poolkit.drivers.helpers import URL
 
 
-class AsyncpgDriver(Telling):
+class AsyncpgDriver(Telling, Transactions):
     """How connections of asyncpg are opened, checked, cleaned and closed. On asyncio only."""
 
     __module__ = "poolkit.drivers.asyncpg"
@@ -302,10 +302,6 @@ class AsyncpgDriver(Telling):
         """End what was made in this lease: statements, cursors, transactions, callbacks."""
         c.end_lease()
 
-    def in_block(self, c: Any, /) -> bool:
-        """Tell whether a block of ``async with c.transaction()`` has not ended yet."""
-        return bool(getattr(getattr(c, "_top_xact", None), "_managed", False))
-
     def is_clean(self, c: Any, /) -> bool:
         """Tell whether a reset would send nothing, and report nothing."""
         if not self._is_light or c._left_behind or c._must_unlisten or c._named_statements:
@@ -391,22 +387,6 @@ class AsyncpgDriver(Telling):
         if level == "full+prepared":
             kinds.append("prepared")
         return tuple(kinds)
-
-    def transaction(
-        self,
-        c: asyncpg.Connection,
-        /,
-        *,
-        isolation: str | None = None,
-        readonly: bool = False,
-        deferrable: bool = False,
-    ) -> Transaction:
-        """Return a transaction; inside of another one it is a savepoint.
-
-        The settings are those of `asyncpg.Connection.transaction`.
-        """
-        settings = {"isolation": isolation, "readonly": readonly, "deferrable": deferrable}
-        return Transaction(c, self, **settings)
 
     def reset_with_commit(self, c: Any, /) -> str:
         """Return the SQL of a reset that may follow a COMMIT in one text; "" if none may.

@@ -33,6 +33,11 @@ class Telling:
         """Return the pid of the server's process; behind a pooler, what the pooler has made up."""
         return None if c.is_closed() else c.get_server_pid()
 
+    def note(self, c: Any, text: str) -> None:
+        """Note a statement of the lease's that comes by no public method, at `note_statements`."""
+        if self.settings.note_statements:
+            c._statement = text
+
     def last_statement(self, c: Any, /) -> str | None:
         """Return the text of the last statement of the lease, at ``note_statements``."""
         return c._statement if self.settings.note_statements else None

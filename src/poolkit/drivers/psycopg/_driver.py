@@ -12,6 +12,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from poolkit import PoolConfigError, Verdict
 from poolkit.drivers._postgresql import base as bases
+from poolkit.drivers._postgresql.begin import set_locally
 from poolkit.drivers._postgresql.outcome import may_repeat
 from poolkit.drivers._postgresql.survey import Survey
 from poolkit.drivers.helpers import say, shown, unknown_option
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from poolkit.drivers._postgresql.begin import LocalSettings
     from poolkit.drivers.helpers import URL
     from poolkit.drivers.psycopg._session import Session
 
@@ -293,17 +295,23 @@ class PsycopgDriver:
         isolation: str | None = None,
         readonly: bool = False,
         deferrable: bool = False,
+        settings: LocalSettings | None = None,
+        role: str | None = None,
     ) -> Transaction:
         """Return a transaction; inside of another one it is a savepoint.
 
         ``isolation``: one of ``"read_uncommitted"``, ``"read_committed"``, ``"repeatable_read"``
-        and ``"serializable"``.
+        and ``"serializable"``. ``settings`` and ``role`` hold until the transaction ends, and are
+        set in the round trip of the BEGIN; a savepoint cannot have them.
+
+        Raises `PoolConfigError` for what cannot be a setting, a value or a role.
         """
+        local = set_locally(settings, role)
         if isolation is not None and isolation not in ISOLATIONS:
             legal = ", ".join(ISOLATIONS)
             raise ValueError(f"isolation={isolation!r}: give one of {legal}, or None")
-        settings = {"isolation": isolation, "readonly": readonly, "deferrable": deferrable}
-        return Transaction(c, self, **settings)
+        own = {"isolation": isolation, "readonly": readonly, "deferrable": deferrable}
+        return Transaction(c, self, local, **own)
 
     def reset_with_commit(self, c: Any, /) -> str:
         """Return the SQL of a reset that may follow a COMMIT in one text; "" if none may."""

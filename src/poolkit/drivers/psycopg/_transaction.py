@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
+from poolkit.drivers._postgresql.begin import begin, refuse_inside
 from poolkit.drivers._postgresql.fold import commit_and_reset
 from poolkit.drivers._postgresql.outcome import is_unknown
 from poolkit.drivers.helpers import transaction_ended
@@ -23,11 +24,13 @@ class Transaction:
     statement in the block has failed and its error was caught.
     """
 
-    def __init__(self, c: Any, driver: PsycopgDriver, **settings: Any) -> None:
+    def __init__(self, c: Any, driver: PsycopgDriver, local: str, **settings: Any) -> None:
         self._connection = c
         self._session = c._poolkit_session
         self._driver = driver
         self._settings = settings
+        #: Sets what holds until the transaction ends.
+        self._local = local
         #: psycopg's, if this one is inside of another.
         self._inner: Any = None
         #: Set by the pool: the lease ends with the block. Then it may be undone with the COMMIT.
@@ -48,12 +51,9 @@ class Transaction:
                 "transaction()"
             )
         if not session.is_in_transaction():
-            lease = session.lease
-            await c._poolkit_execute(_begin(c, **self._settings))
-            if session.lease == lease:
-                session.block, session.block_was_replaced = self, False
-                c._num_transactions += 1  # psycopg refuses commit() and rollback() then
+            await self._begin()
             return
+        refuse_inside(self._local)
         if any(self._settings.values()):
             raise psycopg.ProgrammingError(
                 "isolation, readonly and deferrable are of a whole transaction, and this one is "
@@ -61,6 +61,26 @@ class Transaction:
             )
         self._inner = psycopg.AsyncTransaction(c._poolkit_front())
         await self._inner.__aenter__()
+
+    async def _begin(self) -> None:
+        """Begin, and set what is the transaction's; if that fails, roll back."""
+        c, session = self._connection, self._session
+        lease, texts = session.lease, [_begin(c, **self._settings)]
+        if self._local and session._undo_sql.takes_several:
+            texts[0] += f";{self._local}"
+        elif self._local:
+            texts.append(self._local)
+        try:
+            for text in texts:
+                await c._poolkit_execute(text)
+        except Exception:
+            is_held = session.lease == lease and not session.is_closed()
+            if is_held and session.is_in_transaction():
+                await c._poolkit_execute("ROLLBACK")
+            raise
+        if session.lease == lease:
+            session.block, session.block_was_replaced = self, False
+            c._num_transactions += 1  # psycopg refuses commit() and rollback() then
 
     def has_ended(self) -> bool:
         """Tell whether the server, or a statement in the block, has ended the transaction."""
@@ -123,13 +143,8 @@ def _begin(c: Any, *, isolation: str | None, readonly: bool, deferrable: bool) -
     """Return the statement that begins; what is not given is as the connection says."""
     if isolation is None and c.isolation_level is not None:
         isolation = c.isolation_level.name
-    parts = ["BEGIN"]
-    if isolation is not None:
-        parts.append(f"ISOLATION LEVEL {isolation.replace('_', ' ').upper()}")
-    for given, own, words in (
-        (readonly, c.read_only, ("READ ONLY", "READ WRITE")),
-        (deferrable, c.deferrable, ("DEFERRABLE", "NOT DEFERRABLE")),
-    ):
-        if given or own is not None:
-            parts.append(words[0] if given or own else words[1])
-    return " ".join(parts)
+    return begin(
+        isolation=isolation,
+        readonly=readonly or c.read_only,
+        deferrable=deferrable or c.deferrable,
+    )
