@@ -61,7 +61,7 @@ PARAMETERS: dict[str, frozenset[str]] = {
     "pool.resize": frozenset({"min_size", "max_size", "max_overflow"}),
     "pool.renew": frozenset({"over"}),
     "pool.transaction": frozenset(
-        {"timeout", "label", "isolation", "readonly", "deferrable", "mode"}
+        {"timeout", "label", "isolation", "readonly", "deferrable", "mode", "settings", "role"}
     ),
     "pool.run": frozenset(
         {"retries", "timeout", "label", "isolation", "readonly", "deferrable", "mode"}

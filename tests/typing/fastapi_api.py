@@ -47,7 +47,16 @@ async def endpoint(
     report: Annotated[
         asyncpg.Connection, Depends(transaction_with(isolation="serializable", readonly=True))
     ],
+    tenant: Annotated[
+        asyncpg.Connection,
+        Depends(transaction_with(settings=lambda request: request.headers, role="web")),
+    ],
     stream: Annotated[aiosqlite.Connection, Depends(poolkit.fastapi.streaming_connection)],
+    snapshot: Annotated[asyncpg.Connection, Depends(poolkit.fastapi.streaming_transaction)],
+    other_snapshot: Annotated[
+        asyncpg.Connection,
+        Depends(replica.streaming_transaction_with(isolation="repeatable_read")),
+    ],
     other: Annotated[aiosqlite.Connection, Depends(replica.connection)],
     other_tx: Annotated[aiosqlite.Connection, Depends(replica.transaction_with(mode="DEFERRED"))],
 ) -> None:

@@ -20,6 +20,7 @@ from poolkit.fastapi._dependencies import (
     lazy,
     pool,
     streaming_connection,
+    streaming_transaction_with,
     transaction,
     transaction_with,
 )
@@ -28,7 +29,8 @@ from poolkit.fastapi._lazy import LazyConnection
 from poolkit.fastapi._lifespan import lifespan
 
 if TYPE_CHECKING:
-    from poolkit.fastapi._session import Session, session
+    from poolkit.fastapi._dependencies import streaming_transaction
+    from poolkit.fastapi._session import Session, session, session_with
 
 __all__ = [
     "Connection",
@@ -45,14 +47,19 @@ __all__ = [
     "pool",
     "router",
     "session",
+    "session_with",
     "streaming_connection",
+    "streaming_transaction",
+    "streaming_transaction_with",
     "transaction",
     "transaction_with",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("session", "Session"):  # they need SQLAlchemy
+    if name == "streaming_transaction":  # from now on responses are looked at: see `_sent`
+        return getattr(import_module("poolkit.fastapi._dependencies"), name)
+    if name in ("session", "Session", "session_with"):  # they need SQLAlchemy
         import_module("poolkit.sqlalchemy")  # says what is missing
         return getattr(import_module("poolkit.fastapi._session"), name)
     raise AttributeError(f"module 'poolkit.fastapi' has no attribute {name!r}")

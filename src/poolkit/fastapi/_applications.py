@@ -21,6 +21,7 @@ from poolkit._errors import PoolConfigError
 from poolkit._shell import labels
 from poolkit._shell.pool import Pool
 from poolkit.fastapi import _framework as framework
+from poolkit.fastapi import _sent as sent
 from poolkit.fastapi._routes import RouteLabel
 from poolkit.fastapi._second_acquire import current
 
@@ -77,6 +78,7 @@ def begin(app: Any) -> Opened:
     with contextlib.suppress(TypeError):  # no application of Starlette's
         _runs.setdefault(app, []).append(opened)
     framework.add_middleware(app, _Through)
+    sent.look_at(app)
     return opened
 
 
@@ -96,6 +98,11 @@ def check(app: Any, opened: Opened, name: str, pool: Pool[Any]) -> None:
             f"poolkit.fastapi.lifespan(first, {another}=second)); its dependencies are those of "
             f"poolkit.fastapi.for_pool({another!r})"
         )
+
+
+def look_at_responses() -> None:
+    """Have it known whether responses were sent to their end, in applications that have pools."""
+    sent.want(list(_runs))
 
 
 def tell(app: Any, opened: Opened) -> dict[str, Any]:

@@ -20,9 +20,11 @@ from starlette.requests import HTTPConnection
 from poolkit._errors import PoolClosed
 from poolkit._shell.pool import Pool
 from poolkit.fastapi import _function_scope as function_scope
-from poolkit.fastapi._applications import DEFAULT, find
+from poolkit.fastapi import _given as given
+from poolkit.fastapi._applications import DEFAULT, find, look_at_responses
 from poolkit.fastapi._lazy import LazyConnection
 from poolkit.fastapi._request import RequestLeases
+from poolkit.fastapi._streaming import streaming, streaming_in_transaction
 from poolkit.fastapi._transaction import begin
 
 T = TypeVar("T")
@@ -117,8 +119,14 @@ class Dependencies:
             pool = hanging.find(http) or await hanging.solve(http)
             return held.lease(pool, lazy)
 
+        async def stream(
+            http: HTTPConnection, pool: Annotated[Pool[Any], Depends(root)]
+        ) -> AsyncIterator[Any]:
+            async with streaming(http, pool) as connection:
+                yield connection
+
         async def streaming_connection(
-            connection: Annotated[Any, Depends(self._streaming(root), scope="request")],
+            connection: Annotated[Any, Depends(stream, scope="request")],
         ) -> Any:
             """Depend on a connection that is held until the response is sent.
 
@@ -137,22 +145,67 @@ class Dependencies:
         self.streaming_connection = streaming_connection
         self._hanging = hanging
         self._transaction = functools.lru_cache(maxsize=1000)(self._make_transaction)
+        self._streaming = functools.lru_cache(maxsize=1000)(self._make_streaming_transaction)
         self.transaction = self.transaction_with()
 
     def transaction_with(self, **settings: Any) -> _Dependency:
         """Return `transaction` with settings: ``Depends(transaction_with(isolation=...))``.
 
-        Settings are the driver's: ``isolation``, ``readonly`` and ``deferrable`` for asyncpg,
-        ``mode`` for SQLite. The same settings give the same dependency each time. A request has one
-        transaction: settings that differ in one request raise `PoolConfigError`.
-        """
-        return self._transaction(tuple(sorted(settings.items())))
+        Settings are the driver's: ``isolation``, ``readonly`` and ``deferrable`` for asyncpg and
+        psycopg, ``mode`` for SQLite. On PostgreSQL there are two more, gone with the transaction:
+        ``settings``, names and values such as ``{"app.tenant": "42"}``, and ``role``. Instead of
+        these two you may give a function that returns them: one of the request (``lambda request:
+        ...``), or any that `Depends` takes, so it may depend on the user who is logged in. It runs
+        before a connection is acquired.
 
-    def _make_transaction(self, settings: tuple[tuple[str, Any], ...]) -> _Dependency:
+        The same settings give the same dependency each time. A request has one transaction:
+        settings that differ in one request raise `PoolConfigError`.
+        """
+        return self._transaction(given.key(settings))
+
+    @property
+    def streaming_transaction(self) -> _Dependency:
+        """Depend on a connection in a transaction that commits when the response was sent.
+
+        For a response that streams what a cursor reads, all from one snapshot or with a tenant's
+        settings. Otherwise it is as `streaming_connection`, and held as long.
+
+        Any exception rolls back: of the endpoint, or in the stream. If the client leaves before the
+        last part was sent, the stream is cancelled, and the transaction rolls back, too. If the
+        COMMIT fails, the client has its response already: the error is logged, and raised to the
+        server.
+
+        Raises what `transaction` raises, and `PoolConfigError` if the lifespan of the application
+        has not run, for then nobody sees how the response ends.
+        """
+        return self.streaming_transaction_with()
+
+    def streaming_transaction_with(self, **settings: Any) -> _Dependency:
+        """Return `streaming_transaction` with settings, which are those of `transaction_with`."""
+        return self._streaming(given.key(settings))
+
+    def _make_streaming_transaction(self, settings: given.Key) -> _Dependency:
+        look_at_responses()
+
+        async def stream(http: HTTPConnection, pool: Pool[Any], **found: Any) -> AsyncIterator[Any]:
+            async with streaming_in_transaction(http, pool, settings, found) as connection:
+                yield connection
+
+        root = Annotated[Pool[Any], Depends(self.pool)]
+        needs = given.needing(stream, settings, pool=root)
+
+        async def streaming_transaction(
+            connection: Annotated[Any, Depends(needs, scope="request")],
+        ) -> Any:
+            return connection
+
+        streaming_transaction.__doc__ = type(self).streaming_transaction.__doc__
+        return streaming_transaction
+
+    def _make_transaction(self, settings: given.Key) -> _Dependency:
         hanging = self._hanging
 
-        @hanging.dependency
-        async def transaction(http: HTTPConnection) -> Any:
+        async def transaction(http: HTTPConnection, **found: Any) -> Any:
             """Depend on a connection in a transaction, which commits before the response is sent.
 
             Any exception that leaves the endpoint rolls back, `HTTPException` included. If the
@@ -168,33 +221,14 @@ class Dependencies:
             """
             held = RequestLeases.begun(http)
             pool = hanging.find(http) or await hanging.solve(http)
-            lease = held.lease(pool, transaction)
+            lease = held.lease(pool, made)
+            resolved = given.resolve(settings, found, held.label) if settings else {}
             if lease.begins(settings):
-                return await begin(http, held, pool, lease, dict(settings))
+                return await begin(http, held, pool, lease, resolved)
             return await lease.keep()
 
-        return transaction
-
-    @staticmethod
-    def _streaming(root: _Dependency) -> Callable[..., AsyncIterator[Any]]:
-        async def _stream(
-            http: HTTPConnection, pool: Annotated[Pool[Any], Depends(root)]
-        ) -> AsyncIterator[Any]:
-            held = RequestLeases.of(http)
-            lease, is_new = held.stream(pool)
-            if not is_new:
-                yield await lease.keep()
-                return
-            try:
-                with held.answering():
-                    connection = await lease.keep()
-                yield connection
-            except BaseException as error:
-                held.end_stream(pool, error)
-                raise
-            held.end_stream(pool, None)
-
-        return _stream
+        made = hanging.dependency(given.needing(transaction, settings))
+        return made
 
 
 @functools.lru_cache(maxsize=1000)
@@ -234,6 +268,14 @@ transaction: Final = _default.transaction
 transaction_with: Final = _default.transaction_with
 lazy: Final = _default.lazy
 streaming_connection: Final = _default.streaming_connection
+streaming_transaction_with: Final = _default.streaming_transaction_with
+
+
+def __getattr__(name: str) -> Any:
+    if name == "streaming_transaction":  # from now on responses are looked at
+        return _default.streaming_transaction
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 Connection: TypeAlias = Annotated[T, Depends(connection)]
 """``conn: Connection[aiosqlite.Connection]`` depends on `connection`, with its type."""

@@ -273,6 +273,31 @@ def add_middleware(app: Any, kind: Callable[[Any], Any]) -> None:
             app.middleware_stack = kind(stack)
 
 
+def put_around_router(app: Any, kind: Callable[[Any, Any], Any]) -> None:
+    """Put something between the middleware of an application and its router, unless it is there."""
+    router = getattr(app, "router", None)
+    inner = getattr(router, "middleware_stack", None)
+    if inner is not None and type(inner) is not kind:
+        router.middleware_stack = kind(inner, app)  # type: ignore[union-attr]
+
+
+def applications_in(app: Any) -> Iterator[Any]:
+    """Return an application, and those that are mounted in it, through middleware around them."""
+    routes: Iterable[Any] = ()
+    for _ in range(_LAYERS):
+        if hasattr(app, "router"):
+            yield app
+            routes = app.router.routes
+        elif hasattr(app, "routes"):
+            routes = app.routes
+        else:
+            app = getattr(app, "app", None)
+            continue
+        break
+    for mount in _mounts_in(routes):
+        yield from applications_in(mount.app)
+
+
 def lifespans_of(app: Any) -> Iterator[Any]:
     """Return the lifespan of an application, and those of its routers."""
     rest = [getattr(getattr(app, "router", None), "lifespan_context", None)]

@@ -88,15 +88,20 @@ async def _stack(http: HTTPConnection) -> AsyncIterator[None]:
 
 
 def _with_stack(call: Dependency, root: Dependency | None = None) -> Dependency:
-    async def depending(http: HTTPConnection, pool: Any = None, **_: Any) -> Any:
+    async def depending(
+        http: HTTPConnection,
+        stack: None,  # noqa: ARG001  # it is there while this is in use
+        pool: Any = None,
+        **given: Any,
+    ) -> Any:
         if root is not None:
             http.scope.setdefault(_SOLVED, {})[root] = pool
-        return await call(http)
+        return await call(http=http, **given)
 
     needs: dict[str, Any] = {
-        "http": HTTPConnection,
-        "stack": Annotated[None, Depends(_stack, scope="function")],
+        name: parameter.annotation for name, parameter in inspect.signature(call).parameters.items()
     }
+    needs["stack"] = Annotated[None, Depends(_stack, scope="function")]
     if root is not None:
         needs["pool"] = Annotated[Any, Depends(root)]
     made: Any = depending

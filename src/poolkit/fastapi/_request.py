@@ -1,8 +1,8 @@
 """What one request holds: of each pool one lease, whoever in the request asks for it.
 
 `connection`, `transaction` and `lazy` share one, which lives to the end of the function scope at
-the latest. `streaming_connection` has one of its own, to the end of the response, and goes with
-nothing else.
+the latest. `streaming_connection` and `streaming_transaction` share one of their own, to the end of
+the response, and go with nothing else.
 """
 
 from __future__ import annotations
@@ -145,7 +145,8 @@ class RequestLeases:
             raise PoolConfigError(
                 f"{self.label} is a generator: it streams, and its body begins when connections "
                 f"were given back. Either {INSTEAD}, or depend on poolkit.fastapi."
-                "streaming_connection, which is held until the client has read everything"
+                "streaming_connection or on streaming_transaction, which is held until the client "
+                "has read everything"
             )
         if pool in self._streams:
             self._refuse_mix()
@@ -175,10 +176,10 @@ class RequestLeases:
 
     def _refuse_mix(self) -> NoReturn:
         raise PoolConfigError(
-            f"{self.label} depends on streaming_connection, which is held until the response is "
-            "sent, beside connection, lazy or transaction, which are given back before: a request "
-            "has one connection. Use one kind in all its dependencies, or take the others from "
-            "poolkit.fastapi.pool"
+            f"{self.label} depends on streaming_connection or streaming_transaction, which is held "
+            "until the response is sent, beside connection, lazy or transaction, which are given "
+            "back before: a request has one connection. Use one kind in all its dependencies, or "
+            "take the others from poolkit.fastapi.pool"
         )
 
     def holds(self, pool: Pool[Any]) -> bool:

@@ -20,10 +20,12 @@ from starlette.requests import HTTPConnection
 from poolkit._errors import NotLeased, PoolConfigError
 from poolkit._shell.pool import Pool
 from poolkit.fastapi import _framework as framework
+from poolkit.fastapi import _given as given
 from poolkit.fastapi import _websockets as websockets
 from poolkit.fastapi._dependencies import label, pool
 from poolkit.fastapi._request import RequestLeases
 from poolkit.fastapi._threads import refuse_in_threads, set_class, subclass
+from poolkit.sqlalchemy._local import set_in_each_transaction
 from poolkit.sqlalchemy._session import maker_of
 
 S = TypeVar("S", bound=AsyncSession)
@@ -37,13 +39,19 @@ _OWN: Final = (
 _FOR_A_MESSAGE: Final = f"`async with new_session.begin() as session:`, {_MADE}"
 
 
-def depend(maker: Callable[..., Awaitable[Any]], /) -> Callable[..., Awaitable[Any]]:
+def depend_with(
+    maker: Callable[..., Awaitable[Any]], /, **settings: object
+) -> Callable[..., Awaitable[Any]]:
     """Return the dependency on a session of the maker that a dependency gives."""
+    return _depend(maker, given.key(settings))
+
+
+def _depend(
+    maker: Callable[..., Awaitable[Any]], settings: given.Key
+) -> Callable[..., Awaitable[Any]]:
 
     async def begun(
-        http: HTTPConnection,
-        label: Annotated[str, Depends(label)],
-        maker: Annotated[Any, Depends(maker)],
+        http: HTTPConnection, label: str, maker: Any, **found: Any
     ) -> AsyncIterator[Any]:
         if RequestLeases.of(http).begins_late(session):
             raise PoolConfigError(
@@ -53,7 +61,10 @@ def depend(maker: Callable[..., Awaitable[Any]], /) -> Callable[..., Awaitable[A
         websockets.advise(http.scope, label, "a session", _FOR_A_MESSAGE)
         made: Any = None
         try:
+            resolved = given.resolve(settings, found, label)
             async with maker() as made:
+                if resolved:
+                    set_in_each_transaction(made, **resolved)
                 with contextlib.suppress(Exception):  # its class allows no subclasses
                     _note_given(made)
                     refuse_in_threads(made, _is_here)
@@ -67,6 +78,12 @@ def depend(maker: Callable[..., Awaitable[Any]], /) -> Callable[..., Awaitable[A
         finally:
             if made is not None:
                 _end(made, label)
+
+    needs: dict[str, Any] = {
+        "label": Annotated[str, Depends(label)],
+        "maker": Annotated[Any, Depends(maker)],
+    }
+    given.needing(begun, settings, **needs)
 
     async def session(session: Annotated[Any, Depends(begun, scope="function")]) -> Any:
         """Depend on the request's session, committed or rolled back before the response."""
@@ -177,8 +194,25 @@ async def _maker(pool: Annotated[Pool[Any], Depends(pool)]) -> Any:
     return maker_of(pool)
 
 
+def session_with(
+    *, settings: object = None, role: object = None
+) -> Callable[..., Awaitable[AsyncSession]]:
+    """Return `session` with settings and a role that hold in each of its transactions.
+
+    They are those of `transaction_with`, on PostgreSQL. SQLAlchemy begins a transaction with the
+    first statement, and after each ``commit()`` another one: they are set right after that, in a
+    round trip of their own. The same ones give the same dependency each time.
+    """
+    return _session_with(given.key({"settings": settings, "role": role}))
+
+
+@functools.lru_cache(maxsize=1000)
+def _session_with(settings: given.Key) -> Callable[..., Awaitable[AsyncSession]]:
+    return _depend(_maker, settings)
+
+
 #: Depend on the request's session: committed before the response is sent, or rolled back.
-session: Final[Callable[..., Awaitable[AsyncSession]]] = depend(_maker)
+session: Final[Callable[..., Awaitable[AsyncSession]]] = session_with()
 
 Session: TypeAlias = Annotated[AsyncSession, Depends(session)]
 """``session: Session`` depends on `session`, with its type."""

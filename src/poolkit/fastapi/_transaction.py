@@ -1,4 +1,4 @@
-"""A request's transaction: begun by the dependency, and over before the response."""
+"""A request's transaction: begun by the dependency, and over with its scope."""
 
 from __future__ import annotations
 
@@ -37,6 +37,19 @@ async def begin(
 ) -> Any:
     """Begin the transaction of a request, and have it end with the function scope."""
     websockets.advise(http.scope, held.label, "transaction", _FOR_A_MESSAGE)
+    on_it, connection = await begin_on(pool, lease, settings)
+    stack = function_scope.stack_of(http)
+    # Else the exit of a dependency stands between, which may use the connection, and its session.
+    if held.ends_next(stack):
+        on_it.ending_lease()
+    stack.push_async_exit(functools.partial(end, on_it, pool, http))
+    return connection
+
+
+async def begin_on(
+    pool: Pool[Any], lease: LazyConnection[Any], settings: dict[str, Any]
+) -> tuple[Transaction[Any], Any]:
+    """Begin a transaction on the lease of a request; return it, and the connection."""
     began, is_new = pool._now(), not lease.is_held
     try:
         on_it: Transaction[Any] = transaction(await lease.keep(), **settings)
@@ -46,15 +59,10 @@ async def begin(
     except BaseException as error:
         lease.has_not_begun(error, is_new=is_new)
         raise
-    stack = function_scope.stack_of(http)
-    # Else the exit of a dependency stands between, which may use the connection, and its session.
-    if held.ends_next(stack):
-        on_it.ending_lease()
-    stack.push_async_exit(functools.partial(_end, on_it, pool, http))
-    return connection
+    return on_it, connection
 
 
-async def _end(
+async def end(
     on_it: Transaction[Any],
     pool: Pool[Any],
     http: HTTPConnection,

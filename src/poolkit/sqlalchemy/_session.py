@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound=AsyncSession)
 
 
-def session_dependency(maker: async_sessionmaker[S], /) -> Callable[..., Awaitable[S]]:
+def session_dependency(
+    maker: async_sessionmaker[S], /, *, settings: object = None, role: object = None
+) -> Callable[..., Awaitable[S]]:
     """Return a FastAPI dependency on a session of a maker's: ``Depends(session)``.
 
     The session is the request's one, whoever depends on it. When the endpoint has returned, and
@@ -28,13 +30,17 @@ def session_dependency(maker: async_sessionmaker[S], /) -> Callable[..., Awaitab
 
     The maker should have ``expire_on_commit=False``, or what the endpoint returns has to be loaded
     again after the commit, which fails.
+
+    ``settings`` and ``role`` hold in each of its transactions, on PostgreSQL: see
+    `poolkit.fastapi.session_with`.
     """
-    from poolkit.fastapi._session import depend  # noqa: PLC0415  # FastAPI need not be installed
+    # FastAPI need not be installed.
+    from poolkit.fastapi._session import depend_with  # noqa: PLC0415
 
     async def made() -> async_sessionmaker[S]:
         return maker
 
-    return depend(made)
+    return depend_with(made, settings=settings, role=role)
 
 
 def maker_of(pool: Pool[Any]) -> async_sessionmaker[AsyncSession]:
