@@ -87,6 +87,10 @@ for kind in ("APIRoute", "_EffectiveRouteContext"):
         "hide(starlette.applications.Starlette, 'middleware_stack', 'user_middleware')",
         "the middleware of an application (",
     ),
+    "router": (
+        "hide(fastapi.routing.APIRouter, 'middleware_stack')",
+        "the inside of a router (",
+    ),
     "lifespan": (
         "hide(fastapi.routing.APIRouter, 'lifespan_context')",
         "the lifespan of an application (",
@@ -130,6 +134,42 @@ def test_what_the_framework_does_not_have_is_done_without(
     assert len(warned) == bool(hidden)
     for name, (_, said) in PARTS.items():
         assert (name in hidden) == any(said in line for line in warned)
+
+
+#: Prints what is around the router, before and after somebody wants it.
+WANT = """
+import asyncio, sys
+import poolkit.fastapi
+from fastapi import FastAPI
+
+def around(*apps):
+    print(*(type(app.router.middleware_stack).__name__ for app in apps))
+
+async def main():
+    app, inner, later = FastAPI(), FastAPI(), FastAPI()
+    app.mount("/inner", inner)
+    life = poolkit.fastapi.lifespan(poolkit.create_pool("sqlite:///" + sys.argv[1]))
+    async with life(app):
+        around(app, inner)
+        poolkit.fastapi.streaming_transaction
+        around(app, inner)
+        poolkit.fastapi.for_pool("other").streaming_transaction_with(mode="DEFERRED")
+        async with life(later):
+            around(app, inner, later)
+
+asyncio.run(main())
+"""
+
+
+def test_nothing_is_put_around_routers_unless_somebody_wants_it(
+    interpreter: Forking, tmp_path: Path
+) -> None:
+    """Responses are looked at for `streaming_transaction` only, also by applications that run."""
+    done = interpreter.run_text(
+        tmp_path, WANT, str(tmp_path / "test.db"), paths=[ROOT / "src", ROOT]
+    )
+    plain, looking = "method", "_Looking"
+    assert done.out.split() == [plain] * 2 + [looking] * 5, done.err
 
 
 def test_endpoint_that_cannot_be_found_has_no_name() -> None:

@@ -118,6 +118,24 @@ def test_role_may_come_from_a_dependency(app: FastAPI) -> None:
         assert answer.json() == ["test", "pg_read_all_data"]
 
 
+@pytest.mark.parametrize("kind", ["transaction", "streaming"])
+def test_settings_may_be_read_from_the_database(app: FastAPI, pg: Pool[Any], kind: str) -> None:
+    """By the request's own connection, before its transaction begins, and without them."""
+    streams = kind == "streaming"
+    own: Any = poolkit.fastapi.streaming_connection if streams else poolkit.fastapi.connection
+
+    async def user(conn: Annotated[Any, Depends(own)]) -> dict[str, str]:
+        assert not conn.is_in_transaction()
+        return {"app.tenant": await conn.fetchval("SELECT 'of ' || current_database()")}
+
+    made: Any = poolkit.fastapi.streaming_transaction_with if streams else transaction_with
+    asking(app, "/", made(settings=user, role="pg_monitor"))
+    with TestClient(app) as client:
+        for _ in range(2):
+            assert client.get("/").json() == [f"of {pg.name.rpartition('/')[2]}", "pg_monitor"]
+        assert pg.stats().connected == 1
+
+
 def test_request_that_gives_no_settings_acquires_nothing(app: FastAPI, pg: Pool[Any]) -> None:
     """Neither one that is refused, nor one that is invalid; a name that there is none is a 500."""
     asking(app, "/", transaction_with(settings=of_dependency))

@@ -4,6 +4,7 @@
 
 from typing import Annotated, Any
 
+import httpx
 import pytest
 import sqlalchemy as sa
 from fastapi import Depends, FastAPI, Header
@@ -89,6 +90,34 @@ async def test_settings_do_not_make_a_transaction_where_there_is_none(
             assert (await client.get("/idle")).json == 0
             assert (await client.get("/fails")).status == 500
         assert on_postgresql.rows() == []
+
+
+async def test_role_that_there_is_not_is_an_error_of_the_first_statement(
+    on_postgresql: Database,
+) -> None:
+    """And costs no connection; the next session is as it should be."""
+    async with opened(on_postgresql, max_size=1) as pool:
+        app = FastAPI(lifespan=poolkit.fastapi.lifespan(pool))
+
+        async def role(role: Annotated[str, Header()]) -> str:
+            return role
+
+        made = session_with(settings=tenant, role=role)
+
+        @app.get("/")
+        async def ask(session: Annotated[AsyncSession, Depends(made)]) -> list[Any]:
+            try:
+                return await seen(session)
+            except sa.exc.DBAPIError as error:
+                await session.rollback()
+                return ["does not exist" in str(error)]
+
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            app.dependency_overrides[poolkit.fastapi.pool] = lambda: pool
+            for name, found in (("nobody_here", [True]), ("pg_monitor", ["42", "pg_monitor"])):
+                assert (await client.get("/", headers={"role": name})).json() == found
+        assert pool.stats().connected == 1
 
 
 def test_same_settings_are_the_same_dependency() -> None:

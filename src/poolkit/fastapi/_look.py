@@ -159,6 +159,9 @@ def _missing() -> list[str]:
         "of its own, is served from the outermost's)": (
             hasattr(app, "middleware_stack") and hasattr(app, "user_middleware")
         ),
+        "the inside of a router (streaming_transaction is refused)": (
+            hasattr(app.router, "middleware_stack")
+        ),
         "the lifespan of an application (one that is mounted, and whose own has not run, is served "
         "from the pools around it)": _life in framework.lifespans_of(app),
         "the state of a WebSocket (each disconnect rolls back)": (

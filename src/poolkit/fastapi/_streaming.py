@@ -10,8 +10,9 @@ from poolkit._shell.log import say
 from poolkit._text import told
 from poolkit.fastapi import _given as given
 from poolkit.fastapi import _sent as sent
+from poolkit.fastapi import _websockets as websockets
 from poolkit.fastapi._request import RequestLeases
-from poolkit.fastapi._transaction import begin_on, end
+from poolkit.fastapi._transaction import FOR_A_MESSAGE, begin_on, end
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -43,6 +44,7 @@ async def streaming_in_transaction(
     held = RequestLeases.of(http)
     response = sent.sent_of(http.scope, held.label)
     settings = given.resolve(key, found, held.label)
+    websockets.advise(http.scope, held.label, "streaming_transaction", FOR_A_MESSAGE)
     async with _lease(http, pool) as (lease, is_new):
         if not lease.begins(key):  # it is another's, which ends later
             with held.answering():

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 #: Seconds: as long as a server that answers may take.
 _COMMIT_LIMIT: Final = 30.0
 
-_FOR_A_MESSAGE: Final = (
+#: What to write in a WebSocket instead.
+FOR_A_MESSAGE: Final = (
     "depend on poolkit.fastapi.pool, and write `async with pool.transaction() as conn:`"
 )
 
@@ -36,7 +37,7 @@ async def begin(
     settings: dict[str, Any],
 ) -> Any:
     """Begin the transaction of a request, and have it end with the function scope."""
-    websockets.advise(http.scope, held.label, "transaction", _FOR_A_MESSAGE)
+    websockets.advise(http.scope, held.label, "transaction", FOR_A_MESSAGE)
     on_it, connection = await begin_on(pool, lease, settings)
     stack = function_scope.stack_of(http)
     # Else the exit of a dependency stands between, which may use the connection, and its session.

@@ -55,6 +55,8 @@ def set_locally(settings: LocalSettings | None, role: str | None) -> str:
 
     Raises `PoolConfigError` for what cannot be a setting, a value, or a role.
     """
+    if settings is None and role is None:  # most have none
+        return ""
     return set_config(checked(settings, role), is_local=True)
 
 
@@ -145,7 +147,9 @@ def _checked_role(role: object) -> str:
 
 def _check_text(what: str, text: str) -> None:
     if "\0" in text:
-        raise PoolConfigError(f"{what} has a NUL character in it, which PostgreSQL's texts cannot")
+        raise PoolConfigError(
+            f"{what} has a NUL character in it, which no text of PostgreSQL's has"
+        )
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -163,5 +167,6 @@ def reading(settings: LocalSettings | None, role: str | None) -> str:
 
 def setting_back(before: Mapping[str, Any]) -> str:
     """Return the SQL that sets, in the same transaction, what `reading` has found."""
-    # The role first: what was set with the rights of the session, is set back with them.
-    return set_config({name: before[name] or "" for name in reversed(list(before))}, is_local=True)
+    # The role first: what was set with the rights of the session is set back with them.
+    names = sorted(before, key=lambda name: name != "role")
+    return set_config({name: before[name] or "" for name in names}, is_local=True)
