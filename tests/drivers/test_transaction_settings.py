@@ -145,6 +145,23 @@ async def test_settings_of_a_connection_one_holds_end_with_the_block(
             assert await kind.value(conn, ROLE) != role
 
 
+async def test_settings_are_set_with_the_rights_of_the_login(
+    dsn: str, role: str, kind: Kind
+) -> None:
+    """And then the role is taken on, which may set less."""
+    settings = {"session_replication_role": "replica"}
+    async with kind.of_one(dsn) as pool:
+        async with pool.transaction(settings=settings, role=role) as conn:
+            assert await kind.value(conn, "SHOW session_replication_role") == "replica"
+            assert await kind.value(conn, ROLE) == role
+            with pytest.raises(kind.error, match="permission denied"):
+                async with conn.transaction():
+                    await conn.execute("SET session_replication_role = 'origin'")
+        async with pool.acquire() as conn:
+            assert await kind.value(conn, "SHOW session_replication_role") == "origin"
+        await check_pool(pool)
+
+
 async def test_other_settings_of_the_transaction_hold_beside_them(dsn: str, kind: Kind) -> None:
     """The BEGIN is the one that the driver would send."""
     own = {"isolation": "serializable", "readonly": True, "deferrable": True}
@@ -197,6 +214,34 @@ async def test_begin_that_is_cancelled_costs_nobody_anything(
             async with pool.transaction() as conn:
                 assert not await kind.value(conn, TENANT)
             assert pool.stats().connected == connected
+            await check_pool(pool)
+    finally:
+        await outside.execute("ROLLBACK")
+
+
+async def test_settings_that_are_cancelled_after_the_begin_cost_nobody_anything(
+    dsn: str, outside: asyncpg.Connection
+) -> None:
+    """With a query logger they take a round trip of their own, in which this one waits."""
+    await outside.execute("BEGIN ISOLATION LEVEL SERIALIZABLE; INSERT INTO t VALUES (1)")
+    own: Any = {"isolation": "serializable", "readonly": True, "deferrable": True}
+    seen: list[str] = []
+    try:
+        async with on_asyncpg.create_pool(dsn, max_size=1) as pool:
+            async with pool.acquire() as conn:
+                pid = conn.get_server_pid()
+                conn.add_query_logger(lambda record: seen.append(record.query))
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.2):
+                        async with poolkit.transaction(conn, settings={"app.tenant": "1"}, **own):
+                            raise AssertionError
+                assert len(seen) == 1
+                with pytest.raises(poolkit.PoolError, match="cancelled"):
+                    await conn.execute("SELECT 1")
+            async with pool.acquire() as conn:
+                assert conn.get_server_pid() == pid
+                assert not conn.is_in_transaction()
+                assert not await conn.fetchval(TENANT)
             await check_pool(pool)
     finally:
         await outside.execute("ROLLBACK")

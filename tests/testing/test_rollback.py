@@ -355,7 +355,7 @@ async def test_settings_of_a_transaction_hold_in_its_savepoint(pool: Pool[Any]) 
 
         _, login = await seen()
         for tenant in ("1", "2"):
-            settings = {"app.tenant": tenant, "statement_timeout": 5000}
+            settings = {"app.tenant": tenant, "session_replication_role": "replica"}
             async with test_pool.transaction(settings=settings, role="pg_monitor") as conn:
                 assert tuple(await conn.fetchrow(TENANT)) == (tenant, "pg_monitor")
             assert await seen() == ("", login)
@@ -374,7 +374,7 @@ async def test_settings_of_a_transaction_hold_in_its_savepoint(pool: Pool[Any]) 
                         raise AssertionError
                 async with poolkit.transaction(conn):
                     assert tuple(await conn.fetchrow(TENANT)) == ("6", login)
-            assert await conn.fetchval("SHOW statement_timeout") == "0"
+            assert await conn.fetchval("SHOW session_replication_role") == "origin"
         assert await seen() == ("", login)
         assert await rows(test_pool) == [1]
 
