@@ -198,6 +198,21 @@ async def test_connection_lost_before_the_begin_is_replaced_with_the_settings(
         await check_pool(pool)
 
 
+async def test_each_attempt_at_a_transaction_has_the_settings(dsn: str, kind: Kind) -> None:
+    """`Pool.run` hands them on, also when the first attempt was undone."""
+    seen: list[Any] = []
+
+    async def work(conn: Any) -> None:
+        seen.append(await kind.value(conn, TENANT))
+        if len(seen) == 1:
+            await conn.execute("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$")
+
+    async with kind.of_one(dsn) as pool:
+        await pool.run(work, settings={"app.tenant": "42"})
+        assert seen == ["42", "42"]
+        await check_pool(pool)
+
+
 async def test_begin_that_is_cancelled_costs_nobody_anything(
     dsn: str, outside: asyncpg.Connection, kind: Kind
 ) -> None:
