@@ -9,20 +9,25 @@ from poolkit._options import NAMES, parse_options, unknown_option
 from poolkit._shell.pool import Pool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
+    from ssl import SSLContext
 
     from typing_extensions import Unpack
 
     from poolkit._driver import Driver
+    from poolkit._options import PoolOptions
     from poolkit._url import URL
-    from poolkit.drivers.asyncpg._settings import CreateOptions as AsyncpgOptions
+    from poolkit.drivers._postgresql.settings import CommonSettings
+    from poolkit.drivers.asyncpg._settings import Level
     from poolkit.drivers.sqlite._settings import SettingsDict as SQLiteSettings
     from poolkit.drivers.stream._settings import SettingsDict as StreamSettings
 
-    class CreateOptions(AsyncpgOptions, SQLiteSettings, StreamSettings, total=False):
+    class CreateOptions(PoolOptions, CommonSettings, SQLiteSettings, StreamSettings, total=False):
         """The pool's options, and the settings of the drivers that come with poolkit."""
 
-        # Of psycopg's: the others are asyncpg's, too.
+        # Of asyncpg's and psycopg's, each of which has connections of its own.
+        reset: Level | Callable[[Any], Awaitable[object]]
+        ssl: bool | str | SSLContext | None
         prepare_threshold: int | None
         connection_class: type[Any]
 

@@ -130,3 +130,31 @@ async def test_method_of_a_driver_s_own_counts_as_the_connection_s() -> None:
             group.cancel_scope.cancel()
         await anyio.wait_all_tasks_blocked()
         assert driver.calls["reset"] == 1
+
+
+@pytest.mark.parametrize("anyio_backend", BACKENDS, indirect=True)
+@pytest.mark.parametrize("ends", [True, False])
+async def test_driver_that_ends_what_a_lease_has_made_has_nothing_reset_for_it(ends: bool) -> None:
+    """The pool looks at what methods return, unless the driver says that there is no need."""
+
+    class Making(FakeConnection):
+        async def make(self) -> object:
+            return Made()
+
+    class Made:
+        """Might act on the connection."""
+
+        async def fetch(self) -> None:
+            pass
+
+    class Ending(FullDriver):
+        view_bases: Any = (helpers.EndsWithLease,) if ends else ()
+        kind = Making
+
+    driver = Ending()
+    async with Pool(driver, max_size=1) as pool:
+        async with pool.acquire() as conn:
+            view: Any = conn
+            await view.make()
+        await anyio.wait_all_tasks_blocked()
+        assert driver.calls["reset"] == (not ends)

@@ -626,6 +626,31 @@ async def test_pool_of_psycopg_tells_of_handlers_that_a_lease_has_left(
     assert any("1 notice handler" in said for said in warnings_in(caplog))
 
 
+async def test_handlers_of_on_acquire_are_removed_and_not_told_of(
+    dsn: str, outside: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each lease has them anew, and its reset goes with its COMMIT as ever; others are told of."""
+    heard: list[Any] = []
+
+    async def greet(conn: Any) -> None:
+        conn.add_notice_handler(heard.append)
+
+    async with of_one(dsn, on_acquire=greet) as pool:
+        for number in (1, 2):
+            async with pool.transaction() as conn:
+                await conn.execute("DROP TABLE IF EXISTS nothing")
+                assert len(heard) == number
+                pid = conn.info.backend_pid
+            await quiet(pool)  # type: ignore[arg-type]
+            assert (await last_query(outside, pid)).startswith("SET poolkit.committed")
+        assert warnings_in(caplog) == []
+        async with pool.acquire() as conn:
+            conn.add_notice_handler(print)
+        await quiet(pool)  # type: ignore[arg-type]
+    (said,) = warnings_in(caplog)
+    assert "1 notice handler" in said
+
+
 async def test_leases_tell_the_servers_process_and_their_last_statement(dsn: str) -> None:
     """The statement at `note_statements` only, while it runs as well."""
     for notes in (True, False):

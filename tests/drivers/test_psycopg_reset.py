@@ -163,8 +163,34 @@ async def test_connection_whose_pgconn_was_taken_is_not_used_again(dsn: str) -> 
     async with of_one(dsn) as pool:
         async with pool.acquire() as conn:
             assert conn.pgconn.socket > 0
-            assert psycopg.sql.Identifier("x").as_string(conn) == '"x"'
         async with pool.acquire() as conn:
             await conn.execute("SELECT 1")
             assert psycopg.sql.Literal("x").as_string(conn) == "'x'"
         assert pool.stats().connected == 2
+
+
+async def test_cursor_made_by_its_class_is_like_any_other(dsn: str) -> None:
+    """As psycopg itself makes some: what it executes is undone, it dies, and costs nothing."""
+    async with of_one(dsn) as pool:
+        async with pool.acquire() as conn:
+            info = await psycopg.types.TypeInfo.fetch(conn, "int4")
+            assert info is not None
+            assert psycopg.sql.SQL("{}").format("x").as_string(conn) == "'x'"
+            cursor = psycopg.AsyncClientCursor(conn)
+            server = psycopg.AsyncServerCursor(conn, "held", withhold=True)
+            for sql in ("LISTEN here", "PREPARE mine AS SELECT 1", "SET app.x = 'left'"):
+                await cursor.execute(sql)
+            await server.execute("SELECT 1")
+        async with pool.acquire() as conn:
+            for late in (cursor.execute("SELECT 1"), server.fetchone(), cursor.execute("COMMIT")):
+                with pytest.raises(psycopg.InterfaceError, match="the lease is over"):
+                    await late
+            server._closed = True  # psycopg tells of those that nobody has closed
+            for sql in (
+                "SELECT count(*) FROM pg_listening_channels()",
+                "SELECT count(*) FROM pg_prepared_statements WHERE from_sql",
+                "SELECT count(*) FROM pg_cursors",
+                "SELECT coalesce(length(current_setting('app.x', true)), 0)",
+            ):
+                assert await (await conn.execute(sql)).fetchone() == (0,), sql
+        assert pool.stats().connected == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -118,13 +119,9 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: PsycopgDriver("postgresql://h/d?max_size=3"),
         "which takes it apart",
     ),
-    "a level of asyncpg's": (
-        lambda: create_pool(reset="auto"),  # type: ignore[arg-type]
-        "reset='auto' is asyncpg's driver's",
-    ),
     "another level": (
         lambda: create_pool(reset="ful"),  # type: ignore[arg-type]
-        "give 'full', 'full+prepared', 'transaction', 'none', or an async function",
+        "give 'full', 'full+prepared', 'auto', 'transaction', 'none', or an async function",
     ),
     "another pooler": (
         lambda: create_pool(pooler="statement"),  # type: ignore[arg-type]
@@ -244,6 +241,13 @@ async def test_dead_peers_are_watched_for(dsn: str, outside: asyncpg.Connection)
             cursor = await conn.execute("SELECT count(*) FROM pg_prepared_statements")
             assert (await cursor.fetchone() or (0,))[0] >= 1
             assert await last_query(outside, conn.info.backend_pid)
+
+
+def test_uvicorn_takes_the_loop_that_the_refusal_of_another_names() -> None:
+    """On Windows its own choice is one on which psycopg does not run."""
+    uvicorn = pytest.importorskip("uvicorn", minversion="0.36")
+    config = uvicorn.Config("app:app", loop="asyncio:SelectorEventLoop")
+    assert config.get_loop_factory() is asyncio.SelectorEventLoop
 
 
 def test_trio_is_refused_with_the_reason() -> None:

@@ -67,12 +67,27 @@ def given_as_an_object(secret: pydantic.SecretStr, dsn: pydantic.PostgresDsn) ->
     poolkit.drivers.sqlite.create_pool(None)  # type: ignore[arg-type]
 
 
+async def reset_asyncpg(conn: asyncpg.Connection) -> None:
+    """Reset by a function."""
+    await conn.execute("RESET ALL")
+
+
+async def reset_psycopg(conn: psycopg.AsyncConnection[Any]) -> None:
+    """Reset by a function."""
+    await conn.execute("RESET ALL")
+
+
 def settings_of_the_driver() -> None:
     """They are keywords of both doors."""
     poolkit.create_pool("postgresql://", reset="transaction", pooler="session", ssl=True)
     poolkit.create_pool("sqlite:///app.db", busy_timeout=1.0, row_factory=dict)
     poolkit.create_pool("postgresql://", reset="auto")
     poolkit.create_pool("postgresql://", reset="ful")  # type: ignore[arg-type]
+    poolkit.create_pool("postgresql://", reset=reset_asyncpg)
+    poolkit.create_pool("postgresql+psycopg://", reset=reset_psycopg)
+    poolkit.drivers.asyncpg.create_pool("postgresql://", reset=reset_asyncpg)
+    poolkit.drivers.psycopg.create_pool("postgresql://", reset=reset_psycopg)
+    poolkit.drivers.psycopg.create_pool(reset=reset_asyncpg)  # type: ignore[arg-type]
     poolkit.create_pool("sqlite:///app.db", busy_timeout="1")  # type: ignore[arg-type]
 
 

@@ -13,6 +13,7 @@ password.
 `missing_extra`                               a library that is not installed
 `transaction_ended`                           going on in a transaction that has ended
 `connection_of`, `watched`                    methods of your own on views, in ``view_bases``
+`EndsWithLease`                               a driver that ends all that a lease has made
 `say`, `Told`                                 logging, which may never end a pool
 `shown`                                       the `repr` of a user's object
 `C`                                           the type of connections, for a generic driver
@@ -41,6 +42,7 @@ __all__ = [
     "URL",
     "Address",
     "C",
+    "EndsWithLease",
     "Told",
     "check_seconds",
     "connection_of",
@@ -71,3 +73,17 @@ def connection_of(view: object, method: str) -> Any:
     """
     held: Any = view
     return held._poolkit_touch(method).connection
+
+
+class EndsWithLease:
+    """A class for ``view_bases``, by which a driver says that a lease leaves nothing that acts.
+
+    All that can be made from a connection (cursors, generators, bound methods) is dead when the
+    driver's `revoke` has run, or has never more than data. So the pool does not look at what the
+    connection's methods return, and does not reset the connection on account of it.
+    """
+
+    __slots__ = ()
+
+    def _poolkit_look(self, name: str, value: Any, *, own: bool = False) -> None:
+        """Take what was made for dead at the release."""

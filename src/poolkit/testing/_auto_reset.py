@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from poolkit._shell.pool import Pool
-    from poolkit.drivers.asyncpg._verify import Verification
+    from poolkit.drivers._postgresql.verify import Verification
 
 #: Seconds that the last resets of a block may take.
 _PATIENCE = 10.0
@@ -23,10 +23,10 @@ _PATIENCE = 10.0
 async def verify_auto_reset(pool: Pool[Any]) -> AsyncIterator[Verification]:
     """Fail at the end of the block if ``reset="auto"`` would have left something to the next user.
 
-    For a pool of asyncpg's with ``reset="auto"``. In the block no reset is put off. Instead the
-    server is asked after each lease whose reset might be put off, whether anybody waits or not,
-    whether the session differs from its base. So run your own tests in the block, on your own
-    schema: then you know what its triggers, views, policies and defaults do to the session.
+    For a pool of asyncpg's or psycopg's with ``reset="auto"``. In the block no reset is put off.
+    Instead the server is asked after each lease whose reset might be put off, whether anybody waits
+    or not, whether the session differs from its base. So run your own tests in the block, on your
+    own schema: then you know what its triggers, views, policies and defaults do to the session.
 
     What is given counts the leases in ``checked``. Not looked for: the state of sequences
     (``lastval()`` after an INSERT), and ``random()``'s.
@@ -45,7 +45,7 @@ async def verify_auto_reset(pool: Pool[Any]) -> AsyncIterator[Verification]:
         )
     if driver.verification is not None:
         raise PoolConfigError(f"verify_auto_reset: pool {pool.name!r} is being verified already")
-    from poolkit.drivers.asyncpg._verify import (  # noqa: PLC0415  # it imports asyncpg
+    from poolkit.drivers._postgresql.verify import (  # noqa: PLC0415  # of no use to most
         begin_verifying,
         end_verifying,
     )

@@ -3,14 +3,51 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from poolkit import PoolConfigError
-from poolkit._url import name_of
+from poolkit._elsewhere import name_shown
+from poolkit._url import is_database, name_of, split_query, split_scheme
+from poolkit.drivers.helpers import parse_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+def parts_of(text: str, scheme_of_driver: str) -> tuple[str, list[str]]:
+    """Return the address of a DSN, and the parts of its query.
+
+    Raises `PoolConfigError` for another scheme, and for a malformed address.
+    """
+    scheme, rest = split_scheme(text)
+    if scheme not in ("postgresql", "postgres", scheme_of_driver):
+        hint = "it" if is_database(scheme) else name_shown(scheme)
+        raise PoolConfigError(
+            f"malformed DSN: {hint} is not PostgreSQL's for this driver: it begins with "
+            f"postgresql://, postgres:// or {scheme_of_driver}://"
+        )
+    address, parts, fragment = split_query(rest)
+    check_address(address, parts, fragment)
+    return address, parts
+
+
+def parse_setting(name: str, text: str) -> Any:
+    """Return the value of a driver's setting in a DSN."""
+    if not text:
+        raise PoolConfigError(f"{name} in the URL is empty: give it a value, or leave it out")
+    if text.lower() == "none" and name != "reset":
+        return None
+    return parse_seconds(name, text) if name == "tcp_timeout" else text
+
+
+def refuse_ours(names: list[str]) -> None:
+    """Raise `PoolConfigError` for settings and options of ours in what a driver is given."""
+    if names:
+        raise PoolConfigError(
+            f"{', '.join(names)} in the DSN of a driver: give it to the driver or to the pool, or "
+            "the DSN to create_pool(), which takes it apart"
+        )
 
 
 def check_address(address: str, parts: list[str], fragment: str) -> None:

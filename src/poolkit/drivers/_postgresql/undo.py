@@ -63,3 +63,7 @@ class UndoSQL:
             if self.by_piece.get(name) != statement:
                 sql = sql.replace(f"{statement};", self.sql([name]))
         return sql
+
+    def restore(self, base: Restoration) -> str:
+        """Return the statements that restore the settings and rights of a base, and end LISTEN."""
+        return f"{self.first(base)}{self.sql(['settings', 'LISTEN'])}{base.last}"

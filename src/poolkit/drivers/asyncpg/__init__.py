@@ -13,9 +13,8 @@ It does what asyncpg's own pool does not:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from poolkit import Pool, PoolConfigError
 from poolkit.drivers.helpers import missing_extra
 
 try:
@@ -23,13 +22,15 @@ try:
 except ImportError as missing:
     raise missing_extra("asyncpg", missing) from missing
 
+from poolkit.drivers._postgresql.create import make_driver, make_pool
+from poolkit.drivers.asyncpg import _dsn
 from poolkit.drivers.asyncpg._driver import AsyncpgDriver
-from poolkit.drivers.asyncpg._dsn import split_dsn, split_options
-from poolkit.drivers.asyncpg._settings import CreateOptions, SettingsDict
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from poolkit import Pool
+    from poolkit.drivers.asyncpg._settings import CreateOptions, SettingsDict
     from poolkit.drivers.helpers import URL
 
 __all__ = ["AsyncpgDriver", "create_pool", "from_url"]
@@ -47,13 +48,8 @@ def create_pool(
 
     Raises `PoolConfigError` for options or a DSN that cannot work.
     """
-    settings, pool_options = split_options(options)
-    if dsn is None:
-        return Pool(AsyncpgDriver(**settings), **pool_options)
-    plain, merged, pool_merged = split_dsn(dsn)
-    merged.update(settings)
-    pool_merged.update(pool_options)
-    return Pool(AsyncpgDriver(plain, **merged), **pool_merged)
+    made: Pool[asyncpg.Connection] = make_pool(AsyncpgDriver, _dsn, dsn, options)
+    return made
 
 
 def from_url(url: URL, /, **settings: Unpack[SettingsDict]) -> AsyncpgDriver:
@@ -65,9 +61,4 @@ def from_url(url: URL, /, **settings: Unpack[SettingsDict]) -> AsyncpgDriver:
 
     Raises `PoolConfigError` for a URL or settings that cannot work.
     """
-    own, others = split_options(cast("CreateOptions", settings))
-    plain, merged, in_url = split_dsn(url)
-    for name in [*others, *in_url]:
-        raise PoolConfigError(f"{name} is an option of the pool, and not of its driver")
-    merged.update(own)
-    return AsyncpgDriver(plain, **merged)
+    return make_driver(AsyncpgDriver, _dsn, url, settings)

@@ -12,15 +12,13 @@ from poolkit.drivers._postgresql.base import (
     capture_query,
     literal,
     read_captured,
-    refusal,
-    unable,
 )
 from poolkit.drivers.asyncpg import _internals as internals
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Captured", "DottedNames", "Restoration", "capture", "literal", "refusal", "unable"]
+__all__ = ["Captured", "DottedNames", "Restoration", "capture", "copied_out", "literal"]
 
 
 async def capture(c: Any, names: Iterable[str]) -> Captured:
@@ -28,12 +26,19 @@ async def capture(c: Any, names: Iterable[str]) -> Captured:
 
     ``names``: names with a dot, of which those that are settings become part of the base.
     """
+    copied = await copied_out(c, AT_ONCE, f"\n{capture_query(names)}")
+    return read_captured(copied.replace("\\\\", "\\"))
+
+
+async def copied_out(c: Any, first: str, query: str) -> str:
+    """Return what a query gives, as COPY writes it; ``first``: statements to be run before it.
+
+    A COPY takes one round trip. asyncpg would prepare a query first, which is another.
+    """
     chunks: list[bytes] = []
 
     async def keep(data: bytes) -> None:
         chunks.append(bytes(data))
 
-    # A COPY takes one round trip. asyncpg would prepare a query first, which is another.
-    copy = f"COPY (\n{capture_query(names)}) TO STDOUT (ENCODING 'UTF8')"
-    await internals.copy_out(c, AT_ONCE, copy, keep)
-    return read_captured(b"".join(chunks).decode().replace("\\\\", "\\"))
+    await internals.copy_out(c, first, f"COPY ({query}) TO STDOUT (ENCODING 'UTF8')", keep)
+    return b"".join(chunks).decode()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import logging
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +11,8 @@ import asyncpg
 from asyncpg import exceptions as pg
 
 from poolkit import PoolConfigError, Verdict
+from poolkit.drivers._postgresql.auto import PutsOff
+from poolkit.drivers._postgresql.capture import Capture
 from poolkit.drivers._postgresql.outcome import may_repeat
 from poolkit.drivers.asyncpg import _base as bases
 from poolkit.drivers.asyncpg import _errors as errors
@@ -30,11 +30,10 @@ from poolkit.drivers.asyncpg._plain_lease import judging
 from poolkit.drivers.asyncpg._settings import SETTINGS, Settings, SettingsDict
 from poolkit.drivers.asyncpg._survey import Survey
 from poolkit.drivers.asyncpg._transaction import Transactions
-from poolkit.drivers.asyncpg._verify import Verification
-from poolkit.drivers.helpers import say, shown, unknown_option
+from poolkit.drivers.helpers import unknown_option
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from typing_extensions import Unpack
 
@@ -42,10 +41,11 @@ if TYPE_CHECKING:
     from poolkit.drivers.helpers import URL
 
 
-class AsyncpgDriver(Telling, Transactions):
+class AsyncpgDriver(PutsOff, Telling, Transactions):
     """How connections of asyncpg are opened, checked, cleaned and closed. On asyncio only."""
 
     __module__ = "poolkit.drivers.asyncpg"
+    server_error = pg.PostgresError
 
     def __init__(self, dsn: URL | None = None, **settings: Unpack[SettingsDict]) -> None:
         for name in settings:
@@ -61,15 +61,12 @@ class AsyncpgDriver(Telling, Transactions):
         self._kind = pooled(kind)
         #: What a reset undoes.
         self._level = self.settings.reset
-        #: Whether a reset may be put off after leases that have run only plain statements.
         self.puts_off_resets = self._level == "auto"
         if self.puts_off_resets:
             self._level = "full"
             self._kind = judging(self._kind, kind)
         if self.settings.note_statements:
             self._kind = noting(self._kind)
-        #: Finds out whether resets may be put off, while a test wants to know: `begin_verifying`.
-        self.verification: Verification | None = None
         self._missing_parts = MissingParts()
         self._missing_parts.report(self.name, parts.missing_of_class(kind))
         #: Whether most releases need no reset.
@@ -78,8 +75,10 @@ class AsyncpgDriver(Telling, Transactions):
         self._survey = Survey(self.settings, self._arguments)
         #: Whether one of the connections was to a primary.
         self._had_primary = False
-        #: Whether a warning has said that the server does not describe its sessions.
-        self._warned_of_base = False
+        self._capture = Capture(
+            *("server_settings", pg.PostgresError, pg.InsufficientPrivilegeError),
+            (pg.SyntaxOrAccessError, pg.FeatureNotSupportedError),
+        )
 
     #: Makes ``isinstance(conn, asyncpg.Connection)`` true of a view.
     view_bases = (ViewMethods,)
@@ -109,8 +108,7 @@ class AsyncpgDriver(Telling, Transactions):
             await self._adopt(c)
             await self._survey.examine(c, self.name)
             if self.puts_off_resets:
-                await c.ask_for_taken_names()
-                c._texts = None if self.verification is None else []
+                await self.begin_judging(c)
         except BaseException:
             with contextlib.suppress(AttributeError):  # `c` may be no connection at all
                 c.terminate()
@@ -184,16 +182,8 @@ class AsyncpgDriver(Telling, Transactions):
         Resets of the levels that leave the session alone have not done so. What another lease has
         left would become part of the base.
         """
-        if not self._has_base or self._level in ("full", "full+prepared"):
-            return
-        try:
-            await c.execute_own(resets.restore_settings(c))
-        except pg.InsufficientPrivilegeError:
-            raise
-        except (pg.SyntaxOrAccessError, pg.FeatureNotSupportedError) as error:
-            # A server that is not PostgreSQL.
-            text = "%s: returning to the base failed: %s"
-            say(logging.DEBUG, "survey_failed", text, self.name, shown(error), pool=self.name)
+        if self._has_base and self._level not in ("full", "full+prepared"):
+            await self._capture.return_to_base(c, self.name)
 
     async def set_up_library(self, c: Any, /) -> LibraryCodecs:
         """Capture what a library over the pool has set up on a connection, in a lease.
@@ -215,63 +205,25 @@ class AsyncpgDriver(Telling, Transactions):
         """Make role, authorization and settings, as they are now, the base of the session.
 
         Settings with a dot in their names are part of it if the connection has collected those.
-        One round trip, and two more to try restoring the base unless it is what the login begins
-        with. May be called again when more was set up. The session must be in no transaction.
-        Raises `PoolConfigError` for what a reset would undo and could not restore.
+        May be called again when more was set up. The session must be in no transaction. Raises
+        `PoolConfigError` for what a reset would undo and could not restore.
         """
         await asyncio.sleep(0)  # asyncpg calls query loggers from the loop, after the statement
         names = tuple(dict.fromkeys((*c._base.names, *c.collected_names())))
         if not self._has_base:
             return
-        found = await self._capture(c, names, by)
-        if found is None:
-            return
-        undone = self._undone_for_good(c)
-        if lost := [found.unrestorable[kind] for kind in undone if kind in found.unrestorable]:
-            raise bases.refusal(by, lost)
-        error: Exception | None = None
-        changed: list[str] = []
-        for candidate in bases.Restoration.candidates(found, names, c._login):
-            c._base = candidate
-            # A lease may have given up the rights of the base, which `is_clean` could not see.
-            c._always_needs_reset = bool(candidate.rights) or c._codecs.are_lost
-            if not candidate.last:
-                return
-            try:
-                await c.execute_own(resets.restore_base(c, self._level))
-            except pg.PostgresError as failure:
-                error = failure
-                continue
-            error = None
-            again = await bases.capture(c, names)
-            changed = found.base.differences(again.base)
-            if not changed:
-                return
-        raise bases.unable(by, error, changed)
-
-    async def _capture(self, c: Any, names: tuple[str, ...], by: str) -> bases.Captured | None:
-        try:
-            return await bases.capture(c, names)
-        except pg.InsufficientPrivilegeError as error:
-            raise PoolConfigError(
-                f"what {by} has left cannot be read, so no reset could restore it: {error}. Give "
-                "settings in connect_kwargs={'server_settings': ...}, or choose reset='none'"
-            ) from error
-        except (pg.SyntaxOrAccessError, pg.FeatureNotSupportedError) as error:
-            # A server that is not PostgreSQL: resets return to what the login begins with.
-            say(
-                logging.DEBUG if self._warned_of_base else logging.WARNING,
-                "base_unknown",
-                "%s: a reset here ends what %s has set up, such as a role or settings, because the "
-                "server does not say what that is (%s). Give settings in "
-                "connect_kwargs={'server_settings': ...}, or set up in on_acquire",
-                self.name,
-                by,
-                shown(error),
-                pool=self.name,
-            )
-            self._warned_of_base = True
-            return None
+        await self._capture(
+            c,
+            names,
+            pool=self.name,
+            by=by,
+            login=c._login,
+            undone=self._undone_for_good(c),
+            ask=lambda: bases.capture(c, names),
+            restore=lambda: resets.restore_base(c, self._level),
+        )
+        # A lease may have given up the rights of the base, which `is_clean` could not see.
+        c._always_needs_reset = bool(c._base.rights) or c._codecs.are_lost
 
     def classify(self, exc: BaseException, c: asyncpg.Connection | None, /) -> Verdict | None:
         """Say what an error means; see `poolkit.drivers.asyncpg._errors`."""
@@ -310,25 +262,30 @@ class AsyncpgDriver(Telling, Transactions):
             return False
         return not (internals.may_be_cancelling(c) or c.is_in_transaction())
 
-    def can_hand_on(self, c: Any, /) -> bool:
-        """Tell whether only plain statements have run since the last reset, at ``"auto"``."""
-        return self.puts_off_resets and self.verification is None and self._has_run_only_plain(c)
+    # At ``"auto"``, beside `PutsOff`.
 
-    def _has_run_only_plain(self, c: Any) -> bool:
+    def judged(self, c: Any) -> Any:
+        """Return what is known of the statements of a connection's session: it knows itself."""
+        return c
+
+    def can_judge(self, c: Any) -> bool:
+        """Tell whether nothing can get past the judge."""
+        return bool(c.can_be_judged())
+
+    def has_run_only_plain(self, c: Any) -> bool:
+        """Tell whether plain statements are all that has run since the last reset."""
         if not c.has_run_only_plain():
             return False
         return not (internals.may_be_cancelling(c) or c.is_in_transaction())
 
-    async def reset(self, c: Any, /) -> str | None:
-        """End what is in flight, roll back, undo session changes, restore the base, verify."""
-        if not self.puts_off_resets:
-            return await self._reset(c)
-        if self.verification is not None and self._has_run_only_plain(c):
-            left_behind = await self.verification.reset(c, functools.partial(self._reset, c))
-        else:
-            left_behind = await self._reset(c)
-        c.was_reset()
-        return left_behind
+    async def captured(self, c: Any, names: Iterable[str]) -> bases.Captured:
+        """Ask the server what the session is like."""
+        return await bases.capture(c, names)
+
+    async def column(self, c: Any, query: str) -> list[str]:
+        """Return what a query gives that has one column."""
+        copied = await bases.copied_out(c, "", query)
+        return [line.replace("\\n", "\n").replace("\\t", "\t") for line in copied.split("\n")]
 
     async def _reset(self, c: Any) -> str | None:
         text = "" if c.is_in_transaction() else self._plain_reset(c)

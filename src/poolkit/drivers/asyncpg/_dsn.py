@@ -15,8 +15,14 @@ from asyncpg import exceptions as pg
 
 from poolkit import PoolConfigError
 from poolkit._elsewhere import advice, bare, name_shown, near, value_shown, words
-from poolkit._url import is_database, pairs_of, split_query, split_scheme, text_of
-from poolkit.drivers._postgresql.dsn import check_address, check_hosts, is_port
+from poolkit._url import pairs_of, split_query, text_of
+from poolkit.drivers._postgresql.dsn import (
+    check_hosts,
+    is_port,
+    parse_setting,
+    parts_of,
+    refuse_ours,
+)
 from poolkit.drivers.asyncpg._settings import (
     ARGUMENTS,
     CHOICES,
@@ -24,13 +30,12 @@ from poolkit.drivers.asyncpg._settings import (
     check_choice,
     check_session_settings,
 )
-from poolkit.drivers.helpers import POOL_OPTIONS, parse_pool_options, parse_seconds, unknown_option
+from poolkit.drivers.helpers import POOL_OPTIONS, parse_pool_options, unknown_option
 
 if TYPE_CHECKING:
     from poolkit import PoolOptions
     from poolkit.drivers.asyncpg._settings import CreateOptions, Settings, SettingsDict
 
-SCHEMES: Final = ("postgresql", "postgres", "postgresql+asyncpg")
 #: The parameters in a DSN's query that asyncpg knows; the others are settings of the session.
 PARAMETERS: Final = frozenset(
     {"host", "port", "user", "password", "passfile", "database", "dbname", "service"}
@@ -155,15 +160,7 @@ def split_dsn(dsn: object) -> tuple[str, SettingsDict, PoolOptions]:
 
     Raises `PoolConfigError` for a malformed DSN, or one with parameters of other clients.
     """
-    scheme, rest = split_scheme(text_of(dsn))
-    if scheme not in SCHEMES:
-        hint = "it" if is_database(scheme) else name_shown(scheme)
-        raise PoolConfigError(
-            f"malformed DSN: {hint} is not PostgreSQL's for this driver: it begins with "
-            "postgresql://, postgres:// or postgresql+asyncpg://"
-        )
-    address, parts, fragment = split_query(rest)
-    check_address(address, parts, fragment)
+    address, parts = parts_of(text_of(dsn), "postgresql+asyncpg")
     settings: dict[str, Any] = {}
     options: list[tuple[str, str]] = []
     others: list[tuple[str, str]] = []
@@ -173,7 +170,7 @@ def split_dsn(dsn: object) -> tuple[str, SettingsDict, PoolOptions]:
         if bare(name) == "ssl":
             raise PoolConfigError(_no_ssl(text))
         if name in SETTINGS:
-            settings[name] = _parse_setting(name, text)
+            settings[name] = parse_setting(name, text)
         elif name in POOL_OPTIONS:
             options.append((name, text))
         else:
@@ -191,14 +188,6 @@ def _no_ssl(text: str) -> str:
     if mode not in CHOICES["sslmode"]:
         mode = "require (or sslmode=verify-full, which checks the certificate)"
     return f"'ssl' in the DSN: it is a word of other clients: write sslmode={mode}"
-
-
-def _parse_setting(name: str, text: str) -> Any:
-    if not text:
-        raise PoolConfigError(f"{name} in the URL is empty: give it a value, or leave it out")
-    if text.lower() == "none" and name != "reset":
-        return None
-    return parse_seconds(name, text) if name == "tcp_timeout" else text
 
 
 def _check_parameter(name: str, text: str) -> None:
@@ -235,11 +224,7 @@ def check_dsn(dsn: object, settings: Settings) -> tuple[str | None, str]:
     pairs: list[tuple[str, str]] = []
     if dsn is not None:
         dsn, ours, options = split_dsn(dsn)
-        if found := [*ours, *options]:
-            raise PoolConfigError(
-                f"{', '.join(found)} in the DSN of a driver: give it to the driver or to the pool, "
-                "or the DSN to create_pool(), which takes it apart"
-            )
+        refuse_ours([*ours, *options])
         before, parts, _ = split_query(dsn.partition("://")[2])
         authority, _, path = before.partition("/")
         hosts = authority.rpartition("@")[2]

@@ -85,12 +85,6 @@ def plain_reset(c: Any) -> str:
     return text  # type: ignore[no-any-return]
 
 
-def restore_settings(c: Any) -> str:
-    """Return the SQL that restores the settings and rights of the base, and ends LISTEN."""
-    server = c._undo_sql
-    return f"{server.first(c._base)}{server.sql(['settings', 'LISTEN'])}{c._base.last}"
-
-
 def restore_rights(c: Any) -> str:
     """Return the SQL that restores the rights of the base; "" if they are the login's."""
     base = c._base

@@ -10,19 +10,24 @@ import enum
 import inspect
 from collections.abc import Mapping
 from ssl import SSLContext
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import asyncpg
 
 from poolkit import PoolConfigError, PoolOptions
 from poolkit._elsewhere import near, value_shown
-from poolkit.drivers.helpers import check_seconds, unknown_option
+from poolkit.drivers._postgresql.settings import (
+    CommonSettings,
+    Pooler,
+    check_common,
+    refuse_coroutine,
+)
+from poolkit.drivers.helpers import unknown_option
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 Level = Literal["full", "full+prepared", "auto", "transaction", "none"]
-Pooler = Literal["transaction", "session"]
 
 
 def _arguments() -> frozenset[str]:
@@ -52,15 +57,11 @@ CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 
-class SettingsDict(TypedDict, total=False):
+class SettingsDict(CommonSettings, total=False):
     """The driver's keywords; `Settings` says what each one means."""
 
     reset: Level | Callable[[asyncpg.Connection], Awaitable[object]]
-    pooler: Pooler | None
-    tcp_timeout: float | None
-    note_statements: bool
     ssl: bool | str | SSLContext | None
-    connect_kwargs: Mapping[str, Any]
 
 
 class CreateOptions(PoolOptions, SettingsDict, total=False):
@@ -114,25 +115,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Raise `PoolConfigError` for settings that cannot work."""
-        if self.pooler not in (None, *get_args(Pooler)):
-            raise PoolConfigError(f"pooler={self.pooler!r}: give 'transaction', 'session' or None")
-        by_transaction = self.pooler == "transaction"
-        if self.reset is None:
-            object.__setattr__(self, "reset", "transaction" if by_transaction else "full")
-        _check_reset(self.reset)
-        if by_transaction and self.reset in ("full", "full+prepared", "auto"):
-            raise PoolConfigError(
-                f"reset={self.reset!r} behind pooler='transaction' would reset a session that "
-                "belongs to others: leave it out, or give 'transaction' or 'none'"
-            )
-        if self.note_statements not in (True, False):
-            raise PoolConfigError(f"note_statements={self.note_statements!r}: give True or False")
-        check_seconds("tcp_timeout", self.tcp_timeout)
-        if self.tcp_timeout is not None and self.tcp_timeout < _SHORTEST:
-            raise PoolConfigError(
-                f"tcp_timeout={self.tcp_timeout} is below {_SHORTEST} s, the shortest that systems "
-                "can do: give more, or None"
-            )
+        by_transaction = check_common(self, get_args(Level))
         _check_arguments(self.connect_kwargs)
         _check_ssl("ssl", self.ssl)
         if self.ssl is not None and self.connect_kwargs.get("ssl") is not None:
@@ -147,20 +130,7 @@ class Settings:
         return {**cache, **tls, **self.connect_kwargs}
 
 
-#: Seconds: three keepalive probes, each after one second at least.
-_SHORTEST: Final = 3.0
 SETTINGS: Final = frozenset(field.name for field in dataclasses.fields(Settings))
-
-
-def _check_reset(reset: object) -> None:
-    if reset in get_args(Level):
-        return
-    _refuse_coroutine("reset", reset)
-    if not inspect.iscoroutinefunction(reset) and not inspect.iscoroutinefunction(
-        getattr(reset, "__call__", None)  # noqa: B004  # an object with an async __call__
-    ):
-        known = ", ".join(repr(level) for level in get_args(Level))
-        raise PoolConfigError(f"reset={reset!r}: give {known}, or an async function")
 
 
 def _check_arguments(arguments: object) -> None:
@@ -176,7 +146,7 @@ def _check_arguments(arguments: object) -> None:
         if ARGUMENTS and name not in ARGUMENTS:
             raise PoolConfigError(f"connect_kwargs: {unknown_option(name, ARGUMENTS - {'dsn'})}")
         place = f"connect_kwargs[{name!r}]"
-        _refuse_coroutine(place, value)
+        refuse_coroutine(place, value)
         if name == "ssl":
             _check_ssl(place, value)
         elif name in CHOICES and isinstance(value, str):
@@ -184,7 +154,7 @@ def _check_arguments(arguments: object) -> None:
 
 
 def _check_ssl(name: str, value: object) -> None:
-    _refuse_coroutine(name, value)
+    refuse_coroutine(name, value)
     if value is None or isinstance(value, (bool, SSLContext, enum.Enum)):
         return
     legal = CHOICES["sslmode"]
@@ -203,15 +173,6 @@ def check_choice(name: str, text: str, place: str) -> None:
     hint = f"did you mean {found[0]}? It is" if (found := near(text, legal)) else "it is"
     what = f"{name}={value_shown(text)} {place}" if text else f"{name} {place} is empty"
     raise PoolConfigError(f"{what}: {hint} one of {', '.join(legal)}")
-
-
-def _refuse_coroutine(name: str, value: object) -> None:
-    if inspect.iscoroutine(value):
-        value.close()
-        raise PoolConfigError(
-            f"{name} is a coroutine, which can be awaited only once: give the async function "
-            "itself, without calling it"
-        )
 
 
 def check_session_settings(names: Any) -> None:

@@ -13,9 +13,9 @@ not:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from poolkit import Pool, PoolConfigError
+from poolkit import PoolConfigError
 from poolkit.drivers.helpers import missing_extra
 
 try:
@@ -28,14 +28,16 @@ except ImportError as missing:
         ) from missing
     raise missing_extra("psycopg", missing) from missing
 
+from poolkit.drivers._postgresql.create import make_driver, make_pool
+from poolkit.drivers.psycopg import _dsn
 from poolkit.drivers.psycopg._driver import PsycopgDriver
-from poolkit.drivers.psycopg._dsn import split_dsn, split_options
-from poolkit.drivers.psycopg._settings import CreateOptions, SettingsDict
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from poolkit import Pool
     from poolkit.drivers.helpers import URL
+    from poolkit.drivers.psycopg._settings import CreateOptions, SettingsDict
 
 __all__ = ["PsycopgDriver", "create_pool", "from_url"]
 
@@ -53,13 +55,8 @@ def create_pool(
 
     Raises `PoolConfigError` for options or a conninfo that cannot work.
     """
-    settings, pool_options = split_options(options)
-    if conninfo is None:
-        return Pool(PsycopgDriver(**settings), **pool_options)
-    plain, merged, pool_merged = split_dsn(conninfo)
-    merged.update(settings)
-    pool_merged.update(pool_options)
-    return Pool(PsycopgDriver(plain, **merged), **pool_merged)
+    made: Pool[psycopg.AsyncConnection[Any]] = make_pool(PsycopgDriver, _dsn, conninfo, options)
+    return made
 
 
 def from_url(url: URL, /, **settings: Unpack[SettingsDict]) -> PsycopgDriver:
@@ -71,9 +68,4 @@ def from_url(url: URL, /, **settings: Unpack[SettingsDict]) -> PsycopgDriver:
 
     Raises `PoolConfigError` for a URL or settings that cannot work.
     """
-    own, others = split_options(cast("CreateOptions", settings))
-    plain, merged, in_url = split_dsn(url)
-    for name in [*others, *in_url]:
-        raise PoolConfigError(f"{name} is an option of the pool, and not of its driver")
-    merged.update(own)
-    return PsycopgDriver(plain, **merged)
+    return make_driver(PsycopgDriver, _dsn, url, settings)

@@ -19,6 +19,8 @@ import psycopg
 from psycopg import pq
 from psycopg.adapt import AdaptersMap
 
+from poolkit.drivers.psycopg._judged import JUDGED_CURSORS, judge
+from poolkit.drivers.psycopg._library import HANDLERS
 from poolkit.drivers.psycopg._session import INTERVAL, Session, simple
 
 if TYPE_CHECKING:
@@ -34,7 +36,6 @@ def _closed_pgconn() -> Any:
 
 #: Turns of the event loop within which it ends a generator that was dropped.
 _SOON: Final = 5
-_HANDLERS: Final = ("_notice_handlers", "_notify_handlers")
 #: What pipelines have that are over.
 _CLOSED: Final = _closed_pgconn()
 
@@ -49,6 +50,8 @@ class Pooled(_AsyncConnection):  # type: ignore[misc]
     """The methods by which a connection of psycopg is one of a pool's."""
 
     _poolkit_session: Session
+    #: Whether a library over the pool, which commits by itself, has begun a transaction.
+    _poolkit_has_begun = False
 
     def __init__(self, pgconn: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(pgconn, *args, **kwargs)
@@ -77,6 +80,7 @@ class Pooled(_AsyncConnection):  # type: ignore[misc]
 
     def _poolkit_keep_as_own(self) -> None:
         """Make the attributes as they are now those that each lease finds."""
+        self._poolkit_allow_handlers()
         session, own = self._poolkit_session, dict(self.__dict__)
         own.pop("_poolkit_made", None)
         own.update(_pipeline=None, _tpc=None, _num_transactions=0)
@@ -93,11 +97,7 @@ class Pooled(_AsyncConnection):  # type: ignore[misc]
         session.block, session.block_was_replaced, session.names = None, False, None
         session.statement = None
         front = used.pop("_poolkit_made", None)
-        left = [
-            f"{many} {kind} handler{'s' * (many > 1)}"
-            for kind in ("notice", "notify")
-            if (many := len(used[f"_{kind}_handlers"]) - len(own[f"_{kind}_handlers"])) > 0
-        ]
+        left = self._poolkit_handlers_left()
         session.left_behind = ", ".join(filter(None, [session.left_behind, *left]))
         prepared = used["_prepared"]
         prepared.prepare_threshold, prepared.prepared_max = own["_poolkit_prepared"]
@@ -115,10 +115,36 @@ class Pooled(_AsyncConnection):  # type: ignore[misc]
                 used["_pipeline"].pgconn = _CLOSED
             front.__dict__ = {**used, "_closed": True, "_poolkit_session": session.ended}
 
-    def _poolkit_leaves_handlers(self) -> bool:
-        """Tell whether `_poolkit_end_lease` will report handlers."""
-        own = self._poolkit_session.own
-        return any(getattr(self, name) != own[name] for name in _HANDLERS)
+    def _poolkit_allow_handlers(self) -> None:
+        """Do not report the present handlers as left behind by the lease."""
+        self._poolkit_allowed = tuple(len(self.__dict__[name]) for name in HANDLERS)
+
+    def _poolkit_handlers_left(self) -> list[str]:
+        """Return in words which handlers the lease has added."""
+        used = self.__dict__
+        return [
+            f"{many} {name[1:7]} handler{'s' * (many > 1)}"
+            for name, number in zip(HANDLERS, used["_poolkit_allowed"], strict=True)
+            if (many := len(used[name]) - number) > 0
+        ]
+
+    def _poolkit_note(self, made: Any) -> None:
+        """Have a cursor tell the session of what it executes."""
+        kind: Any = type(made)
+        try:
+            made.__class__ = _noting(kind, self._poolkit_session.reads_texts)
+        except TypeError:  # a class that cannot be replaced
+            self._poolkit_session.cannot_see()
+        if kind not in JUDGED_CURSORS:
+            self._poolkit_session.spoil()
+
+    def _poolkit_adopt(self, made: Any, view: Any) -> None:
+        """Have a cursor that is being made by its class be one of this lease's."""
+        if getattr(made, "_conn", None) is view:
+            made._conn = self._poolkit_front()
+            self._poolkit_note(made)
+        else:
+            self._poolkit_session.unfit = "a lease has made a cursor that may act on it later"
 
     async def _poolkit_turn(self) -> Any:
         """Return the lock by which operations of the lease take turns.
@@ -158,6 +184,8 @@ class Pooled(_AsyncConnection):  # type: ignore[misc]
         session = self._poolkit_session
         session.check()
         lease = session.lease
+        if session._is_plain:
+            judge(session, gen)
         if session.settling is not None:
             await session.settled()
             if session.lease != lease:
@@ -165,9 +193,11 @@ class Pooled(_AsyncConnection):  # type: ignore[misc]
         try:
             return await session.run(gen, interval, **more)
         except Exception as error:
+            session.spoil()
             session.operation_failed(lease, error)
             raise
         except asyncio.CancelledError:
+            session.spoil()
             if session.settling is not None and self._pipeline is not None:
                 self._pipeline.pgconn = _CLOSED  # the pipeline is over: its rest is read elsewhere
             raise
@@ -216,12 +246,7 @@ class Pooled(_AsyncConnection):  # type: ignore[misc]
 
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
         made: Any = super(Pooled, self._poolkit_front()).cursor(*args, **kwargs)
-        try:
-            kind: Any = type(made)
-            made.__class__ = _noting(kind, self._poolkit_session.notes_statements)
-        except TypeError:  # a class that cannot be replaced: nobody sees what it executes
-            self._poolkit_session.has_dropped = self._poolkit_session.may_have_prepared = True
-            self._poolkit_session.must_unlisten = True
+        self._poolkit_note(made)
         return made
 
     def transaction(self, *args: Any, **kwargs: Any) -> Any:
@@ -235,7 +260,7 @@ class Pooled(_AsyncConnection):  # type: ignore[misc]
 
 
 @functools.lru_cache(maxsize=256)
-def _noting(kind: Any, notes_statements: bool) -> Any:  # noqa: FBT001  # a key of the cache
+def _noting(kind: Any, reads_texts: bool) -> Any:  # noqa: FBT001  # a key of the cache
     """Return the subclass of a class of cursors that tells the session of the server's answers."""
 
     def _set_results(self: Any, results: list[Any]) -> None:
@@ -244,12 +269,12 @@ def _noting(kind: Any, notes_statements: bool) -> Any:  # noqa: FBT001  # a key 
 
     def _convert_query(self: Any, *args: Any, **kwargs: Any) -> Any:
         made = kind._convert_query(self, *args, **kwargs)
-        self._conn._poolkit_session.statement = made.query
+        self._conn._poolkit_session.will_execute(made.query)
         return made
 
     names = {"__slots__": (), "__module__": kind.__module__, "__doc__": kind.__doc__}
     methods: dict[str, Any] = {"_set_results": _set_results}
-    if notes_statements:
+    if reads_texts:
         methods["_convert_query"] = _convert_query
     return type(kind.__name__, (kind,), {**names, **methods})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -12,21 +12,24 @@ from psycopg.conninfo import conninfo_to_dict
 
 from poolkit import PoolConfigError, Verdict
 from poolkit.drivers._postgresql import base as bases
+from poolkit.drivers._postgresql.auto import PutsOff
 from poolkit.drivers._postgresql.begin import set_locally
+from poolkit.drivers._postgresql.capture import Capture
 from poolkit.drivers._postgresql.outcome import may_repeat
 from poolkit.drivers._postgresql.survey import Survey
-from poolkit.drivers.helpers import say, shown, unknown_option
+from poolkit.drivers.helpers import EndsWithLease, unknown_option
 from poolkit.drivers.psycopg import _errors as errors
 from poolkit.drivers.psycopg import _reset as resets
 from poolkit.drivers.psycopg._connection import pooled
 from poolkit.drivers.psycopg._dsn import check_dsn
+from poolkit.drivers.psycopg._library import Library
 from poolkit.drivers.psycopg._session import Unfit
 from poolkit.drivers.psycopg._settings import SETTINGS, Settings, SettingsDict
 from poolkit.drivers.psycopg._transaction import ISOLATIONS, Transaction
 from poolkit.drivers.psycopg._view import ViewMethods
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from typing_extensions import Unpack
 
@@ -35,10 +38,11 @@ if TYPE_CHECKING:
     from poolkit.drivers.psycopg._session import Session
 
 
-class PsycopgDriver:
+class PsycopgDriver(PutsOff):
     """How connections of psycopg are opened, checked, cleaned and closed. On asyncio only."""
 
     __module__ = "poolkit.drivers.psycopg"
+    server_error = psycopg.Error
 
     def __init__(self, conninfo: URL | None = None, **settings: Unpack[SettingsDict]) -> None:
         for name in settings:
@@ -55,6 +59,10 @@ class PsycopgDriver:
         kind: Any = self.settings.connection_class
         self._kind = pooled(kind)
         self._level = self.settings.reset
+        self.puts_off_resets = self._level == "auto"
+        if self.puts_off_resets:
+            self._level = "full"
+        self.connections: weakref.WeakSet[Any] = weakref.WeakSet()
         #: Whether most releases need no reset.
         self._is_light = self._level in ("transaction", "none")
         by_transaction = self.settings.pooler == "transaction"
@@ -69,11 +77,13 @@ class PsycopgDriver:
         )
         #: Whether one of the connections was to a primary.
         self._had_primary = False
-        #: Whether a warning has said that the server does not describe its sessions.
-        self._warned_of_base = False
+        self._capture = Capture(
+            *("options", psycopg.Error, psycopg.errors.InsufficientPrivilege),
+            (psycopg.ProgrammingError, psycopg.NotSupportedError),
+        )
 
     #: What a view has of its own.
-    view_bases = (ViewMethods,)
+    view_bases = (ViewMethods, EndsWithLease)
 
     async def connect(self) -> psycopg.AsyncConnection[Any]:
         """Open a connection. If this is cancelled, no connection is left behind."""
@@ -87,8 +97,12 @@ class PsycopgDriver:
         try:
             c._poolkit_keep_as_own()
             session.notes_statements = self.settings.note_statements
+            session.reads_texts = session.notes_statements or self.puts_off_resets
             self._had_primary |= session.parameter("in_hot_standby") == "off"
             await self._survey.examine(session, self.name)
+            if self.puts_off_resets:
+                self.connections.add(c)
+                await self.begin_judging(c)
         except BaseException:
             session.cut()
             raise
@@ -141,6 +155,11 @@ class PsycopgDriver:
         session.report = dead
         session.watch()
 
+    def greeted(self, c: Any, /) -> None:
+        """Do not report handlers that ``on_acquire`` has set as left behind."""
+        c._poolkit_session.spoil()  # it may have done anything
+        c._poolkit_allow_handlers()
+
     # -- the base of the session -----------------------------------------------------------------
 
     async def set_up(self, c: Any, on_connect: Callable[[Any], Awaitable[object]], /) -> None:
@@ -151,60 +170,52 @@ class PsycopgDriver:
         session: Session = c._poolkit_session
         session.names = bases.DottedNames()
         await on_connect(c)
-        names, session.names = session.names, None
-        if session.is_closed():
-            return
-        _refuse_what_is_open(c)
-        if self._has_base:
-            await self._capture_base(session, tuple(names.all_names()))
+        if not session.is_closed():
+            await self.capture(c)
 
-    async def _capture_base(self, session: Session, names: tuple[str, ...]) -> None:
+    async def return_to_base(self, c: Any, /) -> None:
+        """Restore the base of the session, before a library over the pool sets up more for all.
+
+        Resets of the levels that leave the session alone have not done so. What another lease has
+        left would become part of the base.
+        """
+        if self._has_base and self._level not in resets.FULL:
+            await self._capture.return_to_base(c._poolkit_session, self.name)
+        c._poolkit_session.names = bases.DottedNames()
+
+    async def set_up_library(self, c: Any, /) -> Library:
+        """Capture what a library over the pool has set up on a connection, in a lease.
+
+        Nothing else may have been done in the lease since `return_to_base`. What was set on
+        psycopg's object is the library's, for its own leases; what was set in the session becomes
+        part of the base, for all leases. Raises `PoolConfigError` for what no reset could restore.
+        """
+        await self.capture(c, by="an event listener")
+        return Library(c)
+
+    async def capture(self, c: Any, /, *, by: str = "on_connect") -> None:
         """Make role, authorization and settings, as they are now, the base of the session.
 
-        Raises `PoolConfigError` for what a reset would undo and could not restore.
+        Settings with a dot in their names are part of it if the session has collected those. Raises
+        `PoolConfigError` for what a reset would undo and could not restore.
         """
-        try:
-            found = await capture(session, names)
-        except psycopg.errors.InsufficientPrivilege as failure:
-            raise PoolConfigError(
-                f"what on_connect has left cannot be read, so no reset could restore it: {failure}."
-                " Give settings in connect_kwargs={'options': ...}, or choose reset='none'"
-            ) from failure
-        except (psycopg.ProgrammingError, psycopg.NotSupportedError) as failure:
-            # A server that is not PostgreSQL: resets return to what the login begins with.
-            say(
-                logging.DEBUG if self._warned_of_base else logging.WARNING,
-                "base_unknown",
-                "%s: a reset here ends what on_connect has set up, such as a role or settings, "
-                "because the server does not say what that is (%s). Give settings in "
-                "connect_kwargs={'options': ...}, or set up in on_acquire",
-                self.name,
-                shown(failure),
-                pool=self.name,
-            )
-            self._warned_of_base = True
+        session: Session = c._poolkit_session
+        collected, session.names = session.names, None
+        _refuse_what_is_open(c, by)
+        if not self._has_base:
             return
-        undone = self._undone_for_good()
-        if lost := [found.unrestorable[kind] for kind in undone if kind in found.unrestorable]:
-            raise bases.refusal("on_connect", lost)
-        error: Exception | None = None
-        changed: list[str] = []
-        for candidate in bases.Restoration.candidates(found, names, session.login):
-            session._base = candidate
-            if not candidate.last:
-                return
-            try:
-                await session.execute_own(resets.restore_base(session, self._level))
-            except psycopg.Error as failure:
-                if session.is_closed():
-                    raise
-                error = failure
-                continue
-            error = None
-            changed = found.base.differences((await capture(session, names)).base)
-            if not changed:
-                return
-        raise bases.unable("on_connect", error, changed)
+        own = [] if collected is None else collected.all_names()
+        names = tuple(dict.fromkeys((*session._base.names, *own)))
+        await self._capture(
+            session,
+            names,
+            pool=self.name,
+            by=by,
+            login=session.login,
+            undone=self._undone_for_good(),
+            ask=lambda: capture(session, names),
+            restore=lambda: resets.restore_base(session, self._level),
+        )
 
     def _undone_for_good(self) -> tuple[str, ...]:
         """Return the kinds of what the reset undoes and could not restore."""
@@ -222,6 +233,7 @@ class PsycopgDriver:
         if c is None:
             return errors.of_connecting(exc)
         session: Session = c._poolkit_session  # type: ignore[attr-defined]  # it is one of ours
+        session.spoil()
         closed = session.is_closed()
         if isinstance(exc, Unfit):
             return Verdict.SUSPECT
@@ -252,8 +264,35 @@ class PsycopgDriver:
             return False
         return session.is_at_rest()
 
-    async def reset(self, c: Any, /) -> str | None:
-        """End what is in flight, roll back, undo session changes, restore the base, verify."""
+    # At ``"auto"``, beside `PutsOff`.
+
+    def judged(self, c: Any) -> Session:
+        """Return what is known of the statements of a connection's session."""
+        return c._poolkit_session  # type: ignore[no-any-return]
+
+    def can_judge(self, c: Any) -> bool:  # noqa: ARG002
+        """Tell that nothing can get past the judge."""
+        return True
+
+    def has_run_only_plain(self, c: Any) -> bool:
+        """Tell whether plain statements are all that has run since the last reset."""
+        session: Session = c._poolkit_session
+        if not session.has_run_only_plain() or session.is_in_transaction():
+            return False
+        return session.is_at_rest()
+
+    async def captured(self, c: Any, names: Iterable[str]) -> bases.Captured:
+        """Ask the server what the session is like."""
+        return await capture(c._poolkit_session, names)
+
+    async def column(self, c: Any, query: str) -> list[str]:
+        """Return what a query gives that has one column."""
+        session: Session = c._poolkit_session
+        (result,) = await session.execute_own(query)
+        values = (result.get_value(row, 0) or b"" for row in range(result.ntuples))
+        return [value.decode(errors="replace") for value in values]
+
+    async def _reset(self, c: Any) -> str | None:
         session: Session = c._poolkit_session
         if not session.is_at_rest():
             await session.come_to_rest()
@@ -316,12 +355,14 @@ class PsycopgDriver:
     def reset_with_commit(self, c: Any, /) -> str:
         """Return the SQL of a reset that may follow a COMMIT in one text; "" if none may."""
         session: Session = c._poolkit_session
-        if self._level != "full" or c._poolkit_leaves_handlers():
+        if self._level != "full" or c._poolkit_handlers_left():
             return ""
+        if self.puts_off_resets and (self.verification or session.has_run_only_plain()):
+            return ""  # it could do without
         return resets.plain_reset(session) if self._survey.undoes_everything(session) else ""
 
 
-async def capture(session: Session, names: tuple[str, ...]) -> bases.Captured:
+async def capture(session: Session, names: Iterable[str]) -> bases.Captured:
     """Ask the server what a session is like, in one round trip."""
     # Whatever encoding the session has, these are characters of ASCII.
     query = (
@@ -333,11 +374,11 @@ async def capture(session: Session, names: tuple[str, ...]) -> bases.Captured:
     return bases.read_captured(bytes.fromhex(answer.decode()).decode())
 
 
-def _refuse_what_is_open(c: Any) -> None:
+def _refuse_what_is_open(c: Any, by: str = "on_connect") -> None:
     """Raise `PoolConfigError` for a transaction, which the first reset would end."""
     session: Session = c._poolkit_session
     if not session.is_closed() and session.is_in_transaction():
-        raise PoolConfigError("on_connect has left a transaction open: commit it there")
+        raise PoolConfigError(f"{by} has left a transaction open: commit it there")
 
 
 def _check_loop() -> None:
@@ -353,5 +394,6 @@ def _check_loop() -> None:
     if proactor is not None and isinstance(loop, proactor):
         raise PoolConfigError(
             "psycopg does not run on Windows' ProactorEventLoop: run the program with "
-            "asyncio.run(main(), loop_factory=asyncio.SelectorEventLoop)"
+            "asyncio.run(main(), loop_factory=asyncio.SelectorEventLoop), or uvicorn with "
+            "--loop asyncio:SelectorEventLoop"
         )

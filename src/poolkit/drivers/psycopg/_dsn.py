@@ -13,15 +13,9 @@ from psycopg.conninfo import conninfo_to_dict
 
 from poolkit import PoolConfigError
 from poolkit._elsewhere import advice, name_shown, words
-from poolkit._url import is_database, name_of, pairs_of, split_query, split_scheme, text_of
-from poolkit.drivers._postgresql.dsn import check_address, check_hosts
-from poolkit.drivers.helpers import (
-    POOL_OPTIONS,
-    parse_count,
-    parse_pool_options,
-    parse_seconds,
-    unknown_option,
-)
+from poolkit._url import name_of, pairs_of, text_of
+from poolkit.drivers._postgresql.dsn import check_hosts, parse_setting, parts_of, refuse_ours
+from poolkit.drivers.helpers import POOL_OPTIONS, parse_count, parse_pool_options, unknown_option
 from poolkit.drivers.psycopg._settings import (
     ARGUMENTS,
     NOT_IN_URLS,
@@ -34,7 +28,6 @@ if TYPE_CHECKING:
     from poolkit import PoolOptions
     from poolkit.drivers.psycopg._settings import CreateOptions, Settings, SettingsDict
 
-SCHEMES: Final = ("postgresql", "postgres", "postgresql+psycopg")
 #: Common settings of sessions, which libpq does not take by themselves.
 _COMMON: Final = frozenset(
     {"DateStyle", "default_transaction_deferrable", "default_transaction_isolation", "jit"}
@@ -87,15 +80,7 @@ def split_dsn(given: object) -> tuple[str, SettingsDict, PoolOptions]:
     text = text_of(given)
     if "://" not in text and "=" in text and not text.startswith(("'", '"')):
         return text, {}, {}  # a list of libpq's parameters
-    scheme, rest = split_scheme(text)
-    if scheme not in SCHEMES:
-        hint = "it" if is_database(scheme) else name_shown(scheme)
-        raise PoolConfigError(
-            f"malformed DSN: {hint} is not PostgreSQL's for this driver: it begins with "
-            "postgresql://, postgres:// or postgresql+psycopg://"
-        )
-    address, parts, fragment = split_query(rest)
-    check_address(address, parts, fragment)
+    address, parts = parts_of(text, "postgresql+psycopg")
     settings: dict[str, Any] = {}
     options: list[tuple[str, str]] = []
     others: list[str] = []
@@ -104,7 +89,8 @@ def split_dsn(given: object) -> tuple[str, SettingsDict, PoolOptions]:
         if name in NOT_IN_URLS:
             raise PoolConfigError(f"{name} cannot be given in a URL: give it as a keyword")
         if name in SETTINGS:
-            settings[name] = _parse_setting(name, value)
+            count = name == "prepare_threshold" and value.lower() not in ("", "none")
+            settings[name] = (parse_count if count else parse_setting)(name, value)
         elif name in POOL_OPTIONS:
             options.append((name, value))
         else:
@@ -114,16 +100,6 @@ def split_dsn(given: object) -> tuple[str, SettingsDict, PoolOptions]:
     check_hosts(address, parameters)
     plain = f"postgresql://{address}{'?' * bool(others)}{'&'.join(others)}"
     return plain, cast("SettingsDict", settings), cast("PoolOptions", parse_pool_options(options))
-
-
-def _parse_setting(name: str, text: str) -> Any:
-    if not text:
-        raise PoolConfigError(f"{name} in the URL is empty: give it a value, or leave it out")
-    if text.lower() == "none" and name != "reset":
-        return None
-    if name == "prepare_threshold":
-        return parse_count(name, text)
-    return parse_seconds(name, text) if name == "tcp_timeout" else text
 
 
 def _check_parameter(name: str) -> None:
@@ -152,11 +128,7 @@ def check_dsn(given: object, settings: Settings) -> tuple[str, str]:
     conninfo = ""
     if given is not None:
         conninfo, ours, options = split_dsn(given)
-        if found := [*ours, *options]:
-            raise PoolConfigError(
-                f"{', '.join(found)} in the DSN of a driver: give it to the driver or to the pool, "
-                "or the DSN to create_pool(), which takes it apart"
-            )
+        refuse_ours([*ours, *options])
     try:
         parameters: dict[str, Any] = dict(conninfo_to_dict(conninfo))
     except psycopg.Error:  # whose text may have the password

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg import generators, pq, waiting
 
+from poolkit.drivers._postgresql.auto import Judged
 from poolkit.drivers._postgresql.base import DottedNames, Restoration
 from poolkit.drivers._postgresql.sql import goes_on
 from poolkit.drivers._postgresql.undo import UndoSQL
@@ -50,14 +51,15 @@ class Unfit(psycopg.InterfaceError):
     """A connection that may be unfit for its next user."""
 
 
-class Session:
+class Session(Judged):
     """What is known of one session."""
 
     __slots__ = (
+        *("_is_plain", "_taken", "_texts", "unheard"),
         *("_base", "_rested", "_undo_sql", "_watched", "block", "block_was_replaced", "ended"),
         *("has_dropped", "is_cut", "left_behind", "lease", "login", "loop", "may_have_prepared"),
         *("must_unlisten", "names", "own", "own_adapters", "pgconn", "plain_reset", "report"),
-        *("notes_statements", "settling", "statement", "under_way", "unfit"),
+        *("notes_statements", "reads_texts", "settling", "statement", "under_way", "unfit"),
     )
 
     def __init__(self, pgconn: Any) -> None:
@@ -91,11 +93,15 @@ class Session:
         self.block_was_replaced = False
         #: Collects names in statements while the session is being set up.
         self.names: DottedNames | None = None
-        #: Whether cursors note what they execute, and the text of the last statement of the lease.
-        self.notes_statements = False
+        #: Whether cursors tell of the texts that they execute, whether the last one of the lease is
+        #: kept, and that text.
+        self.reads_texts = self.notes_statements = False
         self.statement: bytes | None = None
         self.left_behind = ""
         self.may_have_prepared = self.has_dropped = self.must_unlisten = False
+        self._is_plain, self._taken, self._texts = False, None, None
+        #: Statements that cursors are about to send, and have not told the text of.
+        self.unheard = 0
         #: Why the next user must not have it; "" if nothing is wrong.
         self.unfit = ""
 
@@ -311,6 +317,33 @@ class Session:
 
     # -- what a lease has done -------------------------------------------------------------------
 
+    def cannot_see(self) -> None:
+        """Note that a cursor of the lease tells nothing: its statements may have been any."""
+        self.may_have_prepared = self.has_dropped = self.must_unlisten = True
+        self.spoil()
+
+    def will_execute(self, query: bytes) -> None:
+        """Note the text of a statement, if somebody wants to know."""
+        if self.notes_statements:
+            self.statement = query
+        if self._is_plain or self._texts is not None:
+            self.judge(query.decode("ascii", "replace"))
+            if self.unheard:
+                self.unheard -= 1
+            else:  # nobody is about to send it
+                self.spoil()
+
+    def begin_judging(self) -> None:
+        """Begin anew: there is nothing in the session but its base."""
+        super().begin_judging()
+        self.unheard = 0
+
+    def has_run_only_plain(self) -> bool:
+        """Tell whether plain statements are all that has run since the last reset."""
+        if not self._is_plain or self.unheard or self.left_behind or self.unfit:
+            return False
+        return not (self.may_have_prepared or self.has_dropped or self.must_unlisten)
+
     def was_executed(self, query: Any, results: list[Any]) -> None:
         """Note what statements may have left, by the server's answers to them."""
         if self.names is not None and query is not None:
@@ -340,26 +373,36 @@ class Session:
         """Note that the server has nothing left to undo."""
         self.left_behind = ""
         self.may_have_prepared = self.has_dropped = self.must_unlisten = False
+        if self.reads_texts:
+            self.begin_judging()
 
 
 class Ended:
     """What objects made in a lease find in the place of the session when the lease is over."""
 
-    __slots__ = ("_session", "statement")
+    __slots__ = ("_session",)
 
     #: What psycopg's adapters are made from.
     own_adapters = None
-    notes_statements = False
+    reads_texts = False
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self.statement: bytes | None = None
 
     def check(self) -> None:
         """Raise."""
         raise psycopg.InterfaceError(
             "the lease is over: this was made from a connection that was given back to its pool"
         )
+
+    def will_execute(self, query: bytes) -> None:
+        """Note nothing: it will not be executed."""
+
+    def cannot_see(self) -> None:
+        """Note nothing."""
+
+    def spoil(self) -> None:
+        """Note nothing."""
 
     def was_executed(self, query: Any, results: list[Any]) -> None:
         """Note what a statement may have left that was under way at the release."""

@@ -6,21 +6,20 @@ No message here repeats the value of an argument: it may contain a password.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import psycopg
 from psycopg import pq
 
 from poolkit import PoolConfigError, PoolOptions
-from poolkit.drivers.helpers import check_seconds, unknown_option
+from poolkit.drivers._postgresql.settings import CommonSettings, Pooler, check_common
+from poolkit.drivers.helpers import unknown_option
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-Level = Literal["full", "full+prepared", "transaction", "none"]
-Pooler = Literal["transaction", "session"]
+Level = Literal["full", "full+prepared", "auto", "transaction", "none"]
 
 #: The parameters of libpq, which may stand in a URL, and in ``connect_kwargs``.
 PARAMETERS: Final = frozenset(each.keyword.decode() for each in pq.Conninfo.get_defaults())
@@ -30,16 +29,12 @@ ARGUMENTS: Final = PARAMETERS | {
 }
 
 
-class SettingsDict(TypedDict, total=False):
+class SettingsDict(CommonSettings, total=False):
     """The driver's keywords; `Settings` says what each one means."""
 
     reset: Level | Callable[[psycopg.AsyncConnection[Any]], Awaitable[object]]
-    pooler: Pooler | None
-    tcp_timeout: float | None
-    note_statements: bool
     prepare_threshold: int | None
     connection_class: type[psycopg.AsyncConnection[Any]]
-    connect_kwargs: Mapping[str, Any]
 
 
 class CreateOptions(PoolOptions, SettingsDict, total=False):
@@ -56,6 +51,9 @@ class Settings:
     ``"full"`` (the default), in one round trip: settings, ``SET ROLE``, ``SET SESSION
     AUTHORIZATION``, temporary tables, sequences, advisory locks, ``LISTEN``, held cursors.
     ``"full+prepared"``: also statements prepared by SQL, whoever has prepared them.
+    ``"auto"``: as ``"full"``; but while somebody waits, a reset is put off after statements whose
+    texts cannot have left anything. It cannot see what triggers, rules, views, policies,
+    operators, casts, defaults and constraints set in the session.
     ``"transaction"``: only ``LISTEN``; no round trip without it. For programs that use
     ``SET LOCAL`` and ``pg_advisory_xact_lock``.
     ``"none"``: nothing else.
@@ -94,25 +92,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Raise `PoolConfigError` for settings that cannot work."""
-        if self.pooler not in (None, *get_args(Pooler)):
-            raise PoolConfigError(f"pooler={self.pooler!r}: give 'transaction', 'session' or None")
-        by_transaction = self.pooler == "transaction"
-        if self.reset is None:
-            object.__setattr__(self, "reset", "transaction" if by_transaction else "full")
-        _check_reset(self.reset)
-        if by_transaction and self.reset in ("full", "full+prepared"):
-            raise PoolConfigError(
-                f"reset={self.reset!r} behind pooler='transaction' would reset a session that "
-                "belongs to others: leave it out, or give 'transaction' or 'none'"
-            )
-        if self.note_statements not in (True, False):
-            raise PoolConfigError(f"note_statements={self.note_statements!r}: give True or False")
-        check_seconds("tcp_timeout", self.tcp_timeout)
-        if self.tcp_timeout is not None and self.tcp_timeout < _SHORTEST:
-            raise PoolConfigError(
-                f"tcp_timeout={self.tcp_timeout} is below {_SHORTEST} s, the shortest that systems "
-                "can do: give more, or None"
-            )
+        by_transaction = check_common(self, get_args(Level))
         _check_threshold(self.prepare_threshold)
         _check_class("connection_class", self.connection_class, psycopg.AsyncConnection)
         _check_arguments(self.connect_kwargs)
@@ -139,32 +119,12 @@ class Settings:
         }
 
 
-#: Seconds: three keepalive probes, each after one second at least.
-_SHORTEST: Final = 3.0
 SETTINGS: Final = frozenset(field.name for field in dataclasses.fields(Settings))
 NOT_IN_URLS: Final = frozenset({"connection_class", "connect_kwargs", "note_statements"})
 OPTIONS_BY_TRANSACTION: Final = (
     "options: settings of the session have no meaning behind pooler='transaction'; set them for "
     "the role or the database, or SET LOCAL"
 )
-
-
-def _check_reset(reset: object) -> None:
-    if reset in get_args(Level):
-        return
-    known = ", ".join(repr(level) for level in get_args(Level))
-    if reset == "auto":
-        raise PoolConfigError(f"reset='auto' is asyncpg's driver's: give {known} here")
-    if inspect.iscoroutine(reset):
-        reset.close()
-        raise PoolConfigError(
-            "reset is a coroutine, which can be awaited only once: give the async function itself, "
-            "without calling it"
-        )
-    if not inspect.iscoroutinefunction(reset) and not inspect.iscoroutinefunction(
-        getattr(reset, "__call__", None)  # noqa: B004  # an object with an async __call__
-    ):
-        raise PoolConfigError(f"reset={reset!r}: give {known}, or an async function")
 
 
 def _check_threshold(value: object) -> None:

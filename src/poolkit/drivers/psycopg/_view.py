@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import Any, Final
 
 from poolkit.drivers.helpers import connection_of
 
+#: Modules of psycopg that ask libpq's connection how to write a value, and do not keep it.
+_WRITING: Final = ("psycopg.sql", "psycopg.adapt", "psycopg._encodings")
+#: Makes cursors.
+_OF_CURSORS: Final = "psycopg._cursor_base"
+
 
 class ViewMethods:
-    """Does not have the pool look at what a lease makes: that dies with the lease's front."""
+    """Methods in the place of the connection's."""
 
     __slots__ = ()
 
-    def _poolkit_look(self, name: str, value: Any, *, own: bool = False) -> None:
-        """Take what psycopg has made for dead at the release; see `Pooled._poolkit_front`."""
-
     @property
     def pgconn(self: Any) -> Any:
-        """What libpq has; it outlives the lease, so the connection is not used again."""
+        """What libpq has; it outlives the lease, so the connection is not used again.
+
+        Unless it is psycopg that asks: to write a value, or to make a cursor. One that is made by
+        its class (psycopg itself makes some, ``TypeInfo.fetch(conn, ...)``) is made from the view,
+        so this is where it gets to be like those that ``conn.cursor()`` makes.
+        """
         c = connection_of(self, "pgconn")
-        c._poolkit_session.unfit = "a lease has taken its pgconn, which may act on it later"
+        caller = sys._getframe(1)
+        module = caller.f_globals.get("__name__")
+        if module == _OF_CURSORS:
+            c._poolkit_adopt(caller.f_locals.get("self"), self)
+        elif module not in _WRITING:
+            c._poolkit_session.unfit = "a lease has taken its pgconn, which may act on it later"
         return c.pgconn

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolkit.drivers.asyncpg import _plain as plain
-from poolkit.drivers.asyncpg._plain import is_plain, names_in
-from poolkit.drivers.asyncpg._plain_names import (
+from poolkit.drivers._postgresql import plain
+from poolkit.drivers._postgresql.plain import is_plain, names_in
+from poolkit.drivers._postgresql.plain_names import (
     BEFORE_STRING,
     CALLED_BY_DOT,
     FUNCTIONS,

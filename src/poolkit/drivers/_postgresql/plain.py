@@ -16,7 +16,7 @@ import functools
 import re
 from typing import Final
 
-from poolkit.drivers.asyncpg._plain_names import (
+from poolkit.drivers._postgresql.plain_names import (
     BEFORE_PARENTHESIS,
     BEFORE_STRING,
     CALLED_BY_DOT,

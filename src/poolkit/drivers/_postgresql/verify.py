@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from poolkit.drivers.asyncpg import _base as bases
-from poolkit.drivers.asyncpg import _internals as internals
+from poolkit.drivers._postgresql.base import DottedNames
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-    from poolkit.drivers.asyncpg._driver import AsyncpgDriver
+    from poolkit.drivers._postgresql.auto import PutsOff
 
 #: All code in the database, in which settings with a dot may be named: those are in no catalogue.
 _CODE: Final = """\
-COPY (
 WITH ours AS (SELECT oid FROM pg_catalog.pg_namespace
   WHERE nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast'))
 SELECT pg_catalog.pg_get_functiondef(oid) FROM pg_catalog.pg_proc
@@ -33,8 +31,7 @@ UNION ALL SELECT pg_catalog.pg_get_expr(polqual, polrelid) FROM pg_catalog.pg_po
 UNION ALL SELECT pg_catalog.pg_get_expr(polwithcheck, polrelid) FROM pg_catalog.pg_policy
 UNION ALL SELECT pg_catalog.pg_get_expr(adbin, adrelid) FROM pg_catalog.pg_attrdef
 UNION ALL SELECT pg_catalog.pg_get_constraintdef(oid) FROM pg_catalog.pg_constraint
-  WHERE connamespace IN (SELECT oid FROM ours) AND contype = 'c'
-) TO STDOUT (ENCODING 'UTF8')"""
+  WHERE connamespace IN (SELECT oid FROM ours) AND contype = 'c'"""
 #: Characters of a statement that an error shows.
 _SHOWN: Final = 300
 #: Statements of a lease that an error shows: the last ones.
@@ -51,14 +48,16 @@ class Verification:
         self.found: list[str] = []
         self._names: list[str] | None = None
 
-    async def reset(self, c: Any, reset: Callable[[], Awaitable[str | None]]) -> str | None:
+    async def reset(
+        self, driver: PutsOff, c: Any, reset: Callable[[], Awaitable[str | None]]
+    ) -> str | None:
         """Reset a connection, and find out whether that was needed."""
-        texts = list(c._texts or ())
+        texts = list(driver.judged(c)._texts or ())
         if self._names is None:
-            self._names = await _dotted_names(c)
-        before = await bases.capture(c, self._names)
+            self._names = await _dotted_names(driver, c)
+        before = await driver.captured(c, self._names)
         left_behind = await reset()
-        after = await bases.capture(c, self._names)
+        after = await driver.captured(c, self._names)
         self.checked += 1
         left = before.base.differences(after.base)
         left += [
@@ -71,31 +70,25 @@ class Verification:
         return left_behind
 
 
-def begin_verifying(driver: AsyncpgDriver) -> Verification:
+def begin_verifying(driver: PutsOff) -> Verification:
     """Have a driver put no reset off, and find out which of them are needed."""
     driver.verification = Verification()
     for c in driver.connections:
-        c._texts = []
+        driver.judged(c)._texts = []
     return driver.verification
 
 
-def end_verifying(driver: AsyncpgDriver) -> None:
+def end_verifying(driver: PutsOff) -> None:
     """Have a driver put resets off again."""
     driver.verification = None
     for c in driver.connections:
-        c._texts = None
+        driver.judged(c)._texts = None
 
 
-async def _dotted_names(c: Any) -> list[str]:
+async def _dotted_names(driver: PutsOff, c: Any) -> list[str]:
     """Return the names with a dot in all code in the database."""
-    data = bytearray()
-
-    async def keep(chunk: bytes) -> None:
-        data.extend(chunk)
-
-    await internals.copy_out(c, "", _CODE, keep)
-    names = bases.DottedNames()
-    names.read(data.decode().replace("\\n", "\n").replace("\\t", "\t"))
+    names = DottedNames()
+    names.read(await driver.column(c, _CODE))
     return names.all_names()
 
 
