@@ -37,7 +37,8 @@ async def test_what_a_lease_leaves_behind_is_not_seen_by_the_next_user(
     dsn: str, outside: asyncpg.Connection, kind: Kind, way: str
 ) -> None:
     """Whether it was left by SQL or on psycopg's object; and the connection is the same."""
-    async with of_one(dsn, connection_class=Own) as pool:
+    # A busy machine may take longer than 2 s to end an unfinished stream.
+    async with of_one(dsn, connection_class=Own, reset_timeout=30.0) as pool:
         was_seen = refused = False
         try:
             async with getattr(pool, way)() as conn:

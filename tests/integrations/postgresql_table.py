@@ -11,10 +11,11 @@ import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 import httpx
+import psycopg
 import sqlalchemy as sa
 from fastapi import Depends, FastAPI
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -23,14 +24,15 @@ import poolkit.fastapi
 from poolkit import ConnectFailed, PoolConfigError, TransactionEnded
 from poolkit.compat import asyncpg as compat
 from poolkit.drivers.asyncpg import create_pool
-from tests.drivers.postgresql_kinds import KINDS, Kind, Own, is_seen, leave
+from tests.drivers import postgresql_kinds
+from tests.drivers.postgresql_kinds import KINDS, Kind, Own
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "postgresql-state.md"
 HOW = "to write it anew: python -m tests.integrations.postgresql_table"
 
 #: What whoever may not leave it is told.
 REFUSALS = (
-    *(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError),
+    *(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, psycopg.Error),
     TransactionEnded,
     sa.exc.SQLAlchemyError,
 )
@@ -88,11 +90,16 @@ class OfSession:
 
 async def of_session(session: poolkit.fastapi.Session) -> OfSession:
     """Depend on the connection of the request's session."""
+    return OfSession(session, await inside_session(session))
+
+
+async def inside_session(session: poolkit.fastapi.Session) -> Any:
+    """Depend on the library's connection inside of the request's session."""
     fairy: Any = await (await session.connection()).get_raw_connection()
-    return OfSession(session, fairy.driver_connection)
+    return fairy.driver_connection
 
 
-def through(dependency: Any) -> Way:
+def through(dependency: Any, make: Callable[[str], Any] = one) -> Way:
     """Return the way through a dependency of FastAPI's."""
     app = FastAPI()
 
@@ -104,7 +111,7 @@ def through(dependency: Any) -> Way:
 
     @contextlib.asynccontextmanager
     async def way(dsn: str) -> AsyncIterator[tuple[Any, Take]]:
-        pool = one(dsn)
+        pool = make(dsn)
         transport = httpx.ASGITransport(app)
         async with (
             poolkit.fastapi.lifespan(pool)(app),
@@ -138,62 +145,80 @@ WAYS: dict[str, Way] = {
 }
 #: What becomes of it if `on_connect` has left it.
 SET_UP = "by `on_connect`"
-COLUMNS = (*WAYS, SET_UP)
 
 
 # -- what becomes of each kind -------------------------------------------------------------------
 
 
-async def column(head: str, dsn: str) -> dict[str, str]:
-    """Return what becomes of each kind, by its name."""
-    if head == SET_UP:
-        return {kind.name: await _if_set_up(dsn, kind) for kind in KINDS}
-    async with WAYS[head](dsn) as (pool, take):
-        return {kind.name: await _fate(pool, take, kind) for kind in KINDS}
+class Table(NamedTuple):
+    """The table of one driver."""
+
+    #: What can be left, how that is done and seen: a module like `tests.drivers.postgresql_kinds`.
+    kinds: Any
+    #: Makes a pool of one connection.
+    make: Callable[..., Any]
+    #: By the heads of their columns.
+    ways: Mapping[str, Way]
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Return the heads of all columns."""
+        return (*self.ways, SET_UP)
+
+    async def column(self, head: str, dsn: str) -> dict[str, str]:
+        """Return what becomes of each kind, by its name."""
+        kinds = self.kinds.KINDS
+        if head == SET_UP:
+            return {kind.name: await self._if_set_up(dsn, kind) for kind in kinds}
+        async with self.ways[head](dsn) as (pool, take):
+            return {kind.name: await self._fate(pool, take, kind) for kind in kinds}
+
+    async def _fate(self, pool: Any, take: Take, kind: Kind) -> str:
+        was_seen = False
+
+        async def use(conn: Any) -> None:
+            nonlocal was_seen
+            await self.kinds.leave(conn, kind)
+            was_seen = not kind.at_once or await self.kinds.is_seen(conn, kind)
+
+        before = pool.stats().connected
+        refused = False
+        try:
+            await take(use)
+        except REFUSALS:
+            refused = True
+        assert was_seen or refused, f"{kind.name}: it was never there"
+        async with pool.acquire() as conn:
+            stays = await self.kinds.is_seen(conn, kind)
+            assert await self.kinds.is_seen(conn, THERE)
+        if stays:
+            return "stays"
+        if pool.stats().connected > before:
+            return "replaced"
+        return "refused" if refused else "undone"
+
+    async def _if_set_up(self, dsn: str, kind: Kind) -> str:
+        if not kind.to_set_up:
+            return "-"
+        pool = self.make(dsn, on_connect=lambda conn: self.kinds.leave(conn, kind))
+        try:
+            await pool.open()
+        except ConnectFailed as failed:
+            if not isinstance(failed.__cause__, PoolConfigError):
+                raise
+            return "refused"
+        async with pool:
+            seen = []
+            for _ in range(3):
+                async with pool.acquire() as conn:
+                    seen.append(await self.kinds.is_seen(conn, kind))
+        assert len({*seen}) == 1, f"{kind.name}: of its leases only the first ones have it"
+        return "restored" if seen[0] else "-"
 
 
-async def _fate(pool: Any, take: Take, kind: Kind) -> str:
-    was_seen = False
-
-    async def use(conn: Any) -> None:
-        nonlocal was_seen
-        await leave(conn, kind)
-        was_seen = not kind.at_once or await is_seen(conn, kind)
-
-    before = pool.stats().connected
-    refused = False
-    try:
-        await take(use)
-    except REFUSALS:
-        refused = True
-    assert was_seen or refused, f"{kind.name}: it was never there"
-    async with pool.acquire() as conn:
-        stays = await is_seen(conn, kind)
-        assert await conn.fetchval("SELECT count(*) FROM public.t") == 1
-    if stays:
-        return "stays"
-    if pool.stats().connected > before:
-        return "replaced"
-    return "refused" if refused else "undone"
-
-
-async def _if_set_up(dsn: str, kind: Kind) -> str:
-    if not kind.to_set_up:
-        return "-"
-    pool = one(dsn, on_connect=lambda conn: leave(conn, kind))
-    try:
-        await pool.open()
-    except ConnectFailed as failed:
-        if not isinstance(failed.__cause__, PoolConfigError):
-            raise
-        return "refused"
-    async with pool:
-        seen = []
-        for _ in range(3):
-            async with pool.acquire() as conn:
-                seen.append(await is_seen(conn, kind))
-    assert len({*seen}) == 1, f"{kind.name}: of its leases only the first ones have it"
-    return "restored" if seen[0] else "-"
+#: The table that was there before.
+THERE = Kind("", "", "SELECT count(*) = 1 FROM public.t")
+TABLE = Table(postgresql_kinds, one, WAYS)
 
 
 # -- the page ------------------------------------------------------------------------------------
@@ -233,7 +258,7 @@ def read(page: str) -> dict[str, dict[str, str]]:
 
 
 async def _write(dsn: str) -> None:
-    columns = {head: await column(head, dsn) for head in COLUMNS}
+    columns = {head: await TABLE.column(head, dsn) for head in TABLE.heads}
     PAGE.write_text(_TABLE.sub(lambda _: table(columns), PAGE.read_text(), count=1))
 
 

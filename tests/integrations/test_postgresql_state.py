@@ -35,10 +35,10 @@ def dsn(postgres: Postgres) -> Iterator[str]:
     postgres.drop_database(name)
 
 
-@pytest.mark.parametrize("head", table.COLUMNS)
+@pytest.mark.parametrize("head", table.TABLE.heads)
 async def test_page_says_what_a_lease_leaves(dsn: str, head: str) -> None:
     """Found out anew; and nothing that has rights or data stays."""
-    found = await table.column(head, dsn)
+    found = await table.TABLE.column(head, dsn)
     assert {kind for kind, fate in found.items() if fate == "stays"} <= MAY_STAY
     assert found == table.read(table.PAGE.read_text())[head], table.HOW
 
@@ -47,7 +47,7 @@ def test_page_has_the_table_that_is_written() -> None:
     """With the rows and columns of today, and reasons for what stays."""
     page = table.PAGE.read_text()
     columns = table.read(page)
-    assert list(columns) == list(table.COLUMNS), table.HOW
+    assert list(columns) == list(table.TABLE.heads), table.HOW
     assert table.table(columns) in page, table.HOW
     assert len(KINDS) >= 30
 
@@ -57,10 +57,10 @@ def _page_of_psycopg() -> str:
 
 
 @pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")
-@pytest.mark.parametrize("head", psycopg_table.COLUMNS)
+@pytest.mark.parametrize("head", psycopg_table.TABLE.heads)
 async def test_page_says_what_a_lease_of_psycopgs_leaves(dsn: str, head: str) -> None:
     """Found out anew; and nothing that has rights or data stays."""
-    found = await psycopg_table.column(head, dsn)
+    found = await psycopg_table.TABLE.column(head, dsn)
     assert {kind for kind, fate in found.items() if fate == "stays"} <= MAY_STAY
     assert found == table.read(_page_of_psycopg())[head], psycopg_table.HOW
 
@@ -68,5 +68,5 @@ async def test_page_says_what_a_lease_of_psycopgs_leaves(dsn: str, head: str) ->
 def test_page_has_the_table_of_psycopg_that_is_written() -> None:
     """With the rows and columns of today."""
     columns = table.read(_page_of_psycopg())
-    assert list(columns) == list(psycopg_table.COLUMNS), psycopg_table.HOW
+    assert list(columns) == list(psycopg_table.TABLE.heads), psycopg_table.HOW
     assert table.table_of(psycopg_kinds.KINDS, columns) in _page_of_psycopg(), psycopg_table.HOW

@@ -7,10 +7,11 @@ import contextlib
 import sqlite3
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import psycopg
 import pytest
 
 import poolkit
-from tests.drivers.asyncpg_help import LOOPS, until
+from tests.drivers.asyncpg_help import LOOPS, until, until_true
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -38,6 +39,14 @@ class Database(NamedTuple):
         """Tell which of the two it is."""
         return self.url.startswith("sqlite")
 
+    @property
+    def library(self) -> Any:
+        """Return poolkit's driver for it, as a module."""
+        scheme = self.url.partition(":")[0]
+        return getattr(
+            poolkit.drivers, {"sqlite": "aiosqlite", "postgresql": "asyncpg"}.get(scheme, "psycopg")
+        )
+
     def rows(self) -> list[int]:
         """Return what has been committed to the table."""
         return [x for (x,) in self.query("SELECT x FROM t ORDER BY x")]
@@ -60,6 +69,20 @@ def on_postgresql(of_postgresql: Database) -> Database:
 
 
 @pytest.fixture
+def on_psycopg(on_postgresql: Database) -> Database:
+    """Return the same database, for psycopg."""
+    url = on_postgresql.url.replace("postgresql://", "postgresql+psycopg://")
+    return on_postgresql._replace(url=url)
+
+
+@pytest.fixture(params=["on_postgresql", "on_psycopg"])
+def on_server(request: pytest.FixtureRequest) -> Database:
+    """Return a database on the shared server, for each of its drivers in turn."""
+    found: Database = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
 def on_sqlite(tmp_path: Path) -> Database:
     """Return a database in a file of its own."""
     path = tmp_path / "test.db"
@@ -72,11 +95,19 @@ def on_sqlite(tmp_path: Path) -> Database:
     return Database(f"sqlite:///{path}", query)
 
 
-@pytest.fixture(params=["on_postgresql", "on_sqlite"])
+@pytest.fixture(params=["on_postgresql", "on_psycopg", "on_sqlite"])
 def database(request: pytest.FixtureRequest) -> Database:
     """Return a database of each kind in turn."""
     found: Database = request.getfixturevalue(request.param)
     return found
+
+
+async def value(own: Any, sql: str) -> Any:
+    """Return what a question shows on a connection of a driver of PostgreSQL."""
+    if not isinstance(own, psycopg.AsyncConnection):
+        return await own.fetchval(sql)
+    row = await (await own.execute(sql)).fetchone()
+    return row and row[0]
 
 
 @contextlib.asynccontextmanager
@@ -103,6 +134,31 @@ async def pool(database: Database) -> AsyncIterator[poolkit.Pool[Any]]:
 def engine(pool: poolkit.Pool[Any]) -> AsyncEngine:
     """Return an engine over that pool."""
     return poolkit.sqlalchemy.create_async_engine(pool)
+
+
+def noted_resets(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return a list of the connections that will be reset, in pools that are yet to be made."""
+    resets: list[Any] = []
+    driver: Any = type(database.library.from_url(database.url))
+    reset = driver.reset
+
+    async def noted(self: Any, c: Any) -> Any:
+        resets.append(c)
+        return await reset(self, c)
+
+    monkeypatch.setattr(driver, "reset", noted)
+    return resets
+
+
+async def terminate(database: Database, pid: int) -> None:
+    """Have the server end a session, and wait until it has."""
+    await asyncio.to_thread(database.query, f"SELECT pg_terminate_backend({pid})")
+    count = f"SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}"
+
+    async def is_gone() -> bool:
+        return await asyncio.to_thread(database.query, count) == [(0,)]
+
+    await until_true(is_gone)
 
 
 async def at_rest(pool: poolkit.Pool[Any]) -> None:

@@ -148,10 +148,10 @@ async def test_cancelled_again_and_again(
 
 
 async def test_a_cancelled_query_ends_on_the_server_and_its_connection_is_kept(
-    on_postgresql: Database,
+    on_server: Database,
 ) -> None:
     """SQLAlchemy gives it up; poolkit's reset finds that it is good, and rolls back."""
-    async with opened(on_postgresql, max_size=1) as pool:
+    async with opened(on_server, max_size=1) as pool:
         engine = create_async_engine(pool)
 
         async def work() -> None:
@@ -166,7 +166,7 @@ async def test_a_cancelled_query_ends_on_the_server_and_its_connection_is_kept(
         activity = f"SELECT wait_event FROM pg_stat_activity WHERE pid = {pids[0]}"
 
         async def asleep() -> bool:
-            return await asyncio.to_thread(on_postgresql.query, activity) == [("PgSleep",)]
+            return await asyncio.to_thread(on_server.query, activity) == [("PgSleep",)]
 
         await until_true(asleep)
         task.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,10 @@ from sqlmodel import Field, SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession as SQLModelSession
 
 import poolkit
-from poolkit.drivers.asyncpg import AsyncpgDriver
 from poolkit.sqlalchemy import create_async_engine
 from tests.drivers.asyncpg_help import PATIENCE, until
 from tests.proxy import Proxy
-from tests.sqlalchemy.conftest import Database, at_rest, opened
+from tests.sqlalchemy.conftest import Database, at_rest, opened, terminate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,6 +108,7 @@ async def test_a_session_takes_a_connection_when_it_needs_one(
         assert pool.stats().leased == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")  # psycopg's
 async def test_savepoints_and_streams(engine: AsyncEngine, database: Database) -> None:
     """What is rolled back inside stays undone; rows come from a server-side cursor."""
     async with engine.begin() as conn:
@@ -133,6 +134,8 @@ async def test_savepoints_and_streams(engine: AsyncEngine, database: Database) -
         assert await (await conn.stream(select)).all() == [(1,), (2,)]
         result = await conn.stream(select)
         assert await result.fetchone() == (1,)  # and is left there
+    del result
+    gc.collect()
 
 
 async def test_an_error_of_the_database_is_sqlalchemys(
@@ -332,28 +335,34 @@ URLS = {
 }
 
 
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 @pytest.mark.parametrize("dsn", URLS)
 def test_engine_url_names_user_and_database_and_no_password(
-    dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    dsn: str, driver: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """For those who look there, and for logs."""
     for name in ("PGUSER", "PGHOST", "PGPORT", "PGDATABASE"):
         monkeypatch.delenv(name, raising=False)
     with caplog.at_level("DEBUG"):
-        engine = create_async_engine(poolkit.create_pool(dsn), echo_pool="debug")
+        pool = poolkit.create_pool(dsn.replace("postgresql", f"postgresql+{driver}"))
+        engine = create_async_engine(pool, echo_pool="debug")
     shown = engine.url.render_as_string(hide_password=False)
-    assert shown == f"postgresql+asyncpg://{URLS[dsn]}"
+    assert shown == f"postgresql+{driver}://{URLS[dsn]}"
     assert engine.url.password is None
     assert "sekret" not in f"{engine!r} {engine.pool.status()} {caplog.text}"
-    assert engine.dialect.driver == "asyncpg"
+    assert engine.dialect.driver == driver
 
 
-def test_engine_url_has_the_user_that_is_given_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An argument of asyncpg's goes before the DSN, and that before the environment."""
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_engine_url_has_the_user_that_is_given_otherwise(
+    driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An argument of the library's goes before the DSN, and that before the environment."""
     monkeypatch.setenv("PGUSER", "of_environment")
-    of_environment = poolkit.create_pool("postgresql://host/shop")
+    create_pool = getattr(poolkit.drivers, driver).create_pool
+    of_environment = create_pool("postgresql://host/shop")
     assert create_async_engine(of_environment).url.username == "of_environment"
-    of_arguments = poolkit.drivers.asyncpg.create_pool(
+    of_arguments = create_pool(
         "postgresql://other:sekret@host/shop", connect_kwargs={"user": "me", "password": "sekret"}
     )
     assert create_async_engine(of_arguments).url.username == "me"
@@ -384,12 +393,12 @@ def test_it_is_imported_when_first_used() -> None:
     """`import poolkit` brings no SQLAlchemy."""
     program = (
         "import sys, poolkit; before = 'sqlalchemy' in sys.modules;"
-        "poolkit.sqlalchemy.create_async_engine; print(before, 'asyncpg' in sys.modules)"
+        "poolkit.sqlalchemy.create_async_engine; print(before, {'asyncpg', 'psycopg'} & {*sys.modules})"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "False False"
+    assert done.stdout.strip() == "False set()"
 
 
 @pytest.mark.parametrize("module", ["sqlalchemy", "greenlet"])
@@ -452,7 +461,7 @@ async def test_dispose_beside_another_loop_does_nothing(
 
 
 async def test_what_is_in_use_is_not_pinged(
-    on_postgresql: Database, monkeypatch: pytest.MonkeyPatch
+    on_server: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection that a session has just given back was heard from."""
     pings = []
@@ -460,8 +469,8 @@ async def test_what_is_in_use_is_not_pinged(
     async def ping(self: Any, c: Any) -> None:
         pings.append(c)
 
-    monkeypatch.setattr(AsyncpgDriver, "ping", ping)
-    async with opened(on_postgresql, max_size=1, ping_after=0.2, ping_every=None) as pool:
+    monkeypatch.setattr(type(on_server.library.from_url(on_server.url)), "ping", ping)
+    async with opened(on_server, max_size=1, ping_after=0.2, ping_every=None) as pool:
         engine = create_async_engine(pool)
         begun = asyncio.get_running_loop().time()
         while asyncio.get_running_loop().time() < begun + 0.5:
@@ -471,25 +480,25 @@ async def test_what_is_in_use_is_not_pinged(
 
 
 async def test_an_idle_connection_that_the_server_has_ended_is_not_handed_out(
-    on_postgresql: Database,
+    on_server: Database,
 ) -> None:
-    """Neither by the pool's ping nor by what asyncpg learns by itself."""
-    async with opened(on_postgresql, max_size=1, ping_after=0) as pool:
+    """Neither by the pool's ping nor by what the driver learns by itself."""
+    async with opened(on_server, max_size=1, ping_after=0) as pool:
         engine = create_async_engine(pool, pool_pre_ping=True)
         async with engine.connect() as conn:
             first = await conn.scalar(sa.text("SELECT pg_backend_pid()"))
-        await asyncio.to_thread(on_postgresql.query, f"SELECT pg_terminate_backend({first})")
+        await asyncio.to_thread(on_server.query, f"SELECT pg_terminate_backend({first})")
         async with engine.connect() as conn:
             assert await conn.scalar(sa.text("SELECT pg_backend_pid()")) != first
 
 
 async def test_a_checkout_that_asked_the_server_nothing_at_its_end_is_no_sign_of_life(
-    on_postgresql: Database,
+    on_server: Database,
 ) -> None:
     """In autocommit nothing is sent there: what was cut meanwhile is not handed out unasked."""
-    address = urlsplit(on_postgresql.url)
+    address = urlsplit(on_server.url)
     with Proxy(str(address.hostname), address.port or 0) as proxy:
-        behind = on_postgresql._replace(url=proxy.through(on_postgresql.url))
+        behind = on_server._replace(url=proxy.through(on_server.url))
         limits: dict[str, float] = {"ping_after": 0.01, "ping_timeout": 0.1, "reset_timeout": 0.1}
         async with opened(behind, max_size=1, **limits) as pool:
             engine = create_async_engine(pool, isolation_level="AUTOCOMMIT")
@@ -502,28 +511,25 @@ async def test_a_checkout_that_asked_the_server_nothing_at_its_end_is_no_sign_of
 
 
 async def test_one_dead_connection_has_the_others_pinged(
-    on_postgresql: Database, monkeypatch: pytest.MonkeyPatch
+    on_server: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where SQLAlchemy would replace them all, poolkit looks which of them are alive."""
     pinged = []
-    ping = AsyncpgDriver.ping
+    driver: Any = type(on_server.library.from_url(on_server.url))
+    ping = driver.ping
 
     async def noted(self: Any, c: Any) -> None:
-        pinged.append(c.get_server_pid())
+        pinged.append(self.server_pid(c))
         await ping(self, c)
 
-    monkeypatch.setattr(AsyncpgDriver, "ping", noted)
-    async with opened(
-        on_postgresql, max_size=2, min_size=2, ping_after=None, ping_every=None
-    ) as pool:
+    monkeypatch.setattr(driver, "ping", noted)
+    async with opened(on_server, max_size=2, min_size=2, ping_after=None, ping_every=None) as pool:
         engine = create_async_engine(pool)
         async with engine.connect() as one, engine.connect() as two:
             pids = [await c.scalar(sa.text("SELECT pg_backend_pid()")) for c in (one, two)]
         async with engine.connect() as conn:
             dying = await conn.scalar(sa.text("SELECT pg_backend_pid()"))
-            own: Any = (await conn.get_raw_connection()).driver_connection
-            await asyncio.to_thread(on_postgresql.query, f"SELECT pg_terminate_backend({dying})")
-            await until(own.is_closed)
+            await terminate(on_server, dying)
             with pytest.raises(sa.exc.DBAPIError) as caught:
                 await conn.execute(sa.text("SELECT 1"))
             assert caught.value.connection_invalidated

@@ -7,6 +7,7 @@ import random
 from typing import Annotated, Any, NamedTuple
 
 import asyncpg
+import psycopg
 import pytest
 import sqlalchemy as sa
 from fastapi import Depends, FastAPI
@@ -17,7 +18,7 @@ from sqlalchemy.util.concurrency import greenlet_spawn
 import poolkit
 from poolkit.sqlalchemy import create_async_engine, session_dependency
 from tests.integrations.live import serve
-from tests.sqlalchemy.conftest import Database, at_rest, opened
+from tests.sqlalchemy.conftest import Database, at_rest, noted_resets, opened, value
 
 
 class State(NamedTuple):
@@ -71,20 +72,25 @@ STATES = {
 
 
 @pytest.fixture(scope="session")
-def handed_on(of_postgresql: Database) -> Database:
-    """Return a database with another role, which a superuser may become."""
+def role(of_postgresql: Database) -> None:
+    """Create another role, which a superuser may become."""
     of_postgresql.query("CREATE ROLE handed_on")
-    return of_postgresql
+
+
+@pytest.fixture
+def handed_on(role: None, on_server: Database) -> Database:
+    """Return a database with that role."""
+    return on_server
 
 
 async def look(fetch: Any, sql: str) -> str:
     """Return what a question shows, or the kind of error."""
     try:
         return str(await fetch(sql))
-    except asyncpg.PostgresError as error:
+    except (asyncpg.PostgresError, psycopg.Error) as error:
         return type(error).__name__
-    except sa.exc.DBAPIError as error:
-        return type(error.orig.__cause__).__name__  # type: ignore[union-attr]
+    except sa.exc.DBAPIError as error:  # of SQLAlchemy's adapter for asyncpg
+        return type(getattr(error.orig, "__cause__", None) or error.orig).__name__
 
 
 def application(pool: poolkit.Pool[Any], session: Any) -> FastAPI:
@@ -103,7 +109,7 @@ def application(pool: poolkit.Pool[Any], session: Any) -> FastAPI:
 
     @app.get("/connection/{name}")
     async def by_connection(name: str, conn: poolkit.fastapi.Connection[Any]) -> str:
-        return await look(conn.fetchval, STATES[name].seen_by)
+        return await look(lambda sql: value(conn, sql), STATES[name].seen_by)
 
     return app
 
@@ -166,7 +172,7 @@ async def test_whichever_way_an_engine_is_used_its_state_ends_with_the_checkout(
                 if how == "detach":
                     (await conn.get_raw_connection()).detach()
         async with pool.acquire() as own:
-            assert await own.fetchval("SELECT current_user = session_user")
+            assert await value(own, "SELECT current_user = session_user")
         async with engine.connect() as conn:
             assert await conn.scalar(sa.text("SELECT current_user = session_user"))
 
@@ -183,7 +189,7 @@ async def test_at_the_level_transaction_a_session_costs_no_trip_and_keeps_what_i
                 await session.execute(sa.text(f"SET {level} ROLE handed_on"))
                 await session.commit()
             async with pool.acquire() as own:
-                stays = await own.fetchval("SELECT current_user <> session_user")
+                stays = await value(own, "SELECT current_user <> session_user")
                 assert stays == (not level)
                 await own.execute("RESET ROLE")
 
@@ -192,14 +198,7 @@ async def test_a_checkout_that_did_nothing_has_nothing_reset(
     handed_on: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with every lease: what was not touched needs no clean-up."""
-    resets = []
-    reset = type(poolkit.drivers.asyncpg.AsyncpgDriver("postgresql://x")).reset
-
-    async def noted(self: Any, c: Any) -> Any:
-        resets.append(c)
-        return await reset(self, c)
-
-    monkeypatch.setattr(poolkit.drivers.asyncpg.AsyncpgDriver, "reset", noted)
+    resets = noted_resets(handed_on, monkeypatch)
     async with opened(handed_on, max_size=1) as pool:
         engine = create_async_engine(pool)
         async with engine.connect() as conn:
@@ -275,12 +274,18 @@ async def test_a_session_that_reads_and_writes_on_sqlite_needs_no_reset(
 # -- many at once --------------------------------------------------------------------------------
 
 
+def upper(json: Any) -> str:
+    """Parse nothing; psycopg gives bytes."""
+    return (json.decode() if isinstance(json, bytes) else str(json)).upper()
+
+
 async def test_many_at_once_and_cancelled_see_nothing_of_each_other(handed_on: Database) -> None:
     """Sessions of two engines and leases of the pool's, by turns on three connections."""
     chance = random.Random(16)
     tenant = "SELECT coalesce(current_setting('app.tenant', true), '')"
-    value = """SELECT '{"a": 1}'::jsonb"""
-    typed = sa.text(value).columns(sa.column("x", JSONB))
+    json = """SELECT '{"a": 1}'::jsonb"""
+    typed = sa.text(json).columns(sa.column("x", JSONB))
+    of_lease: Any = {"a": 1} if handed_on.library is poolkit.drivers.psycopg else '{"a": 1}'
 
     async def by_session(engine: AsyncEngine, name: str, parsed: object) -> None:
         async with AsyncSession(engine) as session:
@@ -292,14 +297,14 @@ async def test_many_at_once_and_cancelled_see_nothing_of_each_other(handed_on: D
 
     async def by_lease(name: str) -> None:
         async with pool.acquire() as conn:
-            assert await conn.fetchval(tenant) == ""
+            assert await value(conn, tenant) == ""
             await conn.execute(f"SET app.tenant = '{name}'")
-            assert await conn.fetchval(value) == '{"a": 1}'
-            assert await conn.fetchval(tenant) == name
+            assert await value(conn, json) == of_lease
+            assert await value(conn, tenant) == name
 
     async with opened(handed_on, max_size=3, acquire_timeout=None) as pool:
         plain = create_async_engine(pool)
-        loud = create_async_engine(pool, json_deserializer=str.upper)
+        loud = create_async_engine(pool, json_deserializer=upper)
         tasks = []
         for number in range(60):
             name = f"tenant-{number}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 import sqlalchemy.dialects.postgresql.asyncpg
+import sqlalchemy.dialects.postgresql.psycopg
 import sqlalchemy.pool.base
 
 import poolkit
@@ -60,7 +61,7 @@ def nothing_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def use_renamed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Done]]:
     """Return what uses an engine in a process of its own, which has not yet imported SQLAlchemy."""
-    with forking("asyncpg", "aiosqlite", "greenlet", "uuid", "zoneinfo") as interpreter:
+    with forking("asyncpg", "psycopg", "aiosqlite", "greenlet", "uuid", "zoneinfo") as interpreter:
         folder = tmp_path_factory.mktemp("renamed")
 
         def use(*arguments: str) -> Done:
@@ -123,13 +124,28 @@ def test_connection_ends_with_its_lease_where_settings_could_be_left(
     assert "each lease costs its connection" in warning
 
 
-@pytest.mark.parametrize(("owner", "name"), NEEDED, ids=lambda it: getattr(it, "__name__", it))
+#: The same for psycopg.
+OF_PSYCOPG = [
+    (sqlalchemy.dialects.postgresql.psycopg, "AsyncAdapt_psycopg_connection"),
+    (sqlalchemy.dialects.postgresql.psycopg, "AsyncAdapt_psycopg_cursor"),
+]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "where"),
+    [(*each, "on_postgresql") for each in NEEDED] + [(*each, "on_psycopg") for each in OF_PSYCOPG],
+    ids=lambda it: getattr(it, "__name__", it),
+)
 async def test_engine_refuse_deadlock_without_what_is_needed(
-    owner: Any, name: str, on_postgresql: Database, monkeypatch: pytest.MonkeyPatch
+    owner: Any,
+    name: str,
+    where: str,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """When it is made: by name, with the version."""
     monkeypatch.delattr(owner, name)
-    pool = poolkit.create_pool(on_postgresql.url)
+    pool = poolkit.create_pool(request.getfixturevalue(where).url)
     with pytest.raises(poolkit.PoolConfigError, match=rf"\.{name}, without which") as caught:
         create_async_engine(pool)
     assert f"SQLAlchemy {sa.__version__} has no " in str(caught.value)

@@ -11,7 +11,7 @@ from sqlalchemy import event
 import poolkit
 from poolkit.sqlalchemy import create_async_engine
 from tests.drivers.asyncpg_help import until
-from tests.sqlalchemy.conftest import Database, opened
+from tests.sqlalchemy.conftest import Database, opened, value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,11 +25,16 @@ SHOWN = (
 
 
 @pytest.fixture(scope="session")
-def tenants(of_postgresql: Database) -> Database:
-    """Return a database with two more roles."""
+def roles(of_postgresql: Database) -> None:
+    """Create two more roles."""
     for sql in ("CREATE ROLE tenant_a", "CREATE ROLE set_up_for_all"):
         of_postgresql.query(sql)
-    return of_postgresql
+
+
+@pytest.fixture
+def tenants(roles: None, on_server: Database) -> Database:
+    """Return a database with those roles."""
+    return on_server
 
 
 class Greeting:
@@ -56,7 +61,7 @@ async def by_engine(engine: AsyncEngine, sql: str = SHOWN) -> Any:
 async def by_lease(pool: poolkit.Pool[Any], sql: str = SHOWN) -> Any:
     """Return what the pool's other users see."""
     async with pool.acquire() as conn:
-        return await conn.fetchval(sql)
+        return await value(conn, sql)
 
 
 def _on_connect(*statements: str) -> Callable[[Any], Any]:
@@ -114,7 +119,7 @@ async def test_the_tenant_of_an_engines_first_lease_is_nobody_elses(
     ["CREATE TEMP TABLE mine (x int)", "SELECT pg_advisory_lock_shared(1)", "LISTEN news"],
 )
 async def test_what_on_acquire_makes_is_there_in_an_engines_first_lease(
-    on_postgresql: Database, statement: str
+    on_server: Database, statement: str
 ) -> None:
     """It was refused, and an event listener blamed, although the reset undoes it."""
     sql = (
@@ -122,7 +127,7 @@ async def test_what_on_acquire_makes_is_there_in_an_engines_first_lease(
         " + (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory')"
         " + (SELECT count(*) FROM pg_class WHERE relname = 'mine')"
     )
-    async with opened(on_postgresql, max_size=1, on_acquire=Greeting(statement)) as pool:
+    async with opened(on_server, max_size=1, on_acquire=Greeting(statement)) as pool:
         engine = create_async_engine(pool)
         for _ in range(2):
             assert await by_engine(engine, sql) == 1
@@ -192,7 +197,7 @@ async def test_what_a_stranger_has_left_is_not_taken_for_the_base(
         """Undo nothing."""
 
     reset: Any = undo if level == "function" else level
-    pool = poolkit.drivers.asyncpg.create_pool(tenants.url, max_size=1, reset=reset)
+    pool = tenants.library.create_pool(tenants.url, max_size=1, reset=reset)
     async with pool:
         before = str(await by_lease(pool, sql) or "")
         pid = await by_lease(pool, "SELECT pg_backend_pid()")

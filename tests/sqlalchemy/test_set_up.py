@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 import poolkit
 from poolkit.sqlalchemy import create_async_engine
 from tests.drivers.asyncpg_help import until
-from tests.sqlalchemy.conftest import Database, at_rest, opened
+from tests.sqlalchemy.conftest import Database, at_rest, opened, value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -239,10 +239,15 @@ AS_SET_UP = "set_up elsewhere alice"
 
 
 @pytest.fixture(scope="session")
-def with_role(of_postgresql: Database) -> Database:
-    """Return a database with another role."""
+def role(of_postgresql: Database) -> None:
+    """Create another role."""
     of_postgresql.query("CREATE ROLE set_up")
-    return of_postgresql
+
+
+@pytest.fixture
+def with_role(role: None, on_server: Database) -> Database:
+    """Return a database with that role."""
+    return on_server
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -264,7 +269,7 @@ async def test_what_a_connect_event_sets_holds_for_every_lease(
                     await conn.execute(sa.text(sql))
                 await conn.commit()
         async with pool.acquire() as own:
-            assert await own.fetchval(SHOWN.text) == AS_SET_UP
+            assert await value(own, SHOWN.text) == AS_SET_UP
         assert pool.stats().connected == 1
 
 
@@ -290,10 +295,10 @@ async def test_a_second_engine_adds_to_what_was_set_up(with_role: Database) -> N
     ],
 )
 async def test_what_a_connect_event_leaves_that_cannot_be_restored_refuse_deadlock(
-    on_postgresql: Database, statement: str, says: str
+    on_server: Database, statement: str, says: str
 ) -> None:
     """At once, in SQLAlchemy's words for who has done it; the slot is free again."""
-    async with opened(on_postgresql, max_size=1) as pool:
+    async with opened(on_server, max_size=1) as pool:
         engine = create_async_engine(pool)
         bad = True
 
@@ -405,11 +410,19 @@ async def test_statements_kept_from_before_get_the_codecs_of_on_acquire(
                 assert await conn.scalar(TYPED) == PARSED
 
 
+@pytest.fixture(params=["on_postgresql", "on_sqlite"])
+def on_another(request: pytest.FixtureRequest) -> Database:
+    """Return a database of each kind but psycopg's, whose settings have other names."""
+    found: Database = request.getfixturevalue(request.param)
+    return found
+
+
 @pytest.mark.parametrize("level", [None, "AUTOCOMMIT"])
 async def test_what_a_session_sets_on_sqlalchemys_own_connection_ends_with_it(
-    database: Database, level: Any
+    on_another: Database, level: Any
 ) -> None:
     """Somebody's autocommit would have the next one's rollback undo nothing."""
+    database = on_another
     async with opened(database, max_size=1) as pool:
         options = {} if level is None else {"isolation_level": level}
         engine = create_async_engine(pool, **options)

@@ -1,8 +1,9 @@
 """poolkit underneath SQLAlchemy: ``create_async_engine(pool)``, and all else stays as it is.
 
 `create_async_engine` returns an ordinary `sqlalchemy.ext.asyncio.AsyncEngine`, for Core, for
-`AsyncSession` and for SQLModel; its connections are those of a pool of poolkit's, on asyncpg or
-aiosqlite. The pool is yours: opened and closed by you, and free to be acquired from beside it.
+`AsyncSession` and for SQLModel; its connections are those of a pool of poolkit's, on asyncpg,
+psycopg or aiosqlite. The pool is yours: opened and closed by you, and free to be acquired from
+beside it.
 
 Both resets run: SQLAlchemy's own (``pool_reset_on_return``, a rollback by default), in the task
 that gives back; then poolkit's, at the level of the pool's ``reset`` and in no task of yours.
@@ -55,8 +56,9 @@ _MAPPING: Final = {
 def create_async_engine(pool: Pool[Any], /, **options: Any) -> AsyncEngine:
     """Return an `AsyncEngine` whose connections are those of a pool of poolkit's.
 
-    The pool's driver is asyncpg's or aiosqlite's. It need not be open yet; it has to be before the
-    engine is used, and it stays open when the engine is disposed of, which replaces connections.
+    The pool's driver is asyncpg's, psycopg's or aiosqlite's. The pool need not be open yet; it has
+    to be before the engine is used, and it stays open when the engine is disposed of, which
+    replaces connections.
 
     Args:
         pool: lends the connections.
@@ -83,7 +85,7 @@ def create_async_engine(pool: Pool[Any], /, **options: Any) -> AsyncEngine:
             "pool_pre_ping=True, but the pool never pings (ping_after=None): give create_pool() "
             "ping_after=0 to ping before every use, or 1.0 for what was idle for a second"
         )
-    adapters = adapters_for(pool._driver, options.pop("connect_args", {}))
+    adapters = adapters_for(pool._driver, options.pop("connect_args", {}), options)
     engine = _asyncio.create_async_engine(
         adapters.url, poolclass=PoolkitPool, lender=pool, adapters=adapters, **options
     )

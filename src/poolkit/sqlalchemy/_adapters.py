@@ -6,6 +6,7 @@ in it is a new one in each lease, and dies with it. One class for each library::
     adapt       make an adapter: SQLAlchemy takes that for connecting
     connected   its connect events have run: what they have set up is what resets go back to. What
                 `on_acquire` sets comes after that, and is the lease's
+    begin       set what `on_acquire` may add to, before it runs
     lend        put in the view of another lease
     settle      tell whether SQLAlchemy has ended what it made in the lease
 
@@ -16,15 +17,13 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import sys
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from sqlalchemy import URL
-
 from poolkit._errors import PoolConfigError
 from poolkit._shell.operations import watched
+from poolkit.sqlalchemy._connecting import network_url, refuse_arguments
 from poolkit.sqlalchemy._ended import may_follow, transaction_ended
 from poolkit.sqlalchemy._internals import SETTINGS, await_only, missing_of_asyncpg
 from poolkit.sqlalchemy._sqlite import AiosqliteAdapters
@@ -32,6 +31,7 @@ from poolkit.sqlalchemy._sqlite import AiosqliteAdapters
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from sqlalchemy import URL
     from sqlalchemy.engine import Dialect
 
 
@@ -55,6 +55,10 @@ class Adapters(Protocol):
         """
         ...
 
+    def begin(self, view: Any, set_up: Any) -> None:
+        """Set what `on_acquire` may add to, which runs next; not in a connection's first lease."""
+        ...
+
     def lend(self, adapter: Any, view: Any, set_up: Any) -> None:
         """Have an adapter work on a new lease; called in SQLAlchemy's greenlet."""
         ...
@@ -67,36 +71,39 @@ class Adapters(Protocol):
         ...
 
 
-def adapters_for(driver: Any, connect_args: Mapping[str, Any]) -> Adapters:
-    """Return what fits a driver. Raise `PoolConfigError` if SQLAlchemy has no dialect for it."""
+def adapters_for(
+    driver: Any, connect_args: Mapping[str, Any], options: Mapping[str, Any]
+) -> Adapters:
+    """Return what fits a driver, for an engine with other options besides ``connect_args``.
+
+    Raise `PoolConfigError` if SQLAlchemy has no dialect for it.
+    """
     is_pinned = hasattr(driver, "_driver")  # of `poolkit.testing.rollback`
     driver = getattr(driver, "_driver", driver)
     if _is_of("asyncpg", "AsyncpgDriver", driver):
         return AsyncpgAdapters(driver, connect_args, is_pinned=is_pinned)
-    if _is_of("aiosqlite", "AiosqliteDriver", driver):
-        if is_pinned:
-            raise PoolConfigError(
-                "an engine over rollback(pool) works on PostgreSQL only: on SQLite the COMMIT of a "
-                "session would end the transaction that is to be rolled back"
-            )
-        return AiosqliteAdapters(driver, connect_args)
-    raise PoolConfigError(
-        f"SQLAlchemy has no asyncio dialect for the connections of {type(driver).__name__}: give "
-        "create_async_engine() a pool of asyncpg's (postgresql://) or aiosqlite's (sqlite://)"
-    )
+    of_psycopg = _is_of("psycopg", "PsycopgDriver", driver)
+    if not (of_psycopg or _is_of("aiosqlite", "AiosqliteDriver", driver)):
+        raise PoolConfigError(
+            f"SQLAlchemy has no asyncio dialect for the connections of {type(driver).__name__}: "
+            "give create_async_engine() a pool of asyncpg's (postgresql://), psycopg's "
+            "(postgresql+psycopg://) or aiosqlite's (sqlite://)"
+        )
+    if is_pinned:
+        raise PoolConfigError(
+            "an engine over rollback(pool) works on asyncpg only: on psycopg and SQLite the COMMIT "
+            "of a session would end the transaction that is to be rolled back"
+        )
+    if of_psycopg:
+        from poolkit.sqlalchemy._psycopg import PsycopgAdapters  # noqa: PLC0415  # it is installed
+
+        return PsycopgAdapters(driver, connect_args, options)
+    return AiosqliteAdapters(driver, connect_args)
 
 
 def _is_of(part: str, name: str, driver: Any) -> bool:
     module = sys.modules.get(f"poolkit.drivers.{part}")
     return module is not None and isinstance(driver, getattr(module, name))
-
-
-def _refuse_arguments(given: Mapping[str, Any], known: tuple[str, ...], remedy: str) -> None:
-    for name in given:
-        if name not in known:
-            raise PoolConfigError(
-                f"connect_args={{{name!r}: ...}}: poolkit opens the connections; {remedy}"
-            )
 
 
 # -- asyncpg -------------------------------------------------------------------------------------
@@ -110,7 +117,7 @@ class AsyncpgAdapters:
     def __init__(
         self, driver: Any, connect_args: Mapping[str, Any], *, is_pinned: bool = False
     ) -> None:
-        _refuse_arguments(
+        refuse_arguments(
             connect_args, self._OWN, "give it to create_pool() as connect_kwargs={...}"
         )
         settings = driver.settings
@@ -124,7 +131,7 @@ class AsyncpgAdapters:
             self._arguments.setdefault("prepared_statement_cache_size", 0)
         if "_prepared_statement_cache" in self.missing:
             self._arguments["prepared_statement_cache_size"] = 0
-        self.url = _network_url("postgresql+asyncpg", driver.name, _user(driver))
+        self.url = network_url("postgresql+asyncpg", driver.name, _user(driver))
 
     def adapt(self, dialect: Dialect, view: Any) -> Any:
         """Return SQLAlchemy's adapter around a view, on a session that nobody has changed yet."""
@@ -154,6 +161,9 @@ class AsyncpgAdapters:
             adapter.commit()
             library = await_only(watched(view, self._driver.set_up_library(c)))
         return library, {name: getattr(adapter, name) for name in SETTINGS if self.keeps}
+
+    def begin(self, view: Any, set_up: Any) -> None:
+        """Do nothing: `lend` keeps what `on_acquire` has set."""
 
     def lend(self, adapter: Any, view: Any, set_up: Any) -> None:
         """Put in the view; revive SQLAlchemy's statements, which every release has asyncpg end."""
@@ -270,21 +280,3 @@ def _user(driver: Any) -> str | None:
     arguments = driver.settings.connect_kwargs
     found = arguments.get("user") or unquote(of_address) or of_query or os.environ.get("PGUSER")
     return found if isinstance(found, str) else None
-
-
-#: A pool's name: ``host:port/database``; of hosts there may be several, or the path of a socket.
-_NAME: Final = re.compile(r"(?P<hosts>.+:\d+)(?:/(?P<database>.*))?")
-
-
-def _network_url(drivername: str, name: str, user: str | None) -> URL:
-    """Return a URL of what a pool calls itself; without a password."""
-    match = _NAME.fullmatch(name)
-    if match is None:
-        return URL.create(drivername, username=user)
-    hosts, database = match["hosts"].split(","), match["database"] or None
-    host, _, port = hosts[0].rpartition(":")
-    if len(hosts) > 1 or host.startswith("/"):
-        query = {"host": tuple(hosts)}
-        return URL.create(drivername, username=user, database=database, query=query)
-    host, port_number = host.strip("[]"), int(port)
-    return URL.create(drivername, user, host=host, port=port_number, database=database)

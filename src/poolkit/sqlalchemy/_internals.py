@@ -8,6 +8,8 @@ connection for each lease; one warning names it. Without the others there can be
 `_OF_POOL`                      methods of `sqlalchemy.pool.Pool` that poolkit's replaces; needed
 `_OF_ADAPTERS`                  of the adapter for asyncpg: where the view is put, and whether a
                                 transaction was begun; needed
+`_OF_PSYCOPGS`                  of the adapters for psycopg and its cursors: the view, the cursor;
+                                needed
 the rest, in `_DISPENSABLE`     see there
 ==============================  ===================================================================
 """
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import sqlalchemy
 from sqlalchemy import util
 from sqlalchemy.dialects.postgresql import asyncpg as _asyncpg
+from sqlalchemy.dialects.postgresql import psycopg as _psycopg
 from sqlalchemy.engine import AdaptedConnection
 from sqlalchemy.pool import base
 
@@ -38,6 +41,10 @@ else:
 _OF_RECORD: Final = ("get_connection", "invalidate", "checkin", "close")
 _OF_POOL: Final = ("_do_get", "_do_return_conn", "_close_connection")
 _OF_ADAPTERS: Final = ("_connection", "_transaction")
+_OF_PSYCOPGS: Final = {
+    "AsyncAdapt_psycopg_connection": ("_connection",),
+    "AsyncAdapt_psycopg_cursor": ("_cursor",),
+}
 #: What users may set on the adapter for asyncpg, and a lease must not leave to the next one.
 SETTINGS: Final = ("isolation_level", "_isolation_setting", "readonly", "deferrable")
 _KEPT_NOT: Final = "each lease costs its connection"
@@ -96,6 +103,15 @@ def missing_of_asyncpg() -> list[str]:
     _need(where, () if kind else ("AsyncAdapt_asyncpg_connection",))
     _need(f"{where}.AsyncAdapt_asyncpg_connection", _missing(kind, _OF_ADAPTERS))
     return _missing(kind, (*SETTINGS, "_execute_mutex", "_prepared_statement_cache"))
+
+
+def need_psycopg() -> None:
+    """Raise `PoolConfigError` for what is missing of SQLAlchemy's adapters for psycopg."""
+    where = "sqlalchemy.dialects.postgresql.psycopg"
+    for name, members in _OF_PSYCOPGS.items():
+        kind = getattr(_psycopg, name, None)
+        _need(where, () if kind else (name,))
+        _need(f"{where}.{name}", _missing(kind, members))
 
 
 def _missing(owner: Any, names: Iterable[str]) -> list[str]:

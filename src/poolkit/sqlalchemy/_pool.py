@@ -157,8 +157,10 @@ class PoolkitPool(_Pool):
         view = self._acquire(stack)
         try:
             record = self._records.get(view._poolkit_slot)
-            is_set_up = record is not None and record.dbapi_connection is not None
-            if is_set_up:
+            is_set_up = False
+            if record is not None and record.dbapi_connection is not None:
+                is_set_up = True
+                self._adapters.begin(view, record.set_up)
                 self._run_on_acquire(view)
             record = self._record_for(view, stack)
             record.has_hook_to_run = not is_set_up  # when the connect events have run

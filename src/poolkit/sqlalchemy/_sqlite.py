@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from sqlalchemy import URL
 from sqlalchemy.engine import AdaptedConnection
 
-from poolkit._errors import NotLeased, PoolConfigError
+from poolkit._errors import NotLeased
 from poolkit.drivers.sqlite._connection import Raw
 from poolkit.drivers.sqlite._cursor import RawCursor, is_tracked
+from poolkit.sqlalchemy._connecting import refuse_arguments
 from poolkit.sqlalchemy._ended import may_follow, transaction_ended
 from poolkit.sqlalchemy._internals import await_only
 
@@ -49,11 +50,7 @@ class AiosqliteAdapters:
     """For aiosqlite."""
 
     def __init__(self, driver: Any, connect_args: Mapping[str, Any]) -> None:
-        for name in connect_args:
-            raise PoolConfigError(
-                f"connect_args={{{name!r}: ...}}: poolkit opens the connections; give "
-                "create_pool() its settings instead"
-            )
+        refuse_arguments(connect_args, (), "give create_pool() its settings instead")
         self.missing: list[str] = []
         self.keeps = True
         self.url = URL.create("sqlite+aiosqlite", database=driver.name)
@@ -70,6 +67,9 @@ class AiosqliteAdapters:
         adapter._raw.remember_settings()
         level: str | None = adapter.level
         return level
+
+    def begin(self, view: Any, set_up: str | None) -> None:
+        """Do nothing: all that is set up is there in every lease."""
 
     def lend(self, adapter: Any, view: Any, set_up: str | None) -> None:
         """Put in the view."""
