@@ -55,6 +55,9 @@ class Advice:
     enough: int | None
     """Connections that would do; None if nothing is known. Above the capacity it is an estimate:
     with it 99 % of callers would find one idle (Erlang's formula), if they come at random."""
+    listening: int
+    """Connections of listeners, at the end of it. They are beside the capacity, and beside
+    ``enough``; the server counts them all."""
     unknown: tuple[str, ...]
     """What the figures cannot tell, in sentences."""
 
@@ -62,8 +65,9 @@ class Advice:
         """Return all of it in a few short sentences."""
         if not self.leases:
             none = f"No lease has ended in {_span(self.seconds)}: there is nothing to go by."
-            return " ".join((none, *self._without()))
-        return " ".join((self._need(), *self._waits(), self._what_to_do()))
+            return " ".join((none, *self._without(), *self._listeners()))
+        said = (self._need(), *self._waits(), self._what_to_do(), *self._listeners())
+        return " ".join(said)
 
     def _need(self) -> str:
         usual = ""
@@ -87,6 +91,11 @@ class Advice:
 
     def _without(self) -> tuple[str, ...]:
         return (f"{_number(self.without, 'caller')} got no connection.",) if self.without else ()
+
+    def _listeners(self) -> tuple[str, ...]:
+        if not self.listening:
+            return ()
+        return (f"Besides, the server has {_number(self.listening, 'connection')} for listening.",)
 
     def _what_to_do(self) -> str:
         if self.is_scarce:
@@ -150,6 +159,7 @@ def advise(stats: PoolStats, /, *, since: PoolStats | None = None) -> Advice:
         wait=_without_first(stats.wait_times).percentile(0.99),
         is_scarce=scarce,
         enough=enough if uses.count else None,
+        listening=stats.listening,
         unknown=tuple(_unknown(stats, uses.count, scarce=scarce, is_window=since is not None)),
     )
 

@@ -101,6 +101,9 @@ class PoolStats:
     2), and so on. The last element is of the most connections that there have been at once."""
     open_for: float = 0.0
     """Seconds that the pool has been open."""
+    listening: int = 0
+    """Connections of listeners, one for each that is connected. They are beside the slots: neither
+    `size` nor `capacity` counts them, but the server does."""
 
     @property
     def most_leased(self) -> int:
@@ -132,10 +135,11 @@ class PoolStats:
     def __str__(self) -> str:
         """Return the sizes in one line, as error messages show them."""
         stuck = f" ({self.stuck} of both stuck)" if self.stuck else ""
+        listening = f"; {self.listening} listening beside" if self.listening else ""
         return (
             f"{self.leased} leased, {self.idle} idle, {self.connecting} connecting, "
             f"{self.recycling} recycling{stuck}, {self.closing} closing of capacity "
-            f"{self.capacity}; {self.waiting} waiting"
+            f"{self.capacity}; {self.waiting} waiting{listening}"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
-from poolkit import NotLeased, Pool, PoolConfigError, TransactionEnded
+from poolkit import NotLeased, Pool, PoolClosed, PoolConfigError, TransactionEnded
 from poolkit.drivers import helpers
 from tests.conftest import BACKENDS, ROOT
 from tests.fakes import FakeConnection, FullDriver, own
@@ -158,3 +158,72 @@ async def test_driver_that_ends_what_a_lease_has_made_has_nothing_reset_for_it(e
             await view.make()
         await anyio.wait_all_tasks_blocked()
         assert driver.calls["reset"] == (not ends)
+
+
+# -- connections beside the slots ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("anyio_backend", BACKENDS, indirect=True)
+async def test_connection_beside_the_slots_is_set_up_and_closed_as_the_pools_are() -> None:
+    """And counted apart; the pool tells its user when it closes, and terminates what is left."""
+    called: list[str] = []
+
+    async def on_connect(_: object) -> None:
+        called.append("on_connect")
+
+    async def on_close(_: object) -> None:
+        called.append("on_close")
+
+    driver = FullDriver()
+    limits: Any = dict.fromkeys(("close_timeout", "ping_timeout", "reset_timeout"), 0.1)
+    hooks: Any = {"on_connect": on_connect, "on_close": on_close}
+    pool: Pool[Any] = Pool(driver, min_size=0, max_size=1, **limits, **hooks)
+    beside = helpers.Beside(pool, lambda: called.append("ended"))
+    with pytest.raises(PoolClosed):
+        beside.begin()
+    async with pool, pool.acquire():
+        called.clear()
+        beside.begin()
+        one = await beside.connect(lambda *_: called.append("lost"))
+        two = await beside.connect(lambda *_: None)
+        assert (pool.stats().listening, pool.stats().size) == (2, 1)
+        driver.watched[one]()
+        await beside.close(one)
+        assert called == ["on_connect", "on_connect", "lost", "on_close"]
+        assert pool.stats().listening == 1
+        assert (one in driver.alive, two in driver.alive) == (False, True)
+    assert called[4:].count("ended") >= 1
+    assert pool.stats().listening == len(driver.alive) == 0
+
+
+@pytest.mark.parametrize("anyio_backend", BACKENDS, indirect=True)
+async def test_connection_beside_the_slots_that_cannot_be_set_up_is_terminated() -> None:
+    """Also if it is too late, or cancelled."""
+
+    async def on_connect(_: object) -> None:
+        await anyio.sleep_forever()
+
+    driver = FullDriver()
+    pool: Pool[Any] = Pool(driver, min_size=0, on_connect=on_connect, connect_timeout=0.01)
+    beside = helpers.Beside(pool, lambda: None)
+    async with pool:
+        beside.begin()
+        with pytest.raises(TimeoutError, match=r"connecting took longer than 0\.01 s") as late:
+            await beside.connect(lambda *_: None)
+        assert beside.can_pass(late.value)
+        assert not beside.can_pass(PoolConfigError("wrong"))
+        assert (driver.alive, pool.stats().listening) == (set(), 0)
+        with anyio.move_on_after(0):
+            await beside.connect(lambda *_: None)
+        assert (driver.alive, pool.stats().listening) == (set(), 0)
+        beside.end()
+
+
+async def test_pauses_of_a_connection_beside_the_slots_are_the_pools() -> None:
+    """From the shortest to the longest, the upper half by chance."""
+    pool: Pool[Any] = Pool(FullDriver(), backoff_min=0.1, backoff_max=1.0)
+    beside = helpers.Beside(pool, lambda: None)
+    for failures, longest in ((1, 0.1), (2, 0.2), (4, 0.8), (5, 1.0), (10_000, 1.0)):
+        pauses = {beside.pause(failures) for _ in range(20)}
+        assert len(pauses) > 1
+        assert all(longest / 2 <= pause <= longest for pause in pauses)

@@ -46,6 +46,19 @@ class Office(Desk):
         return self.state.stats(self.now)
 
 
+def test_advice_tells_of_listeners() -> None:
+    """The server counts their connections, too; without any, nothing is said of them."""
+    office = Office(min_size=2, max_size=2)
+    office.lease(1, 0.05)
+    assert "listening" not in str(advise(office.stats()))
+    office.state.listening = 2
+    advice = advise(office.stats())
+    assert (advice.listening, advice.capacity) == (2, 2)
+    assert str(advice).endswith("Besides, the server has 2 connections for listening.")
+    idle = str(advise(office.stats(), since=office.stats()))
+    assert idle.endswith("Besides, the server has 2 connections for listening.")
+
+
 def test_advice_on_a_pool_with_connections_to_spare() -> None:
     """The peak, Little's law, and what would do."""
     office = Office(min_size=20, max_size=20)

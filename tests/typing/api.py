@@ -14,6 +14,7 @@ import sqlalchemy
 from starlette import datastructures
 
 import poolkit
+from poolkit.drivers.asyncpg import Missed, Notification
 from poolkit.drivers.sqlite import Connection as ThreadsConnection
 from poolkit.drivers.stream import Stream
 
@@ -39,6 +40,21 @@ async def typed_by_the_driver() -> None:
         assert_type(stream, Stream)
         assert_type(await stream.receive(), bytes)
     poolkit.drivers.stream.create_pool("host", 7, ping=b"ping")  # type: ignore[arg-type]
+
+
+async def listens() -> None:
+    """What is heard has to be told from what was missed."""
+    pool = poolkit.drivers.asyncpg.create_pool("postgresql://h/d")
+    async with poolkit.drivers.asyncpg.listener(pool, buffer_size=10) as listen:
+        async with listen("a", "b") as notes:
+            assert_type(await anext(notes), Notification | Missed)
+        async for note in listen("a"):
+            if isinstance(note, Missed):
+                assert_type(note.dropped, int)
+                print(note.payload)  # type: ignore[attr-defined]
+            else:
+                assert_type(note.payload, str)
+    poolkit.drivers.psycopg.listener(pool)  # type: ignore[arg-type]
 
 
 async def from_a_url() -> None:

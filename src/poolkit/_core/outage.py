@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 _SHORTEST: Final = 0.01
 
 
+def backoff(failures: int, options: Options, jitter: float) -> float:
+    """Return for how long to wait after so many failures in a row; ``jitter`` is from 0 to 1."""
+    pause = options.backoff_min * 2.0 ** min(failures - 1, 30)
+    # The upper half is jitter, so that a fleet does not come back in step.
+    return max(min(pause, options.backoff_max) * (0.5 + 0.5 * jitter), _SHORTEST)
+
+
 class Outage:
     """One outage, from the first failed connect to the next that succeeds."""
 
@@ -51,10 +58,7 @@ class Outage:
             self.failures += 1
         self._failed_at = now
         self.error = error
-        pause = options.backoff_min * 2.0 ** min(self.failures - 1, 30)
-        # The upper half is jitter, so that a fleet does not come back in step.
-        pause = min(pause, options.backoff_max) * (0.5 + 0.5 * jitter)
-        self.retry_at = now + max(pause, _SHORTEST)
+        self.retry_at = now + backoff(self.failures, options, jitter)
         self._refuses = False
         if verdict is Verdict.TRANSIENT:
             return "nobody"

@@ -27,6 +27,7 @@ def stats_of(state: Placement, now: float, **times: Any) -> PoolStats:
         recycling=len(state.recycling),
         closing=len(state.closing),
         stuck=len(state.progress.stuck),
+        listening=state.listening,
         waiting=len(state.queue),
         oldest_wait=now - first.since if first else 0.0,
         direct=state.direct,

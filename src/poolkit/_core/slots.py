@@ -44,6 +44,7 @@ class Slots:
         "idle",
         "is_observed",
         "leased",
+        "listening",
         "losses",
         "options",
         "progress",
@@ -62,6 +63,7 @@ class Slots:
         self.leased: dict[Slot, None] = {}  # the longest held first
         self.recycling: dict[Slot, None] = {}
         self.closing: dict[Slot, None] = {}
+        self.listening = 0  # connections beside the slots: no decision counts them
         self.progress = JobProgress(self.connecting, self.recycling)
         self.to_terminate: deque[Any] = deque()
         self.to_start: deque[tuple[Job, Slot]] = deque()

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from poolkit._driver import Driver
     from poolkit._options import Options
+    from poolkit._shell.beside import Beside
     from poolkit._shell.runtime import Runtime
     from poolkit._stats import LeaseInfo
 
@@ -53,6 +54,7 @@ class Life:
         self._has_root_ended = False
         self._scope = anyio.CancelScope()
         self.watchers: list[Any] = []
+        self.beside: set[Beside[Any]] = set()
         workers.changed = self.changed
 
     @property
@@ -280,6 +282,8 @@ class Living(Returning[C]):
         self._tell(state.close, self._now())
         life.workers.abort_connects()
         self._carry_out()
+        for one in list(life.beside):
+            one.pool_closes()
 
         def is_given_back() -> bool:
             return all(_task(slot) is own for slot in state.leased)
@@ -294,7 +298,9 @@ class Living(Returning[C]):
             limits = (options.reset_timeout, options.close_timeout, options.ping_timeout)
             limit = None if None in limits else sum(filter(None, limits)) + 0.5
             with runtime.limited(runtime.after(limit)):
-                await life.wait_until(lambda: self._life is not life or not state.size)
+                await life.wait_until(
+                    lambda: self._life is not life or not (state.size or life.beside)
+                )
         except BaseException:
             self._collapse(life, None)
             self._held_at_end = held or self._held_at_end  # for who closes it once more
@@ -372,6 +378,9 @@ class Living(Returning[C]):
             self._tell(self._state.abort, self._now(), cause)
             self._tell(self._hooks.tell, self._outages.end, self._runtime.now())
             self._carry_out()
+            for one in list(life.beside):
+                one.pool_closes()
+                one.end()
             life.cancel()
         life.changed()
 

@@ -14,6 +14,7 @@ password.
 `transaction_ended`                           going on in a transaction that has ended
 `connection_of`, `watched`                    methods of your own on views, in ``view_bases``
 `EndsWithLease`                               a driver that ends all that a lease has made
+`Beside`                                      connections beside the slots, as of a listener
 `say`, `Told`                                 logging, which may never end a pool
 `shown`                                       the `repr` of a user's object
 `C`                                           the type of connections, for a generic driver
@@ -30,6 +31,7 @@ from poolkit._options import check_seconds, unknown_option
 from poolkit._options import parse_options as parse_pool_options
 from poolkit._options import seconds as parse_seconds
 from poolkit._options import whole_number as parse_count
+from poolkit._shell.beside import Beside
 from poolkit._shell.log import Told, say
 from poolkit._shell.messages import transaction_ended
 from poolkit._shell.operations import watched
@@ -41,6 +43,7 @@ __all__ = [
     "POOL_OPTIONS",
     "URL",
     "Address",
+    "Beside",
     "C",
     "EndsWithLease",
     "Told",

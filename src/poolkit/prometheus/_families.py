@@ -32,6 +32,10 @@ _GAUGES: Final = {
         "How long the connection is held that is held the longest.",
         "oldest_lease",
     ),
+    "poolkit_listening": (
+        "Connections of listeners: beside the capacity, but the server counts them.",
+        "listening",
+    ),
     "poolkit_open": ("1 while the pool is open, else 0.", "open"),
 }
 _HISTOGRAMS: Final = {

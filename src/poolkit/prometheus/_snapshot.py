@@ -38,6 +38,7 @@ class Snapshot(TypedDict):
     pending: int
     oldest_wait: float
     oldest_lease: float
+    listening: int
     connect_failures: int
     retried: int
     timeouts: int
@@ -69,6 +70,7 @@ def snapshot(pool: Pool[Any]) -> Snapshot:
         pending=stats.waiting,
         oldest_wait=stats.oldest_wait,
         oldest_lease=0.0 if longest is None else longest.seconds,
+        listening=stats.listening,
         connect_failures=stats.connect_failures,
         retried=stats.retried,
         timeouts=_rising(pool, "timed_out", stats.timed_out),

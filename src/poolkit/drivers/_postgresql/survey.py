@@ -185,5 +185,16 @@ class Survey:
         return tuple(self._parameter(c, name) for name in names)
 
 
+async def meets_pooler(c: Any) -> bool:
+    """Tell whether another process of the server's answers than the library has connected to."""
+    try:
+        await c.execute_own(_PROBE.format(c.get_server_pid()))
+    except Exception as error:
+        if _sqlstate(error) != _DIVISION_BY_ZERO:
+            raise
+        return True
+    return False
+
+
 def _sqlstate(error: Any) -> str | None:
     return getattr(error, "sqlstate", None)

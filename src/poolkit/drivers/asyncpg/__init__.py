@@ -23,8 +23,12 @@ except ImportError as missing:
     raise missing_extra("asyncpg", missing) from missing
 
 from poolkit.drivers._postgresql.create import make_driver, make_pool
+from poolkit.drivers._postgresql.listener import Listener
+from poolkit.drivers._postgresql.notes import Missed, Notification
+from poolkit.drivers._postgresql.subscription import Subscription
 from poolkit.drivers.asyncpg import _dsn
 from poolkit.drivers.asyncpg._driver import AsyncpgDriver
+from poolkit.drivers.asyncpg._listen import listener
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -33,7 +37,16 @@ if TYPE_CHECKING:
     from poolkit.drivers.asyncpg._settings import CreateOptions, SettingsDict
     from poolkit.drivers.helpers import URL
 
-__all__ = ["AsyncpgDriver", "create_pool", "from_url"]
+__all__ = [
+    "AsyncpgDriver",
+    "Listener",
+    "Missed",
+    "Notification",
+    "Subscription",
+    "create_pool",
+    "from_url",
+    "listener",
+]
 
 
 def create_pool(

@@ -29,8 +29,12 @@ except ImportError as missing:
     raise missing_extra("psycopg", missing) from missing
 
 from poolkit.drivers._postgresql.create import make_driver, make_pool
+from poolkit.drivers._postgresql.listener import Listener
+from poolkit.drivers._postgresql.notes import Missed, Notification
+from poolkit.drivers._postgresql.subscription import Subscription
 from poolkit.drivers.psycopg import _dsn
 from poolkit.drivers.psycopg._driver import PsycopgDriver
+from poolkit.drivers.psycopg._listen import listener
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -39,7 +43,16 @@ if TYPE_CHECKING:
     from poolkit.drivers.helpers import URL
     from poolkit.drivers.psycopg._settings import CreateOptions, SettingsDict
 
-__all__ = ["PsycopgDriver", "create_pool", "from_url"]
+__all__ = [
+    "Listener",
+    "Missed",
+    "Notification",
+    "PsycopgDriver",
+    "Subscription",
+    "create_pool",
+    "from_url",
+    "listener",
+]
 
 
 def create_pool(

@@ -57,9 +57,10 @@ class Session(Judged):
     __slots__ = (
         *("_is_plain", "_taken", "_texts", "unheard"),
         *("_base", "_rested", "_undo_sql", "_watched", "block", "block_was_replaced", "ended"),
-        *("has_dropped", "is_cut", "left_behind", "lease", "login", "loop", "may_have_prepared"),
-        *("must_unlisten", "names", "own", "own_adapters", "pgconn", "plain_reset", "report"),
-        *("notes_statements", "reads_texts", "settling", "statement", "under_way", "unfit"),
+        *("has_dropped", "hears", "is_cut", "left_behind", "lease", "login", "loop"),
+        *("may_have_prepared", "must_unlisten", "names", "own", "own_adapters", "pgconn"),
+        *("plain_reset", "report", "notes_statements", "reads_texts", "settling", "statement"),
+        *("under_way", "unfit"),
     )
 
     def __init__(self, pgconn: Any) -> None:
@@ -70,6 +71,8 @@ class Session(Judged):
         #: Tells the pool that the connection has died, or of errors that the view does not see.
         self.report: Callable[..., None] | None = None
         self.is_cut = False
+        #: Whether notifications are wanted while it is idle: it is a listener's.
+        self.hears = False
         #: How many generators run.
         self.under_way = 0
         #: Reads what a cancelled operation has left.
@@ -300,6 +303,8 @@ class Session(Judged):
         if self._watched < 0 and self.report is not None and is_idle:
             self._watched = self.pgconn.socket
             self.loop.add_reader(self._watched, self._readable)
+            if self.hears:  # what has come together with the answer to the last operation
+                self._hear()
 
     def unwatch(self) -> None:
         """Have nobody but the next operation read."""
@@ -310,10 +315,19 @@ class Session(Judged):
     def _readable(self) -> None:
         with contextlib.suppress(psycopg.Error):
             self.pgconn.consume_input()
+        if self.hears:
+            self._hear()
         if self.is_closed():
             self.unwatch()
             if self.report is not None:
                 self.report()
+
+    def _hear(self) -> None:
+        """Hand on the notifications that have been read, as psycopg does in an operation."""
+        pgconn = self.pgconn
+        while note := pgconn.notifies():
+            if pgconn.notify_handler is not None:
+                pgconn.notify_handler(note)
 
     # -- what a lease has done -------------------------------------------------------------------
 
@@ -411,7 +425,7 @@ class Ended:
 
 def simple(pgconn: Any, text: str) -> Generator[Any, Any, list[Any]]:
     """Send a text by the simple protocol, in which it may have several statements."""
-    pgconn.send_query(text.encode())
+    pgconn.send_query(text.encode() if text.isascii() else text.encode(pgconn._encoding))
     results: list[Any] = yield from generators.execute(pgconn)
     for result in results:
         if result.status == _FATAL:
