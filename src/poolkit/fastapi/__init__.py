@@ -30,6 +30,7 @@ from poolkit.fastapi._lifespan import lifespan
 
 if TYPE_CHECKING:
     from poolkit.fastapi._dependencies import streaming_transaction
+    from poolkit.fastapi._disconnect import cancel_on_disconnect
     from poolkit.fastapi._session import Session, session, session_with
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "LazyConnection",
     "Session",
     "Transaction",
+    "cancel_on_disconnect",
     "connection",
     "for_pool",
     "label",
@@ -62,4 +64,6 @@ def __getattr__(name: str) -> Any:
     if name in ("session", "Session", "session_with"):  # they need SQLAlchemy
         import_module("poolkit.sqlalchemy")  # says what is missing
         return getattr(import_module("poolkit.fastapi._session"), name)
+    if name == "cancel_on_disconnect":  # from now on something is around each request
+        return import_module("poolkit.fastapi._disconnect").cancel_on_disconnect
     raise AttributeError(f"module 'poolkit.fastapi' has no attribute {name!r}")

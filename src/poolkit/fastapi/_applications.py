@@ -26,7 +26,7 @@ from poolkit.fastapi._routes import RouteLabel
 from poolkit.fastapi._second_acquire import current
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -127,6 +127,12 @@ def end(app: Any, opened: Opened) -> None:
                 setattr(app.state, name, value)
 
 
+#: Serves an HTTP request, if somebody wants to do something around each.
+around: Callable[[ASGIApp, Scope, Receive, Send], Awaitable[None]] | None = None
+#: In a scope: what that knows of the request.
+VISIT: Final = "poolkit_visit"
+
+
 class _Through:
     """Middleware of an application with pools: notes that a request comes through, and labels it.
 
@@ -149,7 +155,10 @@ class _Through:
         if request is not None:
             current.set(None)
         try:
-            await self.app(scope, receive, send)
+            if around is None or scope["type"] != "http":
+                await self.app(scope, receive, send)
+            else:
+                await around(self.app, scope, receive, send)
         finally:
             scope[_WAY] = before
             label.end()

@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, Final
 
+from anyio.lowlevel import checkpoint
+
 from poolkit._shell.messages import commit_unknown
 from poolkit._shell.transaction import Transaction, transaction
+from poolkit.fastapi import _applications as applications
 from poolkit.fastapi import _framework as framework
 from poolkit.fastapi import _function_scope as function_scope
 from poolkit.fastapi import _websockets as websockets
@@ -72,6 +75,13 @@ async def end(
     traceback: types.TracebackType | None,
 ) -> None:
     """Commit or roll back; a client that leaves meanwhile does not leave it half done."""
+    visit = http.scope.get(applications.VISIT)
+    if error is None and visit is not None and visit.is_cancelled:
+        try:
+            await checkpoint()  # a thread, or an endpoint that has not awaited, knows nothing of it
+        except BaseException as cancelled:
+            await on_it.__aexit__(type(cancelled), cancelled, cancelled.__traceback__)
+            raise
     is_over = error is not None and framework.has_closed(http, error)
     runtime = pool._runtime
     with runtime.limited(runtime.after(_COMMIT_LIMIT), shield=True) as scope:
