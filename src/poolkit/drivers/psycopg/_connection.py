@@ -21,7 +21,8 @@ from psycopg.adapt import AdaptersMap
 
 from poolkit.drivers.psycopg._judged import JUDGED_CURSORS, judge
 from poolkit.drivers.psycopg._library import HANDLERS
-from poolkit.drivers.psycopg._session import INTERVAL, Session, simple
+from poolkit.drivers.psycopg._sent import simple
+from poolkit.drivers.psycopg._session import INTERVAL, Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg.transaction import AsyncTransaction
 
-from poolkit.drivers.psycopg._session import simple
+from poolkit.drivers.psycopg._sent import simple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

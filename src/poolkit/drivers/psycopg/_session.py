@@ -23,6 +23,7 @@ from poolkit.drivers._postgresql.auto import Judged
 from poolkit.drivers._postgresql.base import DottedNames, Restoration
 from poolkit.drivers._postgresql.sql import goes_on
 from poolkit.drivers._postgresql.undo import UndoSQL
+from poolkit.drivers.psycopg._sent import leftovers, simple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -34,7 +35,6 @@ _IDLE: Final = int(pq.TransactionStatus.IDLE)
 _ACTIVE: Final = int(pq.TransactionStatus.ACTIVE)
 _FAILED: Final = int(pq.TransactionStatus.INERROR)
 _OFF: Final = int(pq.PipelineStatus.OFF)
-_FATAL: Final = int(pq.ExecStatus.FATAL_ERROR)
 #: Seconds after which psycopg looks by itself whether something has happened, as its own default.
 INTERVAL: Final = 0.1
 #: Seconds until the server is asked once more to cancel what still runs; then twice as many.
@@ -227,7 +227,7 @@ class Session(Judged):
             elif generator is not None:  # it might wait for what the server sends after a Sync only
                 generator.close()
         if self.pgconn.transaction_status == _ACTIVE or self.pgconn.pipeline_status != _OFF:
-            await waiting.wait_async(_leftovers(self.pgconn), fd, INTERVAL)
+            await waiting.wait_async(leftovers(self.pgconn), fd, INTERVAL)
 
     async def _cancel_until(self, done: asyncio.Future[None]) -> None:
         """Have the server cancel what runs, until that has ended.
@@ -421,39 +421,3 @@ class Ended:
     def was_executed(self, query: Any, results: list[Any]) -> None:
         """Note what a statement may have left that was under way at the release."""
         self._session.was_executed(query, results)
-
-
-def simple(pgconn: Any, text: str) -> Generator[Any, Any, list[Any]]:
-    """Send a text by the simple protocol, in which it may have several statements."""
-    pgconn.send_query(text.encode() if text.isascii() else text.encode(pgconn._encoding))
-    results: list[Any] = yield from generators.execute(pgconn)
-    for result in results:
-        if result.status == _FATAL:
-            raise psycopg.errors.error_from_result(result, encoding=pgconn._encoding)
-    return results
-
-
-def _leftovers(pgconn: Any) -> Generator[Any, Any, None]:
-    """Read what an abandoned operation has left to be read: rows, a COPY, a pipeline."""
-    in_pipeline = pgconn.pipeline_status != _OFF
-    if in_pipeline:
-        pgconn.pipeline_sync()
-        yield from generators.send(pgconn)
-    status = pq.ExecStatus
-    while True:
-        result = yield from generators.fetch(pgconn)
-        if result is None:
-            if not in_pipeline:
-                return
-        elif result.status in (status.COPY_IN, status.COPY_BOTH):
-            pgconn.put_copy_end(b"the lease is over")
-            yield from generators.send(pgconn)
-        elif result.status == status.COPY_OUT:
-            while (size := pgconn.get_copy_data(1)[0]) >= 0:
-                if not size:
-                    yield waiting.WAIT_R
-                    pgconn.consume_input()
-        elif result.status == status.PIPELINE_SYNC:
-            with contextlib.suppress(psycopg.OperationalError):  # there is more to read
-                pgconn.exit_pipeline_mode()
-                return
