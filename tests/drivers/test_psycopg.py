@@ -349,6 +349,19 @@ async def test_lease_at_the_level_transaction_takes_one_round_trip(
             assert (proxy.trips - before, pool.stats().recycling) == (1, 0)
 
 
+async def test_commit_that_an_open_pipeline_holds_back_is_psycopgs_own_error(dsn: str) -> None:
+    """libpq has not sent it, so it is no `CommitUnknown`, and nothing was committed."""
+    async with of_one(dsn) as pool:
+        with pytest.raises(psycopg.OperationalError, match="pipeline"):
+            async with pool.transaction() as conn:
+                await conn.execute("CREATE TABLE half (id int)")
+                await conn.pipeline().__aenter__()
+        async with pool.acquire() as conn:
+            cursor = await conn.execute("SELECT to_regclass('half')")
+            assert await cursor.fetchone() == (None,)
+        await check_pool(pool)
+
+
 async def test_settings_of_a_transaction_are_the_servers(
     dsn: str, outside: asyncpg.Connection
 ) -> None:

@@ -122,7 +122,8 @@ class Transaction:
             if session.settling is not None:
                 await session.settled()
             reset = self._driver.reset_with_commit(c) if self.ends_lease else ""
-            self._has_sent = not session.has_ended()
+            # libpq sends nothing while a pipeline or a copy is open.
+            self._has_sent = not session.has_ended() and session.is_at_rest()
             if reset:
                 status, has_reset = await commit_and_reset(session, reset, psycopg.Error)
                 self.has_reset = has_reset and session.is_at_rest()
