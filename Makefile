@@ -54,7 +54,7 @@ test-oldest:  ## run what versions can break with the oldest version of every de
 	$(if $(ARGS),,$(without_stack))
 
 # Whose next version may break something; pre-releases of no other library are of interest.
-newest = aiosqlite asyncpg fastapi psycopg sqlalchemy starlette
+newest = aiosqlite asyncmy asyncpg fastapi psycopg sqlalchemy starlette
 test-newest: VENV = .venv-newest
 test-newest:  ## the same with the newest versions, pre-releases of the drivers and frameworks included
 	@sh scripts/venv.sh $(VENV) $(example) -e '.[test]'

@@ -28,6 +28,7 @@ NAMES = {
     "J": "over_psycopg",
     "K": "over_redis",
     "L": "over_stream",
+    "M": "over_asyncmy",
     "D": "sqlite",
     "G": "recovery",
     "I": "sqlalchemy_session",

@@ -15,6 +15,7 @@ _LIBRARIES = (
     "anyio",
     "trio",
     "uvloop",
+    "asyncmy",
     "asyncpg",
     "psycopg",
     "psycopg-pool",

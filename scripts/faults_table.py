@@ -19,18 +19,19 @@ PAGE = ROOT / "docs" / "reference" / "faults.md"
 
 #: What the faults were tried on.
 TRIED = """\
-PostgreSQL {postgresql} and Redis {redis}, with asyncpg {asyncpg}, psycopg {psycopg} and
-redis-py {redis-py}, on CPython {python}.
+PostgreSQL {postgresql}, MariaDB {mariadb} and Redis {redis}, with asyncpg {asyncpg},
+psycopg {psycopg}, asyncmy {asyncmy} and redis-py {redis-py}, on CPython {python}.
 """
 ABOVE = (
     """\
 # Faults
 
 This page says what your code sees, and what the pool does, when a server or the way to it fails:
-[PostgreSQL with asyncpg](#asyncpg), [with psycopg](#psycopg), [Redis](#redis), and
-[byte streams](#byte-streams). Every row is a test in `tests/faults`. The test ends, stops, suspends
-or cuts something real; the last column names that process or port. The test fails if there was
-nothing there to hit. This page is written by `scripts/faults_table.py` from a run of them against
+[PostgreSQL with asyncpg](#asyncpg), [with psycopg](#psycopg), [MySQL](#mysql), [Redis](#redis),
+and [byte streams](#byte-streams). Every row is a test in `tests/faults`. The test ends, stops,
+suspends or cuts something real; the last column names that process, session or port. The test fails
+if there was nothing there to hit. This page is written by `scripts/faults_table.py` from a run of
+them against
 """
     + TRIED
     + """
@@ -65,11 +66,18 @@ within `ping_after` (1 s), and the first query on it fails. With `ping_after=0` 
 pinged before it is handed out. Whether to repeat a query that was under way is up to the caller:
 only the caller knows whether it may have taken effect.
 """
+AFTER_ASYNCMY = """
+A server goes on with a statement whose client has hung up. So the pool ends the session of a
+statement that nobody waits for any more by `KILL`, on a connection of its own, in a task of its
+own; the slot is free when the server no longer lists the session. Where a new connection leads to
+another server, behind a load balancer, nothing is killed: the number might be another session's.
+"""
 
 #: By driver: the section, what stands above its table, and below it.
 SECTIONS = {
     "asyncpg": ("asyncpg", "", AFTER_ASYNCPG),
     "psycopg": ("psycopg", "", ""),
+    "asyncmy": ("MySQL", "", AFTER_ASYNCMY),
     "redis": ("Redis", "", ""),
     "stream": (
         "Byte streams",

@@ -1,10 +1,10 @@
 #!/bin/sh
 # Install what the tests need and Python does not bring: PgBouncer, Chromium and its driver, Redis,
-# valgrind, Prometheus' promtool, from the distribution.
+# MariaDB, valgrind, Prometheus' promtool, from the distribution.
 #
 #     sh scripts/test-tools.sh [PROGRAM ...]
 #
-# Or other programs, each of the package of its name, but for chromedriver and promtool. Needs root and
+# Or other programs, each of the package of its name, but for those named below. Needs root and
 # apt-get; where there is none, it says so and goes on: the tests say what they lack. Starts no service.
 # A second call returns at once. Settings for proxies and package sources are left as they are.
 set -eu
@@ -16,11 +16,12 @@ PATH=${PATH:-/usr/bin:/bin}:/usr/local/sbin:/usr/sbin:/sbin
 export PATH DEBIAN_FRONTEND=noninteractive
 
 missing=
-[ $# -gt 0 ] || set -- pgbouncer chromium chromedriver redis-server valgrind promtool
+[ $# -gt 0 ] || set -- pgbouncer chromium chromedriver redis-server mariadbd valgrind promtool
 for tool; do
     command -v "$tool" >/dev/null 2>&1 && continue
     case $tool in
     chromedriver) missing="$missing chromium-driver" ;;
+    mariadbd) missing="$missing mariadb-server-core mariadb-client-core" ;;
     promtool) missing="$missing prometheus" ;;
     *) missing="$missing $tool" ;;
     esac

@@ -12,6 +12,7 @@ import hypothesis  # noqa: F401  # before trio is frozen: it looks for what refe
 import pytest
 
 from tests.effort import EFFORT
+from tests.mariadb import _own_mariadb, mariadb, mysql, own_mariadb
 from tests.pgbouncer import pgbouncer
 from tests.postgres import (
     _database,
@@ -30,10 +31,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "_database",
+    "_own_mariadb",
     "_own_postgres",
     "anyio_backend",
     "database",
+    "mariadb",
+    "mysql",
     "own_database",
+    "own_mariadb",
     "own_postgres",
     "pgbouncer",
     "postgres",

@@ -15,6 +15,7 @@ import poolkit
 from poolkit import PoolConfigError
 from poolkit._options import NAMES
 from poolkit.compat.asyncpg import pool as compat
+from poolkit.drivers.asyncmy import _settings as _asyncmy_settings
 from poolkit.drivers.asyncpg import _settings as _asyncpg_settings
 from poolkit.drivers.psycopg import _settings as _psycopg_settings
 from poolkit.drivers.redis import _settings as _redis_settings
@@ -42,6 +43,9 @@ PARAMETERS: dict[str, frozenset[str]] = {
     "poolkit.Pool": NAMES,
     "poolkit.drivers.asyncpg.create_pool": frozenset(
         _asyncpg_settings.CreateOptions.__annotations__
+    ),
+    "poolkit.drivers.asyncmy.create_pool": frozenset(
+        _asyncmy_settings.CreateOptions.__annotations__
     ),
     "poolkit.drivers.psycopg.create_pool": frozenset(
         _psycopg_settings.CreateOptions.__annotations__
@@ -91,6 +95,7 @@ OTHERS: dict[str, set[str]] = {
         *("open", "check", "timeout", "max_idle", "reconnect_timeout", "num_workers"),
         *("close_returns", "kwargs"),
     },
+    "docs/howto/mysql.md": {"ssl_ca"},
     "docs/howto/postgresql.md": {"pool_mode", "max_connections"},
     "docs/howto/sqlalchemy.md": {
         *("pool_size", "pool_timeout", "pool_recycle", "pool_pre_ping", "pool_reset_on_return"),

@@ -225,8 +225,10 @@ SCHEMES = {
     "postgrsql": "did you mean postgresql?",
     "sqllite": "did you mean sqlite?",
     "prisma+postgres": "it is a proxy of Prisma's; give the URL of the database itself",
-    "mysql": "a driver of your own can (docs/howto/write-a-driver.md). The installed drivers serve",
-    "https": "The installed drivers serve: postgres, postgresql, postgresql+asyncpg, ",
+    "mysql+pymysql": "for MySQL and MariaDB write mysql:// (asyncmy).",
+    "mariadb": "for MySQL and MariaDB write mysql:// (asyncmy).",
+    "oracle": "a driver of your own can (docs/howto/write-a-driver.md). The installed drivers serve",
+    "https": "The installed drivers serve: mysql, mysql+asyncmy, postgres, postgresql, ",
 }
 
 

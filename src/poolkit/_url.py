@@ -260,6 +260,8 @@ def unknown_scheme(scheme: str, known: Iterable[str]) -> str:
         hint = "for SQLite write sqlite:// (aiosqlite) or sqlite+threads:// (the standard library)."
     elif _POSTGRES_SCHEMES.fullmatch(scheme):
         hint = "for PostgreSQL, and what speaks its protocol, write postgresql:// (asyncpg), or postgresql+psycopg://."
+    elif re.fullmatch(r"(mysql|mariadb)(\+.*)?", scheme):
+        hint = "for MySQL and MariaDB write mysql:// (asyncmy)."
     elif scheme.startswith("prisma"):
         hint = "it is a proxy of Prisma's; give the URL of the database itself."
     elif found := near(scheme, known, 0.7):

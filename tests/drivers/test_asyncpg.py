@@ -17,8 +17,8 @@ import pytest
 
 import poolkit
 from poolkit import ConnectFailed, NotLeased, Pool, PoolConfigError
+from poolkit.drivers._peer import watch_peer
 from poolkit.drivers.asyncpg import AsyncpgDriver, create_pool
-from poolkit.drivers.asyncpg._peer import watch_peer
 from tests.drivers.asyncpg_help import (
     LOOPS,
     last_query,

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from tests.proxy import Proxy
 
 PgPool = Pool[asyncpg.Connection]
-Hit = Literal["backend pid", "server pid", "open sockets", "port", "client id", "client port"]
+Hit = Literal[
+    "backend pid", "server pid", "open sockets", "port", "client id", "client port", "session id"
+]
 
 #: Connections of the pools here; their other options are the defaults unless a row says otherwise.
 SIZE = 4

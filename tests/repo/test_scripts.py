@@ -600,7 +600,7 @@ def demo_without_database(forks: Forking, tmp_path: Path) -> Callable[[str], str
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("mysql://me:sekret@localhost/shop", "no driver serves the URL scheme 'mysql'"),
+        ("mssql://me:sekret@localhost/shop", "no driver serves the URL scheme 'mssql'"),
         ("localhost:5432/shop", "it has no scheme with '://'"),
         ("postgresql://me:sek/ret@localhost/shop", "malformed DSN"),
         ("postgresql://me:sekret@localhost:port/shop", "the port is not a number"),

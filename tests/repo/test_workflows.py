@@ -62,7 +62,7 @@ def test_newest_versions_are_upgraded_in_an_environment_of_their_own() -> None:
     install, upgrade, tests, again = said
     assert install.startswith("sh scripts/venv.sh .venv-newest ")
     assert upgrade.endswith(
-        "--upgrade --pre aiosqlite asyncpg fastapi psycopg sqlalchemy starlette"
+        "--upgrade --pre aiosqlite asyncmy asyncpg fastapi psycopg sqlalchemy starlette"
     )
     assert tests.startswith(".venv-newest/bin/python -m pytest ")
     assert "tests/drivers" in tests

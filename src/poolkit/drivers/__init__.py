@@ -4,9 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from poolkit.drivers import aiosqlite, asyncpg, helpers, psycopg, redis, sqlite, stream
+    from poolkit.drivers import aiosqlite, asyncmy, asyncpg, helpers, psycopg, redis, sqlite, stream
 
-__all__ = ["aiosqlite", "asyncpg", "helpers", "psycopg", "redis", "sqlite", "stream"]
+__all__ = ["aiosqlite", "asyncmy", "asyncpg", "helpers", "psycopg", "redis", "sqlite", "stream"]
 
 
 def __getattr__(name: str) -> Any:

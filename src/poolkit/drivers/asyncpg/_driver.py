@@ -11,6 +11,7 @@ import asyncpg
 from asyncpg import exceptions as pg
 
 from poolkit import PoolConfigError, Verdict
+from poolkit.drivers._peer import watch_peer
 from poolkit.drivers._postgresql.auto import PutsOff
 from poolkit.drivers._postgresql.capture import Capture
 from poolkit.drivers._postgresql.outcome import may_repeat
@@ -25,7 +26,6 @@ from poolkit.drivers.asyncpg._connection import pooled
 from poolkit.drivers.asyncpg._costs import MissingParts
 from poolkit.drivers.asyncpg._dsn import check_dsn, explain, session_settings
 from poolkit.drivers.asyncpg._noted import Telling, noting
-from poolkit.drivers.asyncpg._peer import watch_peer
 from poolkit.drivers.asyncpg._plain_lease import judging
 from poolkit.drivers.asyncpg._settings import SETTINGS, Settings, SettingsDict
 from poolkit.drivers.asyncpg._survey import Survey
