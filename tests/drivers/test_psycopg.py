@@ -350,7 +350,7 @@ async def test_lease_at_the_level_transaction_takes_one_round_trip(
 
 
 async def test_commit_that_an_open_pipeline_holds_back_is_psycopgs_own_error(dsn: str) -> None:
-    """libpq has not sent it, so it is no `CommitUnknown`, and nothing was committed."""
+    """Nothing was sent, so it is no `CommitUnknown`, and nothing was committed."""
     async with of_one(dsn) as pool:
         with pytest.raises(psycopg.OperationalError, match="pipeline"):
             async with pool.transaction() as conn:
