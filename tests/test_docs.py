@@ -62,7 +62,7 @@ PARAMETERS: dict[str, frozenset[str]] = {
     "pool.wait": frozenset({"timeout"}),
     "pool.aclose": frozenset({"grace"}),
     "pool.leases": frozenset({"task"}),
-    "pool.resize": frozenset({"min_size", "max_size", "max_overflow"}),
+    "pool.resize": frozenset({"min_size", "min_idle", "max_size", "max_overflow"}),
     "pool.renew": frozenset({"over"}),
     "pool.transaction": frozenset(
         {"timeout", "label", "isolation", "readonly", "deferrable", "mode", "settings", "role"}

@@ -12,6 +12,7 @@ from poolkit._core.shedding import CoDel, Shedder, Shedding
 from poolkit._create import create_pool
 from poolkit._driver import Driver, Verdict
 from poolkit._errors import (
+    AnotherConnection,
     CommitUnknown,
     ConnectFailed,
     NotLeased,
@@ -49,6 +50,7 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "Advice",
+    "AnotherConnection",
     "Attempt",
     "Attempts",
     "CoDel",

@@ -41,8 +41,10 @@ POOL: Final = words(
         ),
         "write min_size": (
             "minpoolsize minimumpoolsize poolmin poolminimum min minimum "
-            "minconnections minconns minconn poolminconns poolminconnections minidle minimumidle "
-            "minidleconns initsize initialsize"
+            "minconnections minconns minconn poolminconns poolminconnections initsize initialsize"
+        ),
+        "write min_idle, or min_size for how many are open in all": (
+            "minimumidle minidleconns poolminidleconns minspare spares spareswanted"
         ),
         "write acquire_timeout, in seconds": (
             "pooltimeout acquiretimeoutmillis acquiretimeoutms checkouttimeout waittimeout "

@@ -7,6 +7,7 @@
     │   ├── PoolTimeout            (also a TimeoutError) the deadline of an acquire has passed
     │   ├── PoolBusy               the queue is full, or the overload policy refuses this caller
     │   └── ConnectFailed          the database refused; the driver's error is the __cause__
+    ├── AnotherConnection          what an `on_acquire` raises to be given another connection
     ├── PoolDeadlock               every holder waits for a connection: a bug and not a shortage
     ├── PoolClosed                 the pool is not open
     ├── NotLeased                  double release, wrong pool, use after release
@@ -96,6 +97,16 @@ class PoolBusy(PoolUnavailable):
 
 class ConnectFailed(PoolUnavailable):
     """The database could not be reached; the driver's own error is the ``__cause__``."""
+
+    __module__ = "poolkit"
+
+
+class AnotherConnection(PoolError):
+    """Raise this in ``on_acquire`` to reject the connection: the acquire goes on with another one.
+
+    The one that is rejected retires. If several in a row are rejected, the acquire ends with
+    `PoolUnavailable`, and the last of these is its cause.
+    """
 
     __module__ = "poolkit"
 

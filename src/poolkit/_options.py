@@ -31,6 +31,7 @@ class PoolOptions(TypedDict, total=False):
     """The keywords of every ``create_pool``; `Options` says what each one means."""
 
     min_size: int
+    min_idle: int
     max_size: int
     max_overflow: int
     overflow_linger: float
@@ -66,6 +67,10 @@ class Options:
 
     min_size: int = 1
     """Connections kept open. ``open()`` returns when they are there; 0 opens without a database."""
+
+    min_idle: int = 0
+    """Idle connections kept ready beside those in use, within ``max_size``, so that the first
+    callers of a burst find them open. Looked after once a second, and by whatever else happens."""
 
     max_size: int = 10
     """Connections kept open for reuse, at least 1."""
@@ -121,14 +126,15 @@ class Options:
 
     max_lifetime: float | None = 1800.0
     """Seconds after which a connection is replaced, counted from when it was open. Replacing begins
-    at 90 %, with jitter, at a pace at which all of one age are replaced by 100 %. Up to
-    ``min_size``, the new one is there before the old one goes, if there is room within
-    ``max_size``; if not, at most a tenth of them, or two, are away at once. After 100 % a
-    connection is never handed out."""
+    at 90 %, with jitter, at a pace at which all of one age are replaced by 100 %. Of those in use,
+    and of those that ``min_size`` and ``min_idle`` ask for, the successor is there before the old
+    one goes, if there is room within ``max_size``; if not, at most a tenth of them, or two, are
+    away at once. After 100 % a connection is never handed out."""
 
     max_idle_time: float | None = 600.0
-    """Seconds after which a connection above ``min_size`` is closed if nobody has used it. With 0
-    none is kept: one that comes back goes to the first in line, or is closed at once."""
+    """Seconds after which a connection is closed if nobody has used it, above ``min_size`` and
+    ``min_idle``. With 0 none is kept: one that comes back goes to the first in line, or is closed
+    at once."""
 
     max_uses: int | None = None
     """Leases after which a connection is replaced."""
@@ -165,7 +171,9 @@ class Options:
 
     on_acquire: Hook | None = None
     """Awaited in the caller's task with the connection it just got, as if it were the first line of
-    its block, but within the acquire's deadline; half a second for ``acquire(timeout=0)``."""
+    its block, but within the acquire's deadline; half a second for ``acquire(timeout=0)``. It may
+    raise `AnotherConnection`: then this one retires, and the acquire goes on with another one, for
+    as many as there can be; after three new ones it ends with `PoolUnavailable`."""
 
     observers: Sequence[object] = ()
     """Objects that are told of the pool's events, each with some of the methods of
@@ -193,11 +201,8 @@ class Options:
         for name, why in _NEVER_ZERO.items():
             if getattr(self, name) == 0:
                 raise PoolConfigError(f"{name}=0: {why}; for no limit give None")
-        if self.min_size > self.max_size:
-            raise PoolConfigError(
-                f"min_size={self.min_size} is above max_size={self.max_size}: "
-                "raise max_size or lower min_size"
-            )
+        _check_least("min_size", self.min_size, self.max_size)
+        _check_least("min_idle", self.min_idle, self.max_size)
         if self.max_waiting == 0 and self.min_size == 0:
             raise PoolConfigError(
                 "max_waiting=0 with min_size=0: nobody could wait for the first connection; give "
@@ -223,6 +228,13 @@ class Options:
             raise PoolConfigError(f"name={self.name!r} is not a string")
 
 
+def _check_least(name: str, least: int, max_size: int) -> None:
+    if least > max_size:
+        raise PoolConfigError(
+            f"{name}={least} is above max_size={max_size}: raise max_size or lower {name}"
+        )
+
+
 def _check_policy(policy: object) -> None:
     if isinstance(policy, type):
         kind = policy.__name__
@@ -235,6 +247,7 @@ def _check_policy(policy: object) -> None:
 
 _COUNTS = {
     "min_size": 0,
+    "min_idle": 0,
     "max_size": 1,
     "max_overflow": 0,
     "max_waiting": 0,

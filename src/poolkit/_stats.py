@@ -35,6 +35,7 @@ class PoolStats:
     """
 
     min_size: int
+    min_idle: int = 0
     max_size: int
     capacity: int
 
@@ -84,8 +85,9 @@ class PoolStats:
     retried: int = 0
     """Attempts of `Pool.run` and `Pool.attempts` that were undone, and made again."""
     retired: Mapping[str, int]
-    """Connections closed, by reason: ``expired``, ``unused``, ``used_up``, ``stale``, ``broken``,
-    ``derived``, ``surplus``, ``pool_closed``. Every reason is a key, also if its number is 0."""
+    """Connections closed, by reason: ``expired``, ``unused``, ``used_up``, ``stale``, ``rejected``,
+    ``broken``, ``derived``, ``surplus``, ``pool_closed``. Every reason is a key, also if its number
+    is 0."""
 
     wait_times: Histogram = EMPTY_FROM_0
     """How long those waited who were given a connection. The first bucket, of 0 s, are those that

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ import poolkit
 import poolkit._shell.lease
 import poolkit._shell.pool
 import poolkit._shell.transaction
-from poolkit import Pool, PoolClosed
+from poolkit import AnotherConnection, Pool, PoolClosed
 from poolkit.testing._invariants import check_state
 from tests.fakes import Boom, FakeConnection, FullDriver
 from tests.pool.planting import plant
@@ -120,6 +121,27 @@ async def leave_objects(pool: Pool[FakeConnection]) -> None:
             group.start_soon(user)
 
 
+async def ask_for_another(pool: Pool[FakeConnection]) -> None:
+    """Have `on_acquire` reject a connection, pause, and acquire another one."""
+    greeted = 0
+
+    async def on_acquire(conn: FakeConnection) -> None:
+        nonlocal greeted
+        greeted += 1
+        await conn.query()
+        if greeted == 1:
+            raise AnotherConnection
+
+    options = pool._state.options
+    hook: Any = {"on_acquire": on_acquire, "backoff_min": 1e-9}
+    pool._state.options, pool._has_hook = dataclasses.replace(options, **hook), True
+    try:
+        async with pool.acquire() as conn:
+            await conn.query()
+    finally:
+        pool._state.options, pool._has_hook = options, False
+
+
 SCENARIOS = [
     open_close,
     wait_in_line,
@@ -127,6 +149,7 @@ SCENARIOS = [
     tried_again,
     close_while_held,
     leave_objects,
+    ask_for_another,
 ]
 
 

@@ -1,8 +1,9 @@
 """Each call of a driver and each hook goes well, fails, takes long or never ends: in all triples.
 
-In all pairs they are rude as well: they raise a cancellation of their own or what is no `Exception`,
-or swallow a cancellation, their own or that of their limit. After that nothing is lost, nobody waits
-for longer than the time limits allow, and all is as if nothing had happened. In virtual time.
+And `on_acquire` asks for another connection. In all pairs they are rude as well: they raise a
+cancellation of their own or what is no `Exception`, or swallow a cancellation, their own or that of
+their limit. After that nothing is lost, nobody waits for longer than the time limits allow, and all
+is as if nothing had happened. In virtual time.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pytest
 import sniffio
 from anyio.lowlevel import checkpoint
 
-from poolkit import Pool, PoolUnavailable, Verdict
+from poolkit import AnotherConnection, Pool, PoolUnavailable, Verdict
 from poolkit.testing._invariants import check_state
 from tests.effort import EFFORT
 from tests.fakes import Boom, FakeConnection, FullDriver
@@ -33,6 +34,8 @@ OUTCOMES = ("ok", "error", "slow", "never")
 RUDE = ("own cancellation", "base", "swallows one", "swallows the limit", "turns the limit")
 #: Runs in its caller's task, and not in one of the pool's: what it raises is the caller's own.
 POLITE = "on_acquire"
+#: What it may do besides: ask for another connection.
+ANOTHER = "another"
 #: Virtual seconds within which everything has to be over: limits and patience of a few jobs.
 LONGEST = 20.0
 
@@ -71,6 +74,8 @@ class GatedDriver(FullDriver):
         outcome = self.gates.pop(call, "ok")
         if outcome == "error":
             raise Boom(call)
+        if outcome == ANOTHER:
+            raise AnotherConnection(call)
         if outcome == "slow":
             await anyio.sleep(0.7)
         elif outcome == "never":
@@ -104,15 +109,22 @@ def combinations() -> Iterator[Gates]:
 
     With effort every triple, and rude ones in pairs; then all seven.
     """
+
+    def outcomes_of(
+        phases: tuple[str, ...], more: tuple[str, ...] = ()
+    ) -> Iterator[tuple[str, ...]]:
+        every = ((*OUTCOMES, *more, *([ANOTHER] * (phase == POLITE))) for phase in phases)
+        return itertools.product(*every)
+
     rude = 1 if EFFORT < 4 else 2
     for some in itertools.combinations(PHASES, rude):
-        for outcomes in itertools.product(OUTCOMES + RUDE, repeat=rude):
+        for outcomes in outcomes_of(some, RUDE):
             gates = dict(zip(some, outcomes, strict=True))
             if set(outcomes) & set(RUDE) and gates.get(POLITE) not in RUDE:
                 yield gates
     many = 2 if EFFORT < 4 else 3 if EFFORT == 4 else len(PHASES)
     for phases in itertools.combinations(PHASES, many):
-        for outcomes in itertools.product(OUTCOMES, repeat=many):
+        for outcomes in outcomes_of(phases):
             yield dict(zip(phases, outcomes, strict=True))
 
 

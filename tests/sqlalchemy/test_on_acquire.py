@@ -244,3 +244,25 @@ async def test_sqlites_state_of_on_acquire_is_undone_after_an_engines_first_leas
             async with engine.connect() as conn:
                 assert await conn.scalar(sa.text(sql)) == 0
         assert pool.stats().connected == 1
+
+
+async def test_connection_that_is_rejected_is_replaced(database: Database) -> None:
+    """SQLAlchemy's user sees why; the next one gets a new connection."""
+    rejects = True
+
+    async def on_acquire(_: Any) -> None:
+        if rejects:
+            raise poolkit.AnotherConnection("not this one")
+
+    async with opened(database, max_size=1, on_acquire=on_acquire) as pool:
+        engine = create_async_engine(pool)
+        for _ in range(2):
+            with pytest.raises(poolkit.AnotherConnection, match="not this one"):
+                await by_engine(engine, "SELECT 1")
+        rejects = False
+        assert await by_engine(engine, "SELECT 1") == 1
+        rejects = True
+        with pytest.raises(poolkit.AnotherConnection, match="not this one"):
+            await by_engine(engine, "SELECT 1")
+        await until(lambda: pool.stats().retired["rejected"] == 3)
+        assert pool.stats().leased == 0

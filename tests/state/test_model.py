@@ -70,6 +70,23 @@ WORLDS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
         {"max_lifetime": 4.0, "max_idle_time": 2.0, "min_size": 1, "max_uses": 2},
         {"seconds": (1.0,)},
     ),
+    "headroom, lifetimes and idle times": (
+        2,
+        {"max_size": 3, "min_idle": 1, "max_lifetime": 4.0, "max_idle_time": 2.0},
+        {"seconds": (1.0,), "sizes": ((2, 0), (3, 0))},
+    ),
+    "headroom, overflow, outages and renewal over time": (
+        2,
+        {
+            "max_overflow": 1,
+            "min_idle": 1,
+            "min_size": 1,
+            "connect_timeout": 2.0,
+            "backoff_min": 1.0,
+            "backoff_max": 1.0,
+        },
+        {"seconds": (1.0,), "spans": (2.0,), "patience": (2.0,)},
+    ),
     "shedding, keepalive and renewal over time": (
         3,
         {"shedding": CoDel(target=1.0, interval=2.0), "ping_every": 2.0},
@@ -170,6 +187,7 @@ HUNG = "connects that hang"
 AWAY = "an event loop that is away"
 SHEDDING = "shedding, keepalive and renewal over time"
 READY = "opened at once, awaited and checked"
+HEADROOM = "headroom, lifetimes and idle times"
 
 
 def test_planted_hand_off_to_a_waiter_that_gave_up_is_found() -> None:
@@ -227,6 +245,20 @@ LATE = {
 def test_planted_last_come_first_served_is_found(first: str) -> None:
     """The queue from the wrong end."""
     check_found("I4", first, first.replace("iter(", "reversed("), SIMPLE)
+
+
+@pytest.mark.parametrize(
+    ("invariant", "old", "new"),
+    [
+        ("I17: too few", "in_use + options.min_idle)", "in_use)"),
+        ("I17: closed", "_ready(state) > needed(state) +", "_ready(state) > 0 +"),
+        ("I18", "if missing >= 0 and (has_room or", "if False and (has_room or"),
+        ("I9: more connects", "return min(state.aging, away_limit(state)) if", "return 5 if"),
+    ],
+)
+def test_planted_carelessness_with_headroom_is_found(invariant: str, old: str, new: str) -> None:
+    """None is kept; it is closed and opened again; the old one goes before the new one is there."""
+    check_found(invariant, old, new, HEADROOM)
 
 
 @pytest.mark.parametrize("late", LATE)
@@ -385,12 +417,7 @@ def test_planted_renewal_that_leaves_the_role_of_a_server_out_is_found() -> None
     [
         # A hot edge that keeps what nobody waits for, and the other ways to idle.
         ("I16", "            or options.keeps_none\n", "", "nothing kept"),
-        (
-            "I16",
-            'return "unused"\n    return None\n\n\ndef is_s',
-            "pass\n\n\ndef is_s",
-            "nothing kept",
-        ),
+        ("I16", 'return "unused" if state.live > kept', 'return "unused" if False', "nothing kept"),
         # It would be refused, and the connect that it would have waited for be for nobody.
         ("I12", "ready >= self.options.min_size", "ready > self.options.min_size", READY),
         ("I12", "self.line.add_opener(waiter)\n        self._follow_up(now)", "pass", READY),

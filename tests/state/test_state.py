@@ -1018,12 +1018,12 @@ def test_ping_every_none_never_pings() -> None:
 
 
 def test_renew_over_a_window_replaces_one_after_the_other() -> None:
-    """Evenly: not all are missing at once."""
-    desk = Desk(min_size=3, max_lifetime=None, ping_after=None).open()
+    """Evenly: not all are missing at once, and none stays beyond its time for want of room."""
+    desk = Desk(min_size=3, max_size=3, max_lifetime=None, ping_after=None).open()
     desk.state.renew(desk.now, 30.0)
-    for count, now in enumerate((9.9, 10.0, 19.9, 20.0, 29.9, 30.0)):
+    for count, now in enumerate((0.0, 9.9, 10.0, 19.9, 20.0, 29.9)):
         desk.tick(now)
-        assert desk.state.stats(now).retired.get("stale", 0) == (count + 1) // 2
+        assert desk.state.stats(now).retired.get("stale", 0) == count // 2 + 1
         for _ in range(2):
             while desk.jobs("close"):
                 desk.state.close_finished(desk.begin("close"), now)

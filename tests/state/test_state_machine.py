@@ -19,6 +19,7 @@ from tests.state.world import World
 OPTIONS = st.fixed_dictionaries(
     {
         "min_size": st.integers(0, 2),
+        "min_idle": st.integers(0, 2),
         "max_size": st.integers(2, 4),
         "max_overflow": st.integers(0, 2),
         "overflow_linger": st.sampled_from([0.0, 3.0]),

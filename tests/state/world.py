@@ -6,11 +6,12 @@ events: by Hypothesis (`test_state_machine`) and by visiting every state there i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
 from poolkit import Options, Verdict
+from poolkit._core import fitness
 from poolkit._core.slot import NEVER, Slot, Waiter
 from poolkit._core.state import PoolState
 from poolkit.testing._invariants import check_state
@@ -36,7 +37,10 @@ VERDICTS = {
     "stale": Verdict.STALE,
     "server gone": Verdict.SERVER_GONE,
 }
-RELEASES = ("clean", "used", "unreset", "dirty", "broken", "closing", "stale", "server gone")
+RELEASES = (
+    *("clean", "used", "unreset", "dirty", "rejected"),
+    *("broken", "closing", "stale", "server gone"),
+)
 
 
 class Caller:
@@ -45,6 +49,7 @@ class Caller:
     def __init__(self) -> None:
         self.waiter: Waiter | None = None
         self.slot: Slot | None = None
+        self.how: Literal["direct", "served"] = "direct"
 
     @property
     def is_out(self) -> bool:
@@ -77,6 +82,8 @@ class World:
         self.attempt_at = -NEVER  # the last connect began
         self.connected = 0  # those that the pool has kept
         self.direct = 0  # acquires that found a connection idle
+        self.retired = dict(state.retired)
+        self.aged: set[Slot] = set()  # those that go for their age, before they have to
         self.lost = 0  # those whose caller was given a connection and had gone
         self.most_leased = 0
         self.open_for = 0.0
@@ -185,7 +192,7 @@ class World:
             assert not waiting, "I4: barging"
             self.check_handed_out(slot)
             self.direct += 1
-            caller.slot = slot
+            caller.slot, caller.how = slot, "direct"
             return
         caller.waiter = Waiter(self.now + patience, None)
         self.line.append(caller)
@@ -215,7 +222,7 @@ class World:
         slot, caller.waiter = caller.waiter.slot, None
         assert slot is not None
         if slot.state == "leased":  # else taken back meanwhile
-            caller.slot = slot
+            caller.slot, caller.how = slot, "served"
 
     def check_handed_out(self, slot: Slot) -> None:
         """Check that a slot may be handed out now."""
@@ -232,7 +239,13 @@ class World:
         """Give back, in one of the ways there are."""
         slot, self.callers[i].slot = self.callers[i].slot, None
         assert slot is not None
-        if how in VERDICTS:
+        if how == "rejected":  # by `on_acquire`, which is given another one
+            self.state.uncount(self.callers[i].how)
+            self.acquires -= 1
+            self.lost += 1
+            self.owing.add(slot)
+            self.state.release_broken(slot, self.now, "rejected")
+        elif how in VERDICTS:
             self.heed(slot, VERDICTS[how])
         elif how in ("unreset", "dirty", "broken", "closing"):
             self.owing.add(slot)
@@ -324,10 +337,15 @@ class World:
         for waiter in list(self.state.queue.values())[:1]:
             assert self.now < self.state._refuse_at(waiter), "I12: not refused, as the policy says"
 
-    def what_upkeep_sees(self) -> tuple[int, int, int]:
-        """Count what is found without an alarm, every second: who has to go, and what is stuck."""
+    def what_upkeep_sees(self) -> tuple[int, int, int, int]:
+        """Count what is found without an alarm, every second.
+
+        Who has to go, what is stuck, and how much headroom is missing.
+        """
         state = self.state
-        return sum(state.retired.values()), state.aging, len(state.progress.stuck)
+        in_use = len(state.leased) + state.options.min_idle + fitness.leaving(state)
+        headroom = max(0, in_use - state.live)
+        return sum(state.retired.values()), state.aging, len(state.progress.stuck), headroom
 
     def oversleep(self, seconds: float) -> None:
         """Let time pass in which the event loop is kept from ringing the alarm."""
@@ -358,7 +376,8 @@ class World:
         """Change the sizes; after shrinking the size only falls."""
         options = self.state.options
         given = {**options.__dict__, "max_size": max_size, "max_overflow": overflow}
-        given["min_size"] = min(options.min_size, max_size)
+        for name in ("min_size", "min_idle"):
+            given[name] = min(given[name], max_size)
         self.state.resize(Options(**given), self.now)
         self.size_limit = max(self.state.options.capacity, self.state.size)
 
@@ -407,17 +426,43 @@ class World:
             prospects = state.progress
             self.check_pace(sum(job == "connect" for job, _ in state.to_start))
             others = state.live - len(prospects.stuck) - prospects.live_connects()
-            missing = state.options.min_size - others + state.aging
+            missing = self.needed() - others + state.aging
             waiting = len(state.queue) + self.turned_away  # for whom one may be begun, too
             assert prospects.connects() <= max(waiting, missing), (
                 "I9: more connects than anybody waits for"
             )
         self.turned_away = False
+        self.check_who_went()
         while state.to_start:
             job, slot = state.to_start.popleft()
             assert slot not in self.at_work, "I1: a slot with two jobs"
             self.at_work[slot] = job
         self.held = len(state.leased)
+
+    def needed(self) -> int:
+        """Return how many connections the options and the callers ask for."""
+        state, options = self.state, self.state.options
+        in_use = len(state.leased) + len(state.queue)
+        return min(options.max_size, max(options.min_size, in_use + options.min_idle))
+
+    def count_ready(self) -> int:
+        """Return how many connections are open and not on their way out."""
+        return len(self.state.idle) + len(self.state.leased) + len(self.state.recycling)
+
+    def check_who_went(self) -> None:
+        """Check that nothing was closed that was to be opened again, or before its successor."""
+        state, before = self.state, self.retired
+        self.retired = dict(state.retired)
+        gone = {
+            reason: n - before[reason] for reason, n in self.retired.items() if n > before[reason]
+        }
+        if gone.keys() == {"unused"}:
+            assert self.count_ready() >= self.needed(), "I17: closed as unused, and needed"
+        aged = {slot for slot in state.closing if slot.reason in ("expired", "stale")}
+        aged = {slot for slot in aged if self.now < slot.expires_at}
+        if aged - self.aged and state.room > 0 and state.live < state.options.max_size:
+            assert self.count_ready() >= self.needed(), "I18: gone before its successor was there"
+        self.aged = aged
 
     def check_facts(self, waiter: Waiter) -> None:
         """Check that an error tells of the pool as it was, not of what has become of it."""
@@ -481,9 +526,8 @@ class World:
         assert set(held) == set(state.leased), "I8: leased, and held by nobody"
         assert state.size <= self.size_limit, "I1: above capacity"
         self.size_limit = max(state.options.capacity, state.size)
-        young = (s for s in state.closing if s.reason == "expired" and self.now < s.expires_at)
         few = max(2, max(state.size, state.options.min_size) // 10)
-        assert sum(1 for _ in young) <= few, "I9: too many are replaced at once"
+        assert len(self.aged) <= few, "I9: too many are replaced at once"
         assert self.owing.isdisjoint(state.idle), "I14: an idle connection owes a reset"
         self.owing.intersection_update([*state.leased, *state.recycling])
         there = [*state.idle, *state.leased, *state.recycling, *state.closing]
@@ -514,7 +558,9 @@ class World:
                 break
             self.do(event)
         else:
-            raise AssertionError("I12: it never comes to rest")
+            raise AssertionError(
+                "I12: it never comes to rest" if self.has_headroom() else "I17: too few are idle"
+            )
         state = self.state
         assert not state.queue, "I12: somebody waits, and the database answers"
         assert state.size == len(state.idle), "I8: a slot is lost"
@@ -529,6 +575,12 @@ class World:
                 return ("notice", i)
         if self.at_work:
             return ("end_job", 0, "ok")
-        if self.state.queue or self.state.openers:
+        if self.state.queue or self.state.openers or not self.has_headroom():
             return ("wait", 1.0)
         return None
+
+    def has_headroom(self) -> bool:
+        """Tell whether as many connections are idle as are to be."""
+        options = self.state.options
+        least = min(options.max_size, max(options.min_size, options.min_idle))
+        return len(self.state.idle) >= least or not self.state.is_open

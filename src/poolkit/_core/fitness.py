@@ -8,13 +8,15 @@ from poolkit._core.slot import NEVER
 from poolkit._driver import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from poolkit._core.placement import Placement
     from poolkit._core.slot import Reason, Slot
 
 #: After an error that says one of these, a connection is not used again.
 BROKEN: Final = frozenset({Verdict.SUSPECT, Verdict.DEAD, Verdict.SERVER_GONE})
+#: Why a connection goes when its time has come.
+AGED: Final = ("expired", "stale")
 #: The last part of the lifetime, in which a connection is replaced.
 OLD_AGE: Final = 0.1
 #: Connections that may be away at once to be replaced: at least two, or a tenth of a larger pool.
@@ -31,8 +33,8 @@ def why_unfit(state: Placement, slot: Slot, now: float) -> Reason | None:
         return "used_up"
     if now >= slot.expires_at:
         return slot.reason or "expired"
-    if now >= slot.retire_at and _can_spare_one(state):
-        return "expired"
+    if now >= slot.retire_at and _can_spare(state, slot):
+        return slot.reason or "expired"
     return None
 
 
@@ -43,18 +45,36 @@ def why_unneeded(state: Placement, slot: Slot, now: float) -> Reason | None:
     if state.live > options.max_size and now >= lingers_until:
         return "surplus"
     limit = options.max_idle_time
-    if limit is not None and now >= slot.used_at + limit and state.live > options.min_size:
-        return "unused"
-    return None
+    if limit is None or now < slot.used_at + limit:
+        return None
+    # What is about to leave, and what is only being opened, is nothing to count on: else the next
+    # look would find one missing.
+    return "unused" if _ready(state) > needed(state) + leaving(state) else None
 
 
-def why_not_kept(state: Placement, *, wanted: bool) -> Reason | None:
+def needed(state: Placement, *, returned: int = 0) -> int:
+    """Return how many connections there are to be: `min_size`, or those in use and `min_idle`.
+
+    ``returned``: of those that are leased, how many are being given back.
+    """
+    options = state.options
+    in_use = len(state.leased) + len(state.queue) - returned
+    return min(max(options.min_size, in_use + options.min_idle), options.max_size)
+
+
+def leaving(state: Placement) -> int:
+    """Return how many of the connections that are due to leave may be replaced now."""
+    return min(state.aging, away_limit(state)) if state.aging else 0
+
+
+def why_not_kept(state: Placement, slot: Slot, *, wanted: bool) -> Reason | None:
     """Return why a good connection goes when it is free; ``wanted``: somebody waits for it."""
     if is_surplus(state, wanted=wanted):
         return "surplus"
-    if not wanted and state.options.keeps_none and state.live > state.options.min_size:
-        return "unused"
-    return None
+    if wanted or not state.options.keeps_none:
+        return None
+    kept = needed(state, returned=slot.state == "leased") + leaving(state)
+    return "unused" if state.live > kept else None
 
 
 def is_surplus(state: Placement, *, wanted: bool) -> bool:
@@ -71,14 +91,17 @@ def away_limit(state: Placement) -> int:
     return max(_FEW, max(state.size, state.options.min_size) // 10)
 
 
-def _can_spare_one(state: Placement) -> bool:
-    """Tell whether a connection may go for its age: its replacement first, if there is room."""
-    there = len(state.idle) + len(state.leased) + len(state.recycling)
-    missing = state.options.min_size - there
+def _ready(state: Placement) -> int:
+    return len(state.idle) + len(state.leased) + len(state.recycling)
+
+
+def _can_spare(state: Placement, slot: Slot) -> bool:
+    """Tell whether a connection may go for its age: its successor first, if there is room."""
+    missing = needed(state, returned=slot.state == "leased") - _ready(state)
     has_room = state.live < state.options.max_size and state.room > 0
     if missing >= 0 and (has_room or len(state.connecting) > missing):
         return False
-    going = sum(slot.reason == "expired" for slot in state.closing)
+    going = sum(slot.reason in AGED for slot in state.closing)
     return max(going, missing) < away_limit(state)
 
 
@@ -93,27 +116,26 @@ class Ages(NamedTuple):
     """Connections whose time has come."""
 
 
-def pace_ages(slots: Iterable[Slot], lifetime: float, now: float) -> Ages:
+def pace_ages(slots: Sequence[Slot], lifetime: float, now: float) -> Ages:
     """Spread the replacement of connections that expire together, so that all go in time.
 
     Each has drawn its time by chance. Where that is later than the pace allows at which all
-    that follow can still be replaced, the pace counts.
+    that follow can still be replaced, the pace counts. A renewal over time has its own times.
     """
     old_age = lifetime * OLD_AGE
     spare = old_age / 10  # for the connect that replaces the last one
     of_age = [slot for slot in slots if slot.reason is None]
     of_age.sort(key=lambda slot: (slot.expires_at, slot.retire_at), reverse=True)
     pace = (old_age - spare) / max(1, len(of_age))
-    times: list[tuple[Slot, float]] = []
+    renewed = [slot for slot in slots if slot.reason == "stale" and now < slot.expires_at]
+    times = [(slot, slot.retire_at) for slot in renewed]
     next_at = latest = NEVER
-    overdue = 0
     for slot in of_age:  # the youngest first
         latest = min(latest - pace, slot.expires_at - spare)
-        retire_at = min(slot.retire_at, latest)
-        times.append((slot, retire_at))
-        overdue += now >= retire_at
-        for due in (slot.expires_at - old_age, retire_at, slot.expires_at):
-            if now < due:
-                next_at = min(next_at, due)
-                break
-    return Ages(times, next_at, overdue)
+        times.append((slot, min(slot.retire_at, latest)))
+        if now < (comes_of_age_at := slot.expires_at - old_age):
+            next_at = min(next_at, comes_of_age_at)
+    for slot, retire_at in times:
+        if now < slot.expires_at:
+            next_at = min(next_at, slot.expires_at if now >= retire_at else retire_at)
+    return Ages(times, next_at, sum(now >= retire_at for _, retire_at in times))

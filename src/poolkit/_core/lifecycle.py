@@ -1,14 +1,16 @@
-"""What is decided when a pool is opened, closed, or ended with nobody left to run its jobs."""
+"""What is decided when a pool is opened, renewed, resized, closed, or ended by its event loop."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from poolkit._core import fitness
 from poolkit._core.slot import NEVER
 from poolkit._core.trust import Trust
 
 if TYPE_CHECKING:
     from poolkit._core.slot import Waiter
+    from poolkit._options import Options
 
 
 class Lifecycle(Trust):
@@ -54,6 +56,36 @@ class Lifecycle(Trust):
         """End the wait of a caller that has given up waiting for `min_size` connections."""
         self.openers.pop(waiter, None)
         waiter.outcome = "cancelled"
+
+    def renew(self, now: float, over: float = 0.0) -> None:
+        """Replace every connection that is open now, one after the other in ``over`` seconds.
+
+        An idle one goes when its time has come, a leased one when it comes back after that. Each
+        may go when the one before has to: then its successor is opened first, if there is room.
+        """
+        self.renewed_at = now
+        if not over:
+            self.generation += 1
+        slots = [*self.idle, *self.connecting, *self.recycling, *self.leased]
+        for place, slot in enumerate(slots, 1):
+            if slot.reason != "broken":
+                slot.reason = "stale"
+            slot.expires_at = min(slot.expires_at, now + over * place / len(slots))
+            slot.retire_at = min(slot.retire_at, now + over * (place - 1) / len(slots))
+            slot.good_until = min(slot.good_until, slot.retire_at)
+        self._pace_ages(now)
+        self._retire_idle(now)
+        self._follow_up(now)
+
+    def resize(self, options: Options, now: float) -> None:
+        """Adopt new sizes: grow at once, shrink as connections come back."""
+        self._adopt(options)
+        for slot in list(self.idle):
+            reason = fitness.why_not_kept(self, slot, wanted=False)
+            if reason is None:
+                break
+            self._retire(slot, reason)
+        self._follow_up(now)
 
     def close(self, now: float, cause: BaseException | None = None) -> None:
         """Stop serving: waiters fail, idle connections close, the others when they come back."""

@@ -154,7 +154,7 @@ class Placement(Tally):
             self._schedule_jobs(now)
 
     def _schedule_jobs(self, now: float) -> None:
-        """Begin the pings and connects that are due for those who wait, and for `min_size`."""
+        """Begin the pings and connects that are due: for those who wait, and for the sizes."""
         if self._is_full():
             return
         for _ in range(supply.untrusted_wanted(self)):
@@ -187,7 +187,7 @@ class Placement(Tally):
         if is_old:  # what was done in the lease, perhaps
             slot.alive_at = slot.good_until = -NEVER
         reason = fitness.why_unfit(self, slot, now)
-        reason = reason or fitness.why_not_kept(self, wanted=waiter is not None)
+        reason = reason or fitness.why_not_kept(self, slot, wanted=waiter is not None)
         if reason:
             self._retire(slot, reason)
             self._follow_up(now)
@@ -320,6 +320,6 @@ class Placement(Tally):
                 self._retire(slot, reason)
 
     def _retire(self, slot: Slot, reason: Reason) -> None:
-        if reason == "expired" and self.aging:
+        if reason in fitness.AGED and self.aging:
             self.aging -= 1
         super()._retire(slot, reason)

@@ -19,6 +19,7 @@ def stats_of(state: Placement, now: float, **times: Any) -> PoolStats:
     first = next(iter(state.queue.values()), None)
     return PoolStats(
         min_size=state.options.min_size,
+        min_idle=state.options.min_idle,
         max_size=state.options.max_size,
         capacity=state.options.capacity,
         idle=len(state.idle),

@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 Phase = Literal["closed", "opening", "open", "closing"]
 Job = Literal["connect", "ping", "reset", "close"]
 Reason = Literal[
-    "expired", "unused", "used_up", "stale", "broken", "derived", "surplus", "pool_closed"
+    "expired",
+    "unused",
+    "used_up",
+    "stale",
+    "rejected",
+    "broken",
+    "derived",
+    "surplus",
+    "pool_closed",
 ]
 Outcome = Literal[
     "waiting", "served", "timed_out", "cancelled", "busy", "shed", "deadlocked", "failed", "closed"

@@ -31,7 +31,6 @@ from poolkit._driver import Verdict
 
 if TYPE_CHECKING:
     from poolkit._core.slot import Outcome, Reason, Waiter
-    from poolkit._options import Options
 
 #: Seconds until the next visit of upkeep, about: what is due before needs an alarm.
 _VISIT: Final = 1.5
@@ -368,33 +367,6 @@ class PoolState(Unreset):
             self.suspect(now)
         return not verdicts.isdisjoint(fitness.BROKEN)
 
-    def renew(self, now: float, over: float = 0.0) -> None:
-        """Replace every connection that is open now, one after the other in ``over`` seconds.
-
-        An idle one goes when its time has come, a leased one when it comes back after that.
-        """
-        self.renewed_at = now
-        if not over:
-            self.generation += 1
-        slots = [*self.idle, *self.connecting, *self.recycling, *self.leased]
-        for place, slot in enumerate(slots, 1):
-            if slot.reason != "broken":
-                slot.reason = "stale"
-            slot.expires_at = min(slot.expires_at, now + over * place / len(slots))
-            slot.retire_at = min(slot.retire_at, slot.expires_at)
-            slot.good_until = min(slot.good_until, slot.retire_at)
-        self._retire_idle(now)
-        self._follow_up(now)
-
-    def resize(self, options: Options, now: float) -> None:
-        """Adopt new sizes: grow at once, shrink as connections come back."""
-        self._adopt(options)
-        for slot in list(self.idle):
-            reason = fitness.why_not_kept(self, wanted=False)
-            if reason is None:
-                break
-            self._retire(slot, reason)
-        self._follow_up(now)
 
     def tick(self, now: float) -> None:
         """Do what is due by time alone; call at `next_tick`, and every second or so."""

@@ -1,7 +1,8 @@
 """How many connects and pings are due. These functions look at the state and change nothing.
 
-One connect for each waiter whom nothing under way will serve soon, and those that ``min_size``
-lacks; elastic at a cold start, careful while leases are out, one at a time during an outage.
+One connect for each waiter whom nothing under way will serve soon, and those that ``min_size`` and
+``min_idle`` lack; elastic at a cold start, careful while leases are out, one at a time during an
+outage.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from poolkit._core.fitness import away_limit
+from poolkit._core.fitness import away_limit, leaving, needed
 from poolkit._core.slot import NEVER
 
 if TYPE_CHECKING:
@@ -82,14 +83,11 @@ def _wanted(state: Placement) -> int:
     """Return how many connections are missing.
 
     While somebody opens the pool, slow connects do not count as connections that will be there.
-    Nor does a connection that is due for replacement, if its replacement may be opened beside it.
+    Nor does a connection that is due to leave, if its successor may be opened beside it.
     """
-    options = state.options
-    away = len(state.progress.stuck)
+    away = len(state.progress.stuck) + leaving(state)
     if state.openers:
         away += state.progress.slow_connects()
-    if state.aging:
-        away += min(state.aging, away_limit(state), options.max_size - options.min_size)
     # One beyond `max_size` would be a surplus one: closed at once, and missing again.
-    missing = min(options.min_size - (state.live - away), options.max_size - state.live)
-    return max(shortage(state), missing)
+    most = state.options.max_size - state.live
+    return max(shortage(state), min(needed(state) - (state.live - away), most))

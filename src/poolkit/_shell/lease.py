@@ -109,9 +109,7 @@ class Lease(Generic[C]):
         if view is not None:
             return view
         if pool._has_hook:
-            view = await pool._acquire_wait(self)
-            await pool._run_on_acquire(self, view)
-            return view
+            return await pool._acquire_greeted(self)
         # `Pool._acquire_wait`, written out: its frame would be a fifth of what each waiter takes.
         waiter = pool._new_waiter(self)
         pool._join_line(self, waiter)

@@ -18,6 +18,7 @@ from poolkit._errors import (
     PoolDeadlock,
     PoolError,
     PoolTimeout,
+    PoolUnavailable,
     TransactionEnded,
     WrongLoop,
 )
@@ -189,6 +190,24 @@ def refusal(
     error = kind.composed_by(compose)
     error.__cause__ = facts.error if waiter.outcome == "timed_out" else waiter.cause
     return error
+
+
+def rejected(pool: str, tries: int, why: Exception, stats: PoolStats) -> PoolUnavailable:
+    """Return the error for an acquire whose ``on_acquire`` is content with no connection."""
+    return PoolUnavailable(
+        f"pool {pool!r}: on_acquire has rejected {tries} connections in a row, the last one with "
+        f"{told(why)} ({stats})"
+    )
+
+
+def rejected_too_long(
+    pool: str, tries: int, why: Exception, limit: float | None, stats: PoolStats
+) -> PoolTimeout:
+    """Return the error for an acquire that has no time left for another connection."""
+    return PoolTimeout(
+        f"pool {pool!r}: no connection within {limit} s: on_acquire has rejected {tries}, the last "
+        f"one with {told(why)} ({stats})"
+    )
 
 
 def _timed_out(pool: str, limit: float | None, facts: Facts, what: str) -> str:

@@ -1,7 +1,8 @@
 """The pool: acquires and releases connections, and tells what it has.
 
 Nothing is awaited between taking a connection and owning it. What is common to all events is in
-`events`, the end of a lease in `returning`, opening and closing in `life`, the line in `waiting`.
+`events`, the end of a lease in `returning`, opening and closing in `life`, the line in `waiting`,
+`on_acquire` in `greeting`.
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ import sys
 import weakref
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from poolkit._awaits import awaited, check_hook
-from poolkit._core.progress import PATIENCE
-from poolkit._core.slot import NEVER
+from poolkit._awaits import check_hook
 from poolkit._driver import C, require_driver
-from poolkit._errors import NotLeased, PoolClosed, PoolError, PoolTimeout
+from poolkit._errors import NotLeased, PoolClosed, PoolError
 from poolkit._options import check_seconds, make_options
 from poolkit._shell import messages
 from poolkit._shell.callsite import caller
+from poolkit._shell.greeting import Greeting
 from poolkit._shell.labels import checked as checked_label
 from poolkit._shell.labels import current as current_label
 from poolkit._shell.labels import get as get_label
@@ -29,14 +29,12 @@ from poolkit._shell.limits import NOT_GIVEN, NotGiven, checked
 from poolkit._shell.retrying import Attempts, Retrying
 from poolkit._shell.transaction import Transaction
 from poolkit._shell.view import bind, held_slot, is_closed
-from poolkit._shell.waiting import Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
     from typing_extensions import Unpack
 
-    from poolkit._core.slot import Outcome
     from poolkit._driver import Driver
     from poolkit._options import Options, PoolOptions
 
@@ -49,7 +47,7 @@ getframe: Final = sys._getframe
 ref: Final = weakref.ref
 
 
-class Pool(Waiting[C]):
+class Pool(Greeting[C]):
     """A pool of connections: ``async with pool``, then ``async with pool.acquire() as conn``.
 
     Made from a driver and options (`Options` has them all), for example
@@ -95,6 +93,7 @@ class Pool(Waiting[C]):
                 or a finalizer calls in the middle of the pool's own work.
             PoolDeadlock: all who hold a connection are waiting for another one.
             ConnectFailed: the database cannot be reached.
+            PoolUnavailable: ``on_acquire`` has rejected one connection after the other.
             PoolClosed: the pool is not open, or was closed meanwhile.
             WrongLoop: the pool was opened on another event loop, or before a fork.
             PoolConfigError: the timeout is no number of seconds, or the label no text.
@@ -286,33 +285,6 @@ class Pool(Waiting[C]):
         self._tell_refused(lease, "busy")
         return messages.amid(self.name)
 
-    async def _run_on_acquire(self, lease: Lease[C], view: C) -> None:
-        """Run ``on_acquire`` like the first line of the caller's block, within its deadline."""
-        hook, slot, limit = self._state.options.on_acquire, lease._slot, lease._timeout
-        assert hook is not None
-        assert slot is not None
-        if limit == 0:  # it waits for no other user, and this is none
-            limit = PATIENCE
-        try:
-            with self._runtime.limited(NEVER if limit is None else lease._since + limit) as scope:
-                try:
-                    await awaited("on_acquire", hook, view)
-                finally:
-                    if slot.release_count == lease._release_count:
-                        self._hooks.greeted(slot.connection)
-            if slot.release_count != lease._release_count:
-                held_slot(view)  # raises: the hook has closed it, or given it back
-            if scope.cancelled_caught:
-                slot.cancelled = True
-                raise PoolTimeout(
-                    f"pool {self.name!r}: on_acquire was not done {limit} s after the acquire began"
-                )
-        except BaseException as error:
-            was = "served" if lease._has_waited else "direct"
-            self._tell(self._state.recount, was, _outcome_of(error))
-            self._end_lease(lease, (lease._code, lease._lasti), error)
-            raise
-
     # -- release, inspect and adjust --------------------------------------------------------------
 
     def release(self, connection: C, /) -> Released:
@@ -352,6 +324,7 @@ class Pool(Waiting[C]):
         self,
         *,
         min_size: int | None = None,
+        min_idle: int | None = None,
         max_size: int | None = None,
         max_overflow: int | None = None,
     ) -> None:
@@ -359,7 +332,12 @@ class Pool(Waiting[C]):
 
         Raises `PoolConfigError`, and changes nothing, for sizes that cannot work.
         """
-        sizes = {"min_size": min_size, "max_size": max_size, "max_overflow": max_overflow}
+        sizes = {
+            "min_size": min_size,
+            "min_idle": min_idle,
+            "max_size": max_size,
+            "max_overflow": max_overflow,
+        }
         given: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
         options = dataclasses.replace(self._state.options, **given)
         _check_options(self._driver, options)
@@ -396,8 +374,3 @@ def _check_options(driver: Driver[Any], options: Options) -> None:
         check(options)
 
 
-def _outcome_of(error: BaseException) -> Outcome:
-    """Return what an acquire counts as that ended with this error of its ``on_acquire``."""
-    if not isinstance(error, Exception):
-        return "cancelled"
-    return "timed_out" if isinstance(error, PoolTimeout) else "failed"

@@ -141,6 +141,8 @@ class Returning(Events[C]):
         reason = self._hooks.revoke(slot.connection, derived=slot.has_derived)
         if error is not None:
             self._hooks.heed(slot, error, passed=True)
+            if slot.reason == "rejected":  # it needs no reset any more
+                reason = reason or "rejected"
         if slot.verdicts and self._state.learn(slot, now):
             return "broken"
         if self._is_dead(slot.connection):

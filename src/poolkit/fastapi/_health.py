@@ -119,7 +119,7 @@ def _trouble(pool: Pool[Any], patience: float) -> str | None:
         return None
     # Without traffic a pool of `min_size=0` does not find out that the database is back: it has to
     # be called ready for that.
-    is_trying = state.options.min_size > 0 or state.queue or state.connecting
+    is_trying = state.options.min_size or state.options.min_idle or state.queue or state.connecting
     if not is_trying and now >= outage.retry_at:
         return None
     return f"cannot connect for {now - outage.since:.0f} s"
