@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from poolkit._advise import Advice, advise
 from poolkit._core.shedding import CoDel, Shedder, Shedding
 from poolkit._create import create_pool
+from poolkit._credentials import Credential, Credentials, credentials
 from poolkit._driver import Driver, Verdict
 from poolkit._errors import (
     AnotherConnection,
@@ -56,6 +57,8 @@ __all__ = [
     "CoDel",
     "CommitUnknown",
     "ConnectFailed",
+    "Credential",
+    "Credentials",
     "Driver",
     "Histogram",
     "Lease",
@@ -81,6 +84,7 @@ __all__ = [
     "WrongLoop",
     "advise",
     "create_pool",
+    "credentials",
     "labelled",
     "transaction",
 ]

@@ -116,6 +116,9 @@ The pool looks for the optional methods once, when the pool is made:
 ``pool_opens()``
     Sync, no I/O. The pool is being opened, for the first time or again. The driver forgets what it
     knows of the database, because another one may have taken its place.
+``credentials``
+    An attribute: what `poolkit.credentials` has made, if `connect` asks it for its password. The
+    pool has it fetch the next one ahead of time.
 ``name``
     An attribute: the pool's name unless it is given one, as ``host:port/database``; no secrets.
 ``view_bases``

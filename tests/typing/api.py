@@ -165,12 +165,25 @@ async def own_driver() -> None:
     assert_type(pool, poolkit.Pool[int])
     async with pool.acquire() as conn:
         assert_type(conn, int)
-    pool.resize(max_size=3)
+    pool.resize(min_idle=2, max_size=3)
     pool.renew()
     assert_type(await pool.open(wait=False), poolkit.Pool[int])
     await pool.wait(timeout=1.0)
     assert_type(await pool.check(), int)
     assert_type(pool.stats() - pool.stats(), poolkit.PoolStats)
+
+
+async def passwords() -> None:
+    """Credentials are fetched by any function."""
+
+    async def fetch() -> poolkit.Credential:
+        return poolkit.Credential("secret", lifetime=900)
+
+    credentials = poolkit.credentials(fetch, refresh_before=60)
+    assert_type(credentials, poolkit.Credentials)
+    assert_type(await credentials(), str)
+    poolkit.credentials(lambda: "secret")
+    poolkit.Credential("secret", "app")  # type: ignore[misc, call-arg]
 
 
 def wrong_options() -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
 import weakref
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -14,11 +15,13 @@ import anyio
 
 from poolkit._awaits import awaited
 from poolkit._core.slot import NEVER, Slot, Waiter
+from poolkit._credentials import Credentials
 from poolkit._driver import C
 from poolkit._errors import PoolClosed
 from poolkit._options import check_seconds
 from poolkit._shell import messages
 from poolkit._shell.blocks import Blocks
+from poolkit._shell.credentials import keep_fresh
 from poolkit._shell.leaks import Leaks
 from poolkit._shell.lease import Lease, TracedLease
 from poolkit._shell.log import say, warn
@@ -31,7 +34,7 @@ from poolkit._shell.workers import Workers
 from poolkit._text import told
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from poolkit._driver import Driver
     from poolkit._options import Options
@@ -63,9 +66,16 @@ class Life:
         return self._has_root_ended and not self.workers.is_busy
 
     def begin(
-        self, name: str, look_after: Callable[[], None], end: Callable[[BaseException | None], None]
+        self,
+        name: str,
+        look_after: Callable[[], None],
+        end: Callable[[BaseException | None], None],
+        *others: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
-        """Start the root task; `end` is called when it ends, with the error that ended it."""
+        """Start the root task; `end` is called when it ends, with the error that ended it.
+
+        ``others`` run in tasks of their own meanwhile; they raise nothing and never return.
+        """
         runtime = self.runtime
 
         async def root() -> None:
@@ -77,6 +87,8 @@ class Life:
                             return  # closed before it began
                         runtime.spawn(group, runtime.keep_alarm)
                         runtime.spawn(group, upkeep, look_after)
+                        for other in others:
+                            runtime.spawn(group, other)
                         self.workers.begin(group)
                 if not self._scope.cancel_called:
                     cause = RuntimeError("a task of the pool's was cancelled, by nobody who may")
@@ -360,7 +372,15 @@ class Living(Returning[C]):
         self._leaks = Leaks(self.name, self._state)
         self._life = life = Life(runtime, workers)
         _opened.add(self)
-        life.begin(self.name, self._upkeep, lambda cause: self._loop_ended(life, cause))
+        found, others = getattr(self._driver, "credentials", None), []
+        if isinstance(found, Credentials):
+            report = self._hooks.report
+            others = [functools.partial(keep_fresh, found, self.name, self._renew, report)]
+        life.begin(self.name, self._upkeep, lambda cause: self._loop_ended(life, cause), *others)
+
+    def _renew(self, over: float) -> None:
+        self._tell(self._state.renew, self._runtime.now(), over)
+        self._carry_out()
 
     def _loop_ended(self, life: Life, cause: BaseException | None) -> None:
         """End a life whose tasks have ended, or will never run again."""

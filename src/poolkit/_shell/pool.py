@@ -359,8 +359,7 @@ class Pool(Greeting[C]):
         check_seconds("over", over, optional=False)
         if self._state.is_open:
             self._runtime.check()  # raises WrongLoop
-            self._tell(self._state.renew, self._runtime.now(), over)
-            self._carry_out()
+            self._renew(over)
 
     def __repr__(self) -> str:
         """Return the name and the sizes."""

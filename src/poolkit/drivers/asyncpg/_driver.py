@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from poolkit import PoolConfigError, Verdict
 from poolkit.drivers._peer import watch_peer
 from poolkit.drivers._postgresql.auto import PutsOff
 from poolkit.drivers._postgresql.capture import Capture
+from poolkit.drivers._postgresql.login import Login
 from poolkit.drivers._postgresql.outcome import may_repeat
 from poolkit.drivers.asyncpg import _base as bases
 from poolkit.drivers.asyncpg import _errors as errors
@@ -58,6 +60,9 @@ class AsyncpgDriver(PutsOff, Telling, Transactions):
         kind = unwrapped.plain_class(self._arguments.pop("connection_class", unwrapped.Connection))
         if not (isinstance(kind, type) and issubclass(kind, unwrapped.Connection)):
             raise PoolConfigError("connection_class is not a subclass of asyncpg.Connection")
+        self._login = Login(self._arguments, errors.is_refusal)
+        #: Fetched ahead of time by the pool.
+        self.credentials = self._login.credentials
         self._kind = pooled(kind)
         #: What a reset undoes.
         self._level = self.settings.reset
@@ -93,9 +98,8 @@ class AsyncpgDriver(PutsOff, Telling, Transactions):
                 "PostgreSQL on trio yet"
             ) from None
         try:
-            c: Any = await asyncpg.connect(
-                self._dsn, connection_class=self._kind, **self._arguments
-            )
+            connect = functools.partial(asyncpg.connect, self._dsn, connection_class=self._kind)
+            c: Any = await self._login.connect(connect)
         except ConnectionError as error:
             if "rejected SSL upgrade" not in str(error):
                 raise

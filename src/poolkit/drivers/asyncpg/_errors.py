@@ -53,6 +53,13 @@ def of_connecting(error: BaseException) -> Verdict | None:
     return Verdict.TRANSIENT if _code(error)[:2] in _PASSING else None
 
 
+def is_refusal(error: BaseException) -> bool:
+    """Tell whether another password may help: 28P01, 28000, as PAM answers, or a pooler's code."""
+    if isinstance(error, pg.ProtocolViolationError):
+        return "auth failed" in str(error) or "authentication failed" in str(error)
+    return isinstance(error, pg.InvalidAuthorizationSpecificationError)
+
+
 # -- using ---------------------------------------------------------------------------------------
 
 #: If one of these is raised on a connection, its protocol may be out of step, or others use it too.

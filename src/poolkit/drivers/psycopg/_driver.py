@@ -15,6 +15,7 @@ from poolkit.drivers._postgresql import base as bases
 from poolkit.drivers._postgresql.auto import PutsOff
 from poolkit.drivers._postgresql.begin import set_locally
 from poolkit.drivers._postgresql.capture import Capture
+from poolkit.drivers._postgresql.login import Login
 from poolkit.drivers._postgresql.outcome import may_repeat
 from poolkit.drivers._postgresql.survey import Survey
 from poolkit.drivers.helpers import EndsWithLease, unknown_option
@@ -56,6 +57,9 @@ class PsycopgDriver(PutsOff):
         keepalives = self.settings.keepalives()
         if keepalives.keys().isdisjoint({*conninfo_to_dict(self._conninfo), *self._arguments}):
             self._arguments.update(keepalives)
+        self._login = Login(self._arguments, errors.is_refusal)
+        #: Fetched ahead of time by the pool.
+        self.credentials = self._login.credentials
         kind: Any = self.settings.connection_class
         self._kind = pooled(kind)
         self._level = self.settings.reset
@@ -88,11 +92,7 @@ class PsycopgDriver(PutsOff):
     async def connect(self) -> psycopg.AsyncConnection[Any]:
         """Open a connection. If this is cancelled, no connection is left behind."""
         _check_loop()
-        arguments = dict(self._arguments)
-        if callable(password := arguments.get("password")):
-            password = password()
-            arguments["password"] = await password if inspect.isawaitable(password) else password
-        c: Any = await self._kind.connect(self._conninfo, **arguments)
+        c: Any = await self._login.connect(self._connect)
         session: Session = c._poolkit_session
         try:
             c._poolkit_keep_as_own()
@@ -107,6 +107,12 @@ class PsycopgDriver(PutsOff):
             session.cut()
             raise
         return c  # type: ignore[no-any-return]
+
+    async def _connect(self, **arguments: Any) -> Any:
+        if callable(password := arguments.get("password")):
+            password = password()
+            arguments["password"] = await password if inspect.isawaitable(password) else password
+        return await self._kind.connect(self._conninfo, **arguments)
 
     def pool_opens(self) -> None:
         """Forget what the server can undo: another one may have taken its place."""

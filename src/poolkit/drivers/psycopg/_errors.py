@@ -83,6 +83,11 @@ def of_connecting(error: BaseException) -> Verdict | None:
     return Verdict.FATAL if any(words in text for words in _FATAL) else None
 
 
+def is_refusal(error: BaseException) -> bool:
+    """Tell whether another password may help."""
+    return isinstance(error, psycopg.OperationalError) and "authentication failed" in str(error)
+
+
 # -- using ---------------------------------------------------------------------------------------
 
 #: Codes by which the server has ended this session alone: it was idle too long, or idle in a
