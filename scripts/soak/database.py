@@ -280,6 +280,7 @@ def draw_options(world: World, database: Database) -> poolkit.PoolOptions:
     options: poolkit.PoolOptions = {
         "max_size": max_size,
         "min_size": world.random.randint(0, max_size),
+        "min_idle": pick((0, 0, 1)),
         "max_overflow": pick((0, 0, 1)),
         "overflow_linger": pick((0.0, 0.02)),
         "acquire_timeout": pick((0.05, 0.2, 1.0)),

@@ -80,6 +80,7 @@ def make_pool(random: Random, *, calm: float = 0.85) -> tuple[Pool[FakeConnectio
         max_lifetime=random.choice([None, 5.0]),
         max_waiting=random.choice([None, 2]),
         max_connecting=random.choice([1, 3]),
+        min_idle=random.choice([0, 0, 1]),
         acquire_timeout=5.0,
         connect_timeout=2.0,
         backoff_min=0.1,
@@ -156,7 +157,8 @@ async def reshape(pool: Pool[FakeConnection], random: Random) -> None:
         await anyio.sleep(random.choice([0.01, 0.2, 1.5]))
         what = random.choice(["resize", "renew", "reopen"])
         if what == "resize":
-            pool.resize(min_size=0, max_size=random.choice([1, 2, 4]))
+            sizes = {"min_idle": random.choice([0, 1]), "max_size": random.choice([1, 2, 4])}
+            pool.resize(min_size=0, **sizes)
         elif what == "renew":
             pool.renew(over=random.choice([0.0, 1.0]))
         else:

@@ -172,6 +172,46 @@ def test_who_does_not_wait_has_half_a_second_for_all_tries(run: Any) -> None:
     run(main)
 
 
+async def test_acquire_that_is_cancelled_in_the_pause_counts_as_cancelled() -> None:
+    """It holds nothing then."""
+    options: Any = {"min_size": 0, "max_size": 2, "backoff_min": 60.0, "backoff_max": 60.0}
+    async with Pool(CleanDriver(), on_acquire=refusing(1), **options) as pool:
+        async with anyio.create_task_group() as group:
+            group.start_soon(pool.acquire().__aenter__)
+            while not pool.stats().retired["rejected"]:
+                await checkpoint()
+            await wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
+        stats = pool.stats()
+        assert (stats.cancelled, stats.failed, stats.leased, stats.waiting) == (1, 0, 0, 0)
+
+
+async def test_connection_that_died_in_the_hook_is_lost_and_not_rejected() -> None:
+    """Once."""
+    driver = FullDriver()
+
+    async def on_acquire(conn: FakeConnection) -> None:
+        if own(conn).number == 1:
+            await conn.query()
+            driver.end(own(conn))
+            driver.watched[own(conn)]()
+            await checkpoint()
+            raise AnotherConnection("it is gone")
+
+    losses: list[str] = []
+
+    class Losses(Observer):
+        def lost(self, pool: Any) -> None:
+            losses.append("lost")
+
+    options: Any = {"max_size": 1, "backoff_min": 0.0, "observers": [Losses()]}
+    async with Pool(driver, on_acquire=on_acquire, **options) as pool:
+        async with pool.acquire() as conn:
+            assert own(conn).number == 2
+        assert gone(pool.stats()) == {"broken": 1}
+        assert losses == ["lost"]
+
+
 async def test_view_of_a_rejected_connection_is_dead_for_good() -> None:
     """Also if the lease goes on with another connection."""
     kept: list[FakeConnection] = []

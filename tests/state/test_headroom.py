@@ -40,6 +40,16 @@ def test_headroom_is_kept_beside_what_is_in_use() -> None:
         assert (len(desk.state.leased), len(desk.idle)) == (leased, 2)
 
 
+def test_opening_does_not_wait_for_headroom() -> None:
+    """It waits for `min_size`."""
+    desk = Desk(min_size=1, min_idle=3, max_connecting=3)
+    opener = desk.waiter()
+    desk.state.open(opener, desk.now)
+    assert len(desk.jobs("connect")) == 3
+    desk.connect()
+    assert opener.outcome == "served"
+
+
 def test_headroom_stays_within_max_size() -> None:
     """What goes beyond, a caller has to ask for."""
     desk = Desk(min_idle=3, max_size=4, max_overflow=5).open()

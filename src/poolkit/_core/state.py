@@ -367,7 +367,6 @@ class PoolState(Unreset):
             self.suspect(now)
         return not verdicts.isdisjoint(fitness.BROKEN)
 
-
     def tick(self, now: float) -> None:
         """Do what is due by time alone; call at `next_tick`, and every second or so."""
         self._end_overdue(now)

@@ -92,13 +92,14 @@ class Greeting(Waiting[C]):
         except BaseException as error:
             was = "served" if lease._has_waited else "direct"
             self._tell(self._state.recount, was, _outcome_of(error))
-            is_rejected = isinstance(error, AnotherConnection)
-            if is_rejected and slot.release_count == lease._release_count:
-                slot.reason, slot.retire_at, slot.expires_at = "rejected", -NEVER, -NEVER
+            rejection = error if isinstance(error, AnotherConnection) else None
+            if rejection is not None and slot.release_count == lease._release_count:
+                slot.reason = slot.reason if slot.reason == "broken" else "rejected"
+                slot.retire_at = slot.expires_at = -NEVER
             self._end_lease(lease, (lease._code, lease._lasti), error)
-            if not isinstance(error, AnotherConnection):
+            if rejection is None:
                 raise
-            return error
+            return rejection
         return None
 
     async def _rest(

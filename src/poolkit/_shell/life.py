@@ -379,8 +379,9 @@ class Living(Returning[C]):
         life.begin(self.name, self._upkeep, lambda cause: self._loop_ended(life, cause), *others)
 
     def _renew(self, over: float) -> None:
-        self._tell(self._state.renew, self._runtime.now(), over)
-        self._carry_out()
+        if self._state.is_open:
+            self._tell(self._state.renew, self._runtime.now(), over)
+            self._carry_out()
 
     def _loop_ended(self, life: Life, cause: BaseException | None) -> None:
         """End a life whose tasks have ended, or will never run again."""

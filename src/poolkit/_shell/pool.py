@@ -353,7 +353,8 @@ class Pool(Greeting[C]):
 
         Args:
             over: seconds in the course of which their times come, one after the other, so that not
-                all are missing at once.
+                all are missing at once. Each goes as soon as its successor is there, if there is
+                room for one within ``max_size``.
 
         """
         check_seconds("over", over, optional=False)
@@ -371,5 +372,3 @@ def _check_options(driver: Driver[Any], options: Options) -> None:
     check = getattr(driver, "check_options", None)
     if check is not None:
         check(options)
-
-
