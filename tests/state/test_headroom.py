@@ -198,6 +198,15 @@ def test_old_connection_is_handed_on_while_its_successor_is_missing() -> None:
     assert slot.reason == "expired"
 
 
+def test_old_connection_is_taken_where_no_other_is_idle() -> None:
+    """Although there is no room for a successor: who takes it does not wait for a connect."""
+    desk = Desk(jitter=0.0, min_size=1, max_size=1, max_lifetime=100.0, ping_after=None).open()
+    desk.now = 95.0
+    slot = desk.take()
+    desk.release(slot)
+    assert slot.reason == "expired"
+
+
 def test_connection_that_never_comes_back_has_one_successor() -> None:
     """Which is not closed as unused and opened again, for ever."""
     desk = Desk(jitter=0.0, min_size=0, max_lifetime=100.0, max_idle_time=60.0).open()

@@ -460,7 +460,8 @@ class World:
             assert self.count_ready() >= self.needed(), "I17: closed as unused, and needed"
         aged = {slot for slot in state.closing if slot.reason in ("expired", "stale")}
         aged = {slot for slot in aged if self.now < slot.expires_at}
-        if aged - self.aged and state.room > 0 and state.live < state.options.max_size:
+        new = len(aged - self.aged)
+        if new and state.room > 0 and state.live + new < state.options.max_size:
             assert self.count_ready() >= self.needed(), "I18: gone before its successor was there"
         self.aged = aged
 

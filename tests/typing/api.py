@@ -183,7 +183,7 @@ async def passwords() -> None:
     assert_type(credentials, poolkit.Credentials)
     assert_type(await credentials(), str)
     poolkit.credentials(lambda: "secret")
-    poolkit.Credential("secret", "app")  # type: ignore[misc, call-arg]
+    poolkit.Credential("secret", "app")  # type: ignore[call-arg, arg-type]
 
 
 def wrong_options() -> None:

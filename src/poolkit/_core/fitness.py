@@ -23,8 +23,11 @@ OLD_AGE: Final = 0.1
 _FEW: Final = 2
 
 
-def why_unfit(state: Placement, slot: Slot, now: float) -> Reason | None:
-    """Return why a connection must not be used again, or None."""
+def why_unfit(state: Placement, slot: Slot, now: float, *, more: int = 0) -> Reason | None:
+    """Return why a connection must not be used again, or None.
+
+    ``more``: connections that are about to be in use, and are not leased yet.
+    """
     if not slot.verdicts.isdisjoint(BROKEN):  # it died while it was away
         return "broken"
     if not state.is_open:
@@ -33,7 +36,7 @@ def why_unfit(state: Placement, slot: Slot, now: float) -> Reason | None:
         return "used_up"
     if now >= slot.expires_at:
         return slot.reason or "expired"
-    if now >= slot.retire_at and _can_spare(state, slot):
+    if now >= slot.retire_at and _can_spare(state, slot, more):
         return slot.reason or "expired"
     return None
 
@@ -52,13 +55,13 @@ def why_unneeded(state: Placement, slot: Slot, now: float) -> Reason | None:
     return "unused" if _ready(state) > needed(state) + leaving(state) else None
 
 
-def needed(state: Placement, *, returned: int = 0) -> int:
+def needed(state: Placement, more: int = 0) -> int:
     """Return how many connections there are to be: `min_size`, or those in use and `min_idle`.
 
-    ``returned``: of those that are leased, how many are being given back.
+    ``more``: how many more are in use than are leased and waited for; fewer if below 0.
     """
     options = state.options
-    in_use = len(state.leased) + len(state.queue) - returned
+    in_use = len(state.leased) + len(state.queue) + more
     return min(max(options.min_size, in_use + options.min_idle), options.max_size)
 
 
@@ -73,7 +76,7 @@ def why_not_kept(state: Placement, slot: Slot, *, wanted: bool) -> Reason | None
         return "surplus"
     if wanted or not state.options.keeps_none:
         return None
-    kept = needed(state, returned=slot.state == "leased") + leaving(state)
+    kept = needed(state, -(slot.state == "leased")) + leaving(state)
     return "unused" if state.live > kept else None
 
 
@@ -95,11 +98,16 @@ def _ready(state: Placement) -> int:
     return len(state.idle) + len(state.leased) + len(state.recycling)
 
 
-def _can_spare(state: Placement, slot: Slot) -> bool:
-    """Tell whether a connection may go for its age: its successor first, if there is room."""
-    missing = needed(state, returned=slot.state == "leased") - _ready(state)
+def _can_spare(state: Placement, slot: Slot, more: int) -> bool:
+    """Tell whether a connection may go for its age: its successor first, if there is room.
+
+    Whoever is about to take it does not wait for another one in its place.
+    """
+    if slot.state == "leased":  # and is being given back
+        more -= 1
+    missing = needed(state, more) - _ready(state)
     has_room = state.live < state.options.max_size and state.room > 0
-    if missing >= 0 and (has_room or len(state.connecting) > missing):
+    if missing >= 0 and (has_room or len(state.connecting) > missing or more > 0):
         return False
     going = sum(slot.reason in AGED for slot in state.closing)
     return max(going, missing) < away_limit(state)

@@ -219,7 +219,7 @@ class Placement(Tally):
         for slot in list(reversed(self.idle)):
             if now < slot.good_until:
                 return slot
-            if now >= slot.retire_at and (reason := fitness.why_unfit(self, slot, now)):
+            if now >= slot.retire_at and (reason := fitness.why_unfit(self, slot, now, more=1)):
                 self._retire(slot, reason)
             elif now < slot.alive_at + self._ping_after:
                 return slot
