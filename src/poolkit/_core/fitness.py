@@ -77,7 +77,8 @@ def why_not_kept(state: Placement, slot: Slot, *, wanted: bool) -> Reason | None
     if wanted or not state.options.keeps_none:
         return None
     kept = needed(state, -(slot.state == "leased")) + leaving(state)
-    return "unused" if state.live > kept else None
+    # What is only being opened is nothing to count on.
+    return "unused" if _ready(state) + (slot.state == "connecting") > kept else None
 
 
 def is_surplus(state: Placement, *, wanted: bool) -> bool:
