@@ -417,7 +417,12 @@ def test_planted_renewal_that_leaves_the_role_of_a_server_out_is_found() -> None
     [
         # A hot edge that keeps what nobody waits for, and the other ways to idle.
         ("I16", "            or options.keeps_none\n", "", "nothing kept"),
-        ("I16", 'return "unused" if _ready(state) + (', 'return "unused" if False and (', "nothing kept"),
+        (
+            "I16",
+            'return "unused" if _ready(state) + (',
+            'return "unused" if False and (',
+            "nothing kept",
+        ),
         # It would be refused, and the connect that it would have waited for be for nobody.
         ("I12", "ready >= self.options.min_size", "ready > self.options.min_size", READY),
         ("I12", "self.line.add_opener(waiter)\n        self._follow_up(now)", "pass", READY),
