@@ -426,7 +426,7 @@ class World:
             prospects = state.progress
             self.check_pace(sum(job == "connect" for job, _ in state.to_start))
             others = state.live - len(prospects.stuck) - prospects.live_connects()
-            missing = self.needed() - others + state.aging
+            missing = self.needed(self.turned_away) - others + state.aging
             waiting = len(state.queue) + self.turned_away  # for whom one may be begun, too
             assert prospects.connects() <= max(waiting, missing), (
                 "I9: more connects than anybody waits for"
@@ -439,10 +439,10 @@ class World:
             self.at_work[slot] = job
         self.held = len(state.leased)
 
-    def needed(self) -> int:
-        """Return how many connections the options and the callers ask for."""
+    def needed(self, more: int = 0) -> int:
+        """Return how many connections the options and the callers, and some more, ask for."""
         state, options = self.state, self.state.options
-        in_use = len(state.leased) + len(state.queue)
+        in_use = len(state.leased) + len(state.queue) + more
         return min(options.max_size, max(options.min_size, in_use + options.min_idle))
 
     def count_ready(self) -> int:
