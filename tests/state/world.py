@@ -344,7 +344,7 @@ class World:
         """
         state = self.state
         in_use = len(state.leased) + state.options.min_idle + fitness.leaving(state)
-        headroom = max(0, in_use - state.live)
+        headroom = max(0, in_use - state.live + len(state.progress.stuck))
         return sum(state.retired.values()), state.aging, len(state.progress.stuck), headroom
 
     def oversleep(self, seconds: float) -> None:

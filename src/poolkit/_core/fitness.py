@@ -102,13 +102,14 @@ def _ready(state: Placement) -> int:
 def _can_spare(state: Placement, slot: Slot, more: int) -> bool:
     """Tell whether a connection may go for its age: its successor first, if there is room.
 
-    Whoever is about to take it does not wait for another one in its place.
+    Whoever is about to take it, or to have it pinged, does not wait for another one in its place.
     """
     if slot.state == "leased":  # and is being given back
         more -= 1
     missing = needed(state, more) - _ready(state)
     has_room = state.live < state.options.max_size and state.room > 0
-    if missing >= 0 and (has_room or len(state.connecting) > missing or more > 0):
+    is_wanted = more > 0 or (bool(state.queue) and slot.state == "idle")
+    if missing >= 0 and (has_room or len(state.connecting) > missing or is_wanted):
         return False
     going = sum(slot.reason in AGED for slot in state.closing)
     return max(going, missing) < away_limit(state)
