@@ -815,7 +815,7 @@ async def test_long_block_is_followed_as_a_short_one() -> None:
         [
             "async def work(pool):",
             "    x = 0",
-            "    async for attempt in pool.attempts():",
+            "    async for attempt in pool.attempts(timeout=None):",
             "        async with attempt as conn:",
             *["            x = x + 1 if x else 2"] * 3000,
             "            await conn.write(x)",
