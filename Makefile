@@ -27,7 +27,7 @@ unexport PYTHONPATH PYTHONHOME
 # Tests start hundreds of interpreters: each would compile poolkit, and pytest every test, anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-wheel test-oldest test-newest test-tools soak coverage asyncpg-tests mutants check lint types fmt bench bench-instructions bench-quick clean
+.PHONY: help demo docs test test-wheel test-oldest test-newest test-tools soak coverage asyncpg-tests mutants check lint types fmt bench bench-instructions bench-quick clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -e 's/:.*## /: /' -e 's/^/make /'
@@ -61,6 +61,10 @@ test-newest:  ## the same with the newest versions, pre-releases of the drivers 
 	@$(bin) pip install -q --upgrade --pre $(newest)
 	$(bin) pytest -n $(WORKERS) --dist worksteal $(or $(ARGS),$(versioned))
 	$(if $(ARGS),,$(without_stack))
+
+docs: .docs-tools  ## build the pages into build/docs; a warning fails
+	$(bin) sphinx -b html -E -W --keep-going -q -d build/doctrees docs build/docs
+	@echo "build/docs/index.html"
 
 test-tools:  ## install what tests need beyond Python (root, apt)
 	@sh scripts/test-tools.sh
@@ -107,12 +111,15 @@ fmt: .check-tools  ## format, and mend what can be mended
 clean:  ## remove what the other commands have made
 	rm -rf .venv .venv-* benchmarks/results var build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
-.PHONY: .test-tools .check-tools
+.PHONY: .test-tools .check-tools .docs-tools
 .test-tools:
 	@sh scripts/venv.sh $(VENV) $(example) -e '.[test]'
 
 .check-tools:
 	@sh scripts/venv.sh $(VENV) $(example) -e '.[test]' -e '.[check]'
+
+.docs-tools:
+	@sh scripts/venv.sh $(VENV) $(example) -e '.[docs]'
 
 # A pool that cannot be installed here is left out, rather than all of them.
 peers = benchmarks/peers/requirements.txt

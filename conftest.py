@@ -6,11 +6,15 @@ And how many processes share out the tests, for ``pytest -n auto``.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -18,13 +22,21 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(4, 1 + (os.cpu_count() or 1))
 
 
+class _Page:
+    """A page as a module: libraries look for the names in annotations there."""
+
+
 def _enter_empty_folder(namespace: dict[str, Any]) -> None:
+    namespace["__name__"] = "page"
+    sys.modules["page"] = page = cast("ModuleType", _Page())
+    page.__dict__ = namespace
     namespace["_back"] = os.getcwd()  # noqa: PTH109  # for chdir below
     namespace["_folder"] = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     os.chdir(namespace["_folder"].name)
 
 
 def _leave(namespace: dict[str, Any]) -> None:
+    del sys.modules["page"]
     os.chdir(namespace["_back"])
     namespace["_folder"].cleanup()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 #: Extras that users do not install, or that repeat others.
-UNTESTED = {"all", "check", "test"}
+UNTESTED = {"all", "check", "docs", "test"}
 
 
 def test_oldest_versions_are_the_declared_floors() -> None:

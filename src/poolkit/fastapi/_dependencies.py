@@ -208,14 +208,14 @@ class Dependencies:
         async def transaction(http: HTTPConnection, **found: Any) -> Any:
             """Depend on a connection in a transaction, which commits before the response is sent.
 
-            Any exception that leaves the endpoint rolls back, `HTTPException` included. If the
-            COMMIT fails its error takes the place of the response, so no client is told of a
+            Any exception that leaves the endpoint rolls back, `fastapi.HTTPException` included. If
+            the COMMIT fails its error takes the place of the response, so no client is told of a
             success that was none. It is the same lease as `connection`'s when a request uses both.
             A client that leaves does not cancel the COMMIT, which then has half a minute.
 
             In a WebSocket it lasts as long as the handler, which is logged. A client that leaves
-            raises `WebSocketDisconnect` there, which rolls back, unless the handler has closed the
-            WebSocket itself. Take `pool`, and a transaction for each message.
+            raises `fastapi.WebSocketDisconnect` there, which rolls back, unless the handler has
+            closed the WebSocket itself. Take `pool`, and a transaction for each message.
 
             Raises what `connection` raises, and the driver's own errors of BEGIN and COMMIT.
             """

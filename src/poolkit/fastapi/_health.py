@@ -29,7 +29,7 @@ def router(
     public: bool = False,
     workers_folder: str | os.PathLike[str] | None = None,
 ) -> APIRouter:
-    """Return a router for `FastAPI.include_router`, with the parts that are asked for.
+    """Return a router for `fastapi.FastAPI.include_router`, with the parts that are asked for.
 
     ``health``: ``/livez`` always answers 200, and has nothing to do with the pools. ``/readyz``
     answers 200 unless a pool of the lifespan is closed, or has had no connection for

@@ -84,7 +84,7 @@ class Collector(_Collector):
         return families(())
 
     def collect(self) -> Iterable[Metric]:
-        """Return the metrics: as they are now, or with `workers_folder` up to a second ago.
+        """Return the metrics: as they are now, or with ``workers_folder`` up to a second ago.
 
         Raises `OSError` if that folder cannot be read.
         """

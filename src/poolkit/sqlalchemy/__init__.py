@@ -1,7 +1,7 @@
 """poolkit underneath SQLAlchemy: ``create_async_engine(pool)``, and all else stays as it is.
 
 `create_async_engine` returns an ordinary `sqlalchemy.ext.asyncio.AsyncEngine`, for Core, for
-`AsyncSession` and for SQLModel; its connections are those of a pool of poolkit's, on asyncpg,
+``AsyncSession`` and for SQLModel; its connections are those of a pool of poolkit's, on asyncpg,
 psycopg or aiosqlite. The pool is yours: opened and closed by you, and free to be acquired from
 beside it.
 
@@ -54,7 +54,7 @@ _MAPPING: Final = {
 
 
 def create_async_engine(pool: Pool[Any], /, **options: Any) -> AsyncEngine:
-    """Return an `AsyncEngine` whose connections are those of a pool of poolkit's.
+    """Return an ``AsyncEngine`` whose connections are those of a pool of poolkit's.
 
     The pool's driver is asyncpg's, psycopg's or aiosqlite's. The pool need not be open yet; it has
     to be before the engine is used, and it stays open when the engine is disposed of, which

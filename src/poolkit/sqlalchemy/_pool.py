@@ -126,7 +126,7 @@ class _Record(ConnectionRecord):
 
 
 class PoolkitPool(_Pool):
-    """What stands in `AsyncEngine.pool`: it borrows its connections from a pool of poolkit's."""
+    """What stands in ``AsyncEngine.pool``: it borrows its connections from a pool of poolkit's."""
 
     __module__ = "poolkit.sqlalchemy"  # which is where it logs, too
     _is_asyncio = True  # pyright: ignore[reportAssignmentType]

@@ -341,7 +341,7 @@ class FakeDriver(BareDriver[F], Generic[F]):
         self._watchers: dict[F, Callable[..., None]] = {}
 
     def crash(self, *, silently: bool = False) -> None:
-        """End every connection as a server that goes down does; `connect` is up to the script.
+        """End every connection as a server that goes down does; ``connect`` is up to the script.
 
         ``silently``: nobody is told, as when a cable is cut. It is found out by the next operation.
         """

@@ -62,7 +62,7 @@ class _SetupError(Exception):
 
 
 class PoolAcquireContext(Lease[asyncpg.Connection]):
-    """What `acquire` returns: for ``async with``, or to be awaited, once."""
+    """What `Pool.acquire` returns: for ``async with``, or to be awaited, once."""
 
     __slots__ = ()
 
@@ -297,7 +297,7 @@ class Pool(Internals, _Pool[asyncpg.Connection]):
         self._compat.set_arguments(dsn, connect_kwargs)
 
     def check_initialized(self) -> None:
-        """Raise `PoolClosedError` for a pool that nobody has opened."""
+        """Raise `poolkit.PoolClosed`, an `asyncpg.InterfaceError`, for a pool nobody has opened."""
         if self._phase == "new":
             raise PoolClosedError("pool is not initialized")
         if self._phase == "opening":

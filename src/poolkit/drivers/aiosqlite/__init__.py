@@ -2,7 +2,7 @@
 
 aiosqlite's own thread goes on with statements whose caller was cancelled. It keeps the interpreter
 from ending, and reports to a closed event loop. Here each operation belongs to a lease (see
-`poolkit.drivers.sqlite._connection`), and a caller can be cancelled at any moment.
+``poolkit.drivers.sqlite._connection``), and a caller can be cancelled at any moment.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def create_pool(database: URL, **options: Unpack[CreateOptions]) -> Pool[aiosqli
     ``database`` is a filename, a `pathlib.Path`, a ``file:`` URI or a URL as for `from_url`, whose
     query may contain options as well; a keyword wins.
 
-    Options are the pool's (`Options`) and the driver's (`Settings`): ``foreign_keys``,
+    Options are the pool's (`Options`) and the driver's: ``foreign_keys``,
     ``busy_timeout``, ``journal_mode``, ``synchronous``, ``row_factory``, ``detect_types``,
     ``cached_statements``, ``iter_chunk_size``, ``uri``. Connections are in autocommit.
 

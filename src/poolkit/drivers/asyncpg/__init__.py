@@ -7,8 +7,8 @@ It does what asyncpg's own pool does not:
 - a reset also undoes roles, temporary tables and sequences;
 - dead peers are noticed while a connection is idle.
 
-`poolkit.drivers.asyncpg._parts` examines the undocumented parts of asyncpg that poolkit uses,
-`poolkit.drivers._postgresql.survey` what a server can undo.
+``poolkit.drivers.asyncpg._parts`` examines the undocumented parts of asyncpg that poolkit uses,
+``poolkit.drivers._postgresql.survey`` what a server can undo.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def create_pool(
 ) -> Pool[asyncpg.Connection]:
     """Return a pool of `asyncpg.Connection` for a PostgreSQL database.
 
-    Options are the pool's (`Options`) and the driver's (`Settings`): ``reset``, ``pooler``,
+    Options are the pool's (`Options`) and the driver's: ``reset``, ``pooler``,
     ``tcp_timeout``, ``note_statements``, ``ssl``, and ``connect_kwargs``, which go to
     `asyncpg.connect`. The first three may also stand in the DSN's query; a keyword wins. Without a
     DSN the environment names the server (``PGHOST``, ...).

@@ -230,7 +230,7 @@ class AsyncpgDriver(PutsOff, Telling, Transactions):
         c._always_needs_reset = bool(c._base.rights) or c._codecs.are_lost
 
     def classify(self, exc: BaseException, c: asyncpg.Connection | None, /) -> Verdict | None:
-        """Say what an error means; see `poolkit.drivers.asyncpg._errors`."""
+        """Say what an error means; see ``poolkit.drivers.asyncpg._errors``."""
         if c is None:
             return errors.of_connecting(exc)
         if self.puts_off_resets:

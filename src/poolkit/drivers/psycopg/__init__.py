@@ -61,7 +61,7 @@ def create_pool(
     """Return a pool of `psycopg.AsyncConnection` for a PostgreSQL database.
 
     ``conninfo``: a URL, or libpq's ``host=... dbname=...``. Without it the environment names the
-    server (``PGHOST``, ...). Options are the pool's (`Options`) and the driver's (`Settings`):
+    server (``PGHOST``, ...). Options are the pool's (`Options`) and the driver's:
     ``reset``, ``pooler``, ``tcp_timeout``, ``prepare_threshold``, ``note_statements``,
     ``connection_class``, and ``connect_kwargs``, which go to psycopg's ``connect``. The first four
     may also stand in the URL's query; a keyword wins.

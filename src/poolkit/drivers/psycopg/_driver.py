@@ -235,7 +235,7 @@ class PsycopgDriver(PutsOff):
     def classify(
         self, exc: BaseException, c: psycopg.AsyncConnection[Any] | None, /
     ) -> Verdict | None:
-        """Say what an error means; see `poolkit.drivers.psycopg._errors`."""
+        """Say what an error means; see ``poolkit.drivers.psycopg._errors``."""
         if c is None:
             return errors.of_connecting(exc)
         session: Session = c._poolkit_session  # type: ignore[attr-defined]  # it is one of ours

@@ -57,7 +57,7 @@ def create_pool(database: URL, **options: Unpack[CreateOptions]) -> Pool[Connect
     ``database`` is a filename, a `pathlib.Path`, a ``file:`` URI or a URL as for `from_url`, whose
     query may contain options as well; a keyword wins.
 
-    Options are the pool's (`Options`) and the driver's (`Settings`): ``foreign_keys``,
+    Options are the pool's (`Options`) and the driver's: ``foreign_keys``,
     ``busy_timeout``, ``journal_mode``, ``synchronous``, ``row_factory``, ``detect_types``,
     ``cached_statements``, ``iter_chunk_size``, ``uri``. Connections are in autocommit.
 
