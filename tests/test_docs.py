@@ -233,3 +233,11 @@ def test_map_has_every_file_of_the_two_wings() -> None:
     for wing in ("_core", "_shell"):
         files = (ROOT / "src" / "poolkit" / wing).glob("*.py")
         assert {file.stem for file in files} - {"__init__"} - named == set()
+
+
+def test_code_about_types_is_what_type_checkers_check() -> None:
+    """`make check` has them read tests/typing."""
+    (block,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs/howto/typing.md").read_text(), re.DOTALL
+    )
+    assert (ROOT / "tests/typing/howto.py").read_text().endswith(f'"""\n\n{block}')

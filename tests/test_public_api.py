@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
+import pkgutil
+import re
 import subprocess
 import sys
 import typing
@@ -11,6 +14,9 @@ from pathlib import Path
 
 import poolkit
 from poolkit import Options, PoolOptions
+from poolkit.testing import FakeDriver
+
+REFERENCE = Path(__file__).resolve().parents[1] / "docs" / "reference"
 
 
 def test_all_is_sorted_and_real() -> None:
@@ -78,15 +84,81 @@ def test_every_option_is_documented_where_it_is_declared() -> None:
 
 def test_every_option_is_in_the_reference_with_its_default() -> None:
     """The page cannot fall behind the code."""
-    page = (Path(__file__).resolve().parents[1] / "docs" / "reference" / "options.md").read_text()
+    page = (REFERENCE / "options.md").read_text()
     for field in dataclasses.fields(Options):
         assert f"| `{field.name}` | `{field.default}` |" in page, field.name
+    rows = re.findall(r"^\| `(\w+)` \| `", page, re.MULTILINE)
+    assert sorted(rows) == sorted(field.name for field in dataclasses.fields(Options))
+
+
+def test_groups_of_options_name_options_once() -> None:
+    """The essential and the frequent ones; the others are rare."""
+    page = (REFERENCE / "options.md").read_text()
+    groups = re.findall(
+        r"^- \*\*(?:Essential|Frequent)\*\*: (.*?)\. ", page, re.MULTILINE | re.DOTALL
+    )
+    named = [name for group in groups for name in re.findall(r"`(\w+)`", group)]
+    assert len(groups) == 2
+    assert len(named) == len(set(named))
+    assert set(named) < {field.name for field in dataclasses.fields(Options)}
 
 
 def test_every_error_is_in_the_reference() -> None:
-    """By its name."""
-    page = (Path(__file__).resolve().parents[1] / "docs" / "reference" / "errors.md").read_text()
-    for name in poolkit.__all__:
-        thing = getattr(poolkit, name)
-        if isinstance(thing, type) and issubclass(thing, Exception):
-            assert f"`{name}`" in page or name == "PoolError"
+    """In a row of the table, and no other is."""
+    page = (REFERENCE / "errors.md").read_text()
+    things = {name: getattr(poolkit, name) for name in poolkit.__all__}
+    errors = {name for name, thing in things.items() if inspect.isclass(thing)}
+    errors = {name for name in errors if issubclass(things[name], Exception)}
+    assert set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) == errors - {"PoolError"}
+
+
+def _public_modules() -> set[str]:
+    """Return poolkit's modules without an underscore that have names of their own."""
+    found = {
+        "poolkit",
+        *(each.name for each in pkgutil.walk_packages(poolkit.__path__, "poolkit.")),
+    }
+    # What only leads to the modules inside.
+    return {name for name in found if "._" not in name} - {"poolkit.drivers", "poolkit.compat"}
+
+
+def _documented() -> dict[str, set[str]]:
+    """Return the modules that the pages of names have, each with the names that are there."""
+    shown: dict[str, set[str]] = {}
+    pages = "\n".join(page.read_text() for page in sorted((REFERENCE / "api").glob("*.md")))
+    for block in re.findall(r"^\.\. .*?(?=^\.\. |^```)", pages, re.MULTILINE | re.DOTALL):
+        kind, name = re.findall(r"^\.\. (?:auto|py:)(\w+):: (\S+)", block)[0]
+        if kind != "module":
+            module, _, name = name.rpartition(".")
+            shown.setdefault(module, set()).add(name)
+            continue
+        names = shown.setdefault(name, set())
+        if ":members:" in block:
+            left_out = re.findall(r":exclude-members: (.*)", block)
+            module = importlib.import_module(name)
+            names |= {*module.__all__} - {*", ".join(left_out).split(", ")}
+            for each in names:  # Sphinx passes over what has no docstring of its own
+                thing = getattr(module, each)
+                assert inspect.getdoc(thing) and typing.get_origin(thing) is None, each
+    return shown
+
+
+def test_every_public_name_is_on_a_page_of_its_module() -> None:
+    """And nothing else is. A new module has to be added to docs/reference/api."""
+    shown = _documented()
+    assert {*shown} == _public_modules()
+    for module, names in shown.items():
+        if module != "poolkit.compat.asyncpg":  # whose names are asyncpg's
+            assert names == {*importlib.import_module(module).__all__}, module
+
+
+def test_every_metric_is_in_the_reference_with_its_type() -> None:
+    """And no other is."""
+    told = poolkit.prometheus.families([poolkit.prometheus.snapshot(poolkit.Pool(FakeDriver()))])
+    metrics = {
+        (f"{each.name}_total" if each.type == "counter" else each.name, each.type) for each in told
+    }
+    rows = re.findall(
+        r"^\| `(\w+)` \| (\w+) \|", (REFERENCE / "metrics.md").read_text(), re.MULTILINE
+    )
+    assert set(rows) == metrics

@@ -5,6 +5,7 @@
 - The contents of a folder are the pages that its ``index.md`` links to, in that order; then the
   others. So a page that is added is there, and its index says where.
 - Code that only tests see is left out.
+- Nothing on a page is fetched from another host.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from typing import TYPE_CHECKING, Any
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.transforms import SphinxTransform
+from sphinx.util import logging
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
+
+log = logging.getLogger(__name__)
 
 _LINK = re.compile(r"\]\(([\w./-]+\.md)(?:#[\w-]*)?\)")
 _HIDDEN = re.compile(r"^<!---.*?--->$", re.MULTILINE | re.DOTALL)
@@ -78,9 +82,19 @@ class LinksOut(SphinxTransform):
         node.replace_self(kind("", "", *node.children, **attributes))
 
 
+def check_assets(app: Sphinx, error: Exception | None) -> None:
+    """Warn of what a browser would fetch from elsewhere: pages work without a network."""
+    for page in [] if error else sorted(Path(app.outdir).rglob("*.html")):
+        text = page.read_text(encoding="utf-8")
+        for tag in re.findall(r"<(?:script|link|img|iframe|source)\b[^>]*", text):
+            if re.search(r"""(?:src|href)=["'](?:https?:)?//""", tag):
+                log.warning("of another host: %s", tag, location=str(page))
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Add both to Sphinx."""
     app.add_config_value("repository", "", "env", str)
     app.connect("source-read", read)
+    app.connect("build-finished", check_assets)
     app.add_transform(LinksOut)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -393,6 +393,13 @@ def test_ci_runs_the_suite_on_the_oldest_and_the_newest_python(tmp_path: Path) -
     assert "WARNING" not in done.stderr
 
 
+def test_ci_builds_the_pages_once(tmp_path: Path) -> None:
+    """On the newest Python."""
+    asked, _ = ci_run(tmp_path, "3.11", "3.14")
+    (docs,) = [line for line in asked if " docs " in line]
+    assert "VENV=.venv-3.14" in docs
+
+
 def test_ci_counts_instructions_where_there_is_valgrind(tmp_path: Path) -> None:
     """Of the newest Python, after all tests; elsewhere it says that it does not."""
     for name in ("with", "without"):

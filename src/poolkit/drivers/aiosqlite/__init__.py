@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from poolkit import Pool
     from poolkit.drivers.helpers import URL
 
+__all__ = ["AiosqliteDriver", "create_pool", "from_url"]
+
 #: The schemes of URLs that `create_pool` takes here.
 _SCHEMES: Final = ("sqlite", "sqlite+aiosqlite")
 
