@@ -24,7 +24,7 @@ nitpicky = True
 suppress_warnings = ["config.cache"]
 
 #: Where the repository is to be seen, or "" while it is nowhere: see `pages`.
-repository = settings["tool"]["poolkit"]["repository"]
+repository = settings["tool"]["hatch"]["metadata"]["hooks"]["custom"]["repository"]
 
 myst_heading_anchors = 4
 

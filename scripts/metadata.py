@@ -1,6 +1,6 @@
 """What the archives say of the project: the README, with links that work elsewhere, and addresses.
 
-`[tool.poolkit] repository` in pyproject.toml is where the project is. While it is empty there is
+`repository`, beside the name of this file in pyproject.toml, is where the project is. While it is empty there is
 nothing to link to: links and pictures of the README become plain text, and there are no addresses.
 """
 

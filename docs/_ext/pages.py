@@ -1,7 +1,7 @@
 """The pages read the same on a code host and here: links out of this folder, and contents.
 
 - A link to a file outside of ``docs/`` leads to the repository, whose address is `repository` in
-  ``[tool.poolkit]`` of pyproject.toml. While that is empty, the link is plain text.
+  pyproject.toml. While that is empty, the link is plain text.
 - The contents of a folder are the pages that its ``index.md`` links to, in that order; then the
   others. So a page that is added is there, and its index says where.
 - Code that only tests see is left out.
@@ -33,8 +33,8 @@ def read(app: Sphinx, name: str, source: list[str]) -> None:
     """Blank what is hidden, and add the contents to an index."""
     # Lines stay where they are, for the warnings that name them.
     source[0] = _HIDDEN.sub(lambda found: "\n" * found[0].count("\n"), source[0])
-    if Path(name).name == "index":
-        source[0] += f"\n\n```{{toctree}}\n:hidden:\n\n{contents(app, name, source[0])}\n```\n"
+    if Path(name).name == "index" and (others := contents(app, name, source[0])):
+        source[0] += f"\n\n```{{toctree}}\n:hidden:\n\n{others}\n```\n"
 
 
 def contents(app: Sphinx, index: str, text: str) -> str:
