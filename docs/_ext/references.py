@@ -36,7 +36,7 @@ def find(name: str) -> Any:
     """Return the object of a dotted name, or `NOTHING`."""
     first, *rest = name.split(".")
     thing: Any = getattr(builtins, first, NOTHING)
-    if thing is NOTHING:
+    if thing is NOTHING and rest:  # a word alone is no module, or "this" would be one
         try:
             thing = importlib.import_module(first)
         except ImportError:
