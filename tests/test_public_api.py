@@ -130,6 +130,7 @@ def _documented() -> dict[str, set[str]]:
         kind, name = re.findall(r"^\.\. (?:auto|py:)(\w+):: (\S+)", block)[0]
         if kind != "module":
             module, _, name = name.rpartition(".")
+            module = module or re.findall(r":module: (\S+)", block)[0]
             shown.setdefault(module, set()).add(name)
             continue
         names = shown.setdefault(name, set())

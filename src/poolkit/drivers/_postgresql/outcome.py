@@ -25,7 +25,7 @@ UNANSWERED: Final = "_poolkit_unanswered"
 def may_repeat(error: BaseException, _: object = None, /) -> bool:
     """Tell whether what an error has ended may succeed if it is done again.
 
-    Not for a COMMIT of which `is_unknown` is true.
+    Not for a COMMIT of which ``is_unknown`` is true.
     """
     code = getattr(error, "sqlstate", None)
     return code in _CONFLICTS or code in _ENDED
