@@ -1,7 +1,8 @@
 """What the archives say of the project: the README, with links that work elsewhere, and addresses.
 
 `repository`, beside the name of this file in pyproject.toml, is where the project is. While it is
-empty there is nothing to link to: links and pictures of the README become plain text, and there are no addresses.
+empty there is nothing to link to: links and pictures of the README become plain text, and there are
+no addresses.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class EndsWithLease:
     """A class for ``view_bases``, by which a driver says that a lease leaves nothing that acts.
 
     All that can be made from a connection (cursors, generators, bound methods) is dead when the
-    driver's `revoke` has run, or has never more than data. So the pool does not look at what the
+    driver's ``revoke`` has run, or has never more than data. So the pool does not look at what the
     connection's methods return, and does not reset the connection on account of it.
     """
 

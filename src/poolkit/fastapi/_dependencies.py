@@ -155,7 +155,7 @@ class Dependencies:
         psycopg, ``mode`` for SQLite. On PostgreSQL there are two more, gone with the transaction:
         ``settings``, names and values such as ``{"app.tenant": "42"}``, and ``role``. Instead of
         these two you may give a function that returns them: one of the request (``lambda request:
-        ...``), or any that ``Depends`` takes, so it may depend on the user who is logged in. It runs
+        ...``), or what ``Depends`` takes, so it may depend on the user who is logged in. It runs
         before a connection is acquired.
 
         The same settings give the same dependency each time. A request has one transaction:

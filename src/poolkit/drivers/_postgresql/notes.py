@@ -29,7 +29,7 @@ class Notification:
     channel: str
     payload: str
     pid: int
-    """The process at the server that serves the sender, as `pg_backend_pid()` tells it."""
+    """The process at the server that serves the sender, as ``pg_backend_pid()`` tells it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ def create_pool(
 ) -> Pool[asyncmy.Connection]:
     """Return a pool of `asyncmy.Connection` for a MySQL or MariaDB database.
 
-    Options are the pool's (`Options`) and the driver's (`Settings`): ``reset``, ``tcp_timeout``,
+    Options are the pool's (`Options`) and the driver's: ``reset``, ``tcp_timeout``,
     ``note_statements`` and ``connect_kwargs``, which go to asyncmy's ``connect``. A keyword wins
     over the URL.
 

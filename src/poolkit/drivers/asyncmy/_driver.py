@@ -208,7 +208,7 @@ class AsyncmyDriver:
         session.watch(dead)
 
     def classify(self, exc: BaseException, c: Any, /) -> Verdict | None:
-        """Say what an error means; see `poolkit.drivers.asyncmy._errors`."""
+        """Say what an error means; see ``poolkit.drivers.asyncmy._errors``."""
         if c is None:
             return errors.of_connecting(exc)
         session: Session = c._poolkit_session
