@@ -12,8 +12,8 @@ Start it with ``make demo``, or ``uvicorn examples.app:app``. Then try::
 
     python examples/hammer.py       # 50 clients at once: five connections are enough
 
-and in a browser http://localhost:8000/, with a button that loads it, beside the pool's live page,
-http://localhost:8000/poolkit.
+and in a browser http://localhost:8000/, which shows in ten seconds what a pool is for, beside the
+pool's live page, http://localhost:8000/poolkit.
 
 ``DATABASE_URL`` says where the data is, ``postgresql://user:password@host/database`` for example.
 By default that is ``var/example.db``, a SQLite file: no server is needed.
@@ -21,31 +21,19 @@ By default that is ``var/example.db``, a SQLite file: no server is needed.
 
 import contextlib
 import dataclasses
-import os
-import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import anyio
-from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException
+from fastapi import Depends, FastAPI, HTTPException
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
 import poolkit
+from examples import loads
+from examples.database import DATABASE_URL, shop
 from poolkit.dashboard import ServerTiming
 from poolkit.fastapi import Connection, Lazy, Transaction
-
-DATABASE_URL = os.environ.get("DATABASE_URL", "")
-if not DATABASE_URL:
-    DATABASE_URL = "sqlite:///var/example.db"
-    Path("var").mkdir(exist_ok=True)
-
-# The queries: the same functions for either database, each in its own SQL.
-if DATABASE_URL.startswith("sqlite"):
-    from examples import shop_sqlite as shop
-else:
-    from examples import shop_postgresql as shop  # type: ignore[no-redef]
 
 pool = poolkit.create_pool(DATABASE_URL, max_size=5)
 
@@ -69,6 +57,7 @@ app = FastAPI(title="poolkit's example", lifespan=lifespan)
 app.add_middleware(ServerTiming)
 # Everybody may look, as this is an example: elsewhere give it dependencies=[Depends(an_admin)].
 app.include_router(poolkit.fastapi.router(health=True, dashboard=True, public=True))
+app.include_router(loads.router)  # what the page at / measures
 
 Number = Annotated[int, Field(gt=0, lt=2**31)]
 
@@ -92,36 +81,20 @@ HERE = Path(__file__).parent
 
 @app.get("/", include_in_schema=False)
 async def show_page() -> FileResponse:
-    """Return the page with the button."""
-    return FileResponse(HERE / "breathe.html")
+    """Return the page that shows what a pool is for."""
+    return FileResponse(HERE / "page.html")
 
 
-@app.get("/breathe.js", include_in_schema=False)
+@app.get("/page.js", include_in_schema=False)
 async def show_script() -> FileResponse:
     """Return what the page does."""
-    return FileResponse(HERE / "breathe.js", media_type="text/javascript")
+    return FileResponse(HERE / "page.js", media_type="text/javascript")
 
 
-@app.post("/breathe", status_code=202)
-async def breathe(
-    pool: Annotated[poolkit.Pool[Any], Depends(poolkit.fastapi.pool)], tasks: BackgroundTasks
-) -> dict[str, int]:
-    """Send in twelve visitors for ten seconds, each holding a connection for a while, and again."""
-
-    async def visit() -> None:
-        while True:
-            async with pool.acquire():
-                await anyio.sleep(random.uniform(0.2, 1.0))
-            await anyio.sleep(random.uniform(0.1, 0.5))
-
-    async def visits() -> None:
-        with anyio.move_on_after(10):
-            async with anyio.create_task_group() as group:
-                for _ in range(12):
-                    group.start_soon(visit)
-
-    tasks.add_task(visits)
-    return {"visitors": 12}
+@app.get("/performance.md", include_in_schema=False)
+async def show_tables() -> FileResponse:
+    """Return the tables that the page names."""
+    return FileResponse(loads.TABLES, media_type="text/plain; charset=utf-8")
 
 
 @app.get("/items")

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
 TRY = """
-The example answers on http://{address}  (Ctrl-C ends it). Its database is {database}.
-Try, in another terminal:
+http://{address} shows in ten seconds what a pool is for. Its database is {database}.
+Ctrl-C ends it. Or try, in another terminal:
 
   curl http://{address}/items
   curl http://{address}/items -H 'content-type: application/json' -d '{{"name": "spade"}}'
@@ -37,32 +37,43 @@ Try, in another terminal:
 
   {python} examples/hammer.py http://{address}     50 clients at once, pooled and not
 
-or open http://{address}/docs in a browser.
+and in a browser http://{address}/poolkit, the pool's live page, or http://{address}/docs.
 """
 
 
 class Server(uvicorn.Server):
     """A server that says what to try as soon as it listens."""
 
-    def __init__(self, config: uvicorn.Config, database: str) -> None:
+    def __init__(self, config: uvicorn.Config, example: Any) -> None:
         super().__init__(config)
-        self.database = database
+        self.example = example
+        self.loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then speak."""
+        self.loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.started and sockets:
             address = "{}:{}".format(*sockets[0].getsockname())
             python = Path(sys.executable)
             shown = python.relative_to(ROOT) if python.is_relative_to(ROOT) else python
-            words = TRY.format(address=address, database=self.database, python=shown)
+            words = TRY.format(address=address, database=self.example.pool.name, python=shown)
             print(words, flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop; asked twice, stop at once, and without a word about what that cuts off."""
+        """Stop, the running load too; asked twice, stop at once, without a word of what it cuts."""
         if self.should_exit:
             logging.disable()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # asked a third time, this just ends
+        elif self.loop is not None:
+            self.loop.call_soon_threadsafe(self.example.loads.stop)
         super().handle_exit(sig, frame)
+
+
+def interrupt(*_: object) -> None:
+    """End the demo; if that takes long, the next Ctrl-C just ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise KeyboardInterrupt
 
 
 def load() -> Any:
@@ -121,8 +132,8 @@ def main() -> int:
         log_level="warning",
         timeout_graceful_shutdown=3,
     )
-    server = Server(config, example.pool.name)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    server = Server(config, example)
+    signal.signal(signal.SIGINT, interrupt)
     try:
         server.run(sockets=[listener])
     except KeyboardInterrupt:

@@ -1,0 +1,17 @@
+"""The shop's database, and the queries in its SQL: SQLite, or what ``DATABASE_URL`` names."""
+
+import os
+from pathlib import Path
+
+__all__ = ["DATABASE_URL", "shop"]
+
+DATABASE_URL = os.environ.get("DATABASE_URL", "")
+if not DATABASE_URL:
+    DATABASE_URL = "sqlite:///var/example.db"
+    Path("var").mkdir(exist_ok=True)
+
+# The same functions for either database.
+if DATABASE_URL.startswith("sqlite"):
+    from examples import shop_sqlite as shop
+else:
+    from examples import shop_postgresql as shop  # type: ignore[no-redef]
