@@ -24,6 +24,8 @@ SIZE = 5
 CLIENTS = 20
 REQUESTS = 400
 """Of all clients, for each of the two ways."""
+LONGEST = 2.0
+"""Seconds for which each of the two ways is tried at most."""
 VISITORS = 12
 HOLD = 0.02
 """Seconds for which a request of the overload keeps its connection, beside its query."""
@@ -36,6 +38,7 @@ TABLES = Path(__file__).parent.parent / "docs" / "explanation" / "performance.md
 
 clock = time.perf_counter
 _running: anyio.CancelScope | None = None
+_stopped = False
 
 
 def from_here(request: Request) -> None:
@@ -53,6 +56,8 @@ def from_here(request: Request) -> None:
 def one_load(seconds: float) -> Iterator[None]:
     """Cancel what runs within after so many seconds; refuse a second load meanwhile."""
     global _running  # noqa: PLW0603
+    if _stopped:
+        raise HTTPException(503, "the application is ending")
     if _running is not None:
         raise HTTPException(409, "another load is running: try again in a few seconds")
     try:
@@ -67,14 +72,18 @@ def one_load(seconds: float) -> Iterator[None]:
 
 
 def stop() -> None:
-    """End the load that is running, for the application is to end."""
+    """End the load that is running, and let no other begin: the application is to end."""
+    global _stopped  # noqa: PLW0603
+    _stopped = True
     if _running is not None:
         _running.cancel()
 
 
 def fresh_pool(**options: Any) -> poolkit.Pool[Any]:
     """Return a pool of a load's own, so that it has counted nothing else."""
-    return poolkit.create_pool(DATABASE_URL, min_size=SIZE, max_size=SIZE, name="load", **options)
+    return poolkit.create_pool(
+        DATABASE_URL, min_size=SIZE, max_size=SIZE, acquire_timeout=3.0, name="load", **options
+    )
 
 
 def ms(seconds: list[float], fraction: float) -> float | None:
@@ -138,7 +147,7 @@ class Comparison:
                     self.why = f"{type(error).__name__}: {error}"
 
         began = clock()
-        with anyio.move_on_after(3):
+        with anyio.move_on_after(LONGEST):
             async with anyio.create_task_group() as group:
                 for _ in range(CLIENTS):
                     group.start_soon(client)
@@ -175,10 +184,10 @@ async def compare_pooled() -> dict[str, Any]:
 async def compare_unpooled() -> dict[str, Any]:
     """Do the same, opening a connection for each request and closing it; then a few one by one."""
     load, alone, found = Comparison(), Comparison(), {}
-    with one_load(5):
+    with one_load(6):
         found = await load.run(lambda: shop.connect(DATABASE_URL))
         found |= {"opened": load.entered, "waiting": 0, "opening": mean_ms(load.around())}
-        for _ in range(20):
+        for _ in range(10):
             await alone.request(shop.connect(DATABASE_URL))
         found |= {"alone": ms(alone.around(), 0.5)}
     return found
@@ -268,7 +277,7 @@ async def overload(
         nonlocal refused
         began = clock()
         try:
-            async with pool.acquire() as db:
+            async with pool.acquire(timeout=None) as db:
                 await shop.list_items(db)
                 await anyio.sleep(HOLD)
         except poolkit.PoolBusy:
@@ -308,6 +317,7 @@ async def describe() -> dict[str, Any]:
     return {
         "kind": "SQLite" if DATABASE_URL.startswith("sqlite") else "PostgreSQL",
         "size": SIZE,
+        "longest": LONGEST,
         "clients": CLIENTS,
         "visitors": VISITORS,
         "offered": OFFERED,

@@ -2,6 +2,7 @@
 
 const MAX_WAITING = 10;
 const POLL = 100; // ms between two looks at the line
+const BUSY = 300; // ms to wait while another page measures, or this one before it was reloaded
 
 const $ = (id) => document.getElementById(id);
 const post = (path) => ask(path, { method: "POST" });
@@ -9,13 +10,18 @@ const count = (number) => (number == null ? "–" : Math.round(number).toLocaleS
 const ms = (number) =>
   number == null ? "–" : `${number < 10 ? number.toFixed(2) : count(number)} ms`;
 const share = (load) => load.opening / (load.opening + load.waiting + load.querying);
-const percent = (part) => `${(100 * part).toFixed(part < 0.01 ? 1 : 0)} %`;
+const percent = (part) =>
+  Number.isFinite(part) ? `${(100 * part).toFixed(part < 0.01 ? 1 : 0)} %` : "–";
 let facts;
 
 async function ask(path, options) {
   const answer = await fetch(path, options).catch(() => {
     throw new Error("The demo does not answer any more: start it again with `make demo`.");
   });
+  if (answer.status === 409) {
+    await new Promise((go) => setTimeout(go, BUSY));
+    return ask(path, options);
+  }
   const found = await answer.json();
   if (!answer.ok) throw new Error(`It was not measured: ${found.detail}.`);
   return found;
@@ -26,19 +32,20 @@ function say(text, kind = "") {
   $("sentence").className = kind;
 }
 
-/** Fill a table: a row is its name, how to show a load, and which loads are good or bad there. */
+/** Fill a table of loads: of each row its name, what it shows, and what is better if it is less. */
 function fill(id, loads, rows) {
   $(id).replaceChildren(
-    ...rows.map(([name, show, classes = []]) => {
+    ...rows.map(([name, show, cost]) => {
       const row = document.createElement("tr");
       const head = Object.assign(document.createElement("th"), { scope: "row" });
       head.append(...[name].flat());
       row.append(head);
-      loads.forEach((load, n) => {
+      const least = cost && loads.every(Boolean) ? Math.min(...loads.map(cost)) : null;
+      for (const load of loads) {
         const cell = row.insertCell();
         cell.textContent = load ? show(load) : "…";
-        if (load) cell.className = classes[n] ?? "";
-      });
+        if (least !== null) cell.className = cost(load) > least ? "bad" : "good";
+      }
       return row;
     }),
   );
@@ -50,22 +57,21 @@ function swatch(kind) {
 
 function compare(pooled, unpooled) {
   const loads = [pooled, unpooled];
-  const failed = loads.some((load) => load?.failed);
   fill("comparison", loads, [
-    ["connections opened", (load) => count(load.opened), ["good", "bad"]],
+    ["connections opened", (load) => count(load.opened), (load) => load.opened],
     ["open at once, at most", (load) => count(load.most)],
     [
       [swatch("opening"), "opening and closing"],
       (load) => `${ms(load.opening)}, ${percent(share(load))}`,
-      ["good", "bad"],
+      (load) => load.opening,
     ],
     [[swatch("waiting"), "waiting for a connection"], (load) => ms(load.waiting)],
     [[swatch("querying"), "the query"], (load) => ms(load.querying)],
     ["whole request, p50", (load) => ms(load.p50)],
     ["whole request, p99", (load) => ms(load.p99)],
     ["requests a second", (load) => count(load.per_second)],
-    ["requests answered", (load) => count(load.requests)],
-    ...(failed ? [["failed", (load) => `${count(load.failed)} ${load.why.slice(0, 60)}`]] : []),
+    [`requests answered, in ${facts.longest} s at most`, (load) => count(load.requests)],
+    ["requests failed", (load) => count(load.failed), (load) => load.failed],
   ]);
   const parts = ["opening", "waiting", "querying"];
   const sum = (load) => parts.reduce((all, part) => all + load[part], 0);
@@ -84,9 +90,10 @@ function compare(pooled, unpooled) {
 
 function explain(unpooled) {
   const took = `${ms(unpooled.alone)} with nobody else about, ${ms(unpooled.opening)} among ${facts.clients}`;
+  const failed = unpooled.failed ? ` Without the pool ${count(unpooled.failed)} failed: ${unpooled.why}.` : "";
   const why = $("why");
   if (facts.kind !== "SQLite") {
-    why.textContent = `Opening is a network connection, a login and a process of the server's: ${took}.`;
+    why.textContent = `Opening is a network connection, a login and a process of the server's: ${took}.${failed}`;
     return;
   }
   why.textContent = `Opening a SQLite file is cheap: ${took}. Over HTTP, which takes time of its own, the two ways may look alike; with SQLite it is the line and the overload below that count. A database server wants a network connection, a login and a process each time: `;
@@ -164,9 +171,9 @@ function showOverload(free, limited) {
     ["accepted", (load) => count(load.accepted)],
     ["refused at once", (load) => count(load.refused)],
     ["longest line", (load) => count(load.longest_line)],
-    ["p50 of those served", (load) => ms(load.p50), ["bad", "good"]],
-    ["p99 of those served", (load) => ms(load.p99), ["bad", "good"]],
-    [`served within ${facts.patience} ms`, (load) => count(load.in_time), ["bad", "good"]],
+    ["p50 of those served", (load) => ms(load.p50), (load) => load.p50],
+    ["p99 of those served", (load) => ms(load.p99), (load) => load.p99],
+    [`served within ${facts.patience} ms`, (load) => count(load.in_time), (load) => -load.in_time],
   ]);
 }
 
@@ -193,11 +200,12 @@ async function measure() {
   showOverload(free);
   const limited = await post(`loads/overload?max_waiting=${MAX_WAITING}`);
   showOverload(free, limited);
-  $("useful").textContent = `Without a limit everybody waits for those before, longer and longer, and whoever has lost patience meanwhile is served for nothing. With max_waiting=${MAX_WAITING}, ${count(limited.refused)} were told at once to come again, and the others were served quickly.`;
+  $("useful").textContent = `Without a limit everybody waits for those before, longer and longer, and whoever has lost patience meanwhile is served for nothing: ${count(free.in_time)} of ${count(free.came)} were served within ${facts.patience} ms. With max_waiting=${MAX_WAITING}, ${count(limited.refused)} were told at once to come again, and ${count(limited.in_time)} were served within ${facts.patience} ms.`;
 
   say(
     `The pool opened ${count(pooled.opened)} connections for ${count(pooled.requests)} requests. ` +
-      `Without it ${count(unpooled.opened)} were opened, ${percent(share(unpooled))} of each request. ` +
+      `Without it, opening ${count(unpooled.opened)} for ${count(unpooled.requests)} ` +
+      `took ${percent(share(unpooled))} of each request's time. ` +
       `In overload max_waiting=${MAX_WAITING} kept the p99 at ${ms(limited.p99)}; without, it was ${ms(free.p99)}.`,
     "good",
   );

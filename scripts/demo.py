@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import signal
+
+# Until there is something to stop, Ctrl-C just ends this: already while the rest is imported.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+# ruff: noqa: E402
 import asyncio
 import importlib
 import logging
 import os
-import signal
 import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# Until there is something to stop, Ctrl-C just ends this.
-signal.signal(signal.SIGINT, signal.SIG_DFL)
+import uvicorn
 
-import uvicorn  # noqa: E402
-
-import poolkit  # noqa: E402
+import poolkit
 
 if TYPE_CHECKING:
     from types import FrameType

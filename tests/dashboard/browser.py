@@ -8,6 +8,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.client
+import importlib.resources
+import importlib.util
 import json
 import os
 import shutil
@@ -123,6 +125,20 @@ class Browser:
     def screenshot(self, path: Path) -> None:
         """Keep what is seen."""
         path.write_bytes(base64.b64decode(self._send("GET", "/screenshot")))
+
+    def axe(self) -> tuple[list[Any], list[Any]]:
+        """Return what axe finds wrong with the page, and what it leaves for a person to judge."""
+        if importlib.util.find_spec("axe_core_python") is None:
+            assert os.environ.get("CI") != "true", "axe-core-python is missing"
+            pytest.skip("no axe-core-python here: make test")
+        code = importlib.resources.files("axe_core_python").joinpath("axe.min.js").read_text()
+        self.run(f"{code};")
+        violations, unsure = self.run(
+            "return axe.run(document, {resultTypes: ['violations', 'incomplete']}).then(found =>"
+            "[found.violations, found.incomplete].map(all => all.map(one =>"
+            "[one.id, one.help, one.nodes.map(node => node.html)])))"
+        )
+        return violations, unsure
 
     def complaints(self) -> list[str]:
         """Return what the console says, since it was last asked."""

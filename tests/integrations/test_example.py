@@ -35,11 +35,11 @@ class Example(NamedTuple):
     empty: str
     """How the items are deleted, and counted from one again."""
 
-    def request(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    def request(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
         """Send a request; return the status and the JSON of the answer."""
         conn = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         with contextlib.closing(conn):
-            headers = {"Content-Type": "application/json"}
+            headers = {"Content-Type": "application/json", **headers}
             conn.request(method, path, None if body is None else json.dumps(body), headers)
             answer = conn.getresponse()
             return answer.status, json.loads(answer.read())
@@ -188,7 +188,14 @@ def test_page_and_its_parts_are_served(example: Example) -> None:
     """The page with the button, the pool's own, and what they ask for."""
     conn = http.client.HTTPConnection("127.0.0.1", example.port, timeout=30)
     with contextlib.closing(conn):
-        for path in ("/", "/breathe.js", "/poolkit", "/poolkit/page.js", "/poolkit/page.css"):
+        for path in (
+            "/",
+            "/page.js",
+            "/performance.md",
+            "/poolkit",
+            "/poolkit/page.js",
+            "/poolkit/page.css",
+        ):
             conn.request("GET", path)
             answer = conn.getresponse()
             assert (answer.status, bool(answer.read())) == (200, True), path
@@ -198,3 +205,47 @@ def test_page_and_its_parts_are_served(example: Example) -> None:
     status, state = example.request("GET", "/poolkit/state")
     assert status == 200
     assert len(state["slots"]) == 5
+
+
+def test_loads_measure_with_and_without_the_pool(example: Example) -> None:
+    """They end by themselves, and leave the application's own pool as it was."""
+    status, pooled = example.request("POST", "/loads/pooled")
+    assert status == 200
+    status, unpooled = example.request("POST", "/loads/unpooled")
+    assert status == 200
+    assert (pooled["opened"], pooled["failed"], pooled["most"]) == (5, 0, 5)
+    assert pooled["requests"] > 5
+    assert unpooled["opened"] >= unpooled["requests"] > 5  # some may be cut off by the limit
+    assert unpooled["opening"] > pooled["opening"] > 0
+    assert unpooled["alone"] > 0
+    _, free = example.request("POST", "/loads/overload")
+    _, limited = example.request("POST", "/loads/overload?max_waiting=10")
+    assert (free["refused"], free["accepted"]) == (0, free["came"])
+    assert free["served"] > 0
+    assert limited["came"] == limited["refused"] + limited["accepted"]
+    assert 0 < limited["served"] <= limited["accepted"] < limited["came"]
+    status, line = example.request("POST", "/loads/line?seconds=0.5")
+    assert (status, line["out_of_turn"], line["holding"]) == (200, 0, [])
+    assert line["most"] >= 7
+    stats = example.request("GET", "/pool")[1]
+    assert stats["leased"] == stats["waiting"] == 0
+
+
+@pytest.mark.parametrize("load", ["pooled", "unpooled", "line", "overload"])
+def test_load_is_started_only_from_this_machine(example: Example, load: str) -> None:
+    """By POST: no page of another site starts one in a browser, whatever name it gives itself."""
+    path = f"/loads/{load}"
+    for headers in (
+        {"Host": "shop.example"},
+        {"Origin": "http://shop.example"},
+        {"Origin": "null"},
+    ):
+        assert example.request("POST", path, **headers)[0] == 403, headers
+    if load != "line":  # which may be looked at
+        assert example.request("GET", path)[0] == 405
+
+
+@pytest.mark.parametrize("query", ["line?seconds=11", "line?seconds=nan", "overload?max_waiting=0"])
+def test_load_that_is_too_long_is_refused(example: Example, query: str) -> None:
+    """Nothing is started."""
+    assert example.request("POST", f"/loads/{query}")[0] == 422

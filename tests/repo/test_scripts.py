@@ -680,6 +680,41 @@ def test_demo_says_what_to_try_and_ends_whole(stop: signal.Signals, tmp_path: Pa
         assert probe.connect_ex(("127.0.0.1", port)) != 0
 
 
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("load", ["line?seconds=10", "overload", "unpooled"])
+def test_demo_interrupted_during_a_load_says_one_line(
+    tmp_path: Path, load: str, times: int
+) -> None:
+    """The load is ended, too, and nothing is told of what that cuts off."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts" / "demo.py"), str(port)],
+        env={**os.environ, "DATABASE_URL": f"sqlite:///{tmp_path / 'demo.db'}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as demo:
+        try:
+            assert demo.stdout is not None
+            while demo.stdout.readline().strip() != "":
+                pass
+            while not demo.stdout.readline().startswith("and in a browser"):
+                pass
+            with socket.create_connection(("127.0.0.1", port), 10) as client:
+                head = f"POST /loads/{load} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+                client.sendall(f"{head}Content-Length: 0\r\n\r\n".encode())
+                with urllib.request.urlopen(f"{url}/livez", timeout=10) as response:
+                    assert response.status == 200  # the load has been read before this
+                for _ in range(times):
+                    demo.send_signal(signal.SIGINT)
+                said, complained = demo.communicate(timeout=30)
+        finally:
+            demo.kill()
+    assert (complained, said.split()) in (("", ["Stopped."]), ("", []))
+    assert demo.returncode in ((0,) if times == 1 else (0, -signal.SIGINT))
+
+
 # -- mutants -------------------------------------------------------------------------------------
 
 
