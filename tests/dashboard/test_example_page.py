@@ -102,7 +102,7 @@ def test_page_measures_by_itself_what_a_pool_is_for(example: str, measured: Brow
     assert measured.complaints() == []
     assert all(url.startswith((example, "data:")) for url in measured.requests())
     if folder := os.environ.get("SCREENSHOTS"):
-        measured.look(width=900, height=1600, dark=False)
+        measured.look(width=900, height=1640, dark=False)
         measured.until("return innerWidth === 900")
         measured.screenshot(Path(folder) / "example.png")
 

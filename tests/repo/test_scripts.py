@@ -697,10 +697,8 @@ def test_demo_interrupted_during_a_load_says_one_line(
     ) as demo:
         try:
             assert demo.stdout is not None
-            while demo.stdout.readline().strip() != "":
-                pass
-            while not demo.stdout.readline().startswith("and in a browser"):
-                pass
+            lines = iter(demo.stdout.readline, "")
+            assert any(line.startswith("and in a browser") for line in lines)
             with socket.create_connection(("127.0.0.1", port), 10) as client:
                 head = f"POST /loads/{load} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
                 client.sendall(f"{head}Content-Length: 0\r\n\r\n".encode())
