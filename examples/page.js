@@ -59,7 +59,7 @@ function compare(pooled, unpooled) {
   const loads = [pooled, unpooled];
   fill("comparison", loads, [
     ["connections opened", (load) => count(load.opened), (load) => load.opened],
-    ["open at once, at most", (load) => count(load.most)],
+    ["in use at once, at most", (load) => count(load.most)],
     [
       [swatch("opening"), "opening and closing"],
       (load) => `${ms(load.opening)}, ${percent(share(load))}`,
