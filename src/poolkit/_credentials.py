@@ -42,8 +42,8 @@ class Credential:
     """A password, and for how long one may log in with it.
 
     Give ``lifetime``, in seconds from when it was asked for, or ``expires_at``, a
-    `datetime.datetime` with a timezone or seconds since 1970; with both the earlier end counts, with
-    neither there is none.
+    `datetime.datetime` with a timezone or seconds since 1970; with both the earlier end counts,
+    with neither there is none.
     """
 
     password: str
