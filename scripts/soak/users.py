@@ -297,7 +297,9 @@ class Run:
                 async with (ask := self._ask(who, "await", "with", "transaction")) as view:
                     for _ in range(self.random.randrange(3)):
                         await self._act(who, depth, ask, view)
-            except (poolkit.PoolUnavailable, poolkit.PoolDeadlock, DatabaseError, Rude):
+            except (poolkit.PoolUnavailable, poolkit.PoolDeadlock, poolkit.CommitUnknown):
+                pass
+            except (DatabaseError, Rude):
                 pass
             except (poolkit.PoolClosed, poolkit.NotLeased):
                 if not self.world.was_closed(closings):

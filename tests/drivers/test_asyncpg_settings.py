@@ -64,7 +64,7 @@ MALFORMED = {
     "words": (f"host=localhost password={SECRET}", "not a database URL"),
     "one slash": (f"postgresql:/app:{SECRET}@localhost/shop", "'://'"),
     "empty": ("", "DATABASE_URL"),
-    "other scheme": (f"mysql://app:{SECRET}@localhost/shop", "malformed DSN"),
+    "other scheme": (f"mssql://app:{SECRET}@localhost/shop", "malformed DSN"),
     "other driver": (f"postgresql+psycopg2://app:{SECRET}@localhost/shop", "malformed DSN"),
     "port is a word": (f"postgresql://app:{SECRET}@localhost:five/shop", "port"),
     "port too high": (f"postgresql://app:{SECRET}@localhost:65536/shop", "port"),

@@ -123,7 +123,8 @@ async def test_cancelled_at_every_step(
                     break
                 assert steps.task.cancelled()
         assert step > (2 if database.is_sqlite else 4)
-        assert steps.taken == step - 1
+        # psycopg waits once for each part of an answer, of which the network makes any number.
+        assert steps.taken == step - 1 or "+psycopg" in database.url
 
 
 @pytest.mark.parametrize("work", [with_session, with_connection])
