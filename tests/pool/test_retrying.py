@@ -6,7 +6,7 @@ import contextlib
 import functools
 import logging
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
@@ -31,6 +31,9 @@ from poolkit import (
 from poolkit.testing import NEVER, FakeDriver, Fault, check_pool
 from tests.fakes import Boom, FakeConnection, FakeTransaction, FullDriver
 from tests.pool.virtual import RUNNERS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 
 def conflict(text: str = "conflict") -> Fault:
@@ -237,6 +240,24 @@ async def test_conflict_of_another_pool_is_not_this_ones() -> None:
         with pytest.raises(Fault, match="conflict"):
             await pool.run(work)
         assert driver.calls["begin"] == 1
+
+
+async def test_error_of_a_begin_that_was_exchanged_is_not_the_blocks() -> None:
+    """The BEGIN has succeeded on another connection: what comes later has undone nothing there."""
+    error = lost()
+    driver = FakeDriver(begin=[error])
+    calls = 0
+
+    async def work(conn: Any) -> None:
+        nonlocal calls
+        calls += 1
+        raise error
+
+    async with Pool(driver) as pool:
+        with pytest.raises(Fault, match="lost"):
+            await pool.run(work)
+        assert (calls, driver.calls["begin"], pool.stats().retried) == (1, 2, 0)
+        await check_pool(pool)
 
 
 async def test_error_of_acquiring_is_raised_at_once() -> None:
@@ -793,6 +814,50 @@ async def test_conflict_of_a_commit_is_raised_where_the_loop_may_have_been_left(
             await leave(pool)
         assert "is not tried again" in caught.value.__notes__[0]
         assert pool.stats().retried == 0
+        await check_pool(pool)
+
+
+async def test_conflict_of_a_commit_in_another_loop_is_raised() -> None:
+    """That one comes round, and may then be followed by anything."""
+
+    answers: list[str] = []
+
+    class Once:
+        def __aiter__(self) -> Any:
+            return self
+
+        async def __anext__(self) -> int:
+            if answers:
+                raise StopAsyncIteration
+            return 1
+
+    async def leave(pool: Pool[Any]) -> None:
+        async for attempt in pool.attempts():
+            async for _ in Once():
+                async with attempt as conn:
+                    answers.append(await conn.query())
+            return
+
+    driver = FakeDriver(commit=[conflict()])
+    async with Pool(driver) as pool:
+        with pytest.raises(Fault, match="conflict"):
+            await leave(pool)
+        await check_pool(pool)
+
+
+async def test_attempts_that_are_handed_on_are_tried_again() -> None:
+    """By a generator of one's own, which asks for them in its own loop."""
+
+    async def mine(pool: Pool[Any]) -> AsyncIterator[Any]:
+        async for attempt in pool.attempts(retries=1):
+            yield attempt
+
+    driver = FakeDriver(commit=[conflict()])
+    async with Pool(driver) as pool:
+        async for attempt in mine(pool):
+            async with attempt as conn:
+                await conn.write(attempt.number)
+        assert driver.rows == [2]
         await check_pool(pool)
 
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     import types
 
+    from poolkit._shell.callsite import Place
+
 #: What awaits what the call has returned, up to the `POP_TOP` that drops the result.
 _AWAITS: Final = frozenset(
     {"CACHE", "CALL", "GET_AWAITABLE", "LOAD_CONST", "SEND", "YIELD_VALUE", "RESUME", "END_SEND"}
@@ -28,10 +30,11 @@ _JUMPS: Final = frozenset({"JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_IN
 _MANY: Final = 50
 
 
-def comes_round(code: types.CodeType, lasti: int) -> bool:
+def comes_round(code: types.CodeType, lasti: int, loop: Place) -> bool:
     """Tell whether an ``async for`` is asked for its next value after an ``async with`` has ended.
 
-    ``lasti``: where the exit of the block is called.
+    ``lasti``: where the exit of the block is called. ``loop``: where the value was asked for: in
+    the same function by the same loop, or in another one, which may have handed it on.
     """
     steps = {step.offset: step for step in dis.get_instructions(code)}
     after = dict(itertools.pairwise(steps))
@@ -46,7 +49,7 @@ def comes_round(code: types.CodeType, lasti: int) -> bool:
             if not (has_awaited or step.opname in _AWAITS):
                 return False
         elif step.opname == "GET_ANEXT":
-            return True
+            return code is not loop[0] or at == loop[1]
         elif step.opname in _JUMPS:
             at = step.argval
             continue

@@ -48,7 +48,7 @@ class _Tried(Transaction[C]):
     __slots__ = ("_undone_by",)
 
     #: The `id` of an error that has undone it. The error itself would refer to this, by its frames.
-    _undone_by: int
+    _undone_by: int | None
 
     def was_undone_by(self, error: BaseException) -> bool:
         """Tell whether this error, which has left it, has undone it, and may not come again."""
@@ -60,6 +60,8 @@ class _Tried(Transaction[C]):
         except Exception as error:
             self._note(error)
             raise
+        # One may have failed before, on a connection that was exchanged: its `id` may come again.
+        self._undone_by = None
 
     async def __aexit__(
         self,
@@ -181,16 +183,16 @@ class Retrying(Generic[C]):
 class Attempt(Generic[C]):
     """One attempt of a loop over `Pool.attempts`: ``async with attempt as conn:``, once."""
 
-    __slots__ = ("_is_looped", "_pause", "_retrying", "_state", "_tried", "_undone_by", "number")
+    __slots__ = ("_loop", "_pause", "_retrying", "_state", "_tried", "_undone_by", "number")
 
     number: int
     """Counts the attempts, from 1."""
 
-    def __init__(self, retrying: Retrying[C], number: int, *, is_looped: bool) -> None:
+    def __init__(self, retrying: Retrying[C], number: int, loop: Place | None) -> None:
         self._retrying = retrying
         self.number = number
-        #: Whether an ``async for`` has it.
-        self._is_looped = is_looped
+        #: Where the ``async for`` asks for the next one; None: there is no loop.
+        self._loop = loop
         self._state: Literal["new", "entered", "undone", "done"] = "new"
         #: If it was undone: seconds to wait before the next one, and what has undone it.
         self._pause = 0.0
@@ -254,7 +256,7 @@ class Attempt(Generic[C]):
                 await self._tried.__aexit__(kind, error, traceback)
             except Exception as failure:  # of the COMMIT
                 may_pass = error is None and self._tried.was_undone_by(failure)
-                if may_pass and not (self._is_looped and comes_round(code, lasti)):
+                if may_pass and not (self._loop and comes_round(code, lasti, self._loop)):
                     failure.add_note(
                         "poolkit: this COMMIT is not tried again, for the loop over attempts() may "
                         "have been left by then: let nothing follow the block in the loop, and no "
@@ -301,8 +303,12 @@ class Attempts(Generic[C]):
         self._is_used = True
         return self
 
-    async def __anext__(self) -> Attempt[C]:
+    def __anext__(self) -> Coroutine[Any, Any, Attempt[C]]:
         """Return the next attempt, if the one before was undone; after a pause."""
+        frame = sys._getframe(1)
+        return self._next((frame.f_code, frame.f_lasti) if self._is_used else None)
+
+    async def _next(self, loop: Place | None) -> Attempt[C]:
         last, number = self._last, 1
         if last is not None:
             if last._state == "new":
@@ -320,8 +326,7 @@ class Attempts(Generic[C]):
             last._state = "done"  # if this is cancelled there is no other one
             await anyio.sleep(last._pause)
             number = last.number + 1
-        attempt = Attempt(self._retrying, number, is_looped=self._is_used)
-        self._last = attempt
+        self._last = attempt = Attempt(self._retrying, number, loop)
         return attempt
 
     def __del__(self) -> None:
