@@ -15,6 +15,7 @@ import poolkit
 from poolkit import PoolConfigError
 from poolkit.fastapi import session_with
 from poolkit.sqlalchemy import create_async_engine, session_dependency
+from poolkit.sqlalchemy._local import set_in_each_transaction
 from tests.integrations.live import serve
 from tests.sqlalchemy.conftest import Database, opened
 
@@ -95,7 +96,7 @@ async def test_settings_do_not_make_a_transaction_where_there_is_none(
 async def test_role_that_there_is_not_is_an_error_of_the_first_statement(
     on_postgresql: Database,
 ) -> None:
-    """And costs no connection; the next session is as it should be."""
+    """It says no values, and costs no connection; the next session is as it should be."""
     async with opened(on_postgresql, max_size=1) as pool:
         app = FastAPI(lifespan=poolkit.fastapi.lifespan(pool))
 
@@ -110,7 +111,7 @@ async def test_role_that_there_is_not_is_an_error_of_the_first_statement(
                 return await seen(session)
             except sa.exc.DBAPIError as error:
                 await session.rollback()
-                return ["does not exist" in str(error)]
+                return ["does not exist" in str(error) and "$1 :name" not in str(error)]
 
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
@@ -161,6 +162,26 @@ async def refused(pool: poolkit.Pool[Any], session: Any, said: str) -> None:
         assert (await client.get("/")).status == 500
     (error,) = errors
     assert said in str(error)
+
+
+@pytest.mark.parametrize("how", ["autocommit", "encoding"])
+async def test_session_without_its_settings_does_nothing(on_psycopg: Database, how: str) -> None:
+    """If they could not be set, and the error is caught, what follows fails as well."""
+    options: Any = {"isolation_level": "AUTOCOMMIT"} if how == "autocommit" else {}
+    given = "in Latin-1 there is no ☃"
+
+    async with opened(on_psycopg, connect_kwargs={"client_encoding": "latin1"}) as pool:
+        engine = create_async_engine(pool).execution_options(**options)
+        async with async_sessionmaker(engine)() as session:
+            set_in_each_transaction(session, settings={"app.tenant": given})
+            for _ in range(2):
+                with pytest.raises((PoolConfigError, UnicodeEncodeError)):
+                    await session.execute(INSERT)
+                for _ in range(2):
+                    with pytest.raises(sa.exc.PendingRollbackError):
+                        await session.execute(INSERT)
+                await session.rollback()
+    assert on_psycopg.rows() == []
 
 
 async def test_engine_of_anybodys_has_settings_as_well(on_postgresql: Database) -> None:

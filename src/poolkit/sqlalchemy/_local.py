@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy
 from sqlalchemy import event
+from sqlalchemy.exc import StatementError
 
 from poolkit._errors import PoolConfigError
 from poolkit.drivers._postgresql.begin import checked
@@ -39,10 +40,22 @@ def set_in_each_transaction(
     def begun(_: object, transaction: SessionTransaction, connection: Connection) -> None:
         if transaction.nested:  # a savepoint, in which they hold already
             return
-        _check(connection)
-        connection.execute(statement, given).close()
+        try:
+            _check(connection)
+            connection.execute(statement, given).close()
+        except BaseException as error:
+            if isinstance(error, StatementError):
+                error.hide_parameters = True  # or its text would have the values
+            if not _is_of_server(error):
+                connection.invalidate()  # or what follows would run without them
+            raise
 
     event.listen(session.sync_session, "after_begin", begun)
+
+
+def _is_of_server(error: BaseException) -> bool:
+    """Tell whether the server has said it, which refuses all that follows in the transaction."""
+    return bool(getattr(getattr(error, "orig", None), "sqlstate", None))
 
 
 def _check(connection: Connection) -> None:
