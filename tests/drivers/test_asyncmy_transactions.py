@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import types
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +13,7 @@ from asyncmy.errors import IntegrityError, OperationalError, ProgrammingError
 import poolkit
 from poolkit import TransactionEnded
 from poolkit.drivers.asyncmy import create_pool
+from poolkit.drivers.asyncmy._transaction import Transaction
 from poolkit.testing import check_pool
 from tests.drivers.asyncmy_help import TABLE, ask, execute, rows, until_asked, value, with_table
 from tests.drivers.asyncpg_help import LOOPS
@@ -216,6 +218,54 @@ async def test_transaction_that_was_in_a_deadlock_is_run_again(mysql: str) -> No
         await pool.run(work)
         assert tries == 2
         assert 3 in await rows(one)
+
+
+LOCK_MISSED = [
+    ("ALTER TABLE u NOWAIT ADD y INT", False),  # it has committed before
+    ("SELECT * FROM u FOR UPDATE NOWAIT", True),
+]
+
+
+@pytest.mark.parametrize(("statement", "again"), LOCK_MISSED)
+async def test_lock_that_was_not_had_is_tried_again_if_all_was_undone(
+    mysql: str, statement: str, *, again: bool
+) -> None:
+    """And not if its statement has committed what came before it."""
+    calls = 0
+
+    async def work(conn: Any) -> None:
+        nonlocal calls
+        calls += 1
+        await insert(conn, calls)
+        if calls == 1:
+            await execute(conn, statement)
+
+    async with with_table(mysql) as one, create_pool(mysql) as pool:
+        async with one.acquire() as conn:
+            await execute(conn, TABLE.replace("TABLE t", "TABLE u"))
+            await execute(conn, "INSERT INTO u VALUES (1)")
+        async with one.transaction() as other:
+            await execute(other, "SELECT * FROM u FOR UPDATE")
+            if again:
+                await pool.run(work)
+            else:
+                with pytest.raises(OperationalError, match="Lock wait timeout"):
+                    await pool.run(work)
+        assert (calls, await rows(one)) == ((2, [2]) if again else (1, [1]))
+        await check_pool(pool)
+
+
+@pytest.mark.parametrize(
+    ("code", "unknown"), [(1053, True), (1927, True), (2013, True), (1213, False), (1062, False)]
+)
+def test_commit_is_unknown_if_the_answer_is_the_end_of_a_session(
+    code: int, *, unknown: bool
+) -> None:
+    """A proxy (MaxScale) says so of the server behind it, and may keep the client."""
+    session: Any = types.SimpleNamespace(is_closed=bool, abandoned="", inner=None, reading=0)
+    transaction = Transaction(session, "pool", isolation=None, readonly=False)
+    transaction._has_sent_commit = True
+    assert transaction.may_have_committed(OperationalError(code, "")) is unknown
 
 
 async def test_commit_whose_answer_never_came_is_unknown(mariadb: MariaDB, mysql: str) -> None:

@@ -30,6 +30,7 @@ class ServerError(Exception):
         ("08006", True, True),  # connection failure
         ("08007", False, True),  # transaction resolution unknown
         ("08P01", False, True),  # a pooler's answer
+        ("58000", False, True),  # of another pooler, which goes on without its server
         ("40003", False, True),  # statement completion unknown
         ("23505", False, False),  # unique violation
         ("57014", False, False),  # cancelled
@@ -43,6 +44,7 @@ def test_code_says_what_became_of_a_transaction(
     """Only an answer on a session that goes on says that nothing was committed."""
     error = ServerError(code)
     assert may_repeat(error) is again
+    assert not may_repeat(error, has_ended=True)
     assert is_unknown(error, closed=False) is unknown
     assert is_unknown(error, closed=True)
     assert not may_repeat(ConnectionError())

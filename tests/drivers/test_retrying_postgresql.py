@@ -200,6 +200,25 @@ async def test_error_of_a_statement_is_raised_at_once(
         await check_pool(pool)
 
 
+async def test_text_that_has_committed_by_itself_is_not_run_again(
+    dsn: str, outside: asyncpg.Connection, module: Any
+) -> None:
+    """A conflict after that has not undone it."""
+    calls = 0
+
+    async def work(conn: Any) -> None:
+        nonlocal calls
+        calls += 1
+        fails = "DO $$ BEGIN RAISE SQLSTATE '40001'; END $$"
+        await conn.execute(f"INSERT INTO t VALUES (1); COMMIT; {fails}")
+
+    async with module.create_pool(dsn) as pool:
+        with pytest.raises(Exception, match="40001"):
+            await pool.run(work)
+        assert (calls, await rows(outside)) == (1, [1])
+        await check_pool(pool)
+
+
 # -- a connection that is lost before its COMMIT was sent ----------------------------------------
 
 

@@ -18,17 +18,22 @@ _ENDED: Final = frozenset(
 #: "Transaction resolution unknown", "statement completion unknown", and all that is about the
 #: connection.
 _UNKNOWN: Final = frozenset({"08007", "40003"}) | _ENDED
+#: Classes of codes that are about the connection, or the system: a pooler (pgcat) says 58000 when
+#: it has lost the server, and keeps the client.
+_UNKNOWN_CLASSES: Final = ("08", "58")
 #: In the dict of an error that says nothing of the COMMIT before it.
 UNANSWERED: Final = "_poolkit_unanswered"
 
 
-def may_repeat(error: BaseException, _: object = None, /) -> bool:
+def may_repeat(error: BaseException, *, has_ended: bool = False) -> bool:
     """Tell whether what an error has ended may succeed if it is done again.
 
+    ``has_ended``: in a block, that its transaction has ended on a session that goes on. A statement
+    has done that, such as a text with a COMMIT in it, and not the error.
     Not for a COMMIT of which ``is_unknown`` is true.
     """
     code = getattr(error, "sqlstate", None)
-    return code in _CONFLICTS or code in _ENDED
+    return not has_ended and (code in _CONFLICTS or code in _ENDED)
 
 
 def is_unknown(error: BaseException, *, closed: bool, unsent: bool = False) -> bool:
@@ -42,5 +47,5 @@ def is_unknown(error: BaseException, *, closed: bool, unsent: bool = False) -> b
     if unsent:
         return False
     code = getattr(error, "sqlstate", None)
-    is_answer = code and code not in _UNKNOWN and not code.startswith("08")
+    is_answer = code and code not in _UNKNOWN and not code.startswith(_UNKNOWN_CLASSES)
     return closed or not is_answer

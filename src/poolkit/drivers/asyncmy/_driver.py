@@ -219,7 +219,10 @@ class AsyncmyDriver:
             return Verdict.STALE if self._had_primary else Verdict.OK
         return errors.of_lease(exc, closed=session.is_closed())
 
-    may_repeat = staticmethod(errors.may_repeat)
+    def may_repeat(self, exc: BaseException, c: Any, /) -> bool:
+        """Tell whether what an error has ended may succeed if it is done again."""
+        block = c._poolkit_session.block
+        return errors.may_repeat(exc, has_ended=block is not None and block.has_ended())
 
     # -- between two leases ----------------------------------------------------------------------
 

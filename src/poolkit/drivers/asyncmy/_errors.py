@@ -53,8 +53,11 @@ _SESSION_ONLY: Final = frozenset({1153, 1927, 4031})
 _ENDING: Final = frozenset({1053, 1077, 1078, 1079})
 #: The answer is no answer to what was asked.
 _OUT_OF_STEP: Final = frozenset({2014, 2027})
-#: A deadlock; a lock that was not had in time; a row that has changed since it was read.
-_CONFLICTS: Final = frozenset({1213, 1205, 1020})
+#: A deadlock; a row that has changed since it was read: the server has rolled back.
+_CONFLICTS: Final = frozenset({1213, 1020})
+#: A lock that was not had in time: only the statement was undone. If the transaction has ended all
+#: the same, the statement may have committed it first, as ALTER TABLE does.
+_LOCKED: Final = 1205
 #: The session has ended, or the client found it gone.
 _ENDED: Final = frozenset({1053, 1077, 1078, 1079, 1927, 2006, 2013, 4031})
 _READ_ONLY: Final = frozenset({1290, 1836})
@@ -67,9 +70,20 @@ def is_read_only(error: BaseException) -> bool:
     return code in _READ_ONLY and "read-only" in text
 
 
-def may_repeat(error: BaseException, _: object = None, /) -> bool:
-    """Tell whether what an error has ended may succeed if it is done again."""
-    return isinstance(error, MySQLError) and _code(error) in _CONFLICTS | _ENDED
+def may_repeat(error: BaseException, *, has_ended: bool) -> bool:
+    """Tell whether what an error has ended may succeed if it is done again.
+
+    ``has_ended``: the server says that the transaction has ended.
+    """
+    if not isinstance(error, MySQLError):
+        return False
+    code = _code(error)
+    return code in _CONFLICTS or code in _ENDED or (code == _LOCKED and not has_ended)
+
+
+def has_ended_session(error: BaseException) -> bool:
+    """Tell whether an error says that the session is gone, or what was behind a proxy."""
+    return isinstance(error, MySQLError) and _code(error) in _ENDED
 
 
 def of_lease(error: BaseException, *, closed: bool) -> Verdict:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from asyncmy.errors import ProgrammingError
 
+from poolkit.drivers.asyncmy._errors import has_ended_session
 from poolkit.drivers.asyncmy._session import is_servers
 from poolkit.drivers.helpers import transaction_ended
 
@@ -74,7 +75,7 @@ class Transaction:
     def may_have_committed(self, error: BaseException, /) -> bool:
         """Tell whether a COMMIT that has raised this may have taken effect."""
         session = self._session
-        lost = session.is_closed() or session.abandoned
+        lost = session.is_closed() or session.abandoned or has_ended_session(error)
         return self._has_sent_commit and (bool(lost) or not is_servers(error))
 
     def check(self) -> None:

@@ -246,7 +246,9 @@ class AsyncpgDriver(PutsOff, Telling, Transactions):
             return Verdict.SUSPECT if standby is None else Verdict.OK
         return errors.of_lease(exc, closed=c.is_closed())
 
-    may_repeat = staticmethod(may_repeat)
+    def may_repeat(self, exc: BaseException, c: Any, /) -> bool:
+        """Tell whether what an error has ended may succeed if it is done again."""
+        return may_repeat(exc, has_ended=c._block is not None and c._block.has_ended())
 
     def restate(self, exc: Exception, c: asyncpg.Connection, /) -> Exception | None:
         """Return an error that says "connection lost" for one about asyncpg's internal state."""

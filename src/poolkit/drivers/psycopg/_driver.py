@@ -252,7 +252,10 @@ class PsycopgDriver(PutsOff):
             return Verdict.SUSPECT if standby is None else Verdict.OK
         return errors.of_lease(exc, closed=closed)
 
-    may_repeat = staticmethod(may_repeat)
+    def may_repeat(self, exc: BaseException, c: Any, /) -> bool:
+        """Tell whether what an error has ended may succeed if it is done again."""
+        block = c._poolkit_session.block
+        return may_repeat(exc, has_ended=block is not None and block.has_ended())
 
     # -- between two leases ----------------------------------------------------------------------
 
