@@ -819,7 +819,6 @@ async def test_conflict_of_a_commit_is_raised_where_the_loop_may_have_been_left(
 
 async def test_conflict_of_a_commit_in_another_loop_is_raised() -> None:
     """That one comes round, and may then be followed by anything."""
-
     answers: list[str] = []
 
     class Once:
