@@ -531,6 +531,20 @@ async def test_setting_that_the_server_refuses_is_an_ordinary_error(
         await check_pool(pool)
 
 
+@pytest.mark.parametrize("is_watched", [False, True])
+async def test_error_of_the_server_has_no_values(dsn: str, kind: Kind, *, is_watched: bool) -> None:
+    """Those of asyncpg have the text that has failed."""
+    async with kind.of_one(dsn) as pool, pool.acquire() as conn:
+        if is_watched and kind.module is on_asyncpg:
+            conn.add_query_logger(print)
+        with pytest.raises(kind.error, match="does not exist") as caught:
+            async with poolkit.transaction(conn, settings={"app.x": "secret"}, role="nobody"):
+                raise AssertionError
+        assert "secret" not in repr(vars(caught.value))
+        if is_watched and kind.module is on_asyncpg:
+            conn.remove_query_logger(print)
+
+
 async def test_role_that_one_may_not_take_on_is_an_ordinary_error(
     dsn: str, outside: asyncpg.Connection, role: str, kind: Kind
 ) -> None:

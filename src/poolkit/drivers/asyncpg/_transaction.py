@@ -111,16 +111,17 @@ class Transaction:
     async def _begin_with_settings(self, lease: int) -> None:
         """Begin, and set what is the transaction's; if that fails, roll back."""
         c = self._connection
-        at_once = self._can_begin_at_once()
+        at_once, text = self._can_begin_at_once(), _begin(**self._settings)
         try:
             if at_once:
-                text = _begin(**self._settings)
                 self._driver.note(c, text)
                 await c.execute_own(f"{text};{self._local}")
             else:
                 await self._inner.__aenter__()
                 await c.execute_own(self._local)
         except Exception as error:
+            if "query" in error.__dict__:
+                error.__dict__["query"] = text  # and no values
             if lease == _lease_of(c) and not c.is_closed() and c.is_in_transaction():
                 if at_once:
                     await c.execute_own("ROLLBACK;")
