@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import pytest
 from anyio import wait_all_tasks_blocked
 
 from poolkit import Pool, PoolBusy, PoolTimeout
-from tests.fakes import CleanDriver, FakeDriver, gone
+from tests.fakes import CleanDriver, FakeConnection, FakeDriver, gone
+from tests.pool.virtual import RUNNERS
 
 
 async def test_connection_is_closed_at_its_return() -> None:
@@ -79,3 +82,26 @@ async def test_min_size_is_kept_all_the_same() -> None:
         pool.resize(min_size=1)
         await wait_all_tasks_blocked()
         assert len(driver.alive) == pool.stats().idle == 1
+
+
+@RUNNERS
+def test_connection_in_place_of_one_that_hangs_is_kept(run: Any) -> None:
+    """It was closed as one too many, opened again, and so on, as fast as the database allows."""
+
+    class Deaf(FakeDriver):
+        async def ping(self, c: FakeConnection, /) -> None:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(100.0)
+
+    async def main() -> None:
+        driver = Deaf(connect=0.1)
+        async with Pool(driver, max_idle_time=0, ping_every=None) as pool:
+            await pool.check()
+            await anyio.sleep(50.0)
+            assert (pool.stats().stuck, pool.stats().idle) == (1, 1)
+            assert driver.calls["connect"] == 2
+            await anyio.sleep(100.0)
+            assert (pool.stats().stuck, pool.stats().idle) == (0, 1)
+            assert driver.calls["connect"] == 2
+
+    run(main)

@@ -96,7 +96,9 @@ def away_limit(state: Placement) -> int:
 
 
 def _ready(state: Placement) -> int:
-    return len(state.idle) + len(state.leased) + len(state.recycling)
+    # Not those that are stuck, in whose place others are opened (`supply`).
+    stuck = sum(slot.state == "recycling" for slot in state.progress.stuck)
+    return len(state.idle) + len(state.leased) + len(state.recycling) - stuck
 
 
 def _can_spare(state: Placement, slot: Slot, more: int) -> bool:
