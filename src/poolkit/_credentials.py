@@ -31,6 +31,8 @@ NEVER: Final = float("inf")
 #: Seconds before its end from which on a credential is used only if there is no other: the server
 #: has a clock of its own, and a login takes time.
 _LAST: Final = 5.0
+#: Threads in which a plain function may hang at once.
+_THREADS: Final = 10
 #: Seconds between two fetches while the first one fails and the old credential is good: doubled
 #: each time, up to the longest.
 _PAUSE: Final = 1.0
@@ -132,6 +134,7 @@ class Credentials:
         #: In how many seconds connections with an old login are replaced; None: they stay.
         self.renew_over = renew_over
         self._held: _Held | None = None
+        self._in_threads: list[None] = []  # one for each call that has not returned
         self._runs: RunVar[_Run] = RunVar("poolkit.credentials")
 
     def __repr__(self) -> str:
@@ -171,12 +174,15 @@ class Credentials:
                 raise
             return held.credential
 
-    async def refresh(self) -> None:
-        """Fetch another one if what there is ends soon. Raises what `get` does."""
+    async def refresh(self, limit: float | None) -> None:
+        """Fetch another one if what there is ends soon. Raises what `get` does.
+
+        ``limit``: seconds, if ``fetch_timeout`` is None: those who connect wait for it.
+        """
         run, held = self._run(), self._held
         if held is None or run.left(held) > held.ahead or anyio.current_time() < run.retry_at:
             return
-        await self._fetch_once(run)
+        await self._fetch_once(run, limit)
 
     def held(self) -> tuple[Credential, float] | None:
         """Return what there is, and for how many seconds it is good, without fetching."""
@@ -195,12 +201,12 @@ class Credentials:
             self._runs.set(run := _Run())
             return run
 
-    async def _fetch_once(self, run: _Run) -> Credential:
+    async def _fetch_once(self, run: _Run, limit: float | None = None) -> Credential:
         """Fetch, or wait for the fetch under way and share what comes of it."""
         fetched = run.fetched
         async with run.lock:
             if run.fetched == fetched:  # nobody has, since this was called
-                await self._fetch_now(run)
+                await self._fetch_now(run, limit)
             if run.error is None:
                 assert self._held is not None
                 return self._held.credential
@@ -208,16 +214,17 @@ class Credentials:
                 raise run.error
             raise PoolError(f"fetching the credentials failed: {told(run.error)}") from run.error
 
-    async def _fetch_now(self, run: _Run) -> None:
+    async def _fetch_now(self, run: _Run, limit: float | None) -> None:
+        limit = limit if self._fetch_timeout is None else self._fetch_timeout
         began_at, asked_at = anyio.current_time(), time.time()
         credential = error = None
         try:
-            with anyio.move_on_after(self._fetch_timeout):
+            with anyio.move_on_after(limit):
                 credential = _checked(await self._call())
         except Exception as raised:
             error = raised
         if credential is None:
-            error = error or TimeoutError(f"it took longer than {self._fetch_timeout} s")
+            error = error or TimeoutError(f"it took longer than {limit} s")
         run.fetched += 1
         run.error = error
         if credential is None:
@@ -228,15 +235,30 @@ class Credentials:
         run.failures, run.retry_at = 0, -NEVER
         self._held = run.held = held = _Held(credential, asked_at, self._refresh_before)
         run.ends_at = began_at + (held.ends_at - asked_at)
+        if run.left(held) <= 0:  # already: whoever connects asks again, and nobody else soon
+            run.retry_at = anyio.current_time() + _LONGEST_PAUSE
 
     async def _call(self) -> Any:
         """Call what the user has given: async on the event loop, else in a thread."""
         call = getattr(self._fetch, "__call__", None)  # noqa: B004  # an async one, of an object
         if inspect.iscoroutinefunction(self._fetch) or inspect.iscoroutinefunction(call):
             return await self._fetch()
-        # In a list, since trio takes what a thread returns that can be awaited for a mistake.
-        (made,) = await anyio.to_thread.run_sync(lambda: [self._fetch()], abandon_on_cancel=True)
+        if len(self._in_threads) >= _THREADS:
+            raise TimeoutError(f"{_THREADS} calls that were made before have not returned yet")
+        # None of the threads that the program may have at once: one that hangs would be lost to it.
+        limiter = anyio.CapacityLimiter(1)
+        (made,) = await anyio.to_thread.run_sync(
+            self._call_in_thread, abandon_on_cancel=True, limiter=limiter
+        )
         return await made if inspect.isawaitable(made) else made
+
+    def _call_in_thread(self) -> list[Any]:
+        # In a list, since trio takes what a thread returns that can be awaited for a mistake.
+        self._in_threads.append(None)
+        try:
+            return [self._fetch()]
+        finally:
+            self._in_threads.pop()
 
 
 def _checked(fetched: Any) -> Credential:
@@ -244,9 +266,10 @@ def _checked(fetched: Any) -> Credential:
         return Credential(fetched)
     if isinstance(fetched, Credential):
         return fetched
+    kind = type(fetched).__name__
+    del fetched  # it may be secret, and some logs show what is in the frames of a traceback
     raise PoolConfigError(
-        f"what fetches credentials has returned a {type(fetched).__name__}: return a str, or a "
-        "poolkit.Credential"
+        f"what fetches credentials has returned a {kind}: return a str, or a poolkit.Credential"
     )
 
 

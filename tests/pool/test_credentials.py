@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import logging
 import pickle
@@ -12,6 +13,7 @@ import types
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 from anyio import wait_all_tasks_blocked
 
@@ -419,3 +421,109 @@ def test_credential_may_be_pickled_and_compared() -> None:
     """It is a plain value."""
     credential = Credential("p", lifetime=3.0)
     assert pickle.loads(pickle.dumps(credential)) == credential
+
+
+@RUNNERS
+def test_fetch_ahead_of_time_that_hangs_is_bounded_by_the_connect_timeout(run: Any) -> None:
+    """If it has no limit of its own: all who connect later would wait for it."""
+
+    async def main() -> None:
+        vault = Vault(100.0, _2=3600.0)
+        options = {"connect_timeout": 4.0}
+        async with pool_of(vault, options, fetch_timeout=None, refresh_before=30.0) as pool:
+            await anyio.sleep(80.0)
+            assert vault.given == 3
+            pool.resize(min_size=2)
+            await anyio.sleep(1.0)
+            assert labels(pool) == ["secret1", "secret3"]
+
+    run(main)
+
+
+def test_cancellation_that_a_fetch_raises_does_not_end_fetching_ahead(caplog: Any) -> None:
+    """It was for a task that the function has awaited; nobody has cancelled the pool."""
+    caplog.set_level(logging.CRITICAL, "poolkit")
+
+    async def main() -> None:
+        vault = Vault(100.0, _2=asyncio.CancelledError())
+        async with pool_of(vault, refresh_before=30.0) as pool:
+            await anyio.sleep(80.0)
+            assert vault.given == 3
+            assert pool.is_open
+
+    on_asyncio(main)
+
+
+async def test_threads_that_hang_are_few_and_not_those_of_the_program() -> None:
+    """A web framework runs plain functions in them; here they would be gone one by one."""
+    ends = threading.Event()
+    begun = 0
+
+    def fetch() -> str:
+        nonlocal begun
+        begun += 1
+        ends.wait()
+        return "late"
+
+    limiter = anyio.to_thread.current_default_thread_limiter()
+    before, limiter.total_tokens = limiter.total_tokens, 1
+    try:
+        credentials = poolkit.credentials(fetch, fetch_timeout=0.05)
+        for _ in range(100):
+            if begun == 10:
+                break
+            with pytest.raises(PoolError, match=r"longer than 0\.05 s"):
+                await credentials()
+        assert (begun, limiter.borrowed_tokens) == (10, 0)
+        with pytest.raises(PoolError, match="10 calls that were made before have not returned"):
+            await credentials()
+    finally:
+        ends.set()
+        limiter.total_tokens = before
+    with anyio.fail_after(5):
+        while True:
+            with contextlib.suppress(PoolError):
+                assert await credentials() == "late"
+                break
+
+
+@RUNNERS
+def test_credentials_that_have_ended_when_they_come_are_not_fetched_each_second(run: Any) -> None:
+    """Whoever issues them may have a cache, or another clock; who connects asks all the same."""
+
+    async def main() -> None:
+        vault = Vault(0.0)
+        async with pool_of(vault) as pool:
+            await anyio.sleep(100.0)
+            assert vault.given in (4, 5)
+            pool.resize(min_size=2)
+            await anyio.sleep(1.0)
+            assert labels(pool)[-1] == f"secret{vault.given}"
+
+    run(main)
+
+
+async def test_what_is_no_credential_is_in_no_frame_of_the_traceback() -> None:
+    """Some logs show the local variables."""
+    with pytest.raises(PoolConfigError) as caught:
+        await poolkit.credentials(lambda: {"token": "secret1"})()
+    frames = [frame.f_locals for frame, _ in traceback.walk_tb(caught.value.__traceback__)]
+    ours = [shown for shown in map(repr, frames[1:]) if "secret1" in shown]
+    assert not ours
+
+
+def test_error_that_is_reported_has_no_secret_in_the_frames_of_its_traceback(caplog: Any) -> None:
+    """The function may raise what nobody should."""
+    caplog.set_level(logging.ERROR, "poolkit")
+
+    async def main() -> None:
+        vault = Vault(100.0, _2=Rude())
+        with pytest.raises(Rude):
+            async with pool_of(vault):
+                await anyio.sleep(60.0)
+
+    on_asyncio(main)
+    (record,) = caplog.records
+    frames = [frame.f_locals for frame, _ in traceback.walk_tb(record.exc_info[2])]
+    assert len(frames) > 3
+    assert not [shown for shown in map(repr, frames) if "secret" in shown]

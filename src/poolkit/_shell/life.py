@@ -65,6 +65,10 @@ class Life:
         """Whether its tasks have ended."""
         return self._has_root_ended and not self.workers.is_busy
 
+    def is_ending(self) -> bool:
+        """Tell whether its tasks are cancelled, by the pool or by the end of the run."""
+        return self._scope.cancel_called or self.runtime.is_ending()
+
     def begin(
         self,
         name: str,
@@ -374,8 +378,12 @@ class Living(Returning[C]):
         _opened.add(self)
         found, others = getattr(self._driver, "credentials", None), []
         if isinstance(found, Credentials):
-            report = self._hooks.report
-            others = [functools.partial(keep_fresh, found, self.name, self._renew, report)]
+            limit, report = self._state.options.connect_timeout, self._hooks.report
+            others = [
+                functools.partial(
+                    keep_fresh, found, self.name, limit, self._renew, report, life.is_ending
+                )
+            ]
         life.begin(self.name, self._upkeep, lambda cause: self._loop_ended(life, cause), *others)
 
     def _renew(self, over: float) -> None:
