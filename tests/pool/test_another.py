@@ -17,6 +17,7 @@ from poolkit import (
     Observer,
     Pool,
     PoolClosed,
+    PoolError,
     PoolTimeout,
     PoolUnavailable,
     Verdict,
@@ -348,3 +349,79 @@ async def test_observers_are_told_of_each_try() -> None:
             *("began", "leased", "released", "rejected"),
             *("began", "leased", "block", "released"),
         ]
+
+
+@RUNNERS
+def test_deadline_that_passes_after_a_rejection_is_told_as_it_was_given(run: Any) -> None:
+    """Not as what was left of it."""
+
+    async def slow(_: FakeConnection) -> None:
+        await anyio.sleep(0.7)
+        raise AnotherConnection
+
+    async def main() -> None:
+        driver = CleanDriver(connect=[None, 60.0])
+        options: Any = {"max_size": 1, "backoff_min": 0.0, "backoff_max": 0.0}
+        async with Pool(driver, on_acquire=slow, connect_timeout=60.0, **options) as pool:
+            with pytest.raises(PoolTimeout, match=r"no connection within 2\.0 s"):
+                await pool.acquire(timeout=2.0)
+
+    run(main)
+
+
+@RUNNERS
+def test_who_does_not_wait_has_half_a_second_for_all_pings(run: Any) -> None:
+    """Of however many connections."""
+
+    async def main() -> None:
+        driver = CleanDriver(connect=[None, None, None, *[60.0] * 9], ping=0.3)
+        options: Any = {"min_size": 3, "max_size": 3, "ping_after": 0.0, "backoff_min": 0.0}
+        async with Pool(driver, on_acquire=refusing(1, 2, 3), **options) as pool:
+            began = anyio.current_time()
+            with pytest.raises(PoolTimeout):
+                await pool.acquire(timeout=0)
+            assert anyio.current_time() - began == pytest.approx(0.5, abs=0.01)
+
+    run(main)
+
+
+async def test_who_was_in_line_comes_before_the_next_try() -> None:
+    """Each try is an acquire of its own."""
+    order: list[str] = []
+    go = anyio.Event()
+
+    async def on_acquire(conn: FakeConnection) -> None:
+        if own(conn).number == 1:
+            await go.wait()
+            raise AnotherConnection
+
+    async def use(who: str) -> None:
+        async with pool.acquire():
+            order.append(who)
+
+    options: Any = {"max_size": 1, "backoff_min": 0.0, "backoff_max": 0.0}
+    async with Pool(CleanDriver(), on_acquire=on_acquire, **options) as pool:
+        async with anyio.create_task_group() as group:
+            for who in ("first", "second", "third"):
+                group.start_soon(use, who)
+                await wait_all_tasks_blocked()
+            go.set()
+    assert order == ["second", "third", "first"]
+
+
+async def test_second_use_of_a_lease_that_finds_a_connection_gives_it_back() -> None:
+    """As an integration may, which awaits the steps of an acquire by itself."""
+
+    async def on_acquire(_: FakeConnection) -> None:
+        """Be content."""
+
+    async with Pool(CleanDriver(), min_size=2, on_acquire=on_acquire) as pool:
+        lease = pool.acquire()
+        assert lease.take_nowait() is None
+        view = await lease.wait()
+        with pytest.raises(PoolError, match="used already"):
+            await lease.wait()
+        stats = pool.stats()
+        assert (stats.leased, stats.idle, stats.failed) == (1, 1, 1)
+        assert await view.query() == "row"
+        lease.end("block")

@@ -89,7 +89,7 @@ class PoolState(Unreset):
         in_haste = waiter.deadline <= now
         if in_haste:
             limit = 0
-            waiter.deadline = now + PATIENCE
+            waiter.deadline += PATIENCE
         if self.phase != "open" and not self.is_open:  # a call less
             self.line.end(waiter, "closed")
         elif limit is not None and len(self.queue) >= max(

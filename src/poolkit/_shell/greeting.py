@@ -135,11 +135,11 @@ class Greeting(Waiting[C]):
             setattr(past, name, getattr(lease, name))
         bind(view, past)  # the hook may have kept it, and it is dead for good
         lease._slot = lease._over = None
-        if lease._timeout:
-            lease._timeout = deadline - self._now()
         self._tell(self._state.uncount, "failed")
         self._acquire_nowait(lease)  # finds nothing, because there is a hook; raises `PoolClosed`
-        return await self._acquire_wait(lease)
+        # To the deadline of who does not wait, the line adds that half a second once more.
+        until = deadline if lease._timeout else deadline - PATIENCE
+        return await self._acquire_wait(lease, until=until)
 
 
 class _Tries:

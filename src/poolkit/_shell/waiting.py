@@ -37,13 +37,17 @@ class Waiting(Ready[C]):
     if TYPE_CHECKING:
         _has_hook: bool
 
-    async def _acquire_wait(self, lease: Lease[C]) -> C:
+    async def _acquire_wait(self, lease: Lease[C], *, until: float | None = None) -> C:
         """Wait for a connection; ``on_acquire``, if set, is still to be run.
+
+        ``until``: the deadline, if it is not the lease's timeout from now on.
 
         The steps are those of `_acquire_nowait`, and may find an idle connection at once if only
         the hook has led here. Without a hook, `Lease.__aenter__` has them written out.
         """
         waiter = self._new_waiter(lease)
+        if until is not None:
+            waiter.deadline = until
         if self._has_hook and (slot := self._take_for_hook(waiter, lease._since)) is not None:
             if lease._slot is not None:
                 raise self._undo_second(lease, slot, "direct")
