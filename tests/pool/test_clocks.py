@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+import types
 from typing import TYPE_CHECKING, Any
 
+import anyio.to_thread
 import pytest
 import trio
 import trio.testing
@@ -331,3 +333,22 @@ def test_clock_of_trios_run_is_used() -> None:
                 await pool.acquire(timeout=5.0)
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_loop_is_known_by_its_thread_where_asking_for_it_is_dear(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on Python 3.11: elsewhere another loop runs, or none."""
+
+    async def main() -> None:
+        async with Pool(CleanDriver()) as pool:
+            runtime: Any = pool._runtime
+            with monkeypatch.context() as patch:
+                old = types.SimpleNamespace(version_info=(3, 11))
+                patch.setattr("poolkit._shell.on_asyncio.sys", old)
+                where = runtime._find_where()
+            assert where is not asyncio._get_running_loop
+            assert where() is asyncio.get_running_loop()
+            assert await anyio.to_thread.run_sync(where) is None
+
+    asyncio.run(main())

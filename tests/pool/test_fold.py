@@ -179,3 +179,13 @@ async def test_error_of_a_statement_keeps_the_commit_alone() -> None:
         assert pool.stats().retired["broken"] == 1
         await check_pool(pool)
     assert driver.told == [False]
+
+
+async def test_block_that_is_told_so_ends_the_lease_of_a_held_connection() -> None:
+    """Nothing more is done in it: the integration that has acquired it knows."""
+    driver = Driver()
+    async with Pool(driver) as pool:
+        async with pool.acquire() as conn, poolkit.transaction(conn).ending_lease():
+            await conn.query()
+        await check_pool(pool)
+    assert (driver.told, driver.calls["reset"]) == ([True], 0)

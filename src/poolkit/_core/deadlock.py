@@ -21,10 +21,6 @@ CERTAIN_FOR: Final = 1.0
 
 def closed_by(waiter: Waiter, state: PoolState, now: float) -> list[Waiter]:
     """Return who waits for each other, if the last one in line has just closed the circle."""
-    for slot in state.leased:  # nearly always the first one tells, and no list of all is made
-        if slot.task is None or slot.task() is None or slot.task not in state.queue:
-            return []
-        break
     circle = {waiter: None}
     holds = False
     for slot in list(state.leased):  # a finalizer may release meanwhile
