@@ -527,3 +527,36 @@ def test_error_that_is_reported_has_no_secret_in_the_frames_of_its_traceback(cap
     frames = [frame.f_locals for frame, _ in traceback.walk_tb(record.exc_info[2])]
     assert len(frames) > 3
     assert not [shown for shown in map(repr, frames) if "secret" in shown]
+
+
+@RUNNERS
+def test_pool_that_closes_in_the_middle_of_a_fetch_does_not_wait_for_it(run: Any) -> None:
+    """The task that looks ahead ends with the pool."""
+
+    async def main() -> None:
+        vault = Vault(100.0, _2=anyio.Event())
+        pool = await pool_of(vault, fetch_timeout=None).open()
+        await anyio.sleep(53.0)
+        assert vault.given == 2
+        began = anyio.current_time()
+        await pool.aclose()
+        assert anyio.current_time() == began
+
+    run(main)
+
+
+@RUNNERS
+def test_credential_in_its_last_seconds_is_used_if_no_other_can_be_fetched(run: Any) -> None:
+    """Whoever connects then tries to fetch first."""
+
+    async def main() -> None:
+        vault = Vault(100.0, _2=Boom("vault is sealed"))
+        credentials = poolkit.credentials(vault.fetch)
+        assert await credentials() == "secret1"
+        await anyio.sleep(96.0)
+        assert await credentials() == "secret1"
+        assert vault.given == 2
+        await anyio.sleep(2.0)
+        assert await credentials() == "secret3"
+
+    run(main)
