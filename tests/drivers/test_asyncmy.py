@@ -13,6 +13,7 @@ from asyncmy.errors import InterfaceError, OperationalError
 
 from poolkit import NotLeased
 from poolkit.drivers.asyncmy import create_pool, from_url
+from poolkit.drivers.asyncmy._connection import LeaseConnection
 from poolkit.testing import Probe, check_driver, check_pool
 from tests.drivers.asyncmy_help import (
     ENDLESS,
@@ -275,6 +276,39 @@ async def test_session_of_another_server_is_not_ended(
             assert others.stats().connected == others.stats().idle == 9
             assert victim in await sessions(mariadb, mysql)
             await ask(mariadb, f"KILL {victim}")
+
+
+async def test_session_whose_number_is_a_proxys_is_not_ended(
+    mariadb: MariaDB, mysql: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the server that number is somebody else's."""
+    async with create_pool(mysql) as others, others.acquire() as other:
+        victim = other.thread_id()
+        monkeypatch.setattr(LeaseConnection, "thread_id", lambda _: victim)
+        async with of_one(mysql, reset_timeout=20) as pool:
+            task = asyncio.ensure_future(use_for_ever(pool))
+            number = await running(mariadb, mysql)
+            task.cancel()
+            await asyncio.wait([task])
+            await quiet(pool)
+        assert await value(other, "SELECT 1") == 1
+        await ask(mariadb, f"KILL {number}")
+
+
+async def test_session_from_before_a_restart_is_not_ended(own_mariadb: MariaDB) -> None:
+    """Since then its number is another session's."""
+    driver = from_url(own_mariadb.url())
+    c: Any = await driver.connect()
+    session = c._poolkit_session
+    session.began_at -= 60
+    await asyncio.to_thread(own_mariadb.restart)
+    async with create_pool(own_mariadb.url()) as others, others.acquire() as other:
+        session.thread_id = other.thread_id()
+        session.abandon("its statement was cancelled")
+        with pytest.raises(InterfaceError, match="its statement was cancelled"):
+            await driver.reset(c)
+        assert await value(other, "SELECT 1") == 1
+    driver.terminate(c)
 
 
 async def use_for_ever(pool: Any) -> None:

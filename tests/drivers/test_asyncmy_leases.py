@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gc
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,7 @@ from tests.drivers.asyncpg_help import LOOPS, until, warnings_in
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
     from tests.mariadb import MariaDB
 
@@ -125,6 +128,78 @@ async def test_answer_that_nobody_has_read_is_not_the_next_ones(mysql: str) -> N
         with pytest.raises(asyncmy.Error):
             await driver.reset(c)
         driver.terminate(c)
+
+
+async def test_coroutine_that_is_closed_leaves_its_answer_to_nobody(mysql: str) -> None:
+    """As one that is collected with its task: it is not cancelled."""
+    async with of_one(mysql, reset="none") as pool:
+        async with pool.acquire() as conn:
+            coroutine = conn.cursor().execute("SELECT 17, SLEEP(0.3)")
+            coroutine.send(None)
+            coroutine.close()
+            number = conn.thread_id()
+        async with pool.acquire() as conn:
+            assert await value(conn, "SELECT 18") == 18
+            assert conn.thread_id() != number
+
+
+async def test_file_that_was_not_sent_is_no_other_leases(mysql: str, tmp_path: Path) -> None:
+    """The server would take the next statement for a part of it: some asyncmy fails before."""
+    (tmp_path / "numbers").write_text("1\n2\n")
+    arguments = {"local_infile": True}
+    async with with_table(mysql, reset="none", connect_kwargs=arguments) as pool:
+        with contextlib.suppress(TypeError):
+            async with pool.acquire() as conn:
+                file = tmp_path / "numbers"
+                await execute(conn, f"LOAD DATA LOCAL INFILE '{file}' INTO TABLE t")
+        async with pool.acquire() as conn:
+            assert await value(conn, "SELECT 18") == 18
+
+
+async def test_answer_that_cannot_be_read_costs_the_connection(mysql: str) -> None:
+    """The rest of it may not have come yet."""
+    async with of_one(mysql, reset="none") as pool:
+        async with pool.acquire() as conn:
+            await execute(conn, "SET NAMES latin1")
+            with pytest.raises(UnicodeDecodeError):
+                await execute(conn, "SELECT CHAR(233 USING latin1)")
+            with pytest.raises(InterfaceError, match="not read to its end"):
+                await execute(conn, "SELECT 1")
+        async with pool.acquire() as conn:
+            assert await value(conn, "SELECT 18") == 18
+        assert pool.stats().connected == 2
+
+
+async def test_prepared_statement_that_ends_autocommit_is_undone(mysql: str) -> None:
+    """The server's status is 0 then, which asyncmy takes for none."""
+    async with of_one(mysql + "?stmt_cache_size=5", reset="transaction") as pool:
+        for fails in (False, True):
+            async with pool.acquire() as conn:
+                await execute(conn, "SET autocommit = %s", (0,))
+                if fails:
+                    with pytest.raises(asyncmy.Error):
+                        await execute(conn, "SELECT nothing")
+            async with pool.acquire() as conn:
+                assert await value(conn, "SELECT @@autocommit") == 1
+        assert pool.stats().connected == 1
+
+
+async def test_role_is_restored_whatever_its_name(own_mariadb: MariaDB) -> None:
+    """The server may read it before it knows the charset."""
+    await asyncio.to_thread(own_mariadb.restart, character_set_server="latin1")
+    for text in ("CREATE ROLE `rôle`", "GRANT `rôle` TO app@'%'"):
+        await asyncio.to_thread(own_mariadb.query, text)
+    try:
+        await asyncio.to_thread(own_mariadb.query, "SET DEFAULT ROLE `rôle` FOR app@'%'")
+        async with of_one(own_mariadb.url()) as pool:
+            for _ in range(2):
+                async with pool.acquire() as conn:
+                    assert await value(conn, "SELECT CURRENT_ROLE()") == "rôle"
+                    await execute(conn, "SET ROLE NONE")
+                await quiet(pool)
+            assert pool.stats().connected == 1
+    finally:
+        await asyncio.to_thread(own_mariadb.query, "DROP ROLE `rôle`")
 
 
 def _has_come(session: Any) -> Callable[[], bool]:

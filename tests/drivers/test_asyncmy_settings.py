@@ -163,6 +163,22 @@ def test_names_and_reprs_have_no_password() -> None:
     assert pool.name == "db.example:3306/shop"
 
 
+@pytest.mark.parametrize("made", ["s3cret-€", 17])
+async def test_password_that_cannot_be_sent_is_not_shown(made: Any, mysql: str) -> None:
+    """Not by the repr of an error either, as Python's for a text that it cannot encode is."""
+
+    async def create() -> Any:
+        return made
+
+    with pytest.raises(ConnectFailed) as caught:
+        await of_one(mysql, connect_kwargs={"password_creator": create}).open()
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert "s3cret-€" not in repr(error)
+        error = error.__cause__ or error.__context__
+    assert isinstance(caught.value.__cause__, PoolConfigError)
+
+
 def test_missing_library_is_said_with_its_remedy(tmp_path: Path) -> None:
     """In another process, where it cannot be imported."""
     code = (

@@ -134,13 +134,15 @@ ENDS = [
     "COMMIT",
     "ROLLBACK",
     "BEGIN",
-    "/* mine */ START TRANSACTION READ ONLY",
+    "/* mine */ -- yours\n START TRANSACTION READ ONLY",
+    "/*!50001 BEGIN */",
+    "COMMIT; BEGIN",
     "SET autocommit = 0; SET autocommit = 1",
     "LOCK TABLES t WRITE",
 ]
 
 
-@pytest.mark.parametrize("statement", ENDS[:4] + ENDS[5:])
+@pytest.mark.parametrize("statement", ENDS)
 async def test_statement_that_ends_the_transaction_is_an_error(mysql: str, statement: str) -> None:
     """What comes after it would take effect by itself."""
     async with with_table(mysql) as pool:
@@ -154,6 +156,23 @@ async def test_statement_that_ends_the_transaction_is_an_error(mysql: str, state
         async with pool.transaction() as conn:
             await insert(conn, 3)
         assert 3 in await rows(pool)
+
+
+async def test_block_of_statements_is_no_begin(mysql: str) -> None:
+    """MariaDB's BEGIN NOT ATOMIC leaves the transaction open."""
+    async with with_table(mysql) as pool:
+        async with pool.transaction() as conn:
+            await execute(conn, "BEGIN NOT ATOMIC INSERT INTO t VALUES (1); END")
+        assert await rows(pool) == [1]
+
+
+async def test_prepared_statement_that_ends_the_transaction_is_an_error(mysql: str) -> None:
+    """Also where the server's status is 0 then, which asyncmy takes for none."""
+    async with with_table(mysql + "?autocommit=no") as pool:
+        with pytest.raises(TransactionEnded):
+            async with pool.transaction() as conn:
+                await insert(conn, 1)
+                await (await conn.prepare("COMMIT")).execute()
 
 
 @pytest.mark.parametrize("method", ["begin", "commit", "rollback"])
@@ -198,6 +217,24 @@ async def test_transaction_of_xa_ends_with_its_lease(mysql: str) -> None:
         async with pool.acquire() as conn:
             assert await value(conn, "SELECT COUNT(*) FROM t") == 0
             await execute(conn, TABLE.replace("TABLE t", "TABLE u"))
+
+
+@pytest.mark.parametrize("level", ["full", "transaction", "none"])
+async def test_prepared_transaction_of_xa_is_no_other_leases(mysql: str, level: str) -> None:
+    """It is the server's then, and the session that has prepared it can do nothing else."""
+    async with with_table(mysql, reset=level) as pool:
+        async with pool.acquire() as conn:
+            for end in ("START", "END", "PREPARE"):
+                await execute(conn, f"XA {end} 'there'")
+                if end == "START":
+                    await insert(conn, 2)
+        try:
+            async with pool.acquire() as conn:
+                await insert(conn, 1)
+            assert await rows(pool) == [1]
+        finally:
+            async with pool.acquire() as conn:
+                await execute(conn, "XA ROLLBACK 'there'")
 
 
 async def test_transaction_that_was_in_a_deadlock_is_run_again(mysql: str) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from asyncmy import Connection
 from asyncmy.constants.COMMAND import COM_QUERY
 from asyncmy.constants.CR import CR_SERVER_LOST
-from asyncmy.errors import InterfaceError, OperationalError
+from asyncmy.errors import InterfaceError, MySQLError, OperationalError
 from asyncmy.protocol import MysqlPacket
 
 from poolkit.drivers.asyncmy._session import (
@@ -37,8 +37,10 @@ _NO_LIMIT: Final[Any] = contextlib.nullcontext()
 _LOST: Final = "Lost connection to MySQL server during query"
 #: Statements that end a transaction and begin another one, as their beginnings.
 _REPLACES: Final = re.compile(
-    rb"\s*(?:BEGIN|START\s+TRANSACTION|(?:COMMIT|ROLLBACK)\s+(?:WORK\s+)?AND\s+CHAIN)\b",
-    re.IGNORECASE,
+    rb"""(?: \s | /\*!\d* | /\*(?!!).*?\*/ | (?:\#|--\s)[^\n]*\n )*+
+    (?: BEGIN (?!\s+NOT\b) | START\s+TRANSACTION
+      | (?:COMMIT|ROLLBACK)\s+(?:WORK\s+)?AND\s+CHAIN )\b""",
+    re.IGNORECASE | re.DOTALL | re.VERBOSE,
 )
 
 if TYPE_CHECKING:
@@ -100,6 +102,7 @@ class LeaseConnection(_Connection):  # type: ignore[misc]
             if command == COM_QUERY:
                 text = sql if isinstance(sql, bytes) else sql[:99].encode(errors="replace")
                 session.block_was_replaced |= _REPLACES.match(text) is not None
+        self.server_status = session.get_status()  # what comes may be an error, which has none
         if session.notes_statements and command == COM_QUERY:
             session.statement = sql
         try:
@@ -121,11 +124,22 @@ class LeaseConnection(_Connection):  # type: ignore[misc]
             raise
 
     async def _read_query_result(self, unbuffered: bool = False) -> None:  # noqa: FBT001, FBT002
-        await super()._read_query_result(unbuffered)
+        session = self._poolkit
+        session.reading += 1  # also while a file is sent: LOAD DATA LOCAL
+        try:
+            await super()._read_query_result(unbuffered)
+        except BaseException as error:
+            if not (isinstance(error, MySQLError) or session.is_closed()):
+                self._abandon(f"its answer was not read to its end ({type(error).__name__})")
+            raise
+        finally:
+            session.reading -= 1
         result = self._result
         # asyncmy takes 0 for no status; it says that there is neither transaction nor autocommit.
         if not result.field_count or (self._deprecate_eof and not result.unbuffered_active):
             self.server_status = result.server_status
+        if session.block is not None and not session.is_in_transaction():
+            session.block_was_replaced = True  # by the rest of a text such as COMMIT; BEGIN
 
     async def _fill_buffer(self, need: int) -> None:
         """Wait for so many bytes, as asyncmy does; whoever waits is known, and can be woken."""
@@ -149,7 +163,7 @@ class LeaseConnection(_Connection):  # type: ignore[misc]
         except TimeoutError:
             self._abandon("nothing was read within read_timeout")
             raise OperationalError(CR_SERVER_LOST, f"{_LOST} (read timeout)") from None
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
             self._abandon("its statement was cancelled")
             raise
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,8 +17,8 @@ from poolkit.drivers._peer import watch_peer
 from poolkit.drivers.asyncmy import _errors as errors
 from poolkit.drivers.asyncmy._connection import LeaseConnection, Pooled, end_lease, keep_as_own
 from poolkit.drivers.asyncmy._kill import Killer
-from poolkit.drivers.asyncmy._session import Session, Unfit
-from poolkit.drivers.asyncmy._settings import SETTINGS, Settings, SettingsDict
+from poolkit.drivers.asyncmy._session import Session, Unfit, is_servers
+from poolkit.drivers.asyncmy._settings import SETTINGS, Settings, SettingsDict, check_password
 from poolkit.drivers.asyncmy._transaction import Transaction, check_isolation
 from poolkit.drivers.asyncmy._url import PORT
 from poolkit.drivers.asyncmy._view import ViewMethods
@@ -48,6 +49,8 @@ class AsyncmyDriver:
         self._init_command: str | None = given.pop("init_command", None)
         self._autocommit: bool | None = given.pop("autocommit", True)
         self._arguments = {**given, "autocommit": None, "connect_timeout": _NEVER}
+        if (create := given.get("password_creator")) is not None:
+            self._arguments["password_creator"] = functools.partial(_password, create)
         self.name = _name(given)
         self._level = self.settings.reset
         #: Whether one of the connections was to a server that takes writes.
@@ -245,6 +248,8 @@ class AsyncmyDriver:
             raise Unfit(0, session.abandoned)
         left_behind = "an open transaction" if session.is_in_transaction() else None
         if self._level == "full":
+            if left_behind:
+                await _roll_back(session)
             await session.reset()
             await session.make_as_begun()
             await self._init(session)
@@ -288,6 +293,26 @@ def _may_be_in_transaction(session: Session) -> bool:
         or not session.is_autocommit()
         or not session.autocommit
     )
+
+
+async def _roll_back(session: Session) -> None:
+    """Roll back. Raises where a transaction of XA was prepared, which no reset would end."""
+    try:
+        await session.run("ROLLBACK")
+    except MySQLError as error:
+        if "PREPARED" in str(error) or not is_servers(error):
+            raise
+
+
+async def _password(create: Callable[[], Any]) -> Any:
+    """Return a password that asyncmy can encode: its own error would contain it."""
+    made = create()
+    if inspect.isawaitable(made):
+        made = await made
+    if isinstance(made, bytearray):
+        made = bytes(made)
+    check_password(made)
+    return made
 
 
 def _name(given: dict[str, Any]) -> str:

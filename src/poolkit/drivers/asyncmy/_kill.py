@@ -32,6 +32,7 @@ _GONE: Final = 1094
 #: Its codes for too many connections, of all or of the user.
 _FULL: Final = frozenset({1040, 1203, 1226})
 _SESSIONS: Final = "SELECT ID FROM information_schema.PROCESSLIST"
+_UPTIME: Final = "SHOW GLOBAL STATUS LIKE 'Uptime'"
 
 
 class Killer:
@@ -106,7 +107,11 @@ class Killer:
     async def _kill(self, session: Session, side: Session) -> None:
         if not side.is_same_server(session):  # there the number is another session's
             session.was_ended = True
-            self._tell("a new connection leads to another server")
+            self._tell("a new connection leads to another server, or a proxy hides its number")
+            return
+        ((_, uptime),) = await side.run(_UPTIME)
+        if int(uptime) + 1 < session.loop.time() - session.began_at:
+            session.was_ended = True  # by a restart, after which numbers are given anew
             return
         try:
             await side.run(f"KILL {session.thread_id}")

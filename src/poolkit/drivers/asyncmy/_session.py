@@ -48,9 +48,11 @@ class Session:
     """What is known of one session."""
 
     __slots__ = (
-        *("abandoned", "autocommit", "beginning", "block", "block_was_replaced", "has_database"),
+        *("abandoned", "autocommit", "began_at", "beginning", "block", "block_was_replaced"),
         *(
+            "has_database",
             "has_failed",
+            "has_own_number",
             "inner",
             "is_cut",
             "loop",
@@ -71,6 +73,10 @@ class Session:
         self.transport: Any = inner._transport
         self.proto: Any = inner._proto
         self.thread_id: int = inner.thread_id()
+        #: Whether the server knows it by that number: a proxy may have made up another one.
+        self.has_own_number = False
+        #: The event loop's time.
+        self.began_at = self.loop.time()
         #: The statements by which a session that the server has reset is made what it is to be.
         self.beginning = beginning
         self.has_database = bool(inner._db)
@@ -109,11 +115,21 @@ class Session:
 
     def is_in_transaction(self) -> bool:
         """Tell whether a transaction is open, by what the server has said last."""
-        return bool(self.inner.server_status & _IN_TRANSACTION)
+        return bool(self.get_status() & _IN_TRANSACTION)
 
     def is_autocommit(self) -> bool:
         """Tell whether a statement takes effect by itself."""
-        return bool(self.inner.server_status & _AUTOCOMMIT)
+        return bool(self.get_status() & _AUTOCOMMIT)
+
+    def get_status(self) -> int:
+        """Return the status of the server's last answer.
+
+        asyncmy takes 0, neither transaction nor autocommit, for none if a statement was prepared.
+        """
+        inner: Any = self.inner
+        result: Any = inner._result
+        is_ok = result is not None and not result.field_count
+        return int((result if is_ok else inner).server_status)
 
     def is_at_rest(self) -> bool:
         """Tell whether nothing is under way, nor left to be read."""
@@ -183,12 +199,13 @@ class Session:
 
     async def begin(self) -> None:
         """Make a new session as it is to be, and note which server it is on."""
-        asked = "SELECT 'role', CURRENT_ROLE()"
-        asked = asked if self._has_roles() else "SELECT 'role', NULL"
-        rows = await self.make_as_begun(_ASKED, asked)
-        self.server = {str(name): str(value) for name, value in rows[:-1]}
+        asked = f"SELECT CONNECTION_ID(), {'CURRENT_ROLE()' if self._has_roles() else 'NULL'}"
+        *rows, (number, role) = await self.make_as_begun(_ASKED, asked)
+        self.server = {str(name): str(value) for name, value in rows}
+        self.has_own_number = int(number) == self.thread_id
         if self._has_roles():  # which a reset of the server's leaves as they are
-            self.beginning = (f"SET ROLE {self._quoted(rows[-1][1])}", *self.beginning)
+            names, *rest = self.beginning  # a role's name may need the charset
+            self.beginning = (names, f"SET ROLE {self._quoted(role)}", *rest)
 
     def _has_roles(self) -> bool:
         version: str = self.inner.server_version
@@ -205,6 +222,8 @@ class Session:
 
     def is_same_server(self, other: Session) -> bool:
         """Tell whether another session is of the same server."""
+        if not (self.has_own_number and other.has_own_number):
+            return False
         one, two = self.server, other.server
         return bool(one) and all(one.get(name) == two.get(name) for name in _VARIABLES[:5])
 

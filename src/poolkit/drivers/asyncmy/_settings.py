@@ -150,7 +150,8 @@ def _check_charset(given: object) -> None:
         )
 
 
-def _check_password(given: object) -> None:
+def check_password(given: object) -> None:
+    """Raise `PoolConfigError` for a password that asyncmy cannot encode."""
     if not isinstance(given, (str, bytes)):
         raise PoolConfigError("the password is to be a string or bytes; see password_creator")
     if isinstance(given, str) and not _is_latin(given):
@@ -179,7 +180,7 @@ def _check_port(given: object) -> None:
 _CHECKS: Final[dict[str, Callable[[object], None]]] = {
     "charset": _check_charset,
     "cursor_cls": _check_cursor_class,
-    "password": _check_password,
+    "password": check_password,
     "port": _check_port,
     "sql_mode": _check_sql_mode,
 }
