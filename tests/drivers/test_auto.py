@@ -632,6 +632,26 @@ async def by_a_cursor_that_tells_nothing(conn: Any) -> None:
     await psycopg.AsyncCursor(inside).execute("SELECT 1")
 
 
+async def unheard_and_not_sent(conn: Any) -> None:
+    """Have another cursor tell of a text that it does not send."""
+    await by_a_cursor_that_tells_nothing(conn)
+    psycopg.AsyncClientCursor(conn).mogrify("SELECT 1")
+
+
+async def many_by_a_client_cursor(conn: Any) -> None:
+    """Send values in the text: each is another text."""
+
+    class Dumper(psycopg.adapt.Dumper):
+        def dump(self, obj: Any) -> bytes:
+            return str(obj).encode()
+
+        def quote(self, obj: Any) -> bytes:
+            return b"set_config('work_mem', '3MB', false)" if obj else b"'plain'"
+
+    conn.adapters.register_dumper(bool, Dumper)
+    await psycopg.AsyncClientCursor(conn).executemany("SELECT %s", [(False,), (True,)])
+
+
 async def by_a_generator(conn: Any) -> None:
     """Go past all methods."""
     inside = conn.cursor().connection
@@ -678,6 +698,7 @@ OF_ASYNCPG: list[Act] = [
 ]
 OF_PSYCOPG: list[Act] = [
     *(streamed, by_a_cursor_of_the_servers, copied_by_psycopg, by_a_class_of_cursors),
+    *(unheard_and_not_sent, many_by_a_client_cursor),
     *(by_a_cursor_that_tells_nothing, by_a_generator, notified, in_two_phases, handler_added),
 ]
 

@@ -16,6 +16,8 @@ from tests.drivers.psycopg_help import of_one
 from tests.drivers.psycopg_kinds import KINDS, Own, is_seen, leave
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import asyncpg
 
     from tests.drivers.postgresql_kinds import Kind
@@ -159,15 +161,48 @@ async def test_statements_that_psycopg_has_prepared_outlive_the_lease(dsn: str) 
             assert await cursor.fetchall() == [("SELECT 4711",)]
 
 
-async def test_connection_whose_pgconn_was_taken_is_not_used_again(dsn: str) -> None:
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda conn: conn.pgconn,
+        lambda conn: conn.info.pgconn,
+        lambda conn: conn.cursor().connection.pgconn,
+        lambda conn: conn.cursor().connection.info.pgconn,
+    ],
+)
+async def test_connection_whose_pgconn_was_taken_is_not_used_again(
+    dsn: str, take: Callable[[Any], Any]
+) -> None:
     """What is libpq's own would act on it later."""
     async with of_one(dsn) as pool:
         async with pool.acquire() as conn:
-            assert conn.pgconn.socket > 0
+            assert take(conn).socket > 0
         async with pool.acquire() as conn:
             await conn.execute("SELECT 1")
             assert psycopg.sql.Literal("x").as_string(conn) == "'x'"
         assert pool.stats().connected == 2
+
+
+async def test_connection_that_a_cursor_shows_is_the_leases(dsn: str) -> None:
+    """It costs nothing, and dies with the lease; so does what is made from it."""
+    async with of_one(dsn) as pool:
+        async with pool.acquire() as conn:
+            seen: Any = conn.cursor().connection
+            assert seen is conn.cursor().connection
+            assert isinstance(seen, psycopg.AsyncConnection)
+            assert seen.info.backend_pid == conn.info.backend_pid
+            assert seen.info.encoding == "utf-8"
+            assert psycopg.sql.SQL("{}").format("x").as_string(seen) == "'x'"
+            cursor = await seen.execute("SET app.x = 'left'")
+            async with seen.transaction():
+                await seen.execute("SELECT 1")
+        for act in (seen.execute, cursor.execute):
+            with pytest.raises(psycopg.InterfaceError, match="lease is over"):
+                await act("SELECT 1")
+        async with pool.acquire() as conn:
+            found = await conn.execute("SELECT current_setting('app.x', true)")
+            assert await found.fetchone() in [(None,), ("",)]
+        assert pool.stats().connected == 1
 
 
 async def test_cursor_made_by_its_class_is_like_any_other(dsn: str) -> None:

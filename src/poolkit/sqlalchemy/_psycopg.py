@@ -195,7 +195,7 @@ def _careful(kind: Any, pool: str) -> Any:
             return self._perform(super().executemany, operation, *args, **kwargs)
 
         def _perform(self, perform: Any, operation: Any, *args: Any, **kwargs: Any) -> Any:
-            c = self._cursor.connection
+            c = self._cursor._conn
             if _is_over(c, operation):
                 raise transaction_ended(pool)
             result = perform(operation, *args, **kwargs)

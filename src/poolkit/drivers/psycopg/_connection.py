@@ -23,6 +23,7 @@ from poolkit.drivers.psycopg._judged import JUDGED_CURSORS, judge
 from poolkit.drivers.psycopg._library import HANDLERS
 from poolkit.drivers.psycopg._sent import simple
 from poolkit.drivers.psycopg._session import INTERVAL, Session
+from poolkit.drivers.psycopg._shown import Info, is_psycopg, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -79,11 +80,23 @@ class Pooled(_AsyncConnection):  # type: ignore[misc]
             attributes["_poolkit_made"] = front
         return front
 
+    def _poolkit_shown(self) -> Any:
+        """Return what a cursor shows as its connection: the front, whose ``pgconn`` has a price."""
+        attributes = self.__dict__
+        found = attributes.get("_poolkit_seen")
+        if found is None:
+            kind: Any = type(self)
+            found = object.__new__(shown(kind))
+            found.__dict__ = attributes
+            attributes["_poolkit_seen"] = found
+        return found
+
     def _poolkit_keep_as_own(self) -> None:
         """Make the attributes as they are now those that each lease finds."""
         self._poolkit_allow_handlers()
         session, own = self._poolkit_session, dict(self.__dict__)
         own.pop("_poolkit_made", None)
+        own.pop("_poolkit_seen", None)
         own.update(_pipeline=None, _tpc=None, _num_transactions=0)
         session.own, session.own_adapters = own, own["_adapters"]
         own["_adapters"] = None
@@ -114,7 +127,10 @@ class Pooled(_AsyncConnection):  # type: ignore[misc]
         if front is not None:
             if used["_pipeline"] is not None:  # whose end acts on libpq's connection directly
                 used["_pipeline"].pgconn = _CLOSED
+            seen = used.pop("_poolkit_seen", None)
             front.__dict__ = {**used, "_closed": True, "_poolkit_session": session.ended}
+            if seen is not None:
+                seen.__dict__ = front.__dict__
 
     def _poolkit_allow_handlers(self) -> None:
         """Do not report the present handlers as left behind by the lease."""
@@ -192,7 +208,10 @@ class Pooled(_AsyncConnection):  # type: ignore[misc]
             if session.lease != lease:
                 session.ended.check()
         try:
-            return await session.run(gen, interval, **more)
+            result = await session.run(gen, interval, **more)
+            if session.unheard:  # by a cursor that tells nothing
+                session.spoil()
+            return result
         except Exception as error:
             session.spoil()
             session.operation_failed(lease, error)
@@ -245,6 +264,10 @@ class Pooled(_AsyncConnection):  # type: ignore[misc]
     def connection(self) -> Any:
         return self._poolkit_front()
 
+    @property
+    def info(self) -> Any:
+        return Info(self)
+
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
         made: Any = super(Pooled, self._poolkit_front()).cursor(*args, **kwargs)
         self._poolkit_note(made)
@@ -273,10 +296,21 @@ def _noting(kind: Any, reads_texts: bool) -> Any:  # noqa: FBT001  # a key of th
         self._conn._poolkit_session.will_execute(made.query)
         return made
 
+    def connection(self: Any) -> Any:
+        return self._conn if is_psycopg() else self._conn._poolkit_shown()
+
+    async def executemany(self: Any, *args: Any, **kwargs: Any) -> None:
+        self._conn._poolkit_session.spoil()  # each text is another one, and only the first is told
+        await kind.executemany(self, *args, **kwargs)
+
     names = {"__slots__": (), "__module__": kind.__module__, "__doc__": kind.__doc__}
     methods: dict[str, Any] = {"_set_results": _set_results}
+    if kind.connection is psycopg.AsyncCursor.connection:  # else it is a user's
+        methods["connection"] = property(connection)
     if reads_texts:
         methods["_convert_query"] = _convert_query
+        if issubclass(kind, psycopg.AsyncClientCursor):
+            methods["executemany"] = executemany
     return type(kind.__name__, (kind,), {**names, **methods})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from poolkit.drivers.psycopg import _reset as resets
 from poolkit.drivers.psycopg._connection import pooled
 from poolkit.drivers.psycopg._dsn import check_dsn
 from poolkit.drivers.psycopg._library import Library
+from poolkit.drivers.psycopg._loop import check_loop
 from poolkit.drivers.psycopg._session import Unfit
 from poolkit.drivers.psycopg._settings import SETTINGS, Settings, SettingsDict
 from poolkit.drivers.psycopg._transaction import ISOLATIONS, Transaction
@@ -91,7 +91,7 @@ class PsycopgDriver(PutsOff):
 
     async def connect(self) -> psycopg.AsyncConnection[Any]:
         """Open a connection. If this is cancelled, no connection is left behind."""
-        _check_loop()
+        check_loop()
         c: Any = await self._login.connect(self._connect)
         session: Session = c._poolkit_session
         try:
@@ -135,7 +135,8 @@ class PsycopgDriver(PutsOff):
     def terminate(self, c: Any, /) -> None:
         """Close the connection at once."""
         c._poolkit_session.cut()
-        c.__dict__.pop("_poolkit_made", None)  # each refers to the other
+        for name in ("_poolkit_made", "_poolkit_seen"):  # each refers to the other
+            c.__dict__.pop(name, None)
 
     def server_pid(self, c: Any, /) -> int | None:
         """Return the pid of the server's process; behind a pooler, what the pooler has made up."""
@@ -388,21 +389,3 @@ def _refuse_what_is_open(c: Any, by: str = "on_connect") -> None:
     session: Session = c._poolkit_session
     if not session.is_closed() and session.is_in_transaction():
         raise PoolConfigError(f"{by} has left a transaction open: commit it there")
-
-
-def _check_loop() -> None:
-    """Raise `PoolConfigError` on an event loop that psycopg does not run on."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        raise PoolConfigError(
-            "psycopg runs on asyncio only, and so does its pool: there is no driver for "
-            "PostgreSQL on trio yet"
-        ) from None
-    proactor = getattr(asyncio, "ProactorEventLoop", None)
-    if proactor is not None and isinstance(loop, proactor):
-        raise PoolConfigError(
-            "psycopg does not run on Windows' ProactorEventLoop: run the program with "
-            "asyncio.run(main(), loop_factory=asyncio.SelectorEventLoop), or uvicorn with "
-            "--loop asyncio:SelectorEventLoop"
-        )

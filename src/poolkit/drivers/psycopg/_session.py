@@ -23,6 +23,7 @@ from poolkit.drivers._postgresql.auto import Judged
 from poolkit.drivers._postgresql.base import DottedNames, Restoration
 from poolkit.drivers._postgresql.sql import goes_on
 from poolkit.drivers._postgresql.undo import UndoSQL
+from poolkit.drivers.psycopg._ended import Ended
 from poolkit.drivers.psycopg._sent import leftovers, simple
 
 if TYPE_CHECKING:
@@ -331,6 +332,10 @@ class Session(Judged):
 
     # -- what a lease has done -------------------------------------------------------------------
 
+    def taken(self) -> None:
+        """Note that the lease has taken what is libpq's own."""
+        self.unfit = "a lease has taken its pgconn, which may act on it later"
+
     def cannot_see(self) -> None:
         """Note that a cursor of the lease tells nothing: its statements may have been any."""
         self.may_have_prepared = self.has_dropped = self.must_unlisten = True
@@ -389,35 +394,3 @@ class Session(Judged):
         self.may_have_prepared = self.has_dropped = self.must_unlisten = False
         if self.reads_texts:
             self.begin_judging()
-
-
-class Ended:
-    """What objects made in a lease find in the place of the session when the lease is over."""
-
-    __slots__ = ("_session",)
-
-    #: What psycopg's adapters are made from.
-    own_adapters = None
-    reads_texts = False
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def check(self) -> None:
-        """Raise."""
-        raise psycopg.InterfaceError(
-            "the lease is over: this was made from a connection that was given back to its pool"
-        )
-
-    def will_execute(self, query: bytes) -> None:
-        """Note nothing: it will not be executed."""
-
-    def cannot_see(self) -> None:
-        """Note nothing."""
-
-    def spoil(self) -> None:
-        """Note nothing."""
-
-    def was_executed(self, query: Any, results: list[Any]) -> None:
-        """Note what a statement may have left that was under way at the release."""
-        self._session.was_executed(query, results)

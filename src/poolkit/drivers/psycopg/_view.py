@@ -6,9 +6,8 @@ import sys
 from typing import Any, Final
 
 from poolkit.drivers.helpers import connection_of
+from poolkit.drivers.psycopg._shown import WRITING
 
-#: Modules of psycopg that ask libpq's connection how to write a value, and do not keep it.
-_WRITING: Final = ("psycopg.sql", "psycopg.adapt", "psycopg._encodings")
 #: Makes cursors.
 _OF_CURSORS: Final = "psycopg._cursor_base"
 
@@ -31,6 +30,6 @@ class ViewMethods:
         module = caller.f_globals.get("__name__")
         if module == _OF_CURSORS:
             c._poolkit_adopt(caller.f_locals.get("self"), self)
-        elif module not in _WRITING:
-            c._poolkit_session.unfit = "a lease has taken its pgconn, which may act on it later"
+        elif module not in WRITING:
+            c._poolkit_session.taken()
         return c.pgconn
