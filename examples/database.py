@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from poolkit import PoolConfigError
+
 __all__ = ["DATABASE_URL", "shop"]
 
 DATABASE_URL = os.environ.get("DATABASE_URL", "")
@@ -13,5 +15,10 @@ if not DATABASE_URL:
 # The same functions for either database.
 if DATABASE_URL.startswith("sqlite"):
     from examples import shop_sqlite as shop
+elif DATABASE_URL.lower().startswith(("mysql", "mariadb", "redis", "postgresql+psycopg")):
+    raise PoolConfigError(
+        "the demo speaks SQLite and PostgreSQL: give a URL that begins with sqlite:/// or "
+        "postgresql://"
+    )
 else:
     from examples import shop_postgresql as shop  # type: ignore[no-redef]

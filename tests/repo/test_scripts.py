@@ -608,6 +608,10 @@ def demo_without_database(forks: Forking, tmp_path: Path) -> Callable[[str], str
     ("url", "says"),
     [
         ("mssql://me:sekret@localhost/shop", "no driver serves the URL scheme 'mssql'"),
+        ("mysql://me:sekret@localhost/shop", "the demo speaks SQLite and PostgreSQL"),
+        ("mysql+asyncmy://me:sekret@localhost/shop", "the demo speaks SQLite and PostgreSQL"),
+        ("redis://:sekret@localhost/0", "the demo speaks SQLite and PostgreSQL"),
+        ("postgresql+psycopg://me:sekret@localhost/shop", "sqlite:/// or postgresql://"),
         ("localhost:5432/shop", "it has no scheme with '://'"),
         ("postgresql://me:sek/ret@localhost/shop", "malformed DSN"),
         ("postgresql://me:sekret@localhost:port/shop", "the port is not a number"),
