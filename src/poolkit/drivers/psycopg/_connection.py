@@ -209,9 +209,6 @@ class Pooled(_AsyncConnection):  # type: ignore[misc]
                 session.ended.check()
         try:
             result = await session.run(gen, interval, **more)
-            if session.unheard:  # by a cursor that tells nothing
-                session.spoil()
-            return result
         except Exception as error:
             session.spoil()
             session.operation_failed(lease, error)
@@ -221,6 +218,9 @@ class Pooled(_AsyncConnection):  # type: ignore[misc]
             if session.settling is not None and self._pipeline is not None:
                 self._pipeline.pgconn = _CLOSED  # the pipeline is over: its rest is read elsewhere
             raise
+        if session.unheard:  # by a cursor that tells nothing
+            session.spoil()
+        return result
 
     async def _try_cancel(self, *, timeout: float = 5.0) -> None:
         session = self._poolkit_session
