@@ -127,9 +127,9 @@ class Session:
         asyncmy takes 0, neither transaction nor autocommit, for none if a statement was prepared.
         """
         inner: Any = self.inner
-        result: Any = inner._result
-        is_ok = result is not None and not result.field_count
-        return int((result if is_ok else inner).server_status)
+        result = inner._result
+        said = inner if result is None or result.field_count else result
+        return int(said.server_status)
 
     def is_at_rest(self) -> bool:
         """Tell whether nothing is under way, nor left to be read."""
