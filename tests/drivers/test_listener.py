@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from tests.drivers.asyncpg_help import LOOPS, PATIENCE, CountingProxy, until, un
 from tests.proxy import Proxy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from poolkit import Pool
     from tests.pgbouncer import StartPgBouncer
@@ -196,9 +197,9 @@ async def test_iterating_begins_without_a_block(
     async with listening(library, dsn) as (pool, listen):
         assert pool.stats().listening == 0
         hearing = asyncio.create_task(next_of(listen("news")))
-        await until_true(lambda: outside.fetch(LISTENERS))
-        await notify(outside, "news", "a")
-        assert (await hearing).payload == "a"
+        while not hearing.done():  # what is sent before the server listens is for nobody
+            await notify(outside, "news", "a")
+        assert hearing.result().payload == "a"
 
 
 # -- who does not read ---------------------------------------------------------------------------
@@ -232,9 +233,9 @@ async def test_subscriber_that_breaks_out_is_forgotten(
                 break
 
         hearing = asyncio.create_task(hear_one())
-        await until_true(lambda: outside.fetch(LISTENERS))
-        await notify(outside, "news", "a")
-        await hearing
+        while not hearing.done():
+            await notify(outside, "news", "a")
+        hearing.result()
         gc.collect()
 
         async def is_unlistened() -> bool:
@@ -270,6 +271,75 @@ async def test_killed_backend_is_replaced_and_each_subscriber_is_told(
         assert pool.stats().listening == 1
     events = [vars(record)["poolkit_event"] for record in caplog.records]
     assert events == ["listener_lost", "listener_back"]
+
+
+def when_it_has_listened(
+    monkeypatch: pytest.MonkeyPatch, library: Any, then: Callable[[Any, list[str]], Awaitable[None]]
+) -> None:
+    """Have something done when the server listens, and the listener does not know it yet."""
+    ears: Any = sys.modules[f"{library.__name__}._listen"]._Ears
+    plain = ears.listen
+
+    async def listen(self: Any, channels: list[str]) -> None:
+        await plain(self, channels)
+        await then(self.session, channels)
+
+    monkeypatch.setattr(ears, "listen", listen)
+
+
+async def notify_from(dsn: str, session: Any, channel: str, payload: str) -> None:
+    """Send, from a connection of its own, and have it heard."""
+    conn = await asyncpg.connect(dsn)
+    await notify(conn, channel, payload)
+    await conn.close()
+    await session.execute_own("SELECT 1")  # the note comes before the answer
+    if hasattr(session, "watch"):  # psycopg's
+        session.watch()
+
+
+async def test_note_that_comes_while_the_listener_returns_comes_after_what_is_missed(
+    library: Any, dsn: str, outside: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or not at all: nobody takes it for the next one after those that were heard before."""
+    pids: list[int] = []
+
+    async def then(session: Any, _: list[str]) -> None:
+        pids.append(session.get_server_pid())
+        if len(pids) == 2:
+            await notify_from(dsn, session, "news", "early")
+
+    when_it_has_listened(monkeypatch, library, then)
+    async with listening(library, dsn) as (_, listen), listen("news") as notes:
+        await notify(outside, "news", "before")
+        assert (await next_of(notes)).payload == "before"
+        await outside.execute("SELECT pg_terminate_backend($1, 5000)", pids[0])
+        assert await next_of(notes) == Missed("reconnected")
+        await notify(outside, "news", "after")
+        while (await next_of(notes)).payload != "after":
+            pass
+        assert len(pids) == 2
+
+
+async def test_connection_lost_before_all_channels_are_heard_leaves_no_gap(
+    library: Any, dsn: str, outside: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For one that is new is told of nothing that it has missed."""
+    lost = 0
+
+    async def then(session: Any, channels: list[str]) -> None:
+        nonlocal lost
+        if "a" in channels and not lost:
+            await notify_from(dsn, session, "a", "early")
+            lost += 1
+            raise ConnectionError
+
+    when_it_has_listened(monkeypatch, library, then)
+    async with listening(library, dsn) as (_, listen):
+        channels = ["a", *(f"b{n}" for n in range(60))]  # more than are listened to at once
+        hearing = asyncio.create_task(next_of(listen(*channels)))
+        while not hearing.done():
+            await notify(outside, "b59", "late")
+        assert (lost, hearing.result().payload) == (1, "late")
 
 
 async def test_restarted_server_is_waited_for(
@@ -333,6 +403,36 @@ async def test_database_that_is_not_there_is_an_error(library: Any, dsn: str) ->
         with pytest.raises(ConnectFailed):
             await next_of(listen("news"))
         assert pool.stats().listening == 0
+
+
+class FromServer(Exception):
+    """As both libraries raise it."""
+
+    def __init__(self, sqlstate: str | None) -> None:
+        super().__init__(sqlstate)
+        self.sqlstate = sqlstate
+
+
+@pytest.mark.parametrize("sqlstate", ["57P01", "53200", None, "25006", "0A000"])
+async def test_refused_listen_is_an_error_unless_it_passes(
+    library: Any, dsn: str, monkeypatch: pytest.MonkeyPatch, sqlstate: str | None
+) -> None:
+    """A server that shuts down is waited for, whether or not the connection has ended by then."""
+    asked = 0
+
+    async def then(_: Any, __: list[str]) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise FromServer(sqlstate)
+
+    when_it_has_listened(monkeypatch, library, then)
+    async with listening(library, dsn) as (_, listen):
+        if sqlstate in ("25006", "0A000"):
+            with pytest.raises(ConnectFailed, match=f"cannot listen.*{sqlstate}"):
+                await listen("news").__aenter__()
+        async with asyncio.timeout(PATIENCE), listen("news"):
+            assert asked == 2
 
 
 # -- the end -------------------------------------------------------------------------------------
@@ -402,6 +502,54 @@ async def test_cancelled_block_leaves_no_connection(
         assert hearing.cancelled()
         assert pool.stats().listening == 0
         await gone(outside)
+
+
+async def test_subscription_that_was_closed_is_heard_no_more(
+    library: Any, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor asked for: neither before it has begun, nor after."""
+    asked: list[str] = []
+
+    async def then(_: Any, channels: list[str]) -> None:
+        asked.extend(channels)
+
+    when_it_has_listened(monkeypatch, library, then)
+    async with listening(library, dsn) as (_, listen):
+        closed = listen("closed")
+        closed.close()
+        assert [note async for note in closed] == []
+        with pytest.raises(PoolClosed, match="was closed: make another one"):
+            await closed.__aenter__()
+        async with listen("news") as notes:
+            pass
+        with pytest.raises(PoolClosed, match="was closed: make another one"):
+            await notes.__aenter__()
+        async with listen("more"):
+            assert asked == ["news", "more"]
+
+
+async def test_hook_that_hides_a_cancellation_does_not_keep_the_listener(
+    library: Any, dsn: str
+) -> None:
+    """It ends all the same, and so does its block."""
+    began = asyncio.Event()
+
+    async def on_connect(_: Any) -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise ValueError("mine") from None
+
+    limits: Any = {"on_connect": on_connect, "backoff_min": 60.0, "backoff_max": 60.0}
+    async with library.create_pool(dsn, **{**EAGER, **limits}) as pool:
+        async with asyncio.timeout(PATIENCE):
+            async with library.listener(pool) as listen:
+                hearing = asyncio.create_task(next_of(listen("news")))
+                await began.wait()
+        with pytest.raises(PoolClosed, match="has ended with its block"):
+            await hearing
+        assert pool.stats().listening == 0
 
 
 async def test_two_listeners_of_one_pool_have_a_connection_each(

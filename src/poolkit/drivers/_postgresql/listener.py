@@ -164,6 +164,7 @@ class Listener(Generic[C]):
         self._beside.check()
         if self._over is not None:
             mailbox.end(self._over)
+        if mailbox.over is not None:
             return
         for channel in mailbox.channels:
             self._mailboxes.setdefault(channel, {})[mailbox] = None
@@ -196,24 +197,30 @@ class Listener(Generic[C]):
         return {one: None for fellows in self._mailboxes.values() for one in fellows}
 
     def _heard(self, channel: str, payload: str, pid: int) -> None:
-        """Put a notification into the mailboxes of all who have subscribed to its channel."""
+        """Put a notification into the mailboxes of all who have subscribed to its channel.
+
+        While the server does not send on all channels of a mailbox, it is to be told first that
+        some may be missing: then this one is missing with them.
+        """
         note = Notification(channel, payload, pid)
         for mailbox in self._mailboxes.get(channel, ()):
-            mailbox.put(note)
+            if mailbox.in_force:
+                mailbox.put(note)
 
     # -- the connection --------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        while True:
-            while not self._mailboxes:
-                self._changed.clear()
+        while self._over is None:
+            self._changed.clear()
+            if not self._mailboxes:
                 await self._changed.wait()
+                continue
             connection = None
             self._is_lost = False
             try:
                 connection = await self._beside.connect(self._note_loss)
                 await self._serve(connection)
-                return await self._beside.close(connection)
+                await self._beside.close(connection)
             except _Refused as refusal:
                 self._failed(refusal.__cause__ or refusal, can_pass=False)
             except Exception as error:
@@ -225,7 +232,8 @@ class Listener(Generic[C]):
                     mailbox.in_force = False
                 if connection is not None:
                     self._beside.terminate(connection)
-            await asyncio.sleep(self._beside.pause(self._failures))
+            if self._over is None:  # else a hook has made an error of the cancellation
+                await asyncio.sleep(self._beside.pause(self._failures))
 
     def _note_loss(self, error: BaseException | None = None) -> None:
         """Note that the connection was lost; errors of single operations are raised elsewhere."""
@@ -274,7 +282,7 @@ class Listener(Generic[C]):
             try:
                 await ears.listen(wanted)
             except Exception as error:
-                if self._beside.driver.is_dead(connection):
+                if self._beside.driver.is_dead(connection) or not _is_refusal(error):
                     raise
                 raise _Refused from error
             self._there.update(wanted)
@@ -314,6 +322,17 @@ class Listener(Generic[C]):
 
 class _Refused(Exception):  # the error is its cause
     """The server is there, and does not LISTEN."""
+
+
+#: Classes of SQLSTATE codes for what passes: connection lost, insufficient resources, operator
+#: intervention, system error.
+_PASSING: Final = ("08", "53", "57", "58")
+
+
+def _is_refusal(error: Any) -> bool:
+    """Tell whether the server has refused a statement, for a reason that does not pass."""
+    code = getattr(error, "sqlstate", None) or ""
+    return code != "" and not code.startswith(_PASSING)
 
 
 _REMEDY: Final = (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
+from poolkit import PoolClosed
+
 if TYPE_CHECKING:
     from poolkit.drivers._postgresql.listener import Listener
     from poolkit.drivers._postgresql.notes import Mailbox, Note
@@ -32,13 +34,17 @@ class Subscription:
         """Wait until the server listens: what is sent from now on is heard, or missed and told.
 
         Raises `ConnectFailed` if the server refuses, for a reason that does not pass by itself;
-        as long as it cannot be reached, this waits.
+        as long as it cannot be reached, this waits. Raises `PoolClosed` as iterating, and for a
+        subscription that was closed.
         """
         try:
             self._begin()
+            self._mailbox.check()
             while self._mailbox.is_new:
-                self._mailbox.check()
                 await self._mailbox.wait()
+                self._mailbox.check()
+        except StopAsyncIteration:
+            raise PoolClosed("this subscription was closed: make another one") from None
         except BaseException:
             self.close()
             raise
