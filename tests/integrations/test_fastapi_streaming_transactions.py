@@ -12,12 +12,14 @@ import aiosqlite
 import anyio
 import httpx
 import pytest
-from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, WebSocket
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, WebSocket
 from fastapi import __version__ as fastapi_version
 from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
+from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.routing import Mount
 from starlette.websockets import WebSocketDisconnect
 
 import poolkit.fastapi
@@ -162,6 +164,49 @@ async def test_transaction_commits_behind_middleware(
             assert (await client.get("/")).status == 200
         await nothing_is_lost(pool)
     assert len(outside(ITEMS)) == 60
+
+
+@pytest.mark.parametrize("mounted", ["routes", "router"])
+async def test_transaction_ends_with_the_response_behind_middleware_of_a_mount(
+    app: FastAPI, pool: SQLitePool, outside: Any, mounted: str
+) -> None:
+    """Though its routes are the same application's: a client may leave there, too."""
+
+    async def dispatch(request: Any, call_next: Any) -> Any:
+        return await call_next(request)
+
+    router = APIRouter()
+
+    @router.get("/")
+    async def stream(conn: Streaming) -> StreamingResponse:
+        return StreamingResponse(writing(conn))
+
+    @router.get("/plain")
+    async def plain(conn: Streaming) -> str:
+        await conn.execute(INSERT)
+        return "done"
+
+    @router.get("/endless")
+    async def endless(conn: Streaming) -> StreamingResponse:
+        async def lines() -> AsyncIterator[str]:
+            await conn.execute(INSERT)
+            yield "first\n"
+            await anyio.sleep_forever()
+
+        return StreamingResponse(lines())
+
+    what: Any = {"app": router} if mounted == "router" else {"routes": router.routes}
+    middleware = [Middleware(BaseHTTPMiddleware, dispatch=dispatch)] * 2
+    app.router.routes.append(Mount("/mount", middleware=middleware, **what))
+    async with serve(app) as client:
+        for _ in range(20):
+            assert (await client.get("/mount/")).text == "xxx"
+            assert (await client.get("/mount/plain")).status == 200
+        async with client.cut("/mount/endless") as reader:
+            await reader.readuntil(b"first\n")
+            assert pool.stats().leased == 1
+        await nothing_is_lost(pool)
+    assert len(outside(ITEMS)) == 80
 
 
 @pytest.mark.parametrize("middleware", [None, "base", "gzip"])

@@ -273,29 +273,26 @@ def add_middleware(app: Any, kind: Callable[[Any], Any]) -> None:
             app.middleware_stack = kind(stack)
 
 
-def put_around_router(app: Any, kind: Callable[[Any, Any], Any]) -> None:
-    """Put something between the middleware of an application and its router, unless it is there."""
-    router = getattr(app, "router", None)
+def put_around_router(router: Any, kind: Callable[[Any], Any]) -> None:
+    """Put something between a router and the middleware around it, unless it is there."""
     inner = getattr(router, "middleware_stack", None)
     if inner is not None and type(inner) is not kind:
-        router.middleware_stack = kind(inner, app)  # type: ignore[union-attr]
+        router.middleware_stack = kind(inner)
 
 
-def applications_in(app: Any) -> Iterator[Any]:
-    """Return an application, and those that are mounted in it, through middleware around them."""
-    routes: Iterable[Any] = ()
+def routers_in(app: Any) -> Iterator[Any]:
+    """Return the router of an application, and all that are mounted in it, behind any middleware.
+
+    They are applications' own, and those of routes that are mounted together.
+    """
     for _ in range(_LAYERS):
-        if hasattr(app, "router"):
-            yield app
-            routes = app.router.routes
-        elif hasattr(app, "routes"):
-            routes = app.routes
-        else:
-            app = getattr(app, "app", None)
-            continue
-        break
-    for mount in _mounts_in(routes):
-        yield from applications_in(mount.app)
+        router = getattr(app, "router", app)
+        if hasattr(router, "routes"):
+            yield router
+            for mount in _mounts_in(router.routes):
+                yield from routers_in(mount.app)
+            return
+        app = getattr(app, "app", None)
 
 
 def lifespans_of(app: Any) -> Iterator[Any]:

@@ -2,8 +2,9 @@
 
 When a client leaves, Starlette cancels the stream, and goes on as if that had ended by itself. So
 the messages of a response are looked at on their way to the server. That is done around the
-router: a `BaseHTTPMiddleware` further out sends an end of its own, and later. No request pays for
-it unless the program has asked for a `streaming_transaction`.
+innermost router: a `BaseHTTPMiddleware` further out, of the application or of a mount in it, sends
+an end of its own, and later. No request pays for it unless the program has asked for a
+`streaming_transaction`.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def want(running: Iterable[Any]) -> None:
 def look_at(app: Any) -> None:
     """Look at the responses of an application, and of those mounted in it, if somebody wants it."""
     if _is_wanted:
-        for one in framework.applications_in(app):
-            framework.put_around_router(one, _Looking)
+        for router in framework.routers_in(app):
+            framework.put_around_router(router, _Looking)
 
 
 class Sent:
@@ -60,16 +61,15 @@ class Sent:
 
 
 class _Looking:
-    """Stands between an application's middleware and its router."""
+    """Stands between a router and the middleware around it."""
 
-    def __init__(self, router: ASGIApp, app: Any) -> None:
+    def __init__(self, router: ASGIApp) -> None:
         self._router = router
-        self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve."""
         if scope["type"] == "http":
-            scope[_SENT] = send = Sent(self._app, send)
+            scope[_SENT] = send = Sent(scope.get("app"), send)
         await self._router(scope, receive, send)
 
 
