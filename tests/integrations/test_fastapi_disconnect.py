@@ -205,6 +205,24 @@ async def test_client_that_leaves_leaves_the_line(pool: SQLitePool) -> None:
         assert pool.stats().cancelled == 1
 
 
+async def test_commit_of_a_transaction_of_ones_own_is_cancelled() -> None:
+    """As any statement is: whether it has happened, nobody knows."""
+    driver = SlowToCommit()
+    pool: Any = Pool(driver, max_size=1)
+    app = FastAPI(lifespan=poolkit.fastapi.lifespan(pool), **CANCELS)
+
+    @app.get("/")
+    async def endpoint() -> None:
+        async with pool.transaction() as conn:
+            await conn.query()
+
+    async with serve(app) as client:
+        await leave(client, "/", driver.began)
+        await until(lambda: not pool.stats().leased)
+        assert driver.committed == 0
+        await check_pool(pool)
+
+
 async def test_commit_under_way_is_carried_out() -> None:
     """Whole; only what comes after it is cancelled."""
     visits: list[Any] = []
@@ -314,6 +332,25 @@ async def test_requests_of_one_connection_are_each_watched_alone(
         await steps.began.wait()
         writer.transport.abort()
         assert await has_ended(steps) == "CancelledError"
+
+
+async def test_request_that_was_sent_ahead_is_answered(pool: SQLitePool) -> None:
+    """The watcher of the one before it takes nothing of it, nor does it end."""
+    app = FastAPI(lifespan=poolkit.fastapi.lifespan(pool), **CANCELS)
+
+    @app.post("/{name}")
+    async def endpoint(name: str, numbers: list[int]) -> str:
+        await anyio.sleep(0.1)
+        return f"{name} {sum(numbers)}"
+
+    async with serve(app) as client:
+        reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
+        for name in ("one", "two", "three"):
+            head = f"POST /{name} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+            writer.write(head.encode() + b"Content-Length: 6\r\n\r\n[1, 2]")
+        for name in ("one", "two", "three"):
+            assert await asyncio.wait_for(reader.readuntil(f'"{name} 3"'.encode()), 10)
+        writer.close()
 
 
 def test_websocket_is_not_concerned(plain_pool: SQLitePool) -> None:
@@ -459,6 +496,45 @@ async def test_client_that_leaves_amid_its_body_is_noticed_by_who_reads_it(
         await steps.began.wait()
         writer.transport.abort()
         assert await has_ended(steps) in (ClientDisconnect.__name__, "CancelledError")
+
+
+async def test_body_that_is_read_while_the_response_begins_arrives_whole(pool: SQLitePool) -> None:
+    """Though who is between may lose what it has taken when it is cancelled."""
+    app = FastAPI(lifespan=poolkit.fastapi.lifespan(pool), **CANCELS)
+    pieces = [b"one", b"two", b"three"]
+    is_taken, has_begun = anyio.Event(), anyio.Event()
+    echoed = b""
+
+    async def receive() -> Any:
+        piece = pieces.pop(0)
+        if piece == b"two":
+            is_taken.set()
+            await has_begun.wait()
+        return {"type": "http.request", "body": piece, "more_body": bool(pieces)}
+
+    async def send(message: Any) -> None:
+        nonlocal echoed
+        has_begun.set()
+        echoed += message.get("body", b"")
+
+    @app.post("/")
+    async def echo(request: Request) -> StreamingResponse:
+        body = request.stream()
+        first = await anext(body)
+        await is_taken.wait()
+
+        async def parts() -> AsyncIterator[bytes]:
+            yield first
+            async for piece in body:
+                yield piece
+
+        return StreamingResponse(parts())
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b""}
+    spec = {"asgi": {"spec_version": "2.4"}}  # the response itself reads nothing
+    async with app.router.lifespan_context(app):
+        await app({**scope, **spec, "app": app}, receive, send)
+    assert echoed == b"onetwothree"
 
 
 @pytest.mark.parametrize("body", [b"", b"[1, 2]"])

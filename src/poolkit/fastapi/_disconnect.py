@@ -43,8 +43,8 @@ async def cancel_on_disconnect(http: HTTPConnection) -> None:
     """Depend on the client: if it leaves before the response begins, the request is cancelled.
 
     A write that is under way then may have happened or not, unless it is in a `transaction`, which
-    is rolled back if its COMMIT has not begun; a COMMIT is never cancelled. A query is cancelled on
-    the server, too, and whoever waits for a connection leaves the line.
+    is rolled back if its COMMIT has not begun, and whose COMMIT is never cancelled. A query is
+    cancelled on the server, too, and whoever waits for a connection leaves the line.
 
     Put it before what it is to cut short: in ``dependencies=[...]`` of a route, a router or the
     application. It does nothing in WebSockets, in the first 50 ms, and while the client still sends
@@ -115,10 +115,13 @@ class Visit:
             reading.set()
 
     async def send(self, message: Message) -> None:
-        """Send, and watch no more when the response begins."""
+        """Send, and watch no more when the response begins.
+
+        What is being read then is read to its end: of a body the endpoint may want the rest, and
+        who is cancelled while he reads may lose some, as Starlette's `BaseHTTPMiddleware` does.
+        """
         if message["type"] == "http.response.start":
             self.has_begun = True
-            self.end()
         await self._send(message)
 
     def watch(self) -> None:
@@ -128,10 +131,11 @@ class Visit:
             self._timer = loop.call_later(_PATIENCE, self._begin, loop)
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._watcher = loop.create_task(self._watch())
+        if not self.has_begun:
+            self._watcher = loop.create_task(self._watch())
 
     def end(self) -> None:
-        """Watch no more."""
+        """Read no more: the request is over."""
         if self._timer is not None:
             self._timer.cancel()
         if self._watcher is not None:
@@ -139,7 +143,7 @@ class Visit:
 
     async def _watch(self) -> None:
         with contextlib.suppress(Exception):  # of the server's: the application will see it as well
-            while not (self._has_left or self._says_more):
+            while not (self._has_left or self._says_more or self.has_begun):
                 if self._waits or (self._held and not self._is_complete):
                     self._asked = asyncio.Event()
                     await self._asked.wait()
