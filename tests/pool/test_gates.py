@@ -180,6 +180,7 @@ async def pass_through(gates: Gates) -> None:
     await come_to_rest(await Pool(driver).open(), driver)
 
 
+@pytest.mark.timeout(900)  # with effort there are thousands
 @pytest.mark.parametrize("run", [on_asyncio, on_workers, on_trio])
 def test_every_combination_of_outcomes_loses_nothing(
     run: Any, caplog: pytest.LogCaptureFixture

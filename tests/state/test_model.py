@@ -112,6 +112,7 @@ WORLDS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
 MOST = 2000
 
 
+@pytest.mark.timeout(900)  # with effort a world has many states
 @pytest.mark.parametrize("name", WORLDS)
 def test_invariants_hold_in_every_state(name: str) -> None:
     """And from every state everything comes to rest."""
