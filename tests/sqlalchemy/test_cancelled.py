@@ -121,7 +121,13 @@ async def test_cancelled_at_every_step(
                 if steps.taken < step:
                     steps.task.result()
                     break
-                assert steps.task.cancelled()
+                if not steps.task.cancelled():
+                    # SQLAlchemy 2.0, as it asks psycopg's first connection, rolls back by hand in
+                    # the middle of a block of psycopg's, whose error takes the cancellation's place.
+                    assert sa.__version__ < "2.1"
+                    assert not warm
+                    with pytest.raises(sa.exc.ProgrammingError, match="rollback"):
+                        steps.task.result()
         assert step > (2 if database.is_sqlite else 4)
         # psycopg waits once for each part of an answer, of which the network makes any number.
         assert steps.taken == step - 1 or "+psycopg" in database.url
