@@ -173,7 +173,9 @@ def test_server_that_does_not_listen_is_an_error_for_newcomers() -> None:
         driver = Driver()
         pool, listener = opened(driver)
         async with pool, listener as listen, listen("old") as old:
-            driver.answer = RuntimeError("cannot execute LISTEN during recovery")
+            refusal: Any = RuntimeError("cannot execute LISTEN during recovery")
+            refusal.sqlstate = "25006"
+            driver.answer = refusal
             with pytest.raises(ConnectFailed, match="during recovery") as caught:
                 await listen("new").__aenter__()
             assert caught.value.__cause__ is driver.answer
