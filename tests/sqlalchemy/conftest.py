@@ -40,7 +40,7 @@ class Database(NamedTuple):
         return self.url.startswith("sqlite")
 
     @property
-    def library(self) -> Any:
+    def module(self) -> Any:
         """Return poolkit's driver for it, as a module."""
         scheme = self.url.partition(":")[0]
         return getattr(
@@ -139,7 +139,7 @@ def engine(pool: poolkit.Pool[Any]) -> AsyncEngine:
 def noted_resets(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Return a list of the connections that will be reset, in pools that are yet to be made."""
     resets: list[Any] = []
-    driver: Any = type(database.library.from_url(database.url))
+    driver: Any = type(database.module.from_url(database.url))
     reset = driver.reset
 
     async def noted(self: Any, c: Any) -> Any:

@@ -80,7 +80,7 @@ async def test_what_is_rolled_back_or_in_autocommit_is_free_to_end_by_hand(
         async with engine.connect() as conn:
             await conn.execute(INSERT)
             await conn.execute(sa.text("COMMIT"))
-            if database.library is not poolkit.drivers.psycopg:  # which begins a transaction
+            if database.module is not poolkit.drivers.psycopg:  # which begins a transaction
                 await conn.execute(sa.text("VACUUM"))
             await conn.rollback()
             assert await conn.scalar(COUNT) == 1

@@ -469,7 +469,7 @@ async def test_what_is_in_use_is_not_pinged(
     async def ping(self: Any, c: Any) -> None:
         pings.append(c)
 
-    monkeypatch.setattr(type(on_server.library.from_url(on_server.url)), "ping", ping)
+    monkeypatch.setattr(type(on_server.module.from_url(on_server.url)), "ping", ping)
     async with opened(on_server, max_size=1, ping_after=0.2, ping_every=None) as pool:
         engine = create_async_engine(pool)
         begun = asyncio.get_running_loop().time()
@@ -515,7 +515,7 @@ async def test_one_dead_connection_has_the_others_pinged(
 ) -> None:
     """Where SQLAlchemy would replace them all, poolkit looks which of them are alive."""
     pinged = []
-    driver: Any = type(on_server.library.from_url(on_server.url))
+    driver: Any = type(on_server.module.from_url(on_server.url))
     ping = driver.ping
 
     async def noted(self: Any, c: Any) -> None:

@@ -285,7 +285,7 @@ async def test_many_at_once_and_cancelled_see_nothing_of_each_other(handed_on: D
     tenant = "SELECT coalesce(current_setting('app.tenant', true), '')"
     json = """SELECT '{"a": 1}'::jsonb"""
     typed = sa.text(json).columns(sa.column("x", JSONB))
-    of_lease: Any = {"a": 1} if handed_on.library is poolkit.drivers.psycopg else '{"a": 1}'
+    of_lease: Any = {"a": 1} if handed_on.module is poolkit.drivers.psycopg else '{"a": 1}'
 
     async def by_session(engine: AsyncEngine, name: str, parsed: object) -> None:
         async with AsyncSession(engine) as session:

@@ -197,7 +197,7 @@ async def test_what_a_stranger_has_left_is_not_taken_for_the_base(
         """Undo nothing."""
 
     reset: Any = undo if level == "function" else level
-    pool = tenants.library.create_pool(tenants.url, max_size=1, reset=reset)
+    pool = tenants.module.create_pool(tenants.url, max_size=1, reset=reset)
     async with pool:
         before = str(await by_lease(pool, sql) or "")
         pid = await by_lease(pool, "SELECT pg_backend_pid()")

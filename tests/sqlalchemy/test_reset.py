@@ -49,7 +49,7 @@ async def test_nothing_is_prepared_twice(
 ) -> None:
     """Whichever reset runs: the server has prepared each statement once, at the first session."""
     url = f"{on_server.url}?reset={level.replace('+', '%2B')}"
-    if on_server.library is poolkit.drivers.psycopg:
+    if on_server.module is poolkit.drivers.psycopg:
         url += "&prepare_threshold=0"
     async with opened(Database(url, on_server.query), max_size=1) as pool:
         engine = create_async_engine(pool, **options)
@@ -174,7 +174,7 @@ async def test_a_function_given_as_reset_always_runs(on_server: Database) -> Non
     async def reset(conn: Any) -> None:
         await conn.execute("RESET ALL")
 
-    async with on_server.library.create_pool(on_server.url, max_size=1, reset=reset) as pool:
+    async with on_server.module.create_pool(on_server.url, max_size=1, reset=reset) as pool:
         engine = create_async_engine(pool)
         async with engine.begin() as conn:
             await conn.execute(PUT)
