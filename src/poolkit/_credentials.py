@@ -101,10 +101,12 @@ class _Held:
 
 
 class _Run:
-    """What there is of the credentials on one event loop: its lock, and times by its clock."""
+    """What there is of the credentials on one event loop: the fetch, and times by its clock."""
 
     def __init__(self) -> None:
-        self.lock = anyio.Lock()
+        #: Set when the fetch under way has ended, however. No `anyio.Lock`: that of 4.11 wakes
+        #: nobody if those who wait are cancelled just when it is released.
+        self.fetching: anyio.Event | None = None
         self.fetched = 0  # how often, whatever has come of it
         self.error: Exception | None = None  # what the last fetch has raised
         self.failures = 0  # in a row
@@ -204,15 +206,21 @@ class Credentials:
     async def _fetch_once(self, run: _Run, limit: float | None = None) -> Credential:
         """Fetch, or wait for the fetch under way and share what comes of it."""
         fetched = run.fetched
-        async with run.lock:
-            if run.fetched == fetched:  # nobody has, since this was called
+        while run.fetched == fetched and run.fetching is not None:
+            await run.fetching.wait()
+        if run.fetched == fetched:  # nobody has, since this was called
+            run.fetching = ended = anyio.Event()
+            try:
                 await self._fetch_now(run, limit)
-            if run.error is None:
-                assert self._held is not None
-                return self._held.credential
-            if isinstance(run.error, PoolConfigError):
-                raise run.error
-            raise PoolError(f"fetching the credentials failed: {told(run.error)}") from run.error
+            finally:
+                run.fetching = None
+                ended.set()
+        if run.error is None:
+            assert self._held is not None
+            return self._held.credential
+        if isinstance(run.error, PoolConfigError):
+            raise run.error
+        raise PoolError(f"fetching the credentials failed: {told(run.error)}") from run.error
 
     async def _fetch_now(self, run: _Run, limit: float | None) -> None:
         limit = limit if self._fetch_timeout is None else self._fetch_timeout
