@@ -560,3 +560,28 @@ def test_credential_in_its_last_seconds_is_used_if_no_other_can_be_fetched(run: 
         assert await credentials() == "secret3"
 
     run(main)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_fetch_is_made_for_who_comes_as_all_who_wait_are_cancelled() -> None:
+    """Just when the one before has ended, of which anyio 4.11's lock would tell nobody."""
+    gate, passwords = asyncio.Event(), iter("ab")
+
+    async def fetch() -> Credential:
+        password = next(passwords)
+        if password == "a":
+            await gate.wait()
+        return Credential(password, lifetime=0)
+
+    found = poolkit.credentials(fetch)
+    first = asyncio.create_task(found.get())
+    await wait_all_tasks_blocked()
+    waiting = asyncio.create_task(found.get())
+    await wait_all_tasks_blocked()
+    gate.set()
+    newcomer = asyncio.create_task(found.get())
+    waiting.cancel()
+    async with asyncio.timeout(10):
+        assert (await newcomer).password == "b"
+        assert (await first).password == "a"
+    assert waiting.cancelled()

@@ -22,7 +22,7 @@ TESTS = {
     "tests/drivers": 6079,
     "tests/faults": 106,
     "tests/integrations": 1013,
-    "tests/pool": 5527,
+    "tests/pool": 5528,
     "tests/repo": 190,
     "tests/sqlalchemy": 1069,
     "tests/state": 340,
