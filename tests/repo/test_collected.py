@@ -19,7 +19,7 @@ TESTS = {
     "tests": 886,
     "tests/compat": 138,
     "tests/dashboard": 114,
-    "tests/drivers": 6079,
+    "tests/drivers": 6080,
     "tests/faults": 106,
     "tests/integrations": 1013,
     "tests/pool": 5528,

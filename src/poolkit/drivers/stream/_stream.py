@@ -34,7 +34,9 @@ class Stream(ByteStream):
         self._sock = sock
         self._tls: ssl.SSLObject | None = None
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._flushing = anyio.Lock()
+        #: Set when the flush under way has ended. No `anyio.Lock`: that of 4.11 wakes nobody if
+        #: those who wait are cancelled just when it is released.
+        self._flushing: anyio.Event | None = None
         self._unsent = b""
         self._ahead = b""  # decrypted, and not received yet
         self._sends = anyio.ResourceGuard("sending to")
@@ -244,7 +246,10 @@ class Stream(ByteStream):
 
     async def _flush(self) -> None:
         """Send what TLS has made; what a cancelled flush has left, the next one sends."""
-        async with self._flushing:
+        while self._flushing is not None:
+            await self._flushing.wait()
+        self._flushing = ended = anyio.Event()
+        try:
             self._unsent += self._outgoing.read()
             while self._unsent:
                 try:
@@ -252,6 +257,9 @@ class Stream(ByteStream):
                 except (BlockingIOError, InterruptedError):
                     await anyio.wait_writable(self._sock)
                 self._unsent += self._outgoing.read()
+        finally:
+            self._flushing = None
+            ended.set()
 
     def _read_tls(self, tls: ssl.SSLObject) -> bytes:
         """Return what has been decrypted; tickets for sessions, for example, are no data."""
