@@ -25,7 +25,7 @@ def test_unknown_scheme_names_the_known_ones() -> None:
         poolkit.create_pool("mongodb://localhost")
 
 
-def test_url_without_a_scheme_refuse_deadlock_without_repeating_it() -> None:
+def test_url_without_a_scheme_is_refused_without_repeating_it() -> None:
     """It may hold a password."""
     with pytest.raises(PoolConfigError) as caught:
         poolkit.create_pool("user:secret@host/db")
@@ -42,13 +42,13 @@ def test_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("name", ["max_sise", "pool_size", "nonsense"])
-def test_unknown_option_refuse_deadlock(name: str) -> None:
+def test_unknown_option_is_refused(name: str) -> None:
     """With the names it may have meant and all that are known."""
     with pytest.raises(PoolConfigError, match=f"unknown option '{name}'.*max_size"):
         Pool(FakeDriver(), **cast("dict[str, Any]", {name: 1}))
 
 
-def test_bare_timeout_refuse_deadlock_naming_the_candidates() -> None:
+def test_bare_timeout_is_refused_naming_the_candidates() -> None:
     """There are five, and drivers have one of their own."""
     with pytest.raises(PoolConfigError) as caught:
         Pool(FakeDriver(), timeout=1)  # type: ignore[call-arg]
@@ -85,7 +85,7 @@ def test_bare_timeout_refuse_deadlock_naming_the_candidates() -> None:
         ({"name": 3}, "name=3"),
     ],
 )
-def test_impossible_option_refuse_deadlock_with_its_value(
+def test_impossible_option_is_refused_with_its_value(
     options: dict[str, Any], complaint: str
 ) -> None:
     """At once, as a PoolError that is also a ValueError."""
@@ -113,7 +113,7 @@ def test_url_query_gives_options_and_a_keyword_wins(tmp_path: Path) -> None:
         ("nonsense=1", "nonsense"),
     ],
 )
-def test_impossible_query_refuse_deadlock(query: str, complaint: str) -> None:
+def test_impossible_query_is_refused(query: str, complaint: str) -> None:
     """Whoever's it is."""
     with pytest.raises(PoolConfigError, match=complaint):
         poolkit.create_pool(f"sqlite:///app.db?{query}")

@@ -204,7 +204,7 @@ def test_what_is_no_url_is_told_what_it_is(name: str) -> None:
     assert words in refused(lambda: poolkit.create_pool(given))
 
 
-def test_coroutine_instead_of_a_url_refuse_deadlock_and_closed() -> None:
+def test_coroutine_instead_of_a_url_is_refused_and_closed() -> None:
     """Or a warning would follow, that it was never awaited."""
     given: Any = coroutine()
     assert "of type coroutine" in refused(lambda: poolkit.create_pool(given))
@@ -392,7 +392,7 @@ ADDRESSES = {
 
 @pytest.mark.parametrize("door", [poolkit.create_pool, drivers.asyncpg.create_pool])
 @pytest.mark.parametrize("name", ADDRESSES)
-def test_address_that_would_be_misread_refuse_deadlock(name: str, door: Any) -> None:
+def test_address_that_would_be_misread_is_refused(name: str, door: Any) -> None:
     """With what has to be written, and nothing of it quoted."""
     url, words = ADDRESSES[name]
     assert words in refused(lambda: door(url))
@@ -760,7 +760,7 @@ KEYWORDS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", KEYWORDS)
-def test_keyword_that_nobody_knows_refuse_deadlock_at_both_doors(name: str) -> None:
+def test_keyword_that_nobody_knows_is_refused_at_both_doors(name: str) -> None:
     """With what it may mean, among the pool's words and this driver's."""
     url, options, words = KEYWORDS[name]
     own = drivers.asyncpg.create_pool if url == PG else drivers.aiosqlite.create_pool

@@ -294,7 +294,7 @@ def test_terminate_works_while_the_loop_does_not_run(database: str) -> None:
         loop.close()
 
 
-async def test_loop_of_another_refuse_deadlock(database: str) -> None:
+async def test_loop_of_another_is_refused(database: str) -> None:
     """A pool is of the loop on which it is opened."""
     other = asyncio.new_event_loop()
     other.close()

@@ -77,7 +77,7 @@ async def test_connect_that_cannot_be_awaited_is_the_error_of_opening(database: 
 
 
 @pytest.mark.parametrize("name", ["init", "setup", "reset"])
-def test_hook_that_can_never_work_refuse_deadlock_when_the_pool_is_made(name: str) -> None:
+def test_hook_that_can_never_work_is_refused_when_the_pool_is_made(name: str) -> None:
     """By asyncpg's name for it."""
 
     async def nothing() -> None:

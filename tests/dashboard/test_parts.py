@@ -61,7 +61,7 @@ def make_app(pool: Pool[Any], **options: Any) -> FastAPI:
 # -- who is let in -------------------------------------------------------------------------------
 
 
-def test_page_for_nobody_in_particular_refuse_deadlock() -> None:
+def test_page_for_nobody_in_particular_is_refused() -> None:
     """It has to be said who may look, or that everybody may."""
     with pytest.raises(PoolConfigError, match=r"dependencies=\[Depends\(\.\.\.\)\]"):
         poolkit.fastapi.router(dashboard=True)

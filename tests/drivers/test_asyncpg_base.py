@@ -313,7 +313,7 @@ LEVELS = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-async def test_what_no_reset_can_restore_refuse_deadlock_where_it_would_be_undone(
+async def test_what_no_reset_can_restore_is_refused_where_it_would_be_undone(
     dsn: str, roles: None, what: str
 ) -> None:
     """At connect, with what was found and what to do; else the first lease only would have it."""
@@ -631,7 +631,7 @@ async def test_base_costs_no_round_trip_of_a_reset(
             assert proxy.trips - before <= 1
 
 
-async def test_session_that_cannot_be_seen_refuse_deadlock(
+async def test_session_that_cannot_be_seen_is_refused(
     database: str, postgres: Postgres, roles: None
 ) -> None:
     """Its role might be lost with the first lease, and nobody would know."""
@@ -660,7 +660,7 @@ async def test_server_that_is_no_postgresql_is_reset_as_ever(
     assert "a reset here ends what on_connect has set up" in said
 
 
-async def test_way_back_that_leads_elsewhere_refuse_deadlock(
+async def test_way_back_that_leads_elsewhere_is_refused(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was restored is compared with what was found, by name."""

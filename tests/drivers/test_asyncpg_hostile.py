@@ -271,7 +271,7 @@ async def listen(conn: asyncpg.Connection) -> None:
 @pytest.mark.parametrize(
     ("hook", "words"), [(begin, "has left a transaction open"), (listen, "hold a lease")]
 )
-async def test_on_connect_that_leaves_what_no_user_wants_refuse_deadlock(
+async def test_on_connect_that_leaves_what_no_user_wants_is_refused(
     dsn: str, hook: Callable[..., Any], words: str
 ) -> None:
     """At once, with the remedy."""

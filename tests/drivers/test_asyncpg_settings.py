@@ -96,14 +96,14 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_malformed_dsn_refuse_deadlock(name: str) -> None:
+def test_malformed_dsn_is_refused(name: str) -> None:
     """When the pool is made, not when it is opened."""
     dsn, words = MALFORMED[name]
     refuse(words, lambda: create_pool(dsn))
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_malformed_url_refuse_deadlock(name: str) -> None:
+def test_malformed_url_is_refused(name: str) -> None:
     """The same by URL, where the query is taken apart first."""
     url, _ = MALFORMED[name]
     refuse("", lambda: poolkit.create_pool(url))
@@ -112,7 +112,7 @@ def test_malformed_url_refuse_deadlock(name: str) -> None:
 @pytest.mark.parametrize(
     "dsn", [GOOD.encode(), 5432, ("localhost", 5432), {"host": "localhost"}, object()]
 )
-def test_dsn_of_another_type_refuse_deadlock(dsn: Any) -> None:
+def test_dsn_of_another_type_is_refused(dsn: Any) -> None:
     """Bytes, a number, a tuple, a mapping, an object that some library has made."""
     refuse(
         f"the database URL is {type(dsn).__name__}"
@@ -185,7 +185,7 @@ def test_url_makes_the_driver(scheme: str) -> None:
         ("max_size=0", "max_size"),
     ],
 )
-def test_setting_in_a_url_that_cannot_work_refuse_deadlock(query: str, words: str) -> None:
+def test_setting_in_a_url_that_cannot_work_is_refused(query: str, words: str) -> None:
     """By its name."""
     refuse(words, lambda: poolkit.create_pool(f"{GOOD}?{query}"))
     if "max_size" not in query:
@@ -247,7 +247,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_option_that_cannot_work_refuse_deadlock(name: str) -> None:
+def test_option_that_cannot_work_is_refused(name: str) -> None:
     """When the pool is made, by its name and with the remedy."""
     options, words = REFUSED[name]
     refuse(words, lambda: create_pool(GOOD, **options))
@@ -262,7 +262,7 @@ def test_settings_in_a_dsn_behind_a_pooler_are_refused() -> None:
 @pytest.mark.parametrize(
     "name", ["reset", "password", "ssl", "on_connect", "on_close", "on_acquire"]
 )
-def test_coroutine_where_a_function_is_wanted_refuse_deadlock(name: str) -> None:
+def test_coroutine_where_a_function_is_wanted_is_refused(name: str) -> None:
     """It would work once; it is named."""
     coroutine = an_async_function()
     try:

@@ -130,14 +130,14 @@ def test_processes_without_the_preset_get_errors_or_wrong_rows(
 
 
 @pytest.mark.parametrize("reset", ["full", "full+prepared"])
-def test_reset_of_the_session_refuse_deadlock_behind_a_pooler(reset: Any) -> None:
+def test_reset_of_the_session_is_refused_behind_a_pooler(reset: Any) -> None:
     """It would be somebody else's session."""
     with pytest.raises(PoolConfigError, match="reset a session that belongs to others"):
         create_pool("postgresql://host/db", pooler="transaction", reset=reset)
 
 
 @pytest.mark.parametrize("name", ["search_path", "statement_timeout", "jit", "options"])
-def test_setting_of_the_session_refuse_deadlock_behind_a_pooler(name: str) -> None:
+def test_setting_of_the_session_is_refused_behind_a_pooler(name: str) -> None:
     """However it is given: PgBouncer refuses it, or ignores it."""
     with pytest.raises(PoolConfigError, match=f"^{name}: settings of the session"):
         create_pool(

@@ -90,7 +90,7 @@ async def test_cancelled_transaction_is_rolled_back_before_the_next_use(url: str
         assert await rows(pool) == 1
 
 
-async def test_statement_after_a_cancelled_transaction_refuse_deadlock(url: str) -> None:
+async def test_statement_after_a_cancelled_transaction_is_refused(url: str) -> None:
     """It would join the open transaction, and be undone with it."""
     async with poolkit.create_pool(url, max_size=1) as pool:
         async with pool.acquire() as conn:

@@ -110,7 +110,7 @@ every_end = pytest.mark.parametrize(
 
 
 @every_end
-async def test_end_of_the_transaction_refuse_deadlock(
+async def test_end_of_the_transaction_is_refused(
     module: Any, path: Path, end: Callable[[Any], Any]
 ) -> None:
     """The block goes on as if nothing had been tried, and commits all, or nothing."""
@@ -138,9 +138,7 @@ async def test_refusal_of_a_script_says_what_to_do(module: Any, path: Path) -> N
             await conn.executescript("SELECT 1; SELECT 2")
 
 
-async def test_end_that_was_prepared_before_the_block_refuse_deadlock(
-    module: Any, path: Path
-) -> None:
+async def test_end_that_was_prepared_before_the_block_is_refused(module: Any, path: Path) -> None:
     """SQLite's authorizer is not asked about statements that sqlite3 has kept."""
     async with module.create_pool(path, max_size=1) as pool, pool.acquire() as conn:
         for x in range(3):
@@ -190,7 +188,7 @@ async def test_savepoints_are_left_alone(module: Any, path: Path) -> None:
         assert look(path, "SELECT group_concat(x) FROM t") == "1"
 
 
-async def test_block_inside_of_a_block_refuse_deadlock_and_does_not_end_it(
+async def test_block_inside_of_a_block_is_refused_and_does_not_end_it(
     module: Any, path: Path
 ) -> None:
     """Also one that comes after the end of the transaction."""

@@ -462,7 +462,7 @@ async def test_memory_database_has_no_file_to_look_at(
     assert not names(tmp_path)
 
 
-def test_uri_that_names_a_host_refuse_deadlock(module: Any, path: Path) -> None:
+def test_uri_that_names_a_host_is_refused(module: Any, path: Path) -> None:
     """SQLite would refuse it when it is opened."""
     for query in ("", "?mode=ro", "?vfs=memdb"):
         with pytest.raises(PoolConfigError, match="names the host 'elsewhere'") as info:

@@ -126,7 +126,7 @@ def test_url_names_the_database(url: str, database: str, settings: dict[str, Any
         ("sqlite:///app.db?busy_timeout=-1", "busy_timeout=-1.0"),
     ],
 )
-def test_url_that_cannot_work_refuse_deadlock(module: Any, url: str, message: str) -> None:
+def test_url_that_cannot_work_is_refused(module: Any, url: str, message: str) -> None:
     """Before anything is opened, naming what was meant."""
     with pytest.raises(PoolConfigError, match=message):
         module.from_url(url)
@@ -157,7 +157,7 @@ def test_unknown_options_are_refused(module: Any, path: Path) -> None:
         ("file:app.db?mode=ro", False),
     ],
 )
-def test_memory_database_that_cannot_be_shared_refuse_deadlock(
+def test_memory_database_that_cannot_be_shared_is_refused(
     module: Any, database: str, *, refused: bool
 ) -> None:
     """Unless the capacity is 1; the message has the spelling that works."""
@@ -171,7 +171,7 @@ def test_memory_database_that_cannot_be_shared_refuse_deadlock(
             driver.check_options(options)
 
 
-def test_pool_of_private_memory_databases_refuse_deadlock_when_made(module: Any) -> None:
+def test_pool_of_private_memory_databases_is_refused_when_made(module: Any) -> None:
     """And when it grows to be one."""
     with pytest.raises(PoolConfigError, match="vfs=memdb"):
         module.create_pool(":memory:")
@@ -520,7 +520,7 @@ async def test_reset_ends_statements_that_were_still_queued(driver: Any, path: P
     assert look(path) == 0
 
 
-async def test_operation_of_a_task_that_stays_refuse_deadlock_after_release(
+async def test_operation_of_a_task_that_stays_is_refused_after_release(
     driver: Any, path: Path
 ) -> None:
     """A child task that nobody has cancelled gets the error, not the next lease's connection."""
@@ -717,7 +717,7 @@ async def test_settings_cannot_be_changed_by_a_select(driver: Any, name: str) ->
         assert await value(c, f"PRAGMA {name}") == before
 
 
-async def test_second_statement_refuse_deadlock_by_sqlite3(driver: Any) -> None:
+async def test_second_statement_is_refused_by_sqlite3(driver: Any) -> None:
     """So that the first word speaks for all of it."""
     async with connected(driver) as c:
         with pytest.raises((sqlite3.Warning, sqlite3.ProgrammingError)):
@@ -1231,7 +1231,7 @@ async def test_transaction_cannot_reach_the_next_lease(driver: Any, path: Path) 
         assert look(path) == 1
 
 
-def test_transaction_of_no_known_mode_refuse_deadlock(driver: Any) -> None:
+def test_transaction_of_no_known_mode_is_refused(driver: Any) -> None:
     """It would be put into a statement."""
     with pytest.raises(PoolConfigError, match="DEFERRED, IMMEDIATE or EXCLUSIVE"):
         driver.transaction(None, mode="; DROP TABLE t")
@@ -1310,7 +1310,7 @@ async def test_pool_resets_only_what_is_not_clean(module: Any, path: Path) -> No
     await ended()
 
 
-async def test_operation_of_a_clean_lease_that_has_not_begun_refuse_deadlock(
+async def test_operation_of_a_clean_lease_that_has_not_begun_is_refused(
     module: Any, path: Path
 ) -> None:
     """Its connection is somebody else's by the time its turn comes."""

@@ -694,7 +694,7 @@ async def test_lease_that_only_reads_and_writes_rows_has_nobody_look(
             assert conn._raw._baseline is None
 
 
-async def test_what_cannot_be_undone_refuse_deadlock_on_a_private_memory_database(
+async def test_what_cannot_be_undone_is_refused_on_a_private_memory_database(
     create: Callable[..., Any],
 ) -> None:
     """It would be lost with its connection; the lease goes on."""

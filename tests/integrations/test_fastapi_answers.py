@@ -516,7 +516,7 @@ def test_health_is_no_part_of_the_schema_and_takes_no_dependencies() -> None:
     }
 
 
-def test_router_of_nothing_refuse_deadlock() -> None:
+def test_router_of_nothing_is_refused() -> None:
     """What it serves is said by name."""
     with pytest.raises(PoolConfigError, match=r"router\(health=True\)"):
         router()

@@ -236,7 +236,7 @@ def test_timing_and_health_of_a_mounted_application_are_of_its_own_pools(make: M
 
 
 @pytest.mark.parametrize("kind", ["pool", "function", "router"])
-def test_application_whose_own_lifespan_has_not_run_refuse_deadlock_its_parents_pool(
+def test_application_whose_own_lifespan_has_not_run_is_refused_its_parents_pool(
     make: Make, kind: str
 ) -> None:
     """Starlette does not run it: silently, the rows would come from another database."""
@@ -324,9 +324,7 @@ def test_name_that_only_the_state_of_a_request_has_is_no_pool(make: Make) -> Non
 
 
 @pytest.mark.parametrize("first", ["application", "router", "own lifespan"])
-def test_second_default_pool_in_one_application_refuse_deadlock_at_start(
-    make: Make, first: str
-) -> None:
+def test_second_default_pool_in_one_application_is_refused_at_start(make: Make, first: str) -> None:
     """Both are named, with the remedy; nothing stays open, and the application can start again."""
     pools = make("accounts"), make("orders")
     one, two = (lifespan(pool) for pool in pools)
@@ -355,9 +353,7 @@ def test_second_default_pool_in_one_application_refuse_deadlock_at_start(
 
 
 @pytest.mark.parametrize("is_function", [False, True])
-def test_second_pool_of_a_name_in_one_application_refuse_deadlock(
-    make: Make, is_function: bool
-) -> None:
+def test_second_pool_of_a_name_in_one_application_is_refused(make: Make, is_function: bool) -> None:
     """A name means one pool, whoever brings it; a function that makes one makes another."""
     default, replica = make("default"), make("replica")
 

@@ -222,7 +222,7 @@ def test_router_can_bring_the_lifespan(pool: SQLitePool) -> None:
 # -- what is refused -----------------------------------------------------------------------------
 
 
-def test_what_is_no_pool_refuse_deadlock(pool: SQLitePool) -> None:
+def test_what_is_no_pool_is_refused(pool: SQLitePool) -> None:
     """A URL, a name that is taken, or a function that returns something else, is an error."""
     with pytest.raises(PoolConfigError, match=r"given a str .*create_pool\(url\)") as caught:
         lifespan("postgresql://app:secret@db.example/shop")  # type: ignore[arg-type]

@@ -101,7 +101,7 @@ async def test_streaming_connection_used_after_the_response_is_a_clear_error(
 
 
 @pytest.mark.parametrize("path", ["/connection", "/transaction", "/lazy", "/turned"])
-async def test_streaming_connection_beside_another_refuse_deadlock(
+async def test_streaming_connection_beside_another_is_refused(
     app: FastAPI, pool: SQLitePool, path: str
 ) -> None:
     """A request has one connection: it cannot go back before the response and after it."""
@@ -355,7 +355,7 @@ async def test_generator_that_its_decorator_collects_is_no_stream(
         await nothing_is_lost(pool)
 
 
-async def test_generator_that_a_decorator_makes_refuse_deadlock(app: FastAPI) -> None:
+async def test_generator_that_a_decorator_makes_is_refused(app: FastAPI) -> None:
     """The function in it is none; what runs is."""
     app.get("/")(yielding(_row))
     with TestClient(app) as client, pytest.raises(PoolConfigError, match="GET / is a generator"):

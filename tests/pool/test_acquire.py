@@ -326,7 +326,7 @@ async def test_no_timeout_waits_without_limit() -> None:
 
 
 @pytest.mark.parametrize("timeout", [float("nan"), float("inf"), "1", True])
-async def test_impossible_timeout_refuse_deadlock_at_once(timeout: float) -> None:
+async def test_impossible_timeout_is_refused_at_once(timeout: float) -> None:
     """Bad input fails where it is given, with the value."""
     async with Pool(FakeDriver()) as pool:
         with pytest.raises(PoolConfigError, match="timeout="):
@@ -488,7 +488,7 @@ async def test_release_to_another_pool_names_the_right_one() -> None:
         assert two.stats().leased == 0
 
 
-async def test_release_of_something_else_refuse_deadlock() -> None:
+async def test_release_of_something_else_is_refused() -> None:
     """Only what acquire gave can be released."""
     driver = FakeDriver()
     async with Pool(driver) as pool:

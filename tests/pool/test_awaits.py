@@ -320,9 +320,7 @@ UNFIT: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("option", HOOKS)
 @pytest.mark.parametrize("unfit", UNFIT)
-def test_hook_that_can_never_work_refuse_deadlock_when_the_pool_is_made(
-    option: str, unfit: str
-) -> None:
+def test_hook_that_can_never_work_is_refused_when_the_pool_is_made(option: str, unfit: str) -> None:
     """By the name of its option."""
     hook, words = UNFIT[unfit]
     given: dict[str, Any] = {option: hook}
@@ -331,7 +329,7 @@ def test_hook_that_can_never_work_refuse_deadlock_when_the_pool_is_made(
 
 
 @pytest.mark.parametrize("option", HOOKS)
-def test_result_of_a_call_in_place_of_a_hook_refuse_deadlock(option: str) -> None:
+def test_result_of_a_call_in_place_of_a_hook_is_refused(option: str) -> None:
     """`on_connect=f()` is meant to be `on_connect=f`."""
     call = plain(None)
     steps: Any = generating(None)
@@ -342,14 +340,14 @@ def test_result_of_a_call_in_place_of_a_hook_refuse_deadlock(option: str) -> Non
     call.close()
 
 
-def test_class_of_a_policy_refuse_deadlock() -> None:
+def test_class_of_a_policy_is_refused() -> None:
     """With what is meant."""
     wrong: Any = CoDel
     with pytest.raises(PoolConfigError, match=r"^shedding=CoDel is the class: .*, CoDel\(\)$"):
         Pool(FakeDriver(), shedding=wrong)
 
 
-def test_name_that_is_no_text_refuse_deadlock() -> None:
+def test_name_that_is_no_text_is_refused() -> None:
     """Bytes, too."""
     wrong: Any = b"shop"
     with pytest.raises(PoolConfigError, match="name=b'shop' is not a string"):
@@ -384,7 +382,7 @@ NO_DRIVERS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("given", NO_DRIVERS)
-def test_what_is_no_driver_refuse_deadlock(given: str) -> None:
+def test_what_is_no_driver_is_refused(given: str) -> None:
     """And never quoted: it may have a password."""
     wrong, words = NO_DRIVERS[given]
     with pytest.raises(PoolConfigError, match=words) as caught:

@@ -542,7 +542,7 @@ async def test_entering_that_is_cancelled_while_the_pool_is_closed_counts_nothin
 # -- event loops ---------------------------------------------------------------------------------
 
 
-def test_entering_on_another_loop_refuse_deadlock_and_counts_nothing() -> None:
+def test_entering_on_another_loop_is_refused_and_counts_nothing() -> None:
     """While the pool is open, and while it is being closed."""
     driver = FakeDriver(close=[None, None])
     pool = Pool(driver)

@@ -110,7 +110,7 @@ async def test_root_task_that_fails_closes_the_pool_with_its_error(
         assert await conn.query() == "row"
 
 
-async def test_open_while_closing_refuse_deadlock() -> None:
+async def test_open_while_closing_is_refused() -> None:
     """It would be closed under whoever opened it."""
     async with anyio.create_task_group() as group:
         pool = await Pool(FakeDriver(), max_size=1).open()

@@ -437,7 +437,7 @@ async def test_off_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
     assert "deadlock" not in caplog.text
 
 
-async def test_unknown_reaction_refuse_deadlock() -> None:
+async def test_unknown_reaction_is_refused() -> None:
     """With those there are."""
     with pytest.raises(PoolConfigError, match="'raise', 'warn' or 'off'"):
         Pool(CleanDriver(), deadlock="ignore")  # type: ignore[arg-type]

@@ -256,7 +256,7 @@ def test_refusal_lets_others_run(run: Any, refused: str) -> None:
 
 @RUNNERS
 @pytest.mark.parametrize("refused", ["full", "no time", "deadlock", "closed"])
-def test_cancelling_a_caller_as_it_refuse_deadlock_loses_nothing(run: Any, refused: str) -> None:
+def test_cancelling_a_caller_as_it_is_refused_loses_nothing(run: Any, refused: str) -> None:
     """It owns nothing, and is counted once."""
 
     async def main() -> None:

@@ -126,7 +126,7 @@ async def test_label_is_one_line_of_200_characters_at_most(given: str, kept: str
 @pytest.mark.parametrize(
     "wrong", ["", 3, b"import", object()], ids=["empty", "3", "bytes", "object"]
 )
-async def test_label_that_says_nothing_refuse_deadlock(wrong: Any) -> None:
+async def test_label_that_says_nothing_is_refused(wrong: Any) -> None:
     """At once, with its value."""
     pool = Pool(FakeDriver())
     with pytest.raises(PoolConfigError, match="says nothing: give a text"):

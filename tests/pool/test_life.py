@@ -296,7 +296,7 @@ async def test_lease_of_an_earlier_life_is_not_reused() -> None:
 
 
 @pytest.mark.parametrize("grace", [-1, float("nan"), "x"])
-async def test_impossible_grace_refuse_deadlock(grace: float) -> None:
+async def test_impossible_grace_is_refused(grace: float) -> None:
     """Before anything is closed."""
     async with Pool(FakeDriver()) as pool:
         with pytest.raises(PoolConfigError, match="grace"):

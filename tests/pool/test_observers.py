@@ -772,7 +772,7 @@ async def test_observer_may_ask_the_pool() -> None:
 @pytest.mark.parametrize(
     "wrong", [object(), Observer, 3, "leased"], ids=["object", "class", "3", "str"]
 )
-def test_what_is_no_observer_refuse_deadlock(wrong: Any) -> None:
+def test_what_is_no_observer_is_refused(wrong: Any) -> None:
     """With what is missing."""
     with pytest.raises(PoolConfigError, match="observer"):
         Pool(FakeDriver(), observers=[wrong])

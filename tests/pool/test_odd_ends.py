@@ -180,7 +180,7 @@ async def test_group_that_somebody_cancels_ends_the_pool_and_says_so(
 
 
 @ON_ASYNCIO
-async def test_acquire_in_a_callback_refuse_deadlock_with_a_hook_too() -> None:
+async def test_acquire_in_a_callback_is_refused_with_a_hook_too() -> None:
     """There is no task that could hold the connection."""
 
     async def greet(_: object) -> None:

@@ -381,7 +381,7 @@ def test_error_that_says_nothing_itself_passes_as_what_it_was_made_from(what: st
     assert Hooks(FakeDriver()).classify(caught.value, None) is expected
 
 
-def test_certificate_that_refuse_deadlock_at_one_address_is_not_waited_for() -> None:
+def test_certificate_that_is_refused_at_one_address_is_not_waited_for() -> None:
     """Whatever has happened at the others."""
     refused = [PASSING["refused"], LASTING["certificate"]]
     assert Hooks(FakeDriver()).classify(ExceptionGroup("two addresses", refused), None) is None

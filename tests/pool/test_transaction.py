@@ -213,7 +213,7 @@ async def test_transaction_without_support_by_the_driver_says_so() -> None:
         assert pool.stats().leased == 0
 
 
-async def test_transaction_on_something_else_refuse_deadlock() -> None:
+async def test_transaction_on_something_else_is_refused() -> None:
     """Only a connection that is leased has transactions of ours."""
     with pytest.raises(NotLeased):
         poolkit.transaction(object())

@@ -48,7 +48,7 @@ def test_soak_finds_nothing_in_a_moment(part: str) -> None:
 
 
 @pytest.mark.parametrize("only", [[], ["--only", "rounds"]], ids=["none", "rounds"])
-def test_seed_without_its_program_refuse_deadlock(only: list[str]) -> None:
+def test_seed_without_its_program_is_refused(only: list[str]) -> None:
     """With the programs that have one."""
     done = soak("--seed", "0", *only)
     assert done.returncode == 2

@@ -278,7 +278,7 @@ async def test_on_acquire_greets_each_checkout(database: Database) -> None:
         ({"connect_args": {"password": "sekret"}}, "poolkit opens the connections"),
     ],
 )
-def test_what_the_pool_decides_refuse_deadlock_with_its_name_there(
+def test_what_the_pool_decides_is_refused_with_its_name_there(
     option: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
     """No option of SQLAlchemy's is silently ignored, and no secret shown."""
@@ -315,7 +315,7 @@ def test_pre_ping_is_the_pools_health_check(tmp_path: Path) -> None:
         create_async_engine(poolkit.create_pool(url, ping_after=None), pool_pre_ping=True)
 
 
-async def test_do_connect_refuse_deadlock(pool: poolkit.Pool[Any]) -> None:
+async def test_do_connect_is_refused(pool: poolkit.Pool[Any]) -> None:
     """A listener for it would set what nobody reads."""
     engine = create_async_engine(pool)
     sa.event.listen(engine.sync_engine, "do_connect", lambda *_: None)

@@ -136,7 +136,7 @@ OF_PSYCOPG = [
     [(*each, "on_postgresql") for each in NEEDED] + [(*each, "on_psycopg") for each in OF_PSYCOPG],
     ids=lambda it: getattr(it, "__name__", it),
 )
-async def test_engine_refuse_deadlock_without_what_is_needed(
+async def test_engine_is_refused_without_what_is_needed(
     owner: Any,
     name: str,
     where: str,

@@ -357,7 +357,7 @@ async def test_a_session_in_a_plain_def_endpoint_is_the_error_of_a_connection(
 
 @pytest.mark.parametrize("kind", ["pool", "maker"])
 @pytest.mark.parametrize("is_async", [True, False])
-def test_a_session_in_an_endpoint_that_is_a_generator_refuse_deadlock(
+def test_a_session_in_an_endpoint_that_is_a_generator_is_refused(
     on_sqlite: Database, kind: str, is_async: bool
 ) -> None:
     """Its body begins when the session has ended: as with `connection`, before anything is sent."""

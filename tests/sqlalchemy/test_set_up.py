@@ -294,7 +294,7 @@ async def test_a_second_engine_adds_to_what_was_set_up(with_role: Database) -> N
         ("LISTEN news", "LISTEN 'news'"),
     ],
 )
-async def test_what_a_connect_event_leaves_that_cannot_be_restored_refuse_deadlock(
+async def test_what_a_connect_event_leaves_that_cannot_be_restored_is_refused(
     on_server: Database, statement: str, says: str
 ) -> None:
     """At once, in SQLAlchemy's words for who has done it; the slot is free again."""

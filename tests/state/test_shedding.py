@@ -160,7 +160,7 @@ def test_who_was_served_late_counts() -> None:
     assert [waiter.outcome for waiter in waiters[4:]] == ["shed"] * 8
 
 
-def test_nobody_refuse_deadlock_while_the_database_is_down() -> None:
+def test_nobody_is_refused_while_the_database_is_down() -> None:
     """That is no overload; they wait to their own deadline."""
     office = Office(connect_timeout=None)
     waiter = office.join(1.0)
@@ -172,7 +172,7 @@ def test_nobody_refuse_deadlock_while_the_database_is_down() -> None:
     assert waiter.outcome == "waiting"
 
 
-def test_nobody_refuse_deadlock_before_anything_is_leased() -> None:
+def test_nobody_is_refused_before_anything_is_leased() -> None:
     """The first connections are still being opened."""
     state = PoolState(Options(min_size=0, shedding=POLICY, connect_timeout=None), lambda: 1.0)
     state.open(Waiter(NEVER, None), 0.0)

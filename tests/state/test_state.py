@@ -103,7 +103,7 @@ def test_transitions_name_every_state_and_no_other() -> None:
     assert reached == (set(MOVES) - {"new"}) | {"gone"}
 
 
-def test_move_that_the_table_does_not_know_refuse_deadlock() -> None:
+def test_move_that_the_table_does_not_know_is_refused() -> None:
     """One function moves, and it looks."""
     desk = Desk().open()
     slot = desk.state.idle[0]

@@ -70,7 +70,7 @@ def test_take_that_was_dead_is_not_counted() -> None:
     ("options", "patience", "refused_as"),
     [({}, 0.0, "timed_out"), ({}, -5.0, "timed_out"), ({"max_waiting": 0}, 9.0, "busy")],
 )
-def test_caller_who_waits_for_no_other_user_refuse_deadlock_at_once(
+def test_caller_who_waits_for_no_other_user_is_refused_at_once(
     options: dict[str, int], patience: float, refused_as: str
 ) -> None:
     """One connect is begun, for the next one; not a second, and none that would be surplus."""
@@ -883,7 +883,7 @@ def test_connection_that_comes_back_to_a_closed_pool_goes_for_that_reason() -> N
     assert slot.reason == "pool_closed"
 
 
-def test_nobody_refuse_deadlock_for_overload_in_an_outage() -> None:
+def test_nobody_is_refused_for_overload_in_an_outage() -> None:
     """What cannot connect is down, and not overloaded."""
     desk = Desk(max_size=2, shedding=CoDel(target=0.1, interval=1.0), backoff_min=1.0).open()
     desk.take()
@@ -971,7 +971,7 @@ def test_reasons_of_the_end_are_counted() -> None:
     assert gone(desk.state) == {"broken": 1, "pool_closed": 1}
 
 
-def test_caller_who_refuse_deadlock_is_in_line_no_more() -> None:
+def test_caller_who_is_refused_is_in_line_no_more() -> None:
     """And counts as what it was refused for."""
     desk = Desk(max_size=1).open()
     desk.take()

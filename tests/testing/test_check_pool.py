@@ -91,7 +91,7 @@ async def test_books_out_of_order_are_told() -> None:
         slot.state = "idle"
 
 
-def test_pool_of_another_loop_refuse_deadlock() -> None:
+def test_pool_of_another_loop_is_refused() -> None:
     """It cannot be waited for here."""
     pool = Pool(FakeDriver())
     with asyncio.Runner() as one, asyncio.Runner() as two:

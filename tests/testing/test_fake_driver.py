@@ -88,7 +88,7 @@ def test_seconds_are_of_the_loops_clock() -> None:
         runner.run(main())
 
 
-def test_call_that_does_not_exist_refuse_deadlock() -> None:
+def test_call_that_does_not_exist_is_refused() -> None:
     """A script with a slip of the pen would do nothing."""
     with pytest.raises(TypeError, match="no such call: conect"):
         FakeDriver(conect=[None])
@@ -194,7 +194,7 @@ async def test_reset_tells_of_an_open_transaction() -> None:
 
 
 @pytest.mark.parametrize("wrong", [Fault, "slow", {"connect": None}])
-async def test_script_that_means_nothing_refuse_deadlock(wrong: Any) -> None:
+async def test_script_that_means_nothing_is_refused(wrong: Any) -> None:
     """And not taken for a database that fails."""
     with pytest.raises(TypeError, match="in a script: give None, an exception"):
         await FakeDriver(connect=wrong).connect()

@@ -199,7 +199,7 @@ async def test_commit_of_the_code_under_test_is_found_out(pool: Pool[Any]) -> No
 @pytest.mark.parametrize(
     ("anyio_backend", "pool"), DATABASES[2:], indirect=["anyio_backend", "pool"]
 )
-async def test_commit_of_the_code_under_test_refuse_deadlock(pool: Pool[Any]) -> None:
+async def test_commit_of_the_code_under_test_is_refused(pool: Pool[Any]) -> None:
     """In every checkout, and they go on; SQLite can tell."""
     async with rollback(pool) as test_pool:
         for x in (1, 2):
