@@ -31,7 +31,6 @@ _LAST_PAUSE: Final = 0.1
 _GONE: Final = 1094
 #: Its codes for too many connections, of all or of the user.
 _FULL: Final = frozenset({1040, 1203, 1226})
-_SESSIONS: Final = "SELECT ID FROM information_schema.PROCESSLIST"
 _UPTIME: Final = "SHOW GLOBAL STATUS LIKE 'Uptime'"
 
 
@@ -75,17 +74,22 @@ class Killer:
                 await self.kill(session)
 
     async def _kill_until_gone(self, session: Session) -> None:
+        """Repeat KILL until the server knows no such session.
+
+        The process list would say so too early: MariaDB takes a session off it when its socket is
+        closed, and frees its locks after that (``close_connection()``, then ``unlink_thd()``).
+        """
         side = await self._connect_soon()
-        killed: set[Session] = set()
+        found: set[Session] = set()
         pause = _FIRST_PAUSE
         try:
             while True:
-                for each in {*self._wanted} - killed:
-                    await self._kill(each, side)
-                    killed.add(each)
-                there = {number for (number,) in await side.run(_SESSIONS)}
-                for each in killed:
-                    each.was_ended |= each.thread_id not in there
+                for each in [*self._wanted]:
+                    if each not in found:
+                        await self._find(each, side)
+                        found.add(each)
+                    if not each.was_ended:
+                        await self._kill(each, side)
                 if session.was_ended:
                     break
                 await asyncio.sleep(pause)
@@ -104,22 +108,24 @@ class Killer:
                     raise
                 await asyncio.sleep(_LAST_PAUSE)
 
-    async def _kill(self, session: Session, side: Session) -> None:
-        if not side.is_same_server(session):  # there the number is another session's
+    async def _find(self, session: Session, side: Session) -> None:
+        """Note a session as ended if its number is not, or no longer, its own there."""
+        if not side.is_same_server(session):
             session.was_ended = True
             self._tell("a new connection leads to another server, or a proxy hides its number")
             return
         ((_, uptime),) = await side.run(_UPTIME)
-        if int(uptime) + 1 < session.loop.time() - session.began_at:
-            session.was_ended = True  # by a restart, after which numbers are given anew
-            return
+        # By a restart, after which numbers are given anew.
+        session.was_ended |= int(uptime) + 1 < session.loop.time() - session.began_at
+
+    async def _kill(self, session: Session, side: Session) -> None:
         try:
             await side.run(f"KILL {session.thread_id}")
         except MySQLError as error:
             if not is_servers(error):
                 raise
+            session.was_ended = True
             if error.args[0] != _GONE:
-                session.was_ended = True
                 self._tell(shown(error))
 
     def _tell(self, why: str) -> None:
