@@ -427,6 +427,8 @@ _POOL_WORDS = {
     "pool_health_check_period": "write ping_every, in seconds",
     "max_queries": "write max_uses",
     "connectionTimeoutMillis": "write connect_timeout, in seconds, for one connect",
+    "init": "give on_connect=, as a keyword",
+    "setup": "give on_acquire=, as a keyword",
     "echo": "leave it out, it is a setting of SQLAlchemy's engine",
     "poolclass": "leave it out, poolkit is the pool",
 }

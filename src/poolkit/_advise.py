@@ -31,6 +31,8 @@ class Advice:
     """How long the pool was open in the time that this is about."""
     leases: int
     """Leases that ended in it."""
+    leased: int
+    """Leases that had not ended at the end of it. The rate and the averages do not count them."""
     capacity: int
     """The pool's capacity, at the end of it."""
     rate: float
@@ -65,7 +67,8 @@ class Advice:
         """Return all of it in a few short sentences."""
         if not self.leases:
             none = f"No lease has ended in {_span(self.seconds)}: there is nothing to go by."
-            return " ".join((none, *self._without(), *self._listeners()))
+            held = (self._held(),) if self.without and self._is_held() else ()
+            return " ".join((none, *self._without(), *held, *self._listeners()))
         said = (self._need(), *self._waits(), self._what_to_do(), *self._listeners())
         return " ".join(said)
 
@@ -97,7 +100,19 @@ class Advice:
             return ()
         return (f"Besides, the server has {_number(self.listening, 'connection')} for listening.",)
 
+    def _is_held(self) -> bool:
+        """Return True if leases that have not ended take most of the pool: leaks, perhaps."""
+        return 2 * self.leased > self.capacity and self.leased > 2 * self.mean_leased
+
+    def _held(self) -> str:
+        return (
+            f"{self.leased} of {self.capacity} connections are held by leases that have not ended, "
+            "and are in no average: see who holds them (`pool.leases()`) before you add any."
+        )
+
     def _what_to_do(self) -> str:
+        if self.is_scarce and self._is_held():
+            return self._held()
         if self.is_scarce:
             first = ""
             if self.mean_leased >= _FULL * self.capacity:
@@ -148,6 +163,7 @@ def advise(stats: PoolStats, /, *, since: PoolStats | None = None) -> Advice:
     return Advice(
         seconds=seconds,
         leases=uses.count,
+        leased=stats.leased,
         capacity=stats.capacity,
         rate=rate,
         mean_use=mean_use,

@@ -81,8 +81,9 @@ POOL: Final = words(
         "give it as the first argument": "dsn url dburl databaseurl connectionstring conninfo",
         "write name": "poolname",
         "give on_connect=, as a keyword": (
-            "init setup configure afterconnect connectioninitsql initsql initcommand"
+            "init configure afterconnect connectioninitsql initsql initcommand"
         ),
+        "give on_acquire=, as a keyword": "setup",
         "leave it out, connections used last are taken first": "pooluselifo uselifo lifo",
         "leave it out, poolkit is the pool": "poolclass pooling nullpool poolresetonreturn",
         "leave it out, it is a setting of SQLAlchemy's engine": (

@@ -189,6 +189,26 @@ def test_window_in_which_the_pool_grew_is_that_of_both() -> None:
     assert advice.peak_leased == 3
 
 
+def test_pool_that_leaks_is_not_told_to_grow() -> None:
+    """The leases that ended were short, so more connections would seem to help: they leak too."""
+    office = Office(min_size=4, max_size=4)
+    office.lease(2, 0.01)
+    for _ in range(3):
+        office.take()
+    assert "not ended" not in str(advise(office.stats()))  # nobody has waited yet
+    office.take()
+    office.join(0.5)
+    office.now += 1.0
+    office.state.tick(office.now)
+    advice = advise(office.stats())
+    assert (advice.leased, advice.is_scarce) == (4, True)
+    held = (
+        "4 of 4 connections are held by leases that have not ended, and are in no average: see "
+        "who holds them (`pool.leases()`) before you add any."
+    )
+    assert str(advice).endswith(f" 1 caller got no connection. {held}")
+
+
 def test_leases_that_have_not_ended_are_known_to_be_missing() -> None:
     """What is leased now is a peak as well; how long it will be, nobody knows."""
     office = Office(min_size=2, max_size=2)
@@ -266,8 +286,11 @@ def test_callers_without_a_connection_are_told_of_though_no_lease_has_ended() ->
     office.state.count("timed_out")
     office.now += 3.0
     advice = str(advise(office.stats()))
-    expected = "No lease has ended in 3 s: there is nothing to go by. 1 caller got no connection."
-    assert advice == expected
+    assert advice == (
+        "No lease has ended in 3 s: there is nothing to go by. 1 caller got no connection. 1 of 1 "
+        "connections are held by leases that have not ended, and are in no average: see who holds "
+        "them (`pool.leases()`) before you add any."
+    )
 
 
 def test_many_connections_are_estimated_at_once() -> None:

@@ -115,6 +115,10 @@ async def _(bench: Bench) -> None:
     async with _pool_of_one(bench) as pool:
         async with pool.acquire() as handle:
             use = await _given(bench, "derive", handle)
+            if error := await bench.attempt("what Probe.derive returned", use):
+                raise WrongProbe(
+                    f"what Probe.derive returned raises before the release: {told(error)}"
+                ) from error
         async with pool.acquire():
             if await bench.attempt("what Probe.derive returned", use) is None:
                 raise Broken("one could be used in the next lease")

@@ -6,6 +6,7 @@ import gc
 import inspect
 from typing import TYPE_CHECKING, Any, Final
 
+from poolkit._text import told
 from poolkit.testing._bench import turns
 from poolkit.testing._contract import Broken, Chapter, WrongProbe
 
@@ -39,7 +40,9 @@ async def _(bench: Bench) -> None:
         for _ in range(2):
             use = await bench.within("Probe.derive", bench.probe.derive(c))
             if error := await bench.attempt("what Probe.derive returned", use):
-                raise WrongProbe("what Probe.derive returned raises before revoke") from error
+                raise WrongProbe(
+                    f"what Probe.derive returned raises before revoke: {told(error)}"
+                ) from error
             bench.ask("revoke", c)
             if await bench.attempt("what Probe.derive returned", use) is None:
                 raise Broken("one could be used after revoke")
