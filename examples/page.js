@@ -181,7 +181,7 @@ function showOverload(free, limited) {
 function sayTimes(pooled, unpooled) {
   const missing =
     unpooled.requests < pooled.requests
-      ? `, and ${count(unpooled.requests)} of ${count(pooled.requests)} were answered in ${facts.longest} s`
+      ? `; only ${count(unpooled.requests)} of ${count(pooled.requests)} were answered in ${facts.longest} s`
       : "";
   return (
     `Through a pool of ${count(facts.size)} a request takes ${ms(pooled.p50)} (p50). ` +
