@@ -174,5 +174,19 @@ async def test_derived_object_that_never_works_is_the_probes_mistake() -> None:
         return lambda: c.commit()
 
     probe = dataclasses.replace(probes.of_fake(driver), derive=derive)
-    with pytest.raises(ValueError, match="raises before revoke"):
+    with pytest.raises(ValueError, match=r"raises before revoke: \w+: "):
         await check_driver(driver, probe)
+
+
+async def test_derived_object_that_never_works_is_noticed_without_revoke_too() -> None:
+    """It would be dead in the next lease in any case."""
+
+    async def derive(_: Any) -> Any:
+        async def use() -> None:
+            raise LookupError("no rows")
+
+        return use
+
+    driver: BareDriver[Any] = BareDriver()
+    with pytest.raises(ValueError, match="raises before the release: LookupError: no rows"):
+        await check_driver(driver, Probe(derive=derive))
