@@ -204,10 +204,14 @@ class Facts:
     """The holders of all leases, or of as many as are counted."""
 
 
+#: What is said in the place of the name of a task that is no more.
+ENDED: Final = "a task that has ended"
+
+
 def task_name(holder: Holder) -> str:
     """Return the name of the task that acquired."""
     task = holder.task()
     if task is None:
-        return "a task that has ended"
+        return ENDED
     name: str = task.get_name() if hasattr(task, "get_name") else task.name
     return one_line(name, _LONGEST_NAME)

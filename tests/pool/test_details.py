@@ -237,7 +237,13 @@ async def test_lease_kept_by_nobody_who_lives_says_so() -> None:
         gc.collect()
         (lease,) = pool.leases()
         assert lease.task == "a task that has ended"
+        with pytest.raises(PoolTimeout, match="may be a leak: acquire with `async with`"):
+            await pool.acquire(timeout=0)
         pool.release(kept.pop())
+        async with pool.acquire():
+            with pytest.raises(PoolTimeout) as timed_out:
+                await pool.acquire(timeout=0)
+        assert "leak" not in str(timed_out.value)
 
 
 async def test_transaction_that_fails_to_begin_leaves_the_lease_as_it_was() -> None:

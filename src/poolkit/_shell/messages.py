@@ -23,7 +23,7 @@ from poolkit._errors import (
     WrongLoop,
 )
 from poolkit._shell.callsite import place, stack_shown
-from poolkit._stats import LeaseInfo, task_name
+from poolkit._stats import ENDED, LeaseInfo, task_name
 from poolkit._text import one_line, shown, told
 
 if TYPE_CHECKING:
@@ -120,7 +120,8 @@ def no_task(pool: str) -> WrongLoop:
 def not_open(pool: str) -> PoolClosed:
     """Return the error for a pool that is closed, or not open yet."""
     return PoolClosed(
-        f"pool {pool!r} is not open: use `async with pool:` or `await pool.open()` first"
+        f"pool {pool!r} is not open: use `async with pool:` or `await pool.open()` first, or in "
+        "FastAPI `lifespan=poolkit.fastapi.lifespan(pool)`"
     )
 
 
@@ -301,8 +302,11 @@ def _reason(facts: Facts) -> str:
     capacity = facts.stats.capacity
     sums = "".join(f". {label} holds {n} of {capacity}" for label, n in most if n > 1)
     longest = "; ".join(str(_lease(*one)) for one in facts.longest)
+    leak = ""
+    if any(name == ENDED for name, _, _ in facts.longest):
+        leak = ". What a task that has ended holds may be a leak: acquire with `async with`"
     return (
-        f"{sums}. Held longest: {longest}{_of_the_dead(facts)}. Hold connections for a shorter "
+        f"{sums}. Held longest: {longest}{_of_the_dead(facts)}{leak}. Hold connections for a shorter "
         "time, raise max_size, or raise acquire_timeout; a task that holds one while it waits for "
         "tasks that acquire here may be waiting for itself"
     )
