@@ -85,18 +85,22 @@ function compare(pooled, unpooled) {
       }),
     );
   }
-  if (pooled && unpooled) explain(unpooled);
+  if (pooled && unpooled) explain(pooled, unpooled);
 }
 
-function explain(unpooled) {
+function explain(pooled, unpooled) {
+  const slower =
+    unpooled.querying > pooled.querying
+      ? " The query takes longer, too: a new connection has cached nothing, and more of them run at once."
+      : "";
   const took = `${ms(unpooled.alone)} with nobody else about, ${ms(unpooled.opening)} among ${facts.clients}`;
   const failed = unpooled.failed ? ` Without the pool ${count(unpooled.failed)} failed: ${unpooled.why}.` : "";
   const why = $("why");
   if (facts.kind !== "SQLite") {
-    why.textContent = `Opening is a network connection, a login and a process of the server's: ${took}.${failed}`;
+    why.textContent = `Opening is a network connection, a login and a process of the server's: ${took}.${slower}${failed}`;
     return;
   }
-  why.textContent = `Opening a SQLite file is cheap: ${took}. Over HTTP, which takes time of its own, the two ways may look alike; with SQLite it is the line and the overload below that count. A database server wants a network connection, a login and a process each time: `;
+  why.textContent = `Opening a SQLite file is cheap: ${took}.${slower} Over HTTP, which takes time of its own, the two ways may look alike; with SQLite it is the line and the overload below that count. A database server wants a network connection, a login and a process each time: `;
   why.append(
     Object.assign(document.createElement("code"), {
       textContent: "make demo DATABASE_URL=postgresql://user:password@host/database",
@@ -184,8 +188,8 @@ function sayTimes(pooled, unpooled) {
       ? `; only ${count(unpooled.requests)} of ${count(pooled.requests)} were answered in ${facts.longest} s`
       : "";
   return (
-    `Through a pool of ${count(facts.size)} a request takes ${ms(pooled.p50)} (p50). ` +
-    `With a connection opened for each it takes ${ms(unpooled.p50)}, ` +
+    `Through a pool of ${count(facts.size)} a request takes ${ms(pooled.p50)} (p50), ` +
+    `with a connection opened for each ${ms(unpooled.p50)}, ` +
     `${percent(share(unpooled))} of it to open and close${missing}.`
   );
 }
