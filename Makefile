@@ -77,9 +77,16 @@ lint: .check-tools  ## style and import arrows
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/zizmor --quiet --offline --persona auditor .github/workflows
 
-types: .check-tools  ## mypy and pyright
+types: .check-tools  ## mypy and pyright; of poolkit as it is installed, no type may be unknown
 	$(bin) mypy
 	$(bin) pyright --pythonpath $(python)
+	rm -rf build/installed
+	$(bin) pip install -q --no-deps --no-build-isolation --target build/installed .
+	@PATH="$$($(python) -c 'import sys; print(sys.prefix)')/bin:$$PATH" \
+	    PYTHONPATH="$(CURDIR)/build/installed" \
+	    $(bin) pyright --verifytypes poolkit --ignoreexternal >build/types.txt \
+	    || { cat build/types.txt; exit 1; }
+	@grep score build/types.txt
 
 soak: .test-tools  ## explore for MINUTES=10 each what the tests do in seconds (ONLY=asyncio)
 	$(bin) scripts.soak --minutes $(MINUTES) $(if $(ONLY),--only $(ONLY)) $(ARGS)

@@ -48,7 +48,9 @@ class PoolError(Exception):
         if compose is not None:
             self.args = (compose(),)
 
-    if not TYPE_CHECKING:  # for the checkers it is the attribute of every error
+    if TYPE_CHECKING:  # for the checkers it is the attribute of every error
+        args: tuple[Any, ...]
+    else:
 
         @property
         def args(self) -> tuple[Any, ...]:

@@ -26,8 +26,8 @@ from poolkit._text import one_line
 try:
     from opentelemetry import metrics, trace
     from opentelemetry.metrics import Observation
-except ImportError as missing:
-    raise missing_extra("otel", missing) from missing
+except ImportError as _missing:
+    raise missing_extra("otel", _missing) from _missing
 
 if TYPE_CHECKING:
     from collections.abc import Callable

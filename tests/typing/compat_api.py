@@ -16,6 +16,11 @@ assert_type(poolkit.compat.asyncpg.Pool("postgresql://"), whole.Pool)
 asyncpg.create_pool(min_size="1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
+async def keep(conn: asyncpg.pool.PoolConnectionProxy) -> None:
+    """Take a view by the name of asyncpg's class."""
+    assert_type(await conn.execute("SELECT 1"), str)
+
+
 async def use() -> None:
     """Use it, by asyncpg's names and by poolkit's."""
     async with asyncpg.create_pool() as opened:

@@ -8,8 +8,8 @@ from poolkit._errors import PoolConfigError
 try:
     import fastapi
     from fastapi import Depends
-except ImportError as missing:
-    raise missing_extra("fastapi", missing) from missing
+except ImportError as _missing:
+    raise missing_extra("fastapi", _missing) from _missing
 
 if "scope" not in inspect.signature(Depends).parameters:
     raise PoolConfigError(

@@ -12,8 +12,8 @@ from poolkit._driver import missing_extra
 
 try:
     import prometheus_client as _prometheus_client  # noqa: F401  # first: it says what is missing
-except ImportError as missing:
-    raise missing_extra("prometheus", missing) from missing
+except ImportError as _missing:
+    raise missing_extra("prometheus", _missing) from _missing
 
 from poolkit.prometheus._collector import Collector
 from poolkit.prometheus._families import families

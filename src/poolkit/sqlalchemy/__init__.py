@@ -22,8 +22,8 @@ try:
     from sqlalchemy.ext import asyncio as _asyncio
 
     from poolkit.sqlalchemy._pool import PoolkitPool, PoolTimeout
-except ImportError as missing:
-    raise missing_extra("sqlalchemy", missing) from missing
+except ImportError as _missing:
+    raise missing_extra("sqlalchemy", _missing) from _missing
 
 from poolkit.sqlalchemy._adapters import adapters_for
 from poolkit.sqlalchemy._internals import missing_of_pool, tell_of

@@ -58,16 +58,16 @@ class BareConnection:
         self.driver = driver
         self.number = number
         """Counts the connections of the driver, from 1."""
-        self.dead = False
+        self.dead: bool = False
         """Whether it has ended, as its user's side knows."""
         self.lost = False
         """Whether it has ended without a word."""
-        self.in_transaction = False
+        self.in_transaction: bool = False
         self.session: dict[str, object] = {}
         """Settings of the session; a reset forgets them, but for those of ``on_connect``."""
         self.base: dict[str, object] = {}
         """What ``on_connect`` has left of them."""
-        self.active = 0
+        self.active: int = 0
         """Operations under way; never above 1."""
         self.turn = 0
         """Counts the leases; a cursor belongs to one."""
@@ -127,7 +127,7 @@ class FakeCursor:
 
     def __init__(self, connection: BareConnection) -> None:
         self.connection = connection
-        self.turn = connection.turn
+        self.turn: Final = connection.turn
 
     async def fetch(self) -> str:
         """Do one round trip; raises `Fault` once the connection was given back."""
@@ -226,8 +226,8 @@ class BareDriver(Generic[B]):
         self.log: list[str] = []
         self.rows: list[object] = []
         self.alive: set[B] = set()
-        self.most_alive = 0
-        self.numbers = itertools.count(1)
+        self.most_alive: int = 0
+        self.numbers: Final = itertools.count(1)
 
     async def step(self, call: str) -> None:
         """Do what the script says for this call; override it for whatever a script cannot say."""

@@ -60,7 +60,7 @@ class OneStepLoop(VirtualTimeLoop):
         self._most = most
         self._waiting: list[Any] = []
         self._passed_over = 0
-        self.steps = 0
+        self.steps: int = 0
 
     def _run_once(self) -> None:
         loop: Any = self

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, ParamSpec, Self, TypeVar
 
 import asyncpg
 from asyncpg import InterfaceError
@@ -223,7 +223,7 @@ class Pool(Internals, _Pool[asyncpg.Connection]):
         self._asked_loop = loop
         self._sizes = self._state.options.min_size, min_size
         self._max_idle = max_inactive_connection_lifetime
-        self.always_resets = reset is not None
+        self.always_resets: Final = reset is not None
         self._phase: Literal["new", "opening", "used"] = "new"
 
     # -- open and close --------------------------------------------------------------------------
@@ -341,16 +341,16 @@ class Pool(Internals, _Pool[asyncpg.Connection]):
 
     # -- on a connection of its own --------------------------------------------------------------
 
-    execute = _on_one(asyncpg.Connection.execute)
-    executemany = _on_one(asyncpg.Connection.executemany)
-    fetch = _on_one(asyncpg.Connection.fetch)
-    fetchval = _on_one(asyncpg.Connection.fetchval)
-    fetchrow = _on_one(asyncpg.Connection.fetchrow)
-    fetchmany = _on_one(asyncpg.Connection.fetchmany)
-    copy_from_table = _on_one(asyncpg.Connection.copy_from_table)
-    copy_from_query = _on_one(asyncpg.Connection.copy_from_query)
-    copy_to_table = _on_one(asyncpg.Connection.copy_to_table)
-    copy_records_to_table = _on_one(asyncpg.Connection.copy_records_to_table)
+    execute: Final = _on_one(asyncpg.Connection.execute)
+    executemany: Final = _on_one(asyncpg.Connection.executemany)
+    fetch: Final = _on_one(asyncpg.Connection.fetch)
+    fetchval: Final = _on_one(asyncpg.Connection.fetchval)
+    fetchrow: Final = _on_one(asyncpg.Connection.fetchrow)
+    fetchmany: Final = _on_one(asyncpg.Connection.fetchmany)
+    copy_from_table: Final = _on_one(asyncpg.Connection.copy_from_table)
+    copy_from_query: Final = _on_one(asyncpg.Connection.copy_from_query)
+    copy_to_table: Final = _on_one(asyncpg.Connection.copy_to_table)
+    copy_records_to_table: Final = _on_one(asyncpg.Connection.copy_records_to_table)
 
     # -- sizes -----------------------------------------------------------------------------------
 
@@ -394,7 +394,7 @@ def _as_function(make: Callable[P, R]) -> Callable[P, R]:
     return create_pool
 
 
-create_pool = _as_function(Pool)
+create_pool: Final = _as_function(Pool)
 
 
 def _look_for_unused(ref: weakref.ref[Pool], life: weakref.ref[Life]) -> None:

@@ -19,7 +19,7 @@ class Login:
         self, arguments: Mapping[str, Any], is_refusal: Callable[[BaseException], bool]
     ) -> None:
         given = arguments.get("password")
-        self.credentials = given if isinstance(given, Credentials) else None
+        self.credentials: Credentials | None = given if isinstance(given, Credentials) else None
         self._arguments = arguments
         self._is_refusal = is_refusal
 

@@ -64,7 +64,7 @@ class Mailbox:
         self._dropped: Missed | None = None  # stands before all notes
         self._changed = asyncio.Event()
         #: Whether the server sends what comes on all of the channels.
-        self.in_force = False
+        self.in_force: bool = False
         self._was_in_force = False
         #: Makes the error that ends it; None while more is to come.
         self.over: Callable[[], BaseException] | None = None

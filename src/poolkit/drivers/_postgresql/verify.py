@@ -43,7 +43,7 @@ class Verification:
 
     def __init__(self) -> None:
         #: How many leases were looked at.
-        self.checked = 0
+        self.checked: int = 0
         #: What they have left, in words, with their statements.
         self.found: list[str] = []
         self._names: list[str] | None = None

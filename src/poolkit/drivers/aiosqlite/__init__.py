@@ -22,8 +22,8 @@ try:
     import aiosqlite
 
     from poolkit.drivers.aiosqlite._connection import Connection
-except ImportError as missing:
-    raise missing_extra("aiosqlite", missing) from missing
+except ImportError as _missing:
+    raise missing_extra("aiosqlite", _missing) from _missing
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -67,7 +67,7 @@ def from_url(url: URL, /, **settings: Unpack[SettingsDict]) -> AiosqliteDriver:
 class AiosqliteDriver(SQLiteDriver["aiosqlite.Connection"]):
     """How connections of aiosqlite are opened, cleaned and closed. On asyncio only."""
 
-    view_bases = (view_methods(Connection),)
+    view_bases: tuple[type, ...] = (view_methods(Connection),)
     client = aiosqlite
 
     async def connect(self) -> aiosqlite.Connection:

@@ -20,8 +20,8 @@ from poolkit.drivers.helpers import missing_extra
 
 try:
     import asyncmy
-except ImportError as missing:
-    raise missing_extra("asyncmy", missing) from missing
+except ImportError as _missing:
+    raise missing_extra("asyncmy", _missing) from _missing
 
 from poolkit.drivers.asyncmy._driver import AsyncmyDriver
 from poolkit.drivers.asyncmy._url import parse, split_options

@@ -43,7 +43,7 @@ class AsyncmyDriver:
         for name in settings:
             if name not in SETTINGS:
                 raise PoolConfigError(unknown_option(name, SETTINGS))
-        self.settings = Settings(**settings)
+        self.settings: Final = Settings(**settings)
         given = dict(self.settings.connect_kwargs)
         self._sql_mode: str | None = given.pop("sql_mode", None)
         self._init_command: str | None = given.pop("init_command", None)
@@ -51,7 +51,7 @@ class AsyncmyDriver:
         self._arguments = {**given, "autocommit": None, "connect_timeout": _NEVER}
         if (create := given.get("password_creator")) is not None:
             self._arguments["password_creator"] = functools.partial(_password, create)
-        self.name = _name(given)
+        self.name: Final = _name(given)
         self._level = self.settings.reset
         #: Whether one of the connections was to a server that takes writes.
         self._had_primary = False
@@ -59,7 +59,7 @@ class AsyncmyDriver:
         self._killer = self._new_killer()
 
     #: What a view has of its own.
-    view_bases = (ViewMethods,)
+    view_bases: tuple[type, ...] = (ViewMethods,)
 
     def _new_killer(self) -> Killer:
         return Killer(functools.partial(self._log_in, to_kill=True), self.name)

@@ -18,7 +18,6 @@ from asyncmy.protocol import OKPacketWrapper
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from poolkit.drivers.asyncmy._connection import LeaseConnection
     from poolkit.drivers.asyncmy._transaction import Transaction
 
 COM_RESET_CONNECTION: Final = 0x1F
@@ -65,21 +64,21 @@ class Session:
         *("report", "server", "set_up", "statement", "thread_id", "transport", "was_ended"),
     )
 
-    def __init__(self, inner: LeaseConnection, beginning: tuple[str, ...]) -> None:
+    def __init__(self, inner: Any, beginning: tuple[str, ...]) -> None:
         """Take over a connection that has logged in; see `begin`."""
-        #: The object of the lease that there is, or of the next one.
-        self.inner = inner
-        self.loop = inner._loop
+        #: The `LeaseConnection` of the lease that there is, or of the next one.
+        self.inner: Any = inner
+        self.loop: Any = inner._loop
         self.transport: Any = inner._transport
         self.proto: Any = inner._proto
         self.thread_id: int = inner.thread_id()
         #: Whether the server knows it by that number: a proxy may have made up another one.
-        self.has_own_number = False
+        self.has_own_number: bool = False
         #: The event loop's time.
-        self.began_at = self.loop.time()
+        self.began_at: float = self.loop.time()
         #: The statements by which a session that the server has reset is made what it is to be.
-        self.beginning = beginning
-        self.has_database = bool(inner._db)
+        self.beginning: tuple[str, ...] = beginning
+        self.has_database: bool = bool(inner._db)
         #: What the server says of itself.
         self.server: Mapping[str, str] = {}
         #: Tells the pool that the connection has died, or of errors that the view does not see.
@@ -91,18 +90,19 @@ class Session:
         self.own_fields: list[tuple[str, Any]] = []
         self.autocommit = True
         #: Whether it was closed here, and whether the server has ended it at our wish, or cannot.
-        self.is_cut = self.was_ended = False
+        self.is_cut: bool = False
+        self.was_ended: bool = False
         #: How many tasks wait for what the server sends.
         self.reading = 0
         #: Why an answer, or a part of one, will never be read; "" if all are.
-        self.abandoned = ""
+        self.abandoned: str = ""
         # What the lease has done.
         #: The outermost transaction of a block of the pool's.
         self.block: Transaction | None = None
         #: Whether the block's was ended and another one begun.
         self.block_was_replaced = False
         #: Whether the server has raised an error: it does not say then if a transaction is open.
-        self.has_failed = False
+        self.has_failed: bool = False
         self.notes_statements = False
         self.statement: bytes | str | None = None
 

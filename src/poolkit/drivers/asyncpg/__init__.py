@@ -19,8 +19,8 @@ from poolkit.drivers.helpers import missing_extra
 
 try:
     import asyncpg
-except ImportError as missing:
-    raise missing_extra("asyncpg", missing) from missing
+except ImportError as _missing:
+    raise missing_extra("asyncpg", _missing) from _missing
 
 from poolkit.drivers._postgresql.create import make_driver, make_pool
 from poolkit.drivers._postgresql.listener import Listener

@@ -104,7 +104,13 @@ def _noting(made: Any, name: str, kind: type) -> Any:
     return call_async if inspect.iscoroutinefunction(getattr(kind, name)) else call
 
 
-class ViewMethods(unwrapped.ConnectionProxy):  # type: ignore[misc]
+if TYPE_CHECKING:  # a view has what a connection has
+    _Base = asyncpg.Connection
+else:
+    _Base = unwrapped.ConnectionProxy
+
+
+class ViewMethods(_Base):
     """What a view has of its own: callbacks get the view, which dies with the lease.
 
     Its base class makes ``isinstance(view, asyncpg.Connection)`` true.

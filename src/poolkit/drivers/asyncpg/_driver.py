@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 from asyncpg import exceptions as pg
@@ -47,13 +47,14 @@ class AsyncpgDriver(PutsOff, Telling, Transactions):
     """How connections of asyncpg are opened, checked, cleaned and closed. On asyncio only."""
 
     __module__ = "poolkit.drivers.asyncpg"
-    server_error = pg.PostgresError
+    name: str
+    server_error: type[Exception] = pg.PostgresError
 
     def __init__(self, dsn: URL | None = None, **settings: Unpack[SettingsDict]) -> None:
         for name in settings:
             if name not in SETTINGS:
                 raise PoolConfigError(unknown_option(name, SETTINGS))
-        self.settings = Settings(**settings)
+        self.settings: Settings = Settings(**settings)
         self._dsn, self.name = check_dsn(dsn, self.settings)
         self._arguments = self.settings.arguments()
         self._sent = session_settings(self._dsn, self._arguments)
@@ -62,11 +63,11 @@ class AsyncpgDriver(PutsOff, Telling, Transactions):
             raise PoolConfigError("connection_class is not a subclass of asyncpg.Connection")
         self._login = Login(self._arguments, errors.is_refusal)
         #: Fetched ahead of time by the pool.
-        self.credentials = self._login.credentials
+        self.credentials: Final = self._login.credentials
         self._kind = pooled(kind)
         #: What a reset undoes.
         self._level = self.settings.reset
-        self.puts_off_resets = self._level == "auto"
+        self.puts_off_resets: bool = self._level == "auto"
         if self.puts_off_resets:
             self._level = "full"
             self._kind = judging(self._kind, kind)
@@ -86,7 +87,7 @@ class AsyncpgDriver(PutsOff, Telling, Transactions):
         )
 
     #: Makes ``isinstance(conn, asyncpg.Connection)`` true of a view.
-    view_bases = (ViewMethods,)
+    view_bases: tuple[type, ...] = (ViewMethods,)
 
     async def connect(self) -> asyncpg.Connection:
         """Open a connection. If this is cancelled, asyncpg leaves no connection behind."""

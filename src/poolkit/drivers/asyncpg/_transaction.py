@@ -91,7 +91,7 @@ class Transaction:
         #: Set by the pool: the lease ends with the block. Then it may be undone with the COMMIT.
         self.ends_lease = False
         #: Whether that was done.
-        self.has_reset = False
+        self.has_reset: bool = False
 
     async def __aenter__(self) -> None:
         """Begin, or set a savepoint inside of another transaction."""

@@ -20,13 +20,13 @@ from poolkit.drivers.helpers import missing_extra
 
 try:
     import psycopg
-except ImportError as missing:
-    if missing.name is None:  # psycopg is there, and libpq is not
+except ImportError as _missing:
+    if _missing.name is None:  # psycopg is there, and libpq is not
         raise PoolConfigError(
-            f"psycopg cannot be imported ({missing}). If it finds no libpq, run: "
+            f"psycopg cannot be imported ({_missing}). If it finds no libpq, run: "
             "pip install 'psycopg[binary]'"
-        ) from missing
-    raise missing_extra("psycopg", missing) from missing
+        ) from _missing
+    raise missing_extra("psycopg", _missing) from _missing
 
 from poolkit.drivers._postgresql.create import make_driver, make_pool
 from poolkit.drivers._postgresql.listener import Listener

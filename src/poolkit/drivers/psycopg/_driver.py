@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -43,7 +43,8 @@ class PsycopgDriver(PutsOff):
     """How connections of psycopg are opened, checked, cleaned and closed. On asyncio only."""
 
     __module__ = "poolkit.drivers.psycopg"
-    server_error = psycopg.Error
+    name: str
+    server_error: type[Exception] = psycopg.Error
 
     def __init__(self, conninfo: URL | None = None, **settings: Unpack[SettingsDict]) -> None:
         for name in settings:
@@ -51,7 +52,7 @@ class PsycopgDriver(PutsOff):
                 raise PoolConfigError(unknown_option(name, SETTINGS))
         if settings.get("pooler") == "transaction":
             settings.setdefault("prepare_threshold", None)
-        self.settings = Settings(**settings)
+        self.settings: Final = Settings(**settings)
         self._conninfo, self.name = check_dsn(conninfo, self.settings)
         self._arguments = self.settings.arguments()
         keepalives = self.settings.keepalives()
@@ -59,11 +60,11 @@ class PsycopgDriver(PutsOff):
             self._arguments.update(keepalives)
         self._login = Login(self._arguments, errors.is_refusal)
         #: Fetched ahead of time by the pool.
-        self.credentials = self._login.credentials
+        self.credentials: Final = self._login.credentials
         kind: Any = self.settings.connection_class
         self._kind = pooled(kind)
         self._level = self.settings.reset
-        self.puts_off_resets = self._level == "auto"
+        self.puts_off_resets: bool = self._level == "auto"
         if self.puts_off_resets:
             self._level = "full"
         self.connections: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -87,7 +88,7 @@ class PsycopgDriver(PutsOff):
         )
 
     #: What a view has of its own.
-    view_bases = (ViewMethods, EndsWithLease)
+    view_bases: tuple[type, ...] = (ViewMethods, EndsWithLease)
 
     async def connect(self) -> psycopg.AsyncConnection[Any]:
         """Open a connection. If this is cancelled, no connection is left behind."""

@@ -66,16 +66,16 @@ class Session(Judged):
 
     def __init__(self, pgconn: Any) -> None:
         self.pgconn = pgconn
-        self.loop = asyncio.get_running_loop()
+        self.loop: Final = asyncio.get_running_loop()
         #: How many leases have ended.
         self.lease = 0
         #: Tells the pool that the connection has died, or of errors that the view does not see.
         self.report: Callable[..., None] | None = None
-        self.is_cut = False
+        self.is_cut: bool = False
         #: Whether notifications are wanted while it is idle: it is a listener's.
         self.hears = False
         #: How many generators run.
-        self.under_way = 0
+        self.under_way: int = 0
         #: Reads what a cancelled operation has left.
         self.settling: asyncio.Task[None] | None = None
         self._rested: asyncio.Future[None] | None = None
@@ -90,24 +90,26 @@ class Session(Judged):
         self.own: dict[str, Any] = {}
         self.own_adapters: Any = None
         # What the lease has done.
-        self.ended = Ended(self)
+        self.ended: Final = Ended(self)
         #: The outermost transaction of a block of the pool's.
         self.block: Transaction | None = None
         #: Whether the block's was ended and another one begun.
-        self.block_was_replaced = False
+        self.block_was_replaced: bool = False
         #: Collects names in statements while the session is being set up.
         self.names: DottedNames | None = None
         #: Whether cursors tell of the texts that they execute, whether the last one of the lease is
         #: kept, and that text.
         self.reads_texts = self.notes_statements = False
         self.statement: bytes | None = None
-        self.left_behind = ""
-        self.may_have_prepared = self.has_dropped = self.must_unlisten = False
+        self.left_behind: str = ""
+        self.may_have_prepared: bool = False
+        self.has_dropped: bool = False
+        self.must_unlisten: bool = False
         self._is_plain, self._taken, self._texts = False, None, None
         #: Statements that cursors are about to send, and have not told the text of.
-        self.unheard = 0
+        self.unheard: int = 0
         #: Why the next user must not have it; "" if nothing is wrong.
-        self.unfit = ""
+        self.unfit: str = ""
 
     # -- state, without I/O ----------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ class Transaction:
         #: Set by the pool: the lease ends with the block. Then it may be undone with the COMMIT.
         self.ends_lease = False
         #: Whether that was done.
-        self.has_reset = False
+        self.has_reset: bool = False
         #: Whether a COMMIT was sent.
         self._has_sent = False
 

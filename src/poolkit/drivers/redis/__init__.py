@@ -13,8 +13,8 @@ from poolkit.drivers.helpers import POOL_OPTIONS, missing_extra, unknown_option
 
 try:
     import redis.asyncio
-except ImportError as missing:
-    raise missing_extra("redis", missing) from missing
+except ImportError as _missing:
+    raise missing_extra("redis", _missing) from _missing
 
 from poolkit.drivers.redis._driver import RedisDriver
 from poolkit.drivers.redis._settings import SETTINGS, CreateOptions, SettingsDict, parse

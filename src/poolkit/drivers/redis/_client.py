@@ -22,7 +22,7 @@ class Client(redis.asyncio.Redis):  # type: ignore[misc]
     def __init__(self, link: Any, options: dict[str, Any]) -> None:
         super().__init__(connection_pool=LeasePool(**options))
         self.link = link
-        self.was_held = False
+        self.was_held: bool = False
         self.on_connect: Any = None
         self._template: Any = redis.asyncio.Redis(connection_pool=self.connection_pool)
         self._inner: Any = self._template

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import redis.asyncio
 from redis import exceptions
@@ -37,7 +37,7 @@ class RedisDriver:
         kind = redis.asyncio.SSLConnection if tls else redis.asyncio.Connection
         self._kind = link_class(kind)
         self._options = {"socket_timeout": None, **given, "host": host, "port": port}
-        self.name = f"{host}:{port}/{given.get('db', 0)}"
+        self.name: Final = f"{host}:{port}/{given.get('db', 0)}"
 
     async def connect(self) -> Client:
         """Open a connection, and log in."""

@@ -82,7 +82,7 @@ def from_url(url: URL, /, **settings: Unpack[SettingsDict]) -> ThreadsDriver:
 class ThreadsDriver(SQLiteDriver["Connection"]):
     """How connections are opened, cleaned and closed in anyio's worker threads."""
 
-    view_bases = (view_methods(Connection),)
+    view_bases: tuple[type, ...] = (view_methods(Connection),)
 
     async def connect(self) -> Connection:
         """Open a connection. If this is cancelled, the thread that opens it closes it."""

@@ -43,11 +43,11 @@ class Guard:
         #: The authorizer that the user has set.
         self.users: Callable[..., int] | None = None
         #: Whether no statement may end the transaction.
-        self.protects = False
+        self.protects: bool = False
         #: Whether a statement that ends a transaction may have been prepared since it was set.
-        self.may_be_bypassed = True
+        self.may_be_bypassed: bool = True
         #: The statement that was refused last: COMMIT or ROLLBACK.
-        self.refused = ""
+        self.refused: str = ""
 
     def __call__(self, action: int, *what: str | None) -> int:
         """Tell SQLite whether it may prepare a statement."""

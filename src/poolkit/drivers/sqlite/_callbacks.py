@@ -32,6 +32,8 @@ def _text(text: bytes) -> str:
 class Callbacks(sqlite3.Connection):
     """SQLite's connection; the driver can turn the user's callbacks off and on again."""
 
+    text_factory: Any  # of sqlite3's; type checkers want it declared where it is assigned
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         #: What the user has set by methods: the last call of each, by what it has set.

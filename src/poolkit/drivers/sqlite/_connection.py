@@ -63,7 +63,7 @@ class Raw(Interrupts, WatchesFiles):
         #: Whether a statement that has failed because of another connection's lock may be retried.
         self.retries_locked = False
         #: Whether an operation may finish when its caller was cancelled.
-        self.lets_cancelled_finish = False
+        self.lets_cancelled_finish: bool = False
 
     # The methods of `sqlite3.Connection` make cursors that would not be known here.
 

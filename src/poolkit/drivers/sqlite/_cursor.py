@@ -37,7 +37,7 @@ class RawCursor(sqlite3.Cursor):
 
     lease: int
     #: Whether a fetch was cancelled, so that its rows are lost.
-    is_torn = False
+    is_torn: bool = False
     _is_read = False
     #: Whether its lease has inserted a row.
     _has_own_id = False

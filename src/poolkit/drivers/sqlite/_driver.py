@@ -360,7 +360,7 @@ class Transaction:
         self._lease = connection._raw.lease
         self._mode = mode
         #: Seconds that beginning may take, before it raises `TimeoutError`.
-        self.patience = math.inf
+        self.patience: float = math.inf
 
     async def __aenter__(self) -> None:
         begin = functools.partial(self._connection._raw.begin, self._mode)

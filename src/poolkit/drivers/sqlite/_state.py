@@ -36,6 +36,11 @@ def _folded(name: str) -> str:
 class Session(Comparison):
     """SQLite's connection; it can return to what it was when `remember` was called."""
 
+    # Of sqlite3's; type checkers want them declared where they are assigned.
+    row_factory: Any
+    text_factory: Any
+    isolation_level: Any
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._blobs: list[weakref.ref[sqlite3.Blob]] = []

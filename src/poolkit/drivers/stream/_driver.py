@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
@@ -38,7 +38,7 @@ class StreamDriver:
         self._server_name = settings.get("server_name") or host
         self._ping = settings.get("ping")
         self._one_way = settings.get("one_way", False)
-        self.name = host if port is None else f"{host}:{port}"
+        self.name: Final = host if port is None else f"{host}:{port}"
 
     async def connect(self) -> Stream:
         """Open a stream, over TLS when its handshake is done."""
