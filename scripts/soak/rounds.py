@@ -34,6 +34,8 @@ def run(minutes: float, first: int) -> int:
         except subprocess.TimeoutExpired:
             break
         if done.returncode:
+            again = f"POOLKIT_TEST_EFFORT={effort} {' '.join(command)}"
+            print(f"== found something; again, or with the name of the test alone: {again}")
             return done.returncode
         rounds += 1
     print(f"== {rounds} whole rounds in {minutes:g} minutes, and nothing found")

@@ -23,6 +23,7 @@ import poolkit._shell.pool
 import poolkit._shell.transaction
 from poolkit import AnotherConnection, Pool, PoolClosed
 from poolkit.testing._invariants import check_state
+from tests.effort import CASE, each, told
 from tests.fakes import Boom, FakeConnection, FullDriver
 from tests.pool.planting import plant
 from tests.pool.virtual import only_workers
@@ -185,25 +186,26 @@ async def make() -> tuple[Pool[FakeConnection], FullDriver]:
 @pytest.mark.parametrize("scenario", SCENARIOS)
 async def test_scope_cancelled_at_any_step_loses_nothing(scenario: Scenario) -> None:
     """By a cancel scope, which cancels again at every await."""
-    for steps in range(MOST_STEPS):
-        pool, driver = await make()
-        ended = False
+    for steps in each(range(MOST_STEPS)):
+        with told(steps):
+            pool, driver = await make()
+            ended = False
 
-        async def run(pool: Pool[FakeConnection] = pool) -> None:
-            nonlocal ended
-            await scenario(pool)
-            ended = True
+            async def run(pool: Pool[FakeConnection] = pool) -> None:
+                nonlocal ended
+                await scenario(pool)
+                ended = True
 
-        async with anyio.create_task_group() as group:
-            group.start_soon(run)
-            for _ in range(steps):
-                await checkpoint()
-            group.cancel_scope.cancel()
-        await come_to_rest(pool, driver)
+            async with anyio.create_task_group() as group:
+                group.start_soon(run)
+                for _ in range(steps):
+                    await checkpoint()
+                group.cancel_scope.cancel()
+            await come_to_rest(pool, driver)
         if ended:
             print(f"{scenario.__name__}: {steps} steps")
             return
-    raise AssertionError("the scenario never ended")
+    assert CASE is not None, "the scenario never ended"
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -215,21 +217,22 @@ async def test_task_cancelled_at_any_step_loses_nothing(
     anyio_backend: Any,
 ) -> None:
     """By asyncio's own cancellation, which comes once and may hit a caller already served."""
-    for steps in range(MOST_STEPS):
-        with resets():
-            pool, driver = await make()
-        task = asyncio.ensure_future(scenario(pool))
-        for _ in range(steps):
-            await checkpoint()
-        ended = task.done()
-        task.cancel()
-        await asyncio.wait([task])
-        assert task.cancelled() or task.exception() is None, task
-        await come_to_rest(pool, driver)
+    for steps in each(range(MOST_STEPS)):
+        with told(steps):
+            with resets():
+                pool, driver = await make()
+            task = asyncio.ensure_future(scenario(pool))
+            for _ in range(steps):
+                await checkpoint()
+            ended = task.done()
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled() or task.exception() is None, task
+            await come_to_rest(pool, driver)
         if ended:
             print(f"{scenario.__name__}: {steps} steps")
             return
-    raise AssertionError("the scenario never ended")
+    assert CASE is not None, "the scenario never ended"
 
 
 # -- planted bugs --------------------------------------------------------------------------------

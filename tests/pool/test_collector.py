@@ -24,7 +24,7 @@ from anyio.lowlevel import checkpoint
 import poolkit
 from poolkit import NotLeased, Pool, PoolError, PoolTimeout
 from poolkit.testing._invariants import check_state
-from tests.effort import SHARE
+from tests.effort import CASE, SHARE, again, each
 from tests.fakes import FakeConnection, FullDriver
 from tests.pool.storm import come_to_rest
 from tests.pool.virtual import on_asyncio, on_trio, on_workers
@@ -225,6 +225,24 @@ RUNS = [on_asyncio, on_workers, on_trio]
 STEP = max(1, round(1 / SHARE))
 
 
+def called(line: Line) -> str:
+    """Return the name of a line, as a failure tells it."""
+    return f"{Path(line[0].co_filename).name}:{line[1]}"
+
+
+def some(lines: list[Line], first: int) -> list[Line]:
+    """Return each so many-th of them, or only the one that is asked for."""
+    return list(each(lines, called)) if CASE is not None else lines[first % STEP :: STEP]
+
+
+def check_none(failed: dict[str, BaseException], lines: list[Line]) -> None:
+    """Tell all lines at which something went wrong, and how to bring back the first."""
+    if failed:
+        all_told = "\n".join(f"{name}: {error!r}" for name, error in failed.items())
+        name = next(iter(failed))
+        raise AssertionError(f"{len(failed)} of {len(lines)} lines:\n{all_told}\n{again(name)}")
+
+
 @pytest.mark.parametrize("strike", STRIKES)
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.timeout(600)
@@ -233,14 +251,15 @@ def test_release_in_the_middle_of_any_line_loses_nothing(run: Any, strike: Strik
     """Whatever the heart is doing, another lease ends, as the collector has it."""
     lines = run(seen)
     assert len(lines) > 600
-    lines = lines[(STRIKES.index(strike) + len(STRIKES) * RUNS.index(run)) % STEP :: STEP]
-    failed, strikes = [], 0
+    lines = some(lines, STRIKES.index(strike) + len(STRIKES) * RUNS.index(run))
+    failed: dict[str, BaseException] = {}
+    strikes = 0
     for line in lines:
         try:
             strikes += run(functools.partial(in_time, struck, line, strike))
         except BaseException as error:
-            failed.append(f"{Path(line[0].co_filename).name}:{line[1]}: {error!r}")
-    assert not failed, f"{len(failed)} of {len(lines)} lines:\n" + "\n".join(failed)
+            failed[called(line)] = error
+    check_none(failed, lines)
     assert strikes > 0.97 * len(lines), "hardly any line depends on chance"
 
 
@@ -290,14 +309,15 @@ def test_interrupt_at_any_line_loses_nothing_on_trio() -> None:
     """Ctrl-C arrives at the caller's next checkpoint, and the line runs to its end."""
     of_views = ("view.py", "view_class.py", "methods.py", "operations.py", "kinds.py")
     lines = [line for line in on_trio(seen) if not line[0].co_filename.endswith(of_views)]
-    lines = lines[::STEP]
-    failed, presses = [], 0
+    lines = some(lines, 0)
+    failed: dict[str, BaseException] = {}
+    presses = 0
     for line in lines:
         try:
             presses += on_trio(functools.partial(in_time, interrupted, line))
         except BaseException as error:
-            failed.append(f"{Path(line[0].co_filename).name}:{line[1]}: {error!r}")
-    assert not failed, f"{len(failed)} of {len(lines)} lines:\n" + "\n".join(failed)
+            failed[called(line)] = error
+    check_none(failed, lines)
     assert presses > 0.97 * len(lines), "hardly any line depends on chance"
 
 

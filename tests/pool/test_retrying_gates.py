@@ -14,7 +14,7 @@ import pytest
 
 from poolkit import CommitUnknown, Pool, Verdict
 from poolkit.testing import NEVER, FakeDriver, Fault, check_pool
-from tests.effort import EFFORT
+from tests.effort import EFFORT, each, told
 from tests.pool.virtual import on_asyncio, on_trio
 
 if TYPE_CHECKING:
@@ -102,10 +102,8 @@ async def pass_through(gates: dict[str, str], how: str) -> None:
 def test_every_combination_of_outcomes_tells_the_truth(run: Any, how: str) -> None:
     """Done once, or not at all."""
     tried = 0
-    for gates in combinations():
-        try:
+    for gates in each(combinations()):
+        with told(gates):
             run(lambda gates=gates: pass_through(gates, how))
-        except BaseException as error:
-            raise AssertionError(f"with {gates}") from error
         tried += 1
     print(f"{tried} combinations")

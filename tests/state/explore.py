@@ -77,8 +77,8 @@ def _guarded(world: World, path: tuple[Event, ...], step: Callable[[World], None
     try:
         step(world)
     except Exception as error:  # whatever the book raises is wrong
-        way = "\n  ".join(map(str, path))
-        raise Violation(f"{type(error).__name__}: {error}; the way there:\n  {way}") from error
+        way = "".join(f"\n  {event}," for event in path)
+        raise Violation(f"{type(error).__name__}: {error}; the way there:{way}") from error
 
 
 #: Seconds beyond which the past and the future are all the same to the worlds explored.

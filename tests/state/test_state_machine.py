@@ -71,6 +71,7 @@ Book.TestCase.settings = settings(
     max_examples=round(300 * SHARE),
     stateful_step_count=60,
     deadline=None,
+    print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 test_book = pytest.mark.timeout(300)(Book.TestCase)
