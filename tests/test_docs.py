@@ -206,7 +206,7 @@ def _is_taken(*urls: str) -> None:
     assert len(errors) < len(urls), errors
 
 
-@pytest.mark.parametrize("page", PAGES, ids=ids)
+@pytest.mark.parametrize("page", [*PAGES, *sorted(ROOT.glob("[CS]*.md"))], ids=ids)
 def test_links_of_a_page_lead_somewhere(page: Path) -> None:
     """To a file that is there, and to a heading that it has."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)

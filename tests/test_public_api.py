@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import inspect
@@ -9,11 +10,13 @@ import pkgutil
 import re
 import subprocess
 import sys
+import tomllib
 import typing
 from pathlib import Path
 
 import poolkit
 from poolkit import Options, PoolOptions
+from poolkit._shell.observe import EVENTS
 from poolkit.testing import FakeDriver
 
 REFERENCE = Path(__file__).resolve().parents[1] / "docs" / "reference"
@@ -151,6 +154,31 @@ def test_every_public_name_is_on_a_page_of_its_module() -> None:
     for module, names in shown.items():
         if module != "poolkit.compat.asyncpg":  # whose names are asyncpg's
             assert names == {*importlib.import_module(module).__all__}, module
+
+
+def test_every_driver_is_found_by_name_and_by_url() -> None:
+    """A new one is in `poolkit.drivers`, among its imports for type checkers, and an entry point."""
+    package = ast.parse(inspect.getsource(poolkit.drivers))
+    (imported,) = [
+        {alias.name for alias in each.names}
+        for each in ast.walk(package)
+        if isinstance(each, ast.ImportFrom) and each.module == "poolkit.drivers"
+    ]
+    drivers = {name.rpartition(".")[2] for name in _public_modules() if ".drivers." in name}
+    assert {*poolkit.drivers.__all__} == imported == drivers
+    project = tomllib.loads((REFERENCE.parents[1] / "pyproject.toml").read_text())["project"]
+    places = {*project["entry-points"]["poolkit.drivers"].values()}
+    assert places == {f"poolkit.drivers.{name}:from_url" for name in drivers - {"helpers"}}
+
+
+def test_every_event_of_observers_is_in_the_guide_with_its_values() -> None:
+    """In a row of the table, and no other is."""
+    page = (REFERENCE.parent / "howto" / "labels-and-observers.md").read_text()
+    rows = re.findall(r"^\| `(\w+\(pool.*?\))` \|", page, re.MULTILINE)
+    for event in EVENTS:
+        _, *given = inspect.signature(getattr(poolkit.Observer, event)).parameters
+        assert f"{event}({', '.join(given)})" in rows
+    assert len(rows) == len(EVENTS)
 
 
 def test_every_metric_is_in_the_reference_with_its_type() -> None:

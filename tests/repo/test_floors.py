@@ -27,6 +27,16 @@ def test_oldest_versions_are_the_declared_floors() -> None:
     assert floors == oldest
 
 
+def test_every_library_is_in_the_extras_of_all() -> None:
+    """Who wants all of them gets all, and so do the tests."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    everything = f"poolkit[{','.join(sorted(extras.keys() - UNTESTED))}]"
+    assert extras["all"] == [everything]
+    assert everything in extras["test"]
+
+
 def _parts(requirement: str, relation: str) -> tuple[str, tuple[int, ...]]:
     name, _, version = requirement.partition(relation)
     numbers = [int(number) for number in version.split(".")]
