@@ -27,7 +27,7 @@ unexport PYTHONPATH PYTHONHOME
 # Tests start hundreds of interpreters: each would compile poolkit, and pytest every test, anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo docs test test-wheel test-oldest test-newest test-tools soak coverage asyncpg-tests mutants check lint types fmt bench bench-instructions bench-quick clean
+.PHONY: help demo docs test test-wheel test-sdist test-oldest test-newest test-tools soak coverage asyncpg-tests mutants check lint types fmt bench bench-instructions bench-quick clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -e 's/:.*## /: /' -e 's/^/make /'
@@ -46,6 +46,13 @@ test-wheel:  ## build the archives, and run the suite on the wheel, as it is ins
 	$(bin) build
 	$(bin) pip install -q --force-reinstall --no-deps dist/*.whl
 	$(bin) pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+test-sdist:  ## unpack the source archive of test-wheel, and run the suite in it, as packagers do
+	rm -rf build/sdist
+	mkdir -p build/sdist
+	@ls dist/*.tar.gz >/dev/null 2>&1 || { sh scripts/venv.sh .venv-wheel build && .venv-wheel/bin/python -m build --sdist; }
+	tar -xzf dist/*.tar.gz -C build/sdist --strip-components 1
+	$(MAKE) -C build/sdist test
 
 test-oldest: VENV = .venv-oldest
 test-oldest:  ## run what versions can break with the oldest version of every dependency

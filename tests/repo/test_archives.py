@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import tarfile
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hatchling.builders.sdist import SdistBuilder
 
 from scripts import metadata
 
@@ -60,3 +63,20 @@ def test_there_is_no_address_yet() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["tool"]["hatch"]["metadata"]["hooks"]["custom"]["repository"] == ""
     assert "urls" not in project["project"]
+
+
+def test_source_archive_is_the_repository(tmp_path: Path) -> None:
+    """So that `make test` runs in it: pages, pictures, workflows and scripts included."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is the source archive")
+    there = subprocess.run(
+        ["git", "ls-files", "-coz", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    made = next(SdistBuilder(str(ROOT)).build(directory=str(tmp_path)))
+    with tarfile.open(made) as archive:
+        files = {each.name.partition("/")[2] for each in archive if each.isfile()}
+    assert files == {*there.split("\0"), "PKG-INFO"} - {""}
