@@ -181,6 +181,27 @@ def test_every_event_of_observers_is_in_the_guide_with_its_values() -> None:
     assert len(rows) == len(EVENTS)
 
 
+def test_every_public_name_is_settled_or_provisional() -> None:
+    """The page has each once, and no other."""
+    page = (REFERENCE / "provisional.md").read_text()
+    settled, provisional = page.split("\n## Provisional\n")
+    listed = [
+        f"{module}.{name}"
+        for module, names in re.findall(r"^\| `([\w.]+)` \| (`.*) \|$", settled, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", names)
+    ]
+    for names in re.findall(r"^\| (`poolkit.*?) \|", provisional, re.MULTILINE):
+        listed += re.findall(r"`([\w.]+)`", names)
+    whole = {"poolkit.drivers.helpers"}  # all of whose names are provisional
+    modules = {
+        name for name in _public_modules() - whole if not name.startswith("poolkit.compat.")
+    }  # whose names are asyncpg's
+    public = {
+        f"{each}.{name}" for each in modules for name in importlib.import_module(each).__all__
+    }
+    assert sorted(listed) == sorted(public | whole)
+
+
 def test_every_metric_is_in_the_reference_with_its_type() -> None:
     """And no other is."""
     told = poolkit.prometheus.families([poolkit.prometheus.snapshot(poolkit.Pool(FakeDriver()))])
