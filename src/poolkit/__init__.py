@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from poolkit import sqlalchemy as sqlalchemy
     from poolkit import testing as testing
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "Advice",

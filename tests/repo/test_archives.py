@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 import subprocess
 import tarfile
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from hatchling.builders.sdist import SdistBuilder
 
+import poolkit
 from scripts import metadata
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,3 +82,13 @@ def test_source_archive_is_the_repository(tmp_path: Path) -> None:
     with tarfile.open(made) as archive:
         files = {each.name.partition("/")[2] for each in archive if each.isfile()}
     assert files == {*there.split("\0"), "PKG-INFO"} - {""}
+
+
+def test_newest_heading_of_the_changelog_is_the_version() -> None:
+    """With its date, below a place for what comes next; a version on its way has only that place."""
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    headings = re.findall(r"^## \[(.+?)\](?: - (.+))?$", changes, re.MULTILINE)
+    assert headings[0] == ("Unreleased", "")
+    released, date = headings[1]
+    assert dt.date.fromisoformat(date)
+    assert poolkit.__version__ == released or ".dev" in poolkit.__version__
