@@ -27,7 +27,7 @@ unexport PYTHONPATH PYTHONHOME
 # Tests start hundreds of interpreters: each would compile poolkit, and pytest every test, anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo docs test test-wheel test-sdist test-oldest test-newest test-tools soak coverage asyncpg-tests mutants check lint types fmt bench bench-instructions bench-quick clean
+.PHONY: help demo docs test test-wheel test-sdist test-oldest test-newest test-tools soak coverage asyncpg-tests sqlalchemy-tests mutants check lint types fmt bench bench-instructions bench-quick clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -e 's/:.*## /: /' -e 's/^/make /'
@@ -104,6 +104,9 @@ coverage: .test-tools  ## branch coverage of the heart by its own tests; fails b
 
 asyncpg-tests: .test-tools  ## run asyncpg's own tests of its pool on poolkit.compat.asyncpg
 	$(python) scripts/asyncpg_pool_tests.py $(ARGS)
+
+sqlalchemy-tests: .test-tools  ## run SQLAlchemy's own tests of its asyncio extension on poolkit.sqlalchemy
+	$(python) scripts/sqlalchemy_tests.py $(ARGS)
 
 mutants: .test-tools  ## change the heart in small ways, see that a test fails (ARGS='_core/state --quick')
 	$(python) scripts/mutants.py $(ARGS)
