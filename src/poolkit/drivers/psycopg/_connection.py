@@ -22,7 +22,7 @@ from psycopg.adapt import AdaptersMap
 from poolkit.drivers.psycopg._judged import JUDGED_CURSORS, judge
 from poolkit.drivers.psycopg._library import HANDLERS
 from poolkit.drivers.psycopg._sent import simple
-from poolkit.drivers.psycopg._session import INTERVAL, Session
+from poolkit.drivers.psycopg._session import Session
 from poolkit.drivers.psycopg._shown import Info, is_psycopg, shown
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Pooled(_AsyncConnection):  # type: ignore[misc]
         session.left_behind = ", ".join(filter(None, [session.left_behind, *left]))
         prepared = used["_prepared"]
         prepared.prepare_threshold, prepared.prepared_max = own["_poolkit_prepared"]
-        self.__dict__ = {
+        self.__dict__ = {  # the front keeps the old one
             **own,
             "lock": type(used["lock"])(),
             "_notice_handlers": [*own["_notice_handlers"]],
@@ -127,10 +127,8 @@ class Pooled(_AsyncConnection):  # type: ignore[misc]
         if front is not None:
             if used["_pipeline"] is not None:  # whose end acts on libpq's connection directly
                 used["_pipeline"].pgconn = _CLOSED
-            seen = used.pop("_poolkit_seen", None)
-            front.__dict__ = {**used, "_closed": True, "_poolkit_session": session.ended}
-            if seen is not None:
-                seen.__dict__ = front.__dict__
+            used.pop("_poolkit_seen", None)
+            used["_closed"], used["_poolkit_session"] = True, session.ended
 
     def _poolkit_allow_handlers(self) -> None:
         """Do not report the present handlers as left behind by the lease."""
@@ -196,7 +194,7 @@ class Pooled(_AsyncConnection):  # type: ignore[misc]
     # -- psycopg's methods -----------------------------------------------------------------------
 
     async def wait(
-        self, gen: Generator[Any, Any, Any], interval: float = INTERVAL, **more: Any
+        self, gen: Generator[Any, Any, Any], interval: float | None = None, **more: Any
     ) -> Any:
         session = self._poolkit_session
         session.check()
@@ -234,6 +232,11 @@ class Pooled(_AsyncConnection):  # type: ignore[misc]
             raise
         finally:
             session.end()
+
+    def fileno(self) -> int:
+        if isinstance(self._poolkit_session, Session):
+            self._poolkit_session.socket.share()
+        return super().fileno()  # type: ignore[no-any-return]
 
     async def close(self) -> None:
         session = self._poolkit_session

@@ -25,6 +25,7 @@ from poolkit.drivers._postgresql.sql import goes_on
 from poolkit.drivers._postgresql.undo import UndoSQL
 from poolkit.drivers.psycopg._ended import Ended
 from poolkit.drivers.psycopg._sent import leftovers, simple
+from poolkit.drivers.psycopg._socket import Socket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -36,10 +37,10 @@ _IDLE: Final = int(pq.TransactionStatus.IDLE)
 _ACTIVE: Final = int(pq.TransactionStatus.ACTIVE)
 _FAILED: Final = int(pq.TransactionStatus.INERROR)
 _OFF: Final = int(pq.PipelineStatus.OFF)
-#: Seconds after which psycopg looks by itself whether something has happened, as its own default.
-INTERVAL: Final = 0.1
 #: Seconds until the server is asked once more to cancel what still runs; then twice as many.
 _ASK_AGAIN: Final = 0.1
+#: Seconds after which psycopg looks by itself whether the request was read, as its own default.
+_INTERVAL: Final = 0.1
 #: The longest that one request to cancel may take, in seconds.
 _LONGEST: Final = 5.0
 #: The server's answers to statements that end a transaction, or leave something.
@@ -57,16 +58,25 @@ class Session(Judged):
 
     __slots__ = (
         *("_is_plain", "_taken", "_texts", "unheard"),
-        *("_base", "_rested", "_undo_sql", "_watched", "block", "block_was_replaced", "ended"),
+        *("_base", "_rested", "_undo_sql", "block", "block_was_replaced", "ended"),
         *("has_dropped", "hears", "is_cut", "left_behind", "lease", "login", "loop"),
         *("may_have_prepared", "must_unlisten", "names", "own", "own_adapters", "pgconn"),
-        *("plain_reset", "report", "notes_statements", "reads_texts", "settling", "statement"),
+        *(
+            "plain_reset",
+            "report",
+            "notes_statements",
+            "reads_texts",
+            "settling",
+            "socket",
+            "statement",
+        ),
         *("under_way", "unfit"),
     )
 
     def __init__(self, pgconn: Any) -> None:
         self.pgconn = pgconn
         self.loop: Final = asyncio.get_running_loop()
+        self.socket: Final = Socket(pgconn, self.loop)
         #: How many leases have ended.
         self.lease = 0
         #: Tells the pool that the connection has died, or of errors that the view does not see.
@@ -79,7 +89,6 @@ class Session(Judged):
         #: Reads what a cancelled operation has left.
         self.settling: asyncio.Task[None] | None = None
         self._rested: asyncio.Future[None] | None = None
-        self._watched = -1
         # What a reset goes back to.
         self.login: str = (pgconn.user or b"").decode()
         self._base = Restoration()
@@ -159,15 +168,14 @@ class Session(Judged):
     # -- operations ------------------------------------------------------------------------------
 
     async def run(
-        self, generator: Generator[Any, Any, Any], interval: float = INTERVAL, **more: Any
+        self, generator: Generator[Any, Any, Any], interval: float | None = None, **more: Any
     ) -> Any:
         """Run a generator of psycopg's. If that is cancelled, so is its statement: see `settle`."""
-        pgconn = self.pgconn
         self.begin()
         try:
-            return await waiting.wait_async(generator, pgconn.socket, interval, **more)
+            return await self.socket.run(generator, interval, **more)
         except asyncio.CancelledError:
-            if pgconn.transaction_status == _ACTIVE:
+            if self.pgconn.transaction_status == _ACTIVE:
                 self.settle(generator)
             raise
         finally:
@@ -175,16 +183,18 @@ class Session(Judged):
 
     def begin(self) -> None:
         """Note that something is under way."""
-        if self._watched >= 0:
-            self.unwatch()
+        self.socket.unwatch()
         self.under_way += 1
 
     def end(self) -> None:
         """Note that it has ended."""
         self.under_way -= 1
+        if self.pgconn.status == _BAD:  # libpq has closed its socket
+            self.socket.remove()
         if self.under_way:
             return
         if self.is_cut:
+            self.socket.remove()
             self.pgconn.finish()
         if self._rested is not None and not self._rested.done():
             self._rested.set_result(None)
@@ -223,14 +233,13 @@ class Session(Judged):
         self.end()
 
     async def _read_rest(self, generator: Generator[Any, Any, Any] | None) -> None:
-        fd = self.pgconn.socket
         with contextlib.suppress(Exception):  # QueryCanceled, as expected; or whatever
             if generator is not None and self.pgconn.pipeline_status == _OFF:
-                await waiting.wait_async(generator, fd, INTERVAL)
+                await self.socket.run(generator)
             elif generator is not None:  # it might wait for what the server sends after a Sync only
                 generator.close()
         if self.pgconn.transaction_status == _ACTIVE or self.pgconn.pipeline_status != _OFF:
-            await waiting.wait_async(leftovers(self.pgconn), fd, INTERVAL)
+            await self.socket.run(leftovers(self.pgconn))
 
     async def _cancel_until(self, done: asyncio.Future[None]) -> None:
         """Have the server cancel what runs, until that has ended.
@@ -251,7 +260,7 @@ class Session(Judged):
                 if psycopg.capabilities.has_cancel_safe():
                     request = self.pgconn.cancel_conn()
                     request.start()
-                    await waiting.wait_conn_async(generators.cancel(request), INTERVAL)
+                    await waiting.wait_conn_async(generators.cancel(request), _INTERVAL)
                 else:
                     await asyncio.to_thread(self.pgconn.get_cancel().cancel)
 
@@ -286,9 +295,10 @@ class Session(Judged):
         self.is_cut = True
         self.report = None
         with contextlib.suppress(RuntimeError):  # the event loop is closed
-            self.unwatch()
             if self.settling is not None:
                 self.settling.cancel()
+            if not self.under_way:
+                self.socket.remove()
         if not self.under_way:
             self.pgconn.finish()
             return
@@ -302,26 +312,18 @@ class Session(Judged):
     def watch(self) -> None:
         """Have the event loop tell when the server ends the connection, from now on while idle."""
         # What is read here, nobody else would know of: so only if nothing is expected.
-        is_idle = self.is_at_rest() and not self.is_closed()
-        if self._watched < 0 and self.report is not None and is_idle:
-            self._watched = self.pgconn.socket
-            self.loop.add_reader(self._watched, self._readable)
+        if self.report is not None and self.is_at_rest() and not self.is_closed():
+            self.socket.watch(self._has_input)
             if self.hears:  # what has come together with the answer to the last operation
                 self._hear()
 
-    def unwatch(self) -> None:
-        """Have nobody but the next operation read."""
-        watched, self._watched = self._watched, -1
-        if watched >= 0:
-            self.loop.remove_reader(watched)
-
-    def _readable(self) -> None:
+    def _has_input(self) -> None:
         with contextlib.suppress(psycopg.Error):
             self.pgconn.consume_input()
         if self.hears:
             self._hear()
         if self.is_closed():
-            self.unwatch()
+            self.socket.remove()
             if self.report is not None:
                 self.report()
 
@@ -337,6 +339,7 @@ class Session(Judged):
     def taken(self) -> None:
         """Note that the lease has taken what is libpq's own."""
         self.unfit = "a lease has taken its pgconn, which may act on it later"
+        self.socket.share()
 
     def cannot_see(self) -> None:
         """Note that a cursor of the lease tells nothing: its statements may have been any."""

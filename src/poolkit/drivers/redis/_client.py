@@ -9,7 +9,7 @@ from typing import Any
 
 import redis.asyncio
 
-from poolkit.drivers.redis._link import LeasePool
+from poolkit.drivers.redis._link import LeasePool, twin
 
 
 class Client(redis.asyncio.Redis):  # type: ignore[misc]
@@ -33,7 +33,7 @@ class Client(redis.asyncio.Redis):  # type: ignore[misc]
         pool = self._inner.connection_pool
         if hasattr(pool, "link"):
             self.was_held |= not pool.end()
-        self._inner = copy.copy(self._template)
+        self._inner = twin(self._template)
         self._inner.connection_pool = self._template.connection_pool.begin(self.link)
 
     def set_response_callback(self, command: str, callback: Any) -> None:

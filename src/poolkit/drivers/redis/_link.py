@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import functools
 from typing import Any, Final
 
@@ -102,6 +101,8 @@ class Link:
 
     def _note(self, command: Any) -> None:
         self.unanswered += 1
+        if type(command[0]) is str and command[0] in PLAIN:  # as redis-py's own methods write it
+            return
         words = [_text(word).upper() for word in command[:2]]
         words = words[0].split() + words[1:]  # redis-py writes some as "CLIENT TRACKING"
         if words[0] not in PLAIN:
@@ -109,6 +110,13 @@ class Link:
             is_client = words[0] == "CLIENT" and len(words) > 1 and words[1] in CLIENT
             is_module = words[0].partition(".")[0] in MODULES and "." in words[0]
             self.can_be_reset &= words[0] in UNDONE or is_client or is_module
+
+
+def twin(of: Any) -> Any:
+    """Return a shallow copy, in a third of the time of `copy.copy`."""
+    made = object.__new__(type(of))
+    made.__dict__ = {**of.__dict__}
+    return made
 
 
 def _text(word: Any) -> str:
@@ -153,7 +161,7 @@ class LeasePool(ConnectionPool):  # type: ignore[misc]
 
     def begin(self, link: Any) -> LeasePool:
         """Return another one, for the next lease."""
-        other = copy.copy(self)
+        other = twin(self)
         other.link, other._is_over = link, False
         other._taking, other._taker = asyncio.Lock(), None
         other._held = Held(other)
