@@ -8,12 +8,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
+import psycopg
 import pytest
 from psycopg import waiting
 
 from poolkit.drivers.psycopg._socket import Socket
 from poolkit.testing import check_pool
-from tests.drivers.asyncpg_help import LOOPS, quiet, until
+from tests.drivers.asyncpg_help import LOOPS, PATIENCE, quiet, until
 from tests.drivers.psycopg_help import of_one
 from tests.drivers.psycopg_kinds import value
 
@@ -76,6 +77,20 @@ async def test_reader_removed_after_the_lease_leaves_the_next_one_working(
         await quiet(pool)  # type: ignore[arg-type]
         await outside.execute("SELECT pg_terminate_backend($1)", pid)
         await until(lambda: pool.stats().size == 0)
+
+
+async def test_connection_lost_between_two_operations_fails_the_next(
+    dsn: str, outside: asyncpg.Connection
+) -> None:
+    """libuv drops the reader of a socket that has an error, as it has after the second's text."""
+    async with of_one(dsn) as pool, pool.acquire() as conn:
+        pid = await value(conn, "SELECT pg_backend_pid()")
+        held = conn._poolkit_slot.connection._poolkit_session.socket
+        await outside.execute("SELECT pg_terminate_backend($1)", pid)
+        await until(lambda: held._fd < 0)
+        async with asyncio.timeout(PATIENCE):
+            with pytest.raises(psycopg.OperationalError):
+                await conn.execute("SELECT 1")
 
 
 async def test_notification_that_comes_between_two_operations_waits_for_the_next(dsn: str) -> None:

@@ -111,8 +111,8 @@ class Pooled(_AsyncConnection):  # type: ignore[misc]
         session.block, session.block_was_replaced, session.names = None, False, None
         session.statement = None
         front = used.pop("_poolkit_made", None)
-        left = self._poolkit_handlers_left()
-        session.left_behind = ", ".join(filter(None, [session.left_behind, *left]))
+        if left := self._poolkit_handlers_left():
+            session.left_behind = ", ".join(filter(None, [session.left_behind, *left]))
         prepared = used["_prepared"]
         prepared.prepare_threshold, prepared.prepared_max = own["_poolkit_prepared"]
         self.__dict__ = {  # the front keeps the old one
@@ -137,6 +137,8 @@ class Pooled(_AsyncConnection):  # type: ignore[misc]
     def _poolkit_handlers_left(self) -> list[str]:
         """Return in words which handlers the lease has added."""
         used = self.__dict__
+        if tuple([len(used[name]) for name in HANDLERS]) == used["_poolkit_allowed"]:
+            return []
         return [
             f"{many} {name[1:7]} handler{'s' * (many > 1)}"
             for name, number in zip(HANDLERS, used["_poolkit_allowed"], strict=True)

@@ -2,7 +2,7 @@
 
 psycopg adds a reader for each wait, with a timer, and removes both after it; a pool's watch over an
 idle connection would come on top. The reader here stays: it wakes the operations that wait, or
-between two leases tells the session.
+between two leases tells the session. One timer serves all waits of a tenth of a second.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Socket:
         "_loop",
         "_pgconn",
         "_tell",
+        "_timer",
         "_waiters",
         "_yielded_at",
     )
@@ -49,6 +50,7 @@ class Socket:
         self._tell: Callable[[], None] | None = None
         #: Whether there was input that no operation has waited for, and whether others may read.
         self._is_ahead = self._is_shared = False
+        self._timer: asyncio.TimerHandle | None = None
         self._yielded_at = 0.0
 
     # -- operations ------------------------------------------------------------------------------
@@ -72,6 +74,8 @@ class Socket:
             while wants == _TO_READ:
                 if self._fd < 0:
                     self._add()
+                if self._timer is None:
+                    self._timer = self._loop.call_later(_INTERVAL, self._look_again)
                 self._is_ahead = False
                 waiter = self._loop.create_future()
                 self._waiters.append(waiter)
@@ -98,6 +102,8 @@ class Socket:
 
     def watch(self, tell: Callable[[], None]) -> None:
         """Call ``tell`` when there is something to read, until `unwatch`."""
+        if self._is_ahead:  # libuv may have dropped the reader, see `_look_again`
+            self.remove()
         if self._fd < 0:
             self._add()
         self._tell = tell
@@ -115,7 +121,7 @@ class Socket:
 
     def remove(self) -> None:
         """Take the reader from the event loop: the socket will be closed, or read by others."""
-        self._tell = None
+        self._tell, self._is_ahead = None, False
         fd, self._fd = self._fd, -1
         if fd >= 0:
             self._loop.remove_reader(fd)
@@ -135,6 +141,15 @@ class Socket:
             self.remove()
         else:  # the event loop has looked before the operation that it has woken
             self._is_ahead = True
+
+    def _look_again(self) -> None:
+        """Have what waits look by itself: if the socket has an error, libuv reads it once at most.
+
+        It drops the reader then, and tells nobody.
+        """
+        self._timer = None
+        if self._waiters:
+            self.remove()
 
     def _wake(self) -> None:
         waiters, self._waiters = self._waiters, []
