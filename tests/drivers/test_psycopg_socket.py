@@ -82,7 +82,7 @@ async def test_reader_removed_after_the_lease_leaves_the_next_one_working(
 async def test_connection_lost_between_two_operations_fails_the_next(
     dsn: str, outside: asyncpg.Connection
 ) -> None:
-    """libuv drops the reader of a socket that has an error, as it has after the second's text."""
+    """Libuv drops the reader of a socket that has an error, as it has after the second's text."""
     async with of_one(dsn) as pool, pool.acquire() as conn:
         pid = await value(conn, "SELECT pg_backend_pid()")
         held = conn._poolkit_slot.connection._poolkit_session.socket

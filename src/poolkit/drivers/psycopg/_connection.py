@@ -23,7 +23,7 @@ from poolkit.drivers.psycopg._judged import JUDGED_CURSORS, judge
 from poolkit.drivers.psycopg._library import HANDLERS
 from poolkit.drivers.psycopg._sent import simple
 from poolkit.drivers.psycopg._session import Session
-from poolkit.drivers.psycopg._shown import Info, is_psycopg, shown
+from poolkit.drivers.psycopg._shown import Info, is_cursor_made, is_psycopg, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -262,6 +262,8 @@ class Pooled(_AsyncConnection):  # type: ignore[misc]
         found: AdaptersMap | None = attributes["_adapters"]
         if found is None:
             template = self._poolkit_session.own_adapters or psycopg.adapters
+            if is_cursor_made():  # which takes a copy
+                return template
             found = attributes["_adapters"] = AdaptersMap(template)
         return found
 

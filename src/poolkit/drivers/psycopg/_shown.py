@@ -15,12 +15,19 @@ import psycopg
 
 #: Modules of psycopg that ask libpq's connection how to write a value, and do not keep it.
 WRITING: Final = ("psycopg.sql", "psycopg.adapt", "psycopg._encodings")
+#: Makes cursors.
+OF_CURSORS: Final = "psycopg._cursor_base"
 
 
 def is_psycopg() -> bool:
     """Tell whether the caller of the caller is a module of psycopg's."""
     name: str = sys._getframe(2).f_globals.get("__name__", "")
     return name.partition(".")[0] == "psycopg"
+
+
+def is_cursor_made() -> bool:
+    """Tell whether the caller of the caller is what makes psycopg's cursors."""
+    return sys._getframe(2).f_globals.get("__name__") == OF_CURSORS
 
 
 class Info(psycopg.ConnectionInfo):

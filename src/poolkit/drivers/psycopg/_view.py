@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, Final
+from typing import Any
 
 from poolkit.drivers.helpers import connection_of
-from poolkit.drivers.psycopg._shown import WRITING
-
-#: Makes cursors.
-_OF_CURSORS: Final = "psycopg._cursor_base"
+from poolkit.drivers.psycopg._shown import OF_CURSORS, WRITING
 
 
 class ViewMethods:
@@ -28,7 +25,7 @@ class ViewMethods:
         c = connection_of(self, "pgconn")
         caller = sys._getframe(1)
         module = caller.f_globals.get("__name__")
-        if module == _OF_CURSORS:
+        if module == OF_CURSORS:
             c._poolkit_adopt(caller.f_locals.get("self"), self)
         elif module not in WRITING:
             c._poolkit_session.taken()
