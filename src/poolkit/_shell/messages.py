@@ -306,9 +306,9 @@ def _reason(facts: Facts) -> str:
     if any(name == ENDED for name, _, _ in facts.longest):
         leak = ". What a task that has ended holds may be a leak: acquire with `async with`"
     return (
-        f"{sums}. Held longest: {longest}{_of_the_dead(facts)}{leak}. Hold connections for a shorter "
-        "time, raise max_size, or raise acquire_timeout; a task that holds one while it waits for "
-        "tasks that acquire here may be waiting for itself"
+        f"{sums}. Held longest: {longest}{_of_the_dead(facts)}{leak}. Hold connections for a "
+        "shorter time, raise max_size, or raise acquire_timeout; a task that holds one while it "
+        "waits for tasks that acquire here may be waiting for itself"
     )
 
 
