@@ -29,6 +29,7 @@ CONNECTIONS: Final = {
             *("Connection._drop_global_statement_cache", "Connection._drop_global_type_cache"),
             *("Connection._transport", "Connection._params", "Connection._server_caps"),
             *("Connection._stmt_cache_enabled", "Protocol.copy_out", "Protocol.queries_count"),
+            "connect_utils._cancel",
         ],
         AT_NO_CONNECTION,
     ),

@@ -8,12 +8,13 @@ the next one.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 import logging
 from typing import TYPE_CHECKING, Final
 
 from asyncmy.errors import MySQLError
 
+from poolkit.drivers._background import run_later
 from poolkit.drivers.asyncmy._session import is_servers
 from poolkit.drivers.helpers import say, shown
 
@@ -42,7 +43,6 @@ class Killer:
         self._name = name
         self._wanted: list[Session] = []
         self._turn = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def kill(self, session: Session) -> None:
         """End a session, and wait until it is gone, with its locks.
@@ -61,17 +61,7 @@ class Killer:
 
     def kill_later(self, session: Session) -> None:
         """End a session in a task of its own."""
-        with contextlib.suppress(RuntimeError):  # the event loop has ended
-            asyncio.get_running_loop()
-            task = session.loop.create_task(self._kill_in_time(session))
-            task._log_destroy_pending = False  # the loop may be ending
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _kill_in_time(self, session: Session) -> None:
-        with contextlib.suppress(Exception):  # nobody waits for it
-            async with asyncio.timeout(_LONGEST):
-                await self.kill(session)
+        run_later(session.loop, functools.partial(self.kill, session), _LONGEST)
 
     async def _kill_until_gone(self, session: Session) -> None:
         """Repeat KILL until the server knows no such session.

@@ -12,6 +12,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from poolkit.drivers._postgresql.undo import UndoSQL
+from poolkit.drivers.asyncpg import _internals as internals
 from poolkit.drivers.asyncpg import _parts as parts
 from poolkit.drivers.asyncpg import _unwrapped as unwrapped
 from poolkit.drivers.asyncpg._base import Restoration
@@ -207,6 +208,10 @@ def _pooled(kind: Any, *, collects_names: bool) -> Any:
                 if is_text and (";" in query or status in ANSWERS):
                     self.was_executed(query, status)
             return status
+
+        def terminate(self) -> None:
+            internals.cancel_late(self)
+            super().terminate()
 
         def transaction(self, **settings: Any) -> Any:
             if not self._parts.has_top_transaction:

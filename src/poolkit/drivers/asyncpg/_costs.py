@@ -22,6 +22,7 @@ _NOT_AUTO: Final = "reset='auto' is no faster than 'full'"
 COSTS: Final = {
     # in asyncpg's modules
     "asyncpg.connect": "what an agent has put around connections is taken off",
+    "connect_utils._cancel": "what runs on a connection that is given up goes on at the server",
     "connection._ConnectionProxy": "isinstance(conn, asyncpg.Connection) may be False",
     "protocol.BaseProtocol": _SLOWER,
     "protocol.NO_TIMEOUT": "a reset waits for what was cancelled no longer than command_timeout",

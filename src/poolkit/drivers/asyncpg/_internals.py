@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from typing import TYPE_CHECKING, Any, Final
 
 from asyncpg import exceptions as pg
 
 from poolkit import PoolConfigError
+from poolkit.drivers._background import run_later
 from poolkit.drivers.asyncpg import _unwrapped as unwrapped
 from poolkit.drivers.asyncpg._parts import CALLBACKS, CAPABILITIES
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Seconds until the server is asked once more to cancel what still runs; then twice as many.
 _ASK_AGAIN: Final = 0.1
+#: Seconds that a request to cancel may take that nobody waits for.
+_LONGEST: Final = 5.0
 
 
 class Unfit(ConnectionError):
@@ -143,6 +147,41 @@ def may_be_cancelling(c: Any) -> bool:
         return c._parts.protocol._is_cancelling() is not False
     except (AttributeError, TypeError):
         return True
+
+
+def cancel_late(c: Any) -> None:
+    """Have the server cancel what runs on a connection that is about to be closed at once.
+
+    It would go on there, with its locks, until it has something to send; and asyncpg gives up its
+    own request to cancel with the connection.
+    """
+    request = unwrapped.cancel_request()
+    if request is None or c.is_closed() or not (may_be_cancelling(c) or _is_busy(c)):
+        return
+    with contextlib.suppress(AttributeError):
+        protocol = c._parts.protocol
+        session = {"backend_pid": protocol.backend_pid, "backend_secret": protocol.backend_secret}
+        server = {"loop": c._loop, "addr": c._addr, "params": c._params}
+        run_later(c._loop, functools.partial(request, **server, **session), _LONGEST)
+
+
+def _is_busy(c: Any) -> bool:
+    """Tell whether an operation runs; False if nobody can tell."""
+    parts: Parts = c._parts
+    if parts.statement_in_use is None:
+        return False
+    closing = parts.protocol.close_statement(parts.statement_in_use, parts.no_timeout)
+    try:
+        closing.send(None)  # it refuses before it awaits anything: see `settle`
+    except pg.InternalClientError:
+        return False
+    except pg.InterfaceError:
+        return True
+    except Exception:
+        return False
+    finally:
+        closing.close()
+    return False
 
 
 async def copy_out(c: Any, first: str, copy: str, keep: Any) -> None:

@@ -55,6 +55,8 @@ def missing_of_class(kind: type) -> list[str]:
     ]
     if unwrapped.ConnectionProxy is object:
         missing.append("connection._ConnectionProxy")
+    if unwrapped.cancel_request() is None:
+        missing.append("connect_utils._cancel")
     if unwrapped.BaseProtocol is None:
         missing.append("protocol.BaseProtocol")
     if unwrapped.statement_state_class() is None:

@@ -72,6 +72,15 @@ def no_timeout() -> Any:
     return getattr(importlib.import_module("asyncpg.protocol.protocol"), "NO_TIMEOUT", None)
 
 
+def cancel_request() -> Any:
+    """Return what has the server cancel what a session runs; None if asyncpg has no such thing."""
+    try:
+        utilities = importlib.import_module("asyncpg.connect_utils")
+    except ImportError:
+        return None
+    return getattr(utilities, "_cancel", None)
+
+
 def _proxy_class() -> type:
     """Return a class that ``isinstance`` takes for `asyncpg.Connection` and views can derive from.
 

@@ -17,12 +17,14 @@ import socket
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
-from psycopg import generators, pq, waiting
+from psycopg import pq
 
+from poolkit.drivers._background import run_later
 from poolkit.drivers._postgresql.auto import Judged
 from poolkit.drivers._postgresql.base import DottedNames, Restoration
 from poolkit.drivers._postgresql.sql import goes_on
 from poolkit.drivers._postgresql.undo import UndoSQL
+from poolkit.drivers.psycopg._cancel import cancel_request
 from poolkit.drivers.psycopg._ended import Ended
 from poolkit.drivers.psycopg._sent import leftovers, simple
 from poolkit.drivers.psycopg._socket import Socket
@@ -39,8 +41,6 @@ _FAILED: Final = int(pq.TransactionStatus.INERROR)
 _OFF: Final = int(pq.PipelineStatus.OFF)
 #: Seconds until the server is asked once more to cancel what still runs; then twice as many.
 _ASK_AGAIN: Final = 0.1
-#: Seconds after which psycopg looks by itself whether the request was read, as its own default.
-_INTERVAL: Final = 0.1
 #: The longest that one request to cancel may take, in seconds.
 _LONGEST: Final = 5.0
 #: The server's answers to statements that end a transaction, or leave something.
@@ -60,17 +60,9 @@ class Session(Judged):
         *("_is_plain", "_taken", "_texts", "unheard"),
         *("_base", "_rested", "_undo_sql", "block", "block_was_replaced", "ended"),
         *("has_dropped", "hears", "is_cut", "left_behind", "lease", "login", "loop"),
-        *("may_have_prepared", "must_unlisten", "names", "own", "own_adapters", "pgconn"),
-        *(
-            "plain_reset",
-            "report",
-            "notes_statements",
-            "reads_texts",
-            "settling",
-            "socket",
-            "statement",
-        ),
-        *("under_way", "unfit"),
+        *("may_have_prepared", "must_unlisten", "names", "notes_statements", "own"),
+        *("own_adapters", "pgconn", "plain_reset", "reads_texts", "report", "settling", "socket"),
+        *("statement", "under_way", "unfit"),
     )
 
     def __init__(self, pgconn: Any) -> None:
@@ -257,12 +249,7 @@ class Session(Judged):
     async def _cancel(self) -> None:
         with contextlib.suppress(psycopg.Error, OSError):  # the server is asked again
             async with asyncio.timeout(_LONGEST):
-                if psycopg.capabilities.has_cancel_safe():
-                    request = self.pgconn.cancel_conn()
-                    request.start()
-                    await waiting.wait_conn_async(generators.cancel(request), _INTERVAL)
-                else:
-                    await asyncio.to_thread(self.pgconn.get_cancel().cancel)
+                await cancel_request(self.pgconn)()
 
     async def settled(self) -> None:
         """Wait until a cancelled operation has ended."""
@@ -294,6 +281,9 @@ class Session(Judged):
             return
         self.is_cut = True
         self.report = None
+        if self.pgconn.transaction_status == _ACTIVE:  # it would go on, with its locks
+            with contextlib.suppress(psycopg.Error):
+                run_later(self.loop, cancel_request(self.pgconn), _LONGEST)
         with contextlib.suppress(RuntimeError):  # the event loop is closed
             if self.settling is not None:
                 self.settling.cancel()

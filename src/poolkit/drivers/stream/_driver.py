@@ -63,7 +63,7 @@ class StreamDriver:
 
     def is_dead(self, c: Stream) -> bool:
         """Tell whether the server has hung up; or has sent, meanwhile, what nobody waits for."""
-        return c.state() == "ended" or c.has_late_bytes()
+        return c.is_dead()
 
     def is_clean(self, c: Stream) -> bool:
         """Tell whether nothing speaks against the stream; only a ping could tell more."""

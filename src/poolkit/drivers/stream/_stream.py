@@ -166,22 +166,27 @@ class Stream(ByteStream):
         self._ended = not found
         return "unread" if found else "ended"
 
-    def has_late_bytes(self) -> bool:
-        """Tell whether bytes have come that nobody of the present lease has asked for."""
-        return self._between and self.state() == "unread"
+    def is_dead(self) -> bool:
+        """Tell whether the end has come; or bytes for which nobody of this lease has asked."""
+        state = self.state()
+        return state == "ended" or (state == "unread" and self._between)
 
-    def why_unfit(self, *, one_way: bool) -> str:
+    def why_unfit(self, *, one_way: bool) -> str:  # noqa: PLR0911  # one for each reason
         """Return why no other user may have this stream; "" if nothing is known against it."""
         state = self.state()
-        reasons = {
-            "the connection has ended": state == "ended",
-            "an operation is under way": self._under_way > 0,
-            "an operation was cancelled, or has failed": self._was_cut,
-            "the sending half was ended": self._sent_eof,
-            "there are unread bytes": state == "unread",
-            "nothing was received after the last send": self._unanswered and not one_way,
-        }
-        return next((reason for reason, holds in reasons.items() if holds), "")
+        if state == "ended":
+            return "the connection has ended"
+        if self._under_way:
+            return "an operation is under way"
+        if self._was_cut:
+            return "an operation was cancelled, or has failed"
+        if self._sent_eof:
+            return "the sending half was ended"
+        if state == "unread":
+            return "there are unread bytes"
+        if self._unanswered and not one_way:
+            return "nothing was received after the last send"
+        return ""
 
     # -- how it is done --------------------------------------------------------------------------
 
@@ -209,7 +214,7 @@ class Stream(ByteStream):
         """Refuse the first operation of a lease if an answer to a former user has come."""
         if self._between:
             self._under_way -= 1  # or nothing would be looked at
-            is_late = self.has_late_bytes()
+            is_late = self.state() == "unread"
             self._under_way += 1
             self._between = False
             if is_late:

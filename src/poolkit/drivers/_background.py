@@ -1,0 +1,35 @@
+"""Work that nobody waits for: ending at a server what a closed connection has left there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+#: The event loop refers to its tasks weakly.
+_tasks: Final[set[asyncio.Task[None]]] = set()
+
+
+def run_later(
+    loop: asyncio.AbstractEventLoop, work: Callable[[], Awaitable[object]], limit: float
+) -> None:
+    """Do something in a task of its own, for ``limit`` seconds at most; errors are nobody's.
+
+    Does nothing if the event loop has ended, or is another thread's.
+    """
+    with contextlib.suppress(RuntimeError):
+        if asyncio.get_running_loop() is not loop:
+            return
+        task = loop.create_task(_in_time(work, limit))
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # the loop may be ending
+        _tasks.add(task)
+        task.add_done_callback(_tasks.discard)
+
+
+async def _in_time(work: Callable[[], Awaitable[object]], limit: float) -> None:
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(limit):
+            await work()

@@ -1,0 +1,110 @@
+"""What runs at PostgreSQL on a connection that is given up: it ends, for either driver."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import poolkit
+from poolkit import NotLeased
+from tests.drivers.asyncpg_help import ENDLESS, LOOPS, until_true
+
+if TYPE_CHECKING:
+    import asyncpg
+
+SCHEMES = ["postgresql", "postgresql+psycopg"]
+
+
+@pytest.fixture(params=LOOPS)
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    """Run on asyncio and on uvloop, as the drivers do."""
+    return request.param
+
+
+@pytest.fixture(params=SCHEMES)
+def url(request: pytest.FixtureRequest, dsn: str) -> str:
+    """Return the database's URL, for each driver in turn.
+
+    asyncpg leaves an exception to nobody if its request to cancel is cancelled while it asks for
+    TLS.
+    """
+    return dsn.replace("postgresql:", f"{request.param}:", 1) + "?sslmode=disable"
+
+
+async def sleeping(outside: asyncpg.Connection) -> bool:
+    """Tell whether a statement of the tests runs."""
+    sql = (
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' "
+        "AND datname = current_database()"
+    )
+    return bool(await outside.fetchval(sql))
+
+
+async def none_sleeping(outside: asyncpg.Connection) -> bool:
+    """Tell whether none does any more."""
+    return not await sleeping(outside)
+
+
+async def use(pool: poolkit.Pool[Any]) -> None:
+    """Run for ever."""
+    async with pool.acquire() as conn:
+        await conn.execute(ENDLESS)
+
+
+async def test_statement_whose_reset_runs_out_of_time_ends(
+    url: str, outside: asyncpg.Connection
+) -> None:
+    """The request to cancel it would end with the connection, and the statement go on for long."""
+    async with poolkit.create_pool(url, max_size=1, reset_timeout=1e-6) as pool:
+        task = asyncio.ensure_future(use(pool))
+        await until_true(lambda: sleeping(outside))
+        task.cancel()
+        await asyncio.wait([task])
+        await until_true(lambda: none_sleeping(outside))
+
+
+async def test_closing_pool_ends_what_its_holders_run(
+    url: str, outside: asyncpg.Connection
+) -> None:
+    """A statement would go on, with its locks, when its client has hung up."""
+    pool = poolkit.create_pool(url, max_size=1)
+    await pool.open()
+    task = asyncio.ensure_future(use(pool))
+    await until_true(lambda: sleeping(outside))
+    await pool.aclose(grace=0)
+    await asyncio.wait([task])
+    assert isinstance(task.exception(), Exception)
+    await until_true(lambda: none_sleeping(outside))
+
+
+async def test_holder_that_terminates_its_connection_ends_what_runs(
+    dsn: str, outside: asyncpg.Connection
+) -> None:
+    """By asyncpg's own method, from another task than the one that waits for the statement."""
+    async with poolkit.create_pool(dsn, max_size=1) as pool:
+        async with pool.acquire() as conn:
+            task = asyncio.ensure_future(conn.execute(ENDLESS))
+            await until_true(lambda: sleeping(outside))
+            with contextlib.suppress(NotLeased):
+                conn.terminate()
+            await asyncio.wait([task])
+            assert task.exception() is not None
+            await until_true(lambda: none_sleeping(outside))
+
+
+async def test_idle_connection_that_is_terminated_asks_for_nothing(
+    dsn: str, outside: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its request would open a connection to a server that may be in trouble already."""
+    from asyncpg import connect_utils
+
+    asked: list[object] = []
+    monkeypatch.setattr(connect_utils, "_cancel", lambda **about: asked.append(about))
+    pool = poolkit.create_pool(dsn, max_size=1)
+    async with pool, pool.acquire() as conn:
+        await conn.execute("SELECT 1")
+        conn.terminate()
+    assert asked == []
