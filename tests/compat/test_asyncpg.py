@@ -776,7 +776,7 @@ async def test_classes_are_the_programs_own(database: str) -> None:
             await super().reset(timeout=timeout)
 
     options: dict[str, Any] = {"connection_class": MyConnection, "record_class": MyRecord}
-    async with of_one(database, **options, command_timeout=0.05) as pool:
+    async with of_one(database, **options, command_timeout=3) as pool:
         async with pool.acquire() as conn:
             assert isinstance(conn, MyConnection)
             assert await conn.answer() == 42

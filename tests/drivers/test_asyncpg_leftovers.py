@@ -309,7 +309,7 @@ async def test_time_limit_of_all_commands_costs_nothing(
     dsn: str, outside: asyncpg.Connection
 ) -> None:
     """In a transaction, so that the reset has something to roll back."""
-    async with of_one(dsn, connect_kwargs={"command_timeout": 0.1}) as pool:
+    async with of_one(dsn, reset_timeout=20, connect_kwargs={"command_timeout": 3}) as pool:
         with pytest.raises(TimeoutError):
             async with pool.acquire() as conn:
                 pid = conn.get_server_pid()

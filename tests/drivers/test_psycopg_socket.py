@@ -28,6 +28,12 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
+def socket_of(conn: Any) -> Socket:
+    """Return what waits for the socket of a leased connection."""
+    held: Socket = conn._poolkit_slot.connection._poolkit_session.socket
+    return held
+
+
 def by_connection(conn: Any) -> int:
     """Return the socket's number as psycopg documents it."""
     return int(conn.fileno())
@@ -49,15 +55,15 @@ async def test_reader_of_the_users_gets_notifications_and_nothing_hangs(
             async with pool.acquire() as conn:
                 await conn.execute("LISTEN poolkit_socket")
                 came = asyncio.Event()
-                heard: list[str] = []
-                conn.add_notify_handler(lambda note, heard=heard: heard.append(note.payload))
+                heard: list[Any] = []
+                conn.add_notify_handler(heard.append)
                 loop.add_reader(number(conn), came.set)
                 async with of_one(dsn) as other, other.acquire() as sender:
                     await sender.execute("NOTIFY poolkit_socket, 'hello'")
                 await came.wait()
                 loop.remove_reader(number(conn))
                 assert await value(conn, "SELECT 1") == 1
-                assert heard == ["hello"]
+                assert [note.payload for note in heard] == ["hello"]
         await check_pool(pool)
 
 
@@ -85,7 +91,7 @@ async def test_connection_lost_between_two_operations_fails_the_next(
     """Libuv drops the reader of a socket that has an error, as it has after the second's text."""
     async with of_one(dsn) as pool, pool.acquire() as conn:
         pid = await value(conn, "SELECT pg_backend_pid()")
-        held = conn._poolkit_slot.connection._poolkit_session.socket
+        held = socket_of(conn)
         await outside.execute("SELECT pg_terminate_backend($1)", pid)
         await until(lambda: held._fd < 0)
         async with asyncio.timeout(PATIENCE):
@@ -100,7 +106,7 @@ async def test_notification_that_comes_between_two_operations_waits_for_the_next
         async with of_one(dsn) as other, other.acquire() as sender:
             await sender.execute("NOTIFY poolkit_between, 'first'")
             await sender.execute("SELECT 1")
-        held = conn._poolkit_slot.connection._poolkit_session.socket
+        held = socket_of(conn)
         await until(lambda: held._fd < 0)
         assert [note.payload async for note in conn.notifies(stop_after=1)] == ["first"]
         assert await value(conn, "SELECT 3") == 3

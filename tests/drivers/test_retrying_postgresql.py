@@ -407,7 +407,7 @@ async def test_commit_that_takes_too_long_for_asyncpg_is_unknown(
     async def work(conn: Any) -> None:
         await conn.execute("INSERT INTO waits VALUES (1)")
 
-    arguments = {"command_timeout": 0.2}
+    arguments = {"command_timeout": 3}
     async with on_asyncpg.create_pool(dsn, connect_kwargs=arguments, reset="none") as pool:
         with pytest.raises(CommitUnknown) as caught:
             await pool.run(work)

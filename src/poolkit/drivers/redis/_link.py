@@ -161,7 +161,7 @@ class LeasePool(ConnectionPool):  # type: ignore[misc]
 
     def begin(self, link: Any) -> LeasePool:
         """Return another one, for the next lease."""
-        other = twin(self)
+        other: LeasePool = twin(self)
         other.link, other._is_over = link, False
         other._taking, other._taker = asyncio.Lock(), None
         other._held = Held(other)
