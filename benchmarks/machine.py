@@ -54,9 +54,9 @@ def sentence() -> str:
 
 
 def occasion() -> str:
-    """Return the day, and how busy the machine was before."""
+    """Return the day, the processor, and how busy the machine was before."""
     facts = describe()
-    return f"{facts['date']}, load average at the start {facts['load']}"
+    return f"{facts['date']}, {facts['machine']}, load average at the start {facts['load']}"
 
 
 def _version(name: str) -> str:
