@@ -12,9 +12,18 @@ import psycopg
 import pytest
 from psycopg import waiting
 
+from poolkit.drivers.psycopg._session import Session
 from poolkit.drivers.psycopg._socket import Socket
 from poolkit.testing import check_pool
-from tests.drivers.asyncpg_help import LOOPS, PATIENCE, quiet, until
+from tests.drivers.asyncpg_help import (
+    ENDLESS,
+    LOOPS,
+    PATIENCE,
+    quiet,
+    running,
+    until,
+    until_true,
+)
 from tests.drivers.psycopg_help import of_one
 from tests.drivers.psycopg_kinds import value
 
@@ -99,6 +108,35 @@ async def test_connection_lost_between_two_operations_fails_the_next(
                 await conn.execute("SELECT 1")
 
 
+async def test_reader_goes_when_libpq_closes_the_socket_that_a_cancelled_operation_left(
+    dsn: str, outside: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next socket of the process has its number, and would never be heard."""
+
+    async def ask_nothing(_: Session) -> None:
+        """Ask the server for nothing: it ends the connection by itself."""
+
+    monkeypatch.setattr(Session, "_cancel", ask_nothing)
+    async with of_one(dsn, min_size=0, reset_timeout=20) as pool:
+        sessions: list[Session] = []
+
+        async def use() -> None:
+            async with pool.acquire() as conn:
+                sessions.append(conn._poolkit_slot.connection._poolkit_session)  # type: ignore[attr-defined]
+                await conn.execute(ENDLESS)
+
+        task = asyncio.ensure_future(use())
+        await until_true(lambda: running(outside, ENDLESS))
+        task.cancel()
+        await asyncio.wait([task])
+        (session,) = sessions
+        await outside.execute("SELECT pg_terminate_backend($1)", session.get_server_pid())
+        async with asyncio.timeout(PATIENCE):
+            while session.pgconn.status != psycopg.pq.ConnStatus.BAD:
+                await asyncio.sleep(0)  # looks at each turn of the event loop
+        assert session.socket._fd < 0
+
+
 async def test_notification_that_comes_between_two_operations_waits_for_the_next(dsn: str) -> None:
     """It stays in the socket, where `notifies()` looks for it; and the loop is at rest meanwhile."""
     async with of_one(dsn) as pool, pool.acquire() as conn:
@@ -166,6 +204,27 @@ async def test_what_waits_is_woken_when_the_reader_is_removed(
     far.send(b"c")
     assert await task == b"c"
     held.remove()
+
+
+async def test_operation_after_one_that_has_waited_keeps_its_turn(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    """To wait lets others run; and psycopg's executemany() cannot be cancelled as it begins."""
+    near, far = pair
+    held = Socket(Libpq(near), asyncio.get_running_loop())
+    far.send(b"d")
+    await held.run(read(near))
+    ran: list[int] = []
+    asyncio.get_running_loop().call_soon(ran.append, 1)
+    await held.run(nothing())
+    assert ran == []
+    held.remove()
+
+
+def nothing() -> Generator[Any, Any, None]:
+    """Wait for nothing."""
+    return
+    yield
 
 
 async def test_operations_that_need_not_wait_let_others_run(

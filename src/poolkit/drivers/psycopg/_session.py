@@ -225,13 +225,17 @@ class Session(Judged):
         self.end()
 
     async def _read_rest(self, generator: Generator[Any, Any, Any] | None) -> None:
-        with contextlib.suppress(Exception):  # QueryCanceled, as expected; or whatever
-            if generator is not None and self.pgconn.pipeline_status == _OFF:
-                await self.socket.run(generator)
-            elif generator is not None:  # it might wait for what the server sends after a Sync only
-                generator.close()
-        if self.pgconn.transaction_status == _ACTIVE or self.pgconn.pipeline_status != _OFF:
-            await self.socket.run(leftovers(self.pgconn))
+        try:
+            with contextlib.suppress(Exception):  # QueryCanceled, as expected; or whatever
+                if generator is not None and self.pgconn.pipeline_status == _OFF:
+                    await self.socket.run(generator)
+                elif generator is not None:  # it might wait for what comes after a Sync only
+                    generator.close()
+            if self.pgconn.transaction_status == _ACTIVE or self.pgconn.pipeline_status != _OFF:
+                await self.socket.run(leftovers(self.pgconn))
+        finally:
+            if self.pgconn.status == _BAD:  # `end` comes late: the number may be another's by then
+                self.socket.remove()
 
     async def _cancel_until(self, done: asyncio.Future[None]) -> None:
         """Have the server cancel what runs, until that has ended.

@@ -80,6 +80,7 @@ class Socket:
                 waiter = self._loop.create_future()
                 self._waiters.append(waiter)
                 await waiter
+                self._yielded_at = time.monotonic()
                 wants = generator.send(_READABLE)
         except StopIteration as end:
             return end.value
@@ -90,7 +91,10 @@ class Socket:
     ) -> Any:
         self.remove()
         every = _INTERVAL if interval is None else interval
-        return await waiting.wait_async(generator, self._pgconn.socket, every, **more)
+        try:
+            return await waiting.wait_async(generator, self._pgconn.socket, every, **more)
+        finally:  # it lets others run, too
+            self._yielded_at = time.monotonic()
 
     async def _let_others_run(self) -> None:
         """Yield to the event loop, unless that was done just now."""
