@@ -101,6 +101,29 @@ async def nested(conn: Any) -> None:
 OPERATIONS: list[Act] = [execute, by_cursor, stream, copy_out, many, pipeline, nested]
 
 
+async def test_cancelled_pipeline_leaves_no_statement_that_the_server_has_not(
+    dsn: str, outside: asyncpg.Connection
+) -> None:
+    """Psycopg takes what a pipeline was to prepare for prepared; the next lease uses it."""
+    sql = "SELECT %s::int"
+    async with of_one(dsn, prepare_threshold=0, reset_timeout=20) as pool:
+
+        async def use() -> None:
+            async with pool.acquire() as conn, conn.pipeline():
+                await conn.execute(ENDLESS)
+                await conn.execute(sql, (1,))
+                await conn.execute(ENDLESS)
+
+        task = asyncio.ensure_future(use())
+        await until_true(lambda: running(outside, ENDLESS))
+        task.cancel()
+        await asyncio.wait([task])
+        async with pool.acquire() as conn:
+            for number in range(2):
+                assert await (await conn.execute(sql, (number,))).fetchone() == (number,)
+        assert pool.stats().closed == 0
+
+
 @pytest.mark.parametrize("how", ["scope", "task"])
 @pytest.mark.parametrize("operate", OPERATIONS)
 async def test_cancelled_operation_ends_on_the_server_and_costs_no_connection(

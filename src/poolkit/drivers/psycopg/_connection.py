@@ -21,6 +21,7 @@ from psycopg.adapt import AdaptersMap
 
 from poolkit.drivers.psycopg._judged import JUDGED_CURSORS, judge
 from poolkit.drivers.psycopg._library import HANDLERS
+from poolkit.drivers.psycopg._reset import forget_statements
 from poolkit.drivers.psycopg._sent import simple
 from poolkit.drivers.psycopg._session import Session
 from poolkit.drivers.psycopg._shown import Info, is_cursor_made, is_psycopg, shown
@@ -217,6 +218,9 @@ class Pooled(_AsyncConnection):  # type: ignore[misc]
             session.spoil()
             if session.settling is not None and self._pipeline is not None:
                 self._pipeline.pgconn = _CLOSED  # the pipeline is over: its rest is read elsewhere
+                # psycopg will not learn which of its statements the server has prepared.
+                forget_statements(self)
+                session.may_have_prepared = True
             raise
         if session.unheard:  # by a cursor that tells nothing
             session.spoil()
