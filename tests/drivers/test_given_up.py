@@ -10,6 +10,8 @@ import pytest
 
 import poolkit
 from poolkit import NotLeased
+from poolkit.drivers import _background
+from poolkit.drivers._background import run_later
 from tests.drivers.asyncpg_help import ENDLESS, LOOPS, until_true
 
 if TYPE_CHECKING:
@@ -93,6 +95,21 @@ async def test_holder_that_terminates_its_connection_ends_what_runs(
             await asyncio.wait([task])
             assert task.exception() is not None
             await until_true(lambda: none_sleeping(outside))
+
+
+def test_request_of_an_event_loop_that_has_ended_is_forgotten() -> None:
+    """It would be kept for ever, with its socket: a process may run many event loops in turn."""
+
+    async def ask() -> None:
+        loop = asyncio.get_running_loop()
+        run_later(loop, asyncio.Event().wait, 600)
+        await asyncio.sleep(0)
+
+    for _ in range(3):
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(ask())
+        loop.close()
+    assert len(_background._tasks) == 1
 
 
 async def test_idle_connection_that_is_terminated_asks_for_nothing(

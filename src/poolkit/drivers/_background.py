@@ -23,6 +23,9 @@ def run_later(
     with contextlib.suppress(RuntimeError):
         if asyncio.get_running_loop() is not loop:
             return
+        for left in _tasks.copy():
+            if left.get_loop().is_closed():
+                _tasks.discard(left)
         task = loop.create_task(_in_time(work, limit))
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # the loop may be ending
         _tasks.add(task)
