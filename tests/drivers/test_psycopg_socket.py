@@ -132,8 +132,8 @@ async def test_reader_goes_when_libpq_closes_the_socket_that_a_cancelled_operati
         (session,) = sessions
         await outside.execute("SELECT pg_terminate_backend($1)", session.get_server_pid())
         async with asyncio.timeout(PATIENCE):
-            while session.pgconn.status != psycopg.pq.ConnStatus.BAD:
-                await asyncio.sleep(0)  # looks at each turn of the event loop
+            while session.pgconn.status != psycopg.pq.ConnStatus.BAD:  # noqa: ASYNC110  # each turn
+                await asyncio.sleep(0)
         assert session.socket._fd < 0
 
 
@@ -204,6 +204,25 @@ async def test_what_waits_is_woken_when_the_reader_is_removed(
     far.send(b"c")
     assert await task == b"c"
     held.remove()
+
+
+@pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
+def test_reader_of_a_closed_event_loop_is_removed_without_a_word(
+    pair: tuple[socket.socket, socket.socket], kind: str
+) -> None:
+    """Else what waits there raises when it is collected, and libpq's connection stays open."""
+
+    async def begin() -> tuple[Socket, asyncio.Future[Any]]:
+        held = Socket(Libpq(pair[0]), asyncio.get_running_loop())
+        task = asyncio.ensure_future(held.run(read(pair[0])))
+        await until(lambda: bool(held._waiters))
+        return held, task
+
+    loop = pytest.importorskip(kind).new_event_loop()
+    held, task = loop.run_until_complete(begin())
+    loop.close()
+    held.remove()
+    task._log_destroy_pending = False
 
 
 async def test_operation_after_one_that_has_waited_keeps_its_turn(

@@ -127,7 +127,7 @@ class Socket:
         """Take the reader from the event loop: the socket will be closed, or read by others."""
         self._tell, self._is_ahead = None, False
         fd, self._fd = self._fd, -1
-        if fd >= 0:
+        if fd >= 0 and not self._loop.is_closed():
             self._loop.remove_reader(fd)
             self._wake()
 
