@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 
 import poolkit
 from poolkit import NotLeased
 from poolkit.drivers import _background
 from poolkit.drivers._background import run_later
+from poolkit.drivers.psycopg import PsycopgDriver, _session
 from tests.drivers.asyncpg_help import ENDLESS, LOOPS, until_true
 
 if TYPE_CHECKING:
@@ -95,6 +97,27 @@ async def test_holder_that_terminates_its_connection_ends_what_runs(
             await asyncio.wait([task])
             assert task.exception() is not None
             await until_true(lambda: none_sleeping(outside))
+
+
+async def test_libpq_that_cannot_ask_without_blocking_does_not_ask(
+    dsn: str, outside: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread would wait for a server that does not answer, and the process not end before it."""
+    asked: list[object] = []
+    monkeypatch.setattr(psycopg.capabilities, "has_cancel_safe", lambda: False)
+    monkeypatch.setattr(_session, "run_later", lambda *about: asked.append(about))
+    driver = PsycopgDriver(dsn)
+    conn = await driver.connect()
+    task = asyncio.ensure_future(conn.execute(ENDLESS))
+    await until_true(lambda: sleeping(outside))
+    driver.terminate(conn)
+    await asyncio.wait([task])
+    assert task.exception() is not None
+    assert asked == []
+    await outside.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep' "
+        "AND datname = current_database()"
+    )
 
 
 def test_request_of_an_event_loop_that_has_ended_is_forgotten() -> None:

@@ -285,7 +285,8 @@ class Session(Judged):
             return
         self.is_cut = True
         self.report = None
-        if self.pgconn.transaction_status == _ACTIVE:  # it would go on, with its locks
+        is_active = self.pgconn.transaction_status == _ACTIVE  # it would go on, with its locks
+        if is_active and psycopg.capabilities.has_cancel_safe():  # an older libpq blocks
             with contextlib.suppress(psycopg.Error):
                 run_later(self.loop, cancel_request(self.pgconn), _LONGEST)
         with contextlib.suppress(RuntimeError):  # the event loop is closed
