@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -68,6 +69,27 @@ async def test_statement_whose_reset_runs_out_of_time_ends(
         task.cancel()
         await asyncio.wait([task])
         await until_true(lambda: none_sleeping(outside))
+
+
+async def test_pipeline_that_is_given_up_leaves_nothing_to_the_garbage_collector(
+    dsn: str, outside: asyncpg.Connection
+) -> None:
+    """Psycopg's generator sends something as it ends, which fails if the connection is closed."""
+    driver = PsycopgDriver(dsn)
+    conn = await driver.connect()
+
+    async def work() -> None:
+        async with conn.pipeline():
+            await conn.execute(ENDLESS)
+
+    task = asyncio.ensure_future(work())
+    await until_true(lambda: sleeping(outside))
+    driver.terminate(conn)
+    task.cancel()
+    await asyncio.wait([task])
+    del task
+    gc.collect()
+    await until_true(lambda: none_sleeping(outside))
 
 
 async def test_closing_pool_ends_what_its_holders_run(

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from psycopg import waiting
 
-from poolkit.drivers.psycopg._session import Session
+from poolkit.drivers.psycopg import _session
 from poolkit.drivers.psycopg._socket import Socket
 from poolkit.testing import check_pool
 from tests.drivers.asyncpg_help import (
@@ -113,12 +113,12 @@ async def test_reader_goes_when_libpq_closes_the_socket_that_a_cancelled_operati
 ) -> None:
     """The next socket of the process has its number, and would never be heard."""
 
-    async def ask_nothing(_: Session) -> None:
+    async def ask_nothing() -> None:
         """Ask the server for nothing: it ends the connection by itself."""
 
-    monkeypatch.setattr(Session, "_cancel", ask_nothing)
+    monkeypatch.setattr(_session, "cancel_request", lambda _: ask_nothing)
     async with of_one(dsn, min_size=0, reset_timeout=20) as pool:
-        sessions: list[Session] = []
+        sessions: list[_session.Session] = []
 
         async def use() -> None:
             async with pool.acquire() as conn:

@@ -1,8 +1,9 @@
-"""Having the server cancel a statement of psycopg's."""
+"""Having the server cancel a statement of psycopg's, and ending the generator that has sent it."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,7 +11,7 @@ import psycopg
 from psycopg import generators, waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Generator
 
 #: Seconds after which psycopg looks by itself whether the request was read, as its own default.
 _INTERVAL: Final = 0.1
@@ -30,3 +31,10 @@ def cancel_request(pgconn: Any) -> Callable[[], Awaitable[object]]:
         await waiting.wait_conn_async(generators.cancel(request), _INTERVAL)
 
     return send
+
+
+def drop(generator: Generator[Any, Any, Any] | None) -> None:
+    """End a generator of psycopg's now: its clean-up may raise, and nobody hears a collector."""
+    if generator is not None:
+        with contextlib.suppress(Exception):
+            generator.close()

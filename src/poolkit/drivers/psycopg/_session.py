@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,7 +25,7 @@ from poolkit.drivers._postgresql.auto import Judged
 from poolkit.drivers._postgresql.base import DottedNames, Restoration
 from poolkit.drivers._postgresql.sql import goes_on
 from poolkit.drivers._postgresql.undo import UndoSQL
-from poolkit.drivers.psycopg._cancel import cancel_request
+from poolkit.drivers.psycopg._cancel import cancel_request, drop
 from poolkit.drivers.psycopg._ended import Ended
 from poolkit.drivers.psycopg._sent import leftovers, simple
 from poolkit.drivers.psycopg._socket import Socket
@@ -166,9 +167,12 @@ class Session(Judged):
         self.begin()
         try:
             return await self.socket.run(generator, interval, **more)
-        except asyncio.CancelledError:
-            if self.pgconn.transaction_status == _ACTIVE:
+        except BaseException as error:
+            was_cancelled = isinstance(error, asyncio.CancelledError)
+            if was_cancelled and self.pgconn.transaction_status == _ACTIVE:
                 self.settle(generator)
+            else:
+                drop(generator)
             raise
         finally:
             self.end()
@@ -200,12 +204,15 @@ class Session(Judged):
 
         ``generator``: of the cancelled operation, which reads its own rest.
         """
-        if self.settling is None and not self.is_cut:
+        if self.settling is not None or self.is_cut:
+            drop(generator)
+        else:
             self.settling = self.loop.create_task(self._settle(generator))
-            self.settling.add_done_callback(self._has_settled)
+            self.settling.add_done_callback(functools.partial(self._has_settled, generator))
 
-    def _has_settled(self, task: asyncio.Task[None]) -> None:
+    def _has_settled(self, generator: Any, task: asyncio.Task[None]) -> None:
         self.settling = None
+        drop(generator)  # it has ended, unless the task was cancelled
         if not task.cancelled():
             task.exception()  # the reset finds out whether something goes on
 
@@ -229,8 +236,8 @@ class Session(Judged):
             with contextlib.suppress(Exception):  # QueryCanceled, as expected; or whatever
                 if generator is not None and self.pgconn.pipeline_status == _OFF:
                     await self.socket.run(generator)
-                elif generator is not None:  # it might wait for what comes after a Sync only
-                    generator.close()
+                else:  # it might wait for what comes after a Sync only
+                    drop(generator)
             if self.pgconn.transaction_status == _ACTIVE or self.pgconn.pipeline_status != _OFF:
                 await self.socket.run(leftovers(self.pgconn))
         finally:
@@ -246,14 +253,11 @@ class Session(Judged):
         pause = _ASK_AGAIN
         while not done.done():
             if self.pgconn.transaction_status == _ACTIVE:
-                await self._cancel()
+                with contextlib.suppress(psycopg.Error, OSError):  # it is asked again
+                    async with asyncio.timeout(_LONGEST):
+                        await cancel_request(self.pgconn)()
             await asyncio.wait([done], timeout=pause)
             pause *= 2
-
-    async def _cancel(self) -> None:
-        with contextlib.suppress(psycopg.Error, OSError):  # the server is asked again
-            async with asyncio.timeout(_LONGEST):
-                await cancel_request(self.pgconn)()
 
     async def settled(self) -> None:
         """Wait until a cancelled operation has ended."""
