@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import ssl
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -16,10 +18,12 @@ from tests.drivers.asyncmy_help import (
     execute,
     of_one,
     quiet,
+    until_asked,
     until_sessions,
     value,
 )
 from tests.drivers.asyncpg_help import LOOPS, CountingProxy, until
+from tests.drivers.stream_help import certificate
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -144,3 +148,31 @@ async def test_server_without_tls_is_refused_where_tls_is_wanted(mysql: str) -> 
     """And not talked to without it."""
     with pytest.raises((ConnectFailed, PoolTimeout)):
         await of_one(mysql + "?ssl=yes", acquire_timeout=3, connect_timeout=1).open()
+
+
+async def test_over_tls_nothing_is_different(own_mariadb: MariaDB) -> None:
+    """A reset undoes the session, a cancelled statement ends, an answer of megabytes is read."""
+    file = certificate(own_mariadb.folder.path)
+    file.chmod(0o644)
+    tls = {"ssl-cert": str(file), "ssl-key": str(file), "require-secure-transport": "ON"}
+    await asyncio.to_thread(functools.partial(own_mariadb.restart, **tls))
+    context = ssl.create_default_context(cafile=file)
+    context.check_hostname = False  # it is for localhost, and the server has a number
+    async with of_one(own_mariadb.url(), reset_timeout=20, connect_kwargs={"ssl": context}) as pool:
+        async with pool.acquire() as conn:
+            ((_, cipher),) = await execute(conn, "SHOW STATUS LIKE 'Ssl_cipher'")
+            assert cipher
+            number = conn.thread_id()
+            await execute(conn, "SET @mine = 1")
+        busy = f"SELECT ID FROM information_schema.PROCESSLIST WHERE INFO = '{ENDLESS}' AND ID = {number}"
+        async with pool.acquire() as conn:
+            assert conn.thread_id() == number
+            assert await value(conn, "SELECT @mine") is None
+            assert len(await value(conn, "SELECT REPEAT('a', 3000000)")) == 3_000_000
+            task = asyncio.ensure_future(execute(conn, ENDLESS))
+            await until_asked(own_mariadb, busy, [(number,)])
+            task.cancel()
+            await asyncio.wait([task])
+        async with pool.acquire() as conn:
+            assert conn.thread_id() != number
+            assert await ask(own_mariadb, busy) == []
