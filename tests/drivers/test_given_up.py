@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-from typing import TYPE_CHECKING, Any
+import warnings
+from typing import Any
 
+import asyncpg
 import psycopg
 import pytest
 
@@ -15,10 +17,7 @@ from poolkit import NotLeased
 from poolkit.drivers import _background
 from poolkit.drivers._background import run_later
 from poolkit.drivers.psycopg import PsycopgDriver, _session
-from tests.drivers.asyncpg_help import ENDLESS, LOOPS, until_true
-
-if TYPE_CHECKING:
-    import asyncpg
+from tests.drivers.asyncpg_help import ENDLESS, LOOPS, until, until_true
 
 SCHEMES = ["postgresql", "postgresql+psycopg"]
 
@@ -51,6 +50,16 @@ async def sleeping(outside: asyncpg.Connection) -> bool:
 async def none_sleeping(outside: asyncpg.Connection) -> bool:
     """Tell whether none does any more."""
     return not await sleeping(outside)
+
+
+async def end_sleeping(dsn: str) -> None:
+    """End what runs still."""
+    conn = await asyncpg.connect(dsn)
+    await conn.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep' "
+        "AND datname = current_database()"
+    )
+    await conn.close()
 
 
 async def use(pool: poolkit.Pool[Any]) -> None:
@@ -136,10 +145,7 @@ async def test_libpq_that_cannot_ask_without_blocking_does_not_ask(
     await asyncio.wait([task])
     assert task.exception() is not None
     assert asked == []
-    await outside.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep' "
-        "AND datname = current_database()"
-    )
+    await end_sleeping(dsn)
 
 
 def test_request_of_an_event_loop_that_has_ended_is_forgotten() -> None:
@@ -155,6 +161,34 @@ def test_request_of_an_event_loop_that_has_ended_is_forgotten() -> None:
         loop.run_until_complete(ask())
         loop.close()
     assert len(_background._tasks) == 1
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("how", ["left", "terminated"])
+def test_event_loop_that_ends_meanwhile_leaves_nothing_open(
+    dsn: str, scheme: str, how: str
+) -> None:
+    """A request that is under way then would leave a connection that is half open."""
+
+    async def main() -> None:
+        pool = poolkit.create_pool(dsn.replace("postgresql:", f"{scheme}:", 1), max_size=2)
+        await pool.open()
+        task = asyncio.ensure_future(use(pool))
+        async with pool.acquire() as conn:
+            busy = asyncio.ensure_future(conn.execute(ENDLESS))
+            await until(lambda: pool.stats().leased == 2)
+            if how == "terminated":
+                conn._poolkit_pool._driver.terminate(conn._poolkit_slot.connection)
+                await asyncio.wait([busy])
+                busy.exception()
+        del task
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        asyncio.run(main())
+        gc.collect()
+    asyncio.run(end_sleeping(dsn))
+    assert [str(each.message) for each in caught if "unclosed" in str(each.message)] == []
 
 
 async def test_idle_connection_that_is_terminated_asks_for_nothing(

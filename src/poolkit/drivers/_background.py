@@ -18,10 +18,12 @@ def run_later(
 ) -> None:
     """Do something in a task of its own, for ``limit`` seconds at most; errors are nobody's.
 
-    Does nothing if the event loop has ended, or is another thread's.
+    Does nothing if the event loop has ended, or is another thread's; nor for a task that is being
+    cancelled: the loop may be about to end, and would leave a half-opened connection.
     """
     with contextlib.suppress(RuntimeError):
-        if asyncio.get_running_loop() is not loop:
+        current = asyncio.current_task()  # raises where no loop runs
+        if asyncio.get_running_loop() is not loop or (current and current.cancelling()):
             return
         for left in _tasks.copy():
             if left.get_loop().is_closed():
@@ -33,6 +35,10 @@ def run_later(
 
 
 async def _in_time(work: Callable[[], Awaitable[object]], limit: float) -> None:
-    with contextlib.suppress(Exception):
-        async with asyncio.timeout(limit):
-            await work()
+    try:
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(limit):
+                await work()
+    except asyncio.CancelledError:
+        await asyncio.sleep(0)  # the loop may be ending: a transport closes in the turn after
+        raise
