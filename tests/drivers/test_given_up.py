@@ -16,6 +16,7 @@ import poolkit
 from poolkit import NotLeased
 from poolkit.drivers import _background
 from poolkit.drivers._background import run_later
+from poolkit.drivers.asyncpg import AsyncpgDriver, _internals
 from poolkit.drivers.psycopg import PsycopgDriver, _session
 from tests.drivers.asyncpg_help import ENDLESS, LOOPS, until, until_true
 
@@ -145,6 +146,28 @@ async def test_libpq_that_cannot_ask_without_blocking_does_not_ask(
     await asyncio.wait([task])
     assert task.exception() is not None
     assert asked == []
+    await end_sleeping(dsn)
+
+
+@pytest.mark.parametrize("driver", [AsyncpgDriver, PsycopgDriver])
+async def test_connection_is_closed_whatever_becomes_of_the_request(
+    dsn: str, outside: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, driver: Any
+) -> None:
+    """The stack may have run out: a connection is given up from anywhere."""
+
+    def run_out(*_: object) -> None:
+        raise RecursionError
+
+    monkeypatch.setattr(_session, "run_later", run_out)
+    monkeypatch.setattr(_internals, "run_later", run_out)
+    made = driver(dsn)
+    conn = await made.connect()
+    task = asyncio.ensure_future(conn.execute(ENDLESS))
+    await until_true(lambda: sleeping(outside))
+    made.terminate(conn)
+    assert made.is_dead(conn)
+    await asyncio.wait([task])
+    assert task.exception() is not None
     await end_sleeping(dsn)
 
 

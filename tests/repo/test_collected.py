@@ -19,7 +19,7 @@ TESTS = {
     "tests": 900,
     "tests/compat": 139,
     "tests/dashboard": 114,
-    "tests/drivers": 6128,
+    "tests/drivers": 6132,
     "tests/faults": 106,
     "tests/integrations": 1013,
     "tests/pool": 5528,

@@ -210,8 +210,10 @@ def _pooled(kind: Any, *, collects_names: bool) -> Any:
             return status
 
         def terminate(self) -> None:
-            internals.cancel_late(self)
-            super().terminate()
+            try:
+                internals.cancel_late(self)
+            finally:
+                super().terminate()
 
         def transaction(self, **settings: Any) -> Any:
             if not self._parts.has_top_transaction:
