@@ -20,16 +20,17 @@ class RedisServer(Program):
     _end = "SIGTERM"
 
     def __init__(self) -> None:
+        program = next(filter(None, map(shutil.which, PROGRAMS)), None)
+        if program is None:  # before there is anything to be closed
+            need("redis", "there is no redis-server", "sh scripts/test-tools.sh redis-server")
         super().__init__("redis")
+        self._program = program
         self.client = redis.Redis(host=HOST, port=self.port, socket_timeout=10)
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        program = next(filter(None, map(shutil.which, PROGRAMS)), None)
-        if program is None:
-            need("redis", "there is no redis-server", "sh scripts/test-tools.sh redis-server")
         words = ("--port", str(self.port), "--bind", HOST, "--save", "", "--appendonly", "no")
-        self._launch(program, *words)
+        self._launch(self._program, *words)
         self._wait_until(self._answers, 20)
 
     def close(self) -> None:
