@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
+import warnings
 from typing import Any
 
 import psycopg
@@ -105,6 +107,14 @@ async def plan(conn: Any) -> None:
 
 
 _kept: list[Any] = []
+
+
+@atexit.register
+def _forget() -> None:
+    """Have psycopg not say, below the outcome of the tests, that a cursor was left open."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        _kept.clear()
 
 
 async def copy_without_end(conn: Any) -> None:
