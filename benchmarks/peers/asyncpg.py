@@ -62,11 +62,7 @@ class _Connection(asyncpg.Connection):
         self.terminate()
 
 
-async def _nothing(_: object) -> None:
-    """Reset nothing."""
-
-
-def _peer(name: str, settings: str, **options: Any) -> Peer:
+def _peer(name: str, settings: str, *, has_timeout: bool) -> Peer:
     @contextlib.asynccontextmanager
     async def open_pool(want: Want) -> AsyncIterator[Acquire]:
         loop = asyncio.get_running_loop()
@@ -82,11 +78,11 @@ def _peer(name: str, settings: str, **options: Any) -> Peer:
             max_size=want.size,
             connect=connect,
             connection_class=_Connection,
-            **options,
         )
+        timeout = want.timeout if has_timeout else None
 
         def acquire() -> Any:
-            return pool.acquire(timeout=want.timeout)
+            return pool.acquire(timeout=timeout)
 
         try:
             yield acquire
@@ -97,15 +93,8 @@ def _peer(name: str, settings: str, **options: Any) -> Peer:
 
 
 PEERS = [
-    _peer(
-        "asyncpg.Pool",
-        "acquire(timeout=): by default it waits for ever; its reset sends nothing here",
-    ),
-    _peer(
-        "asyncpg.Pool, reset off",
-        "the same with reset= a function that does nothing",
-        reset=_nothing,
-    ),
+    _peer("asyncpg.Pool", "acquire(timeout=); its reset sends nothing here", has_timeout=True),
+    _peer("asyncpg.Pool, no timeout", "as it comes: it waits for ever", has_timeout=False),
 ]
 
 
@@ -124,6 +113,10 @@ def _pooled(name: str, settings: str, undone: Reset, **options: Any) -> Postgres
             yield request
 
     return Postgresql(name=name, settings=settings, reset=undone, open=open_pool)
+
+
+async def _nothing(_: object) -> None:
+    """Reset nothing."""
 
 
 @contextlib.asynccontextmanager
