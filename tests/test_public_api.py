@@ -16,6 +16,7 @@ from pathlib import Path
 
 import poolkit
 from poolkit import Options, PoolOptions
+from poolkit._core.slot import Reason
 from poolkit._shell.observe import EVENTS
 from poolkit.testing import FakeDriver
 
@@ -113,6 +114,14 @@ def test_every_error_is_in_the_reference() -> None:
     errors = {name for name, thing in things.items() if inspect.isclass(thing)}
     errors = {name for name in errors if issubclass(things[name], Exception)}
     assert set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) == errors - {"PoolError"}
+
+
+def test_every_reason_of_a_retirement_is_in_the_glossary() -> None:
+    """And no other is."""
+    page = (REFERENCE.parent / "glossary.md").read_text()
+    (counted,) = re.findall(r"`stats\(\)\.retired` counts the reasons: (.*?)\n- ", page, re.DOTALL)
+    words = re.sub(r"\(.*?\)", "", counted, flags=re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", words)) == {*typing.get_args(Reason)}
 
 
 def _public_modules() -> set[str]:
