@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from pathlib import Path
@@ -16,14 +17,17 @@ from poolkit import PoolConfigError
 from poolkit._options import NAMES
 from poolkit.compat.asyncpg import pool as compat
 from poolkit.drivers.asyncmy import _settings as _asyncmy_settings
+from poolkit.drivers.asyncmy import _url as _asyncmy_url
+from poolkit.drivers.asyncpg import _dsn as _asyncpg_dsn
 from poolkit.drivers.asyncpg import _settings as _asyncpg_settings
 from poolkit.drivers.psycopg import _settings as _psycopg_settings
 from poolkit.drivers.redis import _settings as _redis_settings
 from poolkit.drivers.sqlite import _settings as _sqlite_settings
+from poolkit.drivers.sqlite import _url as _sqlite_url
 from poolkit.drivers.stream import _settings as _stream_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -190,7 +194,7 @@ def test_urls_on_a_page_are_taken(page: Path) -> None:
     others = OTHERS.get(ids(page), set())
     for query in queries:
         if not {name for name, _ in parse_qsl(query)} & others:
-            _is_taken(*(f"{start}?{query}" for start in ("postgresql://host/db", "sqlite:///a.db")))
+            _is_taken(*(f"{url}?{query}" for _, url in DRIVERS.values()))
     for url in urls:
         _is_taken(url)
 
@@ -224,6 +228,87 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
 def _anchor(heading: str) -> str:
     """Return what GitHub makes of a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+#: The settings of each driver, and a URL of it.
+DRIVERS: dict[str, tuple[Any, str]] = {
+    "asyncpg": (_asyncpg_settings, "postgresql://db.example/shop"),
+    "psycopg": (_psycopg_settings, "postgresql+psycopg://db.example/shop"),
+    "asyncmy": (_asyncmy_settings, "mysql://db.example/shop"),
+    "aiosqlite": (_sqlite_settings, "sqlite:///shop.db"),
+    "sqlite": (_sqlite_settings, "sqlite+threads:///shop.db"),
+    "redis": (_redis_settings, "redis://db.example/0"),
+    "stream": (_stream_settings, "tls://db.example:7000"),
+}
+
+
+def _settings_on_the_page() -> dict[tuple[str, str], tuple[str, str | None]]:
+    """Return the default of each setting of each driver, and how it may stand in a URL, if so."""
+    page = (ROOT / "docs" / "reference" / "options.md").read_text()
+    table = page.partition("\n## Settings of the drivers\n")[2]
+    found = {}
+    for row in re.findall(r"^\| `\w+` \|.*$", table, re.MULTILINE):
+        name, drivers, default, in_url = row.split(" | ")[:4]
+        for driver in drivers.split(", "):
+            key = (driver, name.strip("| `"))
+            assert key not in found
+            shown = re.match(rf"`\?({key[1]}=.+)`", in_url)
+            found[key] = default.strip("`").replace('"', "'"), shown and shown[1]
+    return found
+
+
+def _default(driver: str, name: str) -> str:
+    """Return a setting's default as it is written."""
+    module, url = DRIVERS[driver]
+    if not hasattr(module, "Settings"):  # its driver reads a dict
+        source = inspect.getsource(type(poolkit.create_pool(url)._driver))
+        source += inspect.getsource(getattr(poolkit.drivers, driver).from_url)
+        (default,) = re.findall(rf'settings\.get\("{name}"(?:, (.*?))?\)', source)
+        return default or "None"
+    for field in dataclasses.fields(module.Settings):
+        if field.name == name:
+            value = getattr(module.Settings(), name)  # which may make another of None
+            is_class = isinstance(value, type)
+            return f"{value.__module__}.{value.__name__}" if is_class else repr(value)
+    raise AssertionError(name)
+
+
+def test_every_setting_of_a_driver_is_in_the_reference_with_its_default() -> None:
+    """And no other is."""
+    assert {key: default for key, (default, _) in _settings_on_the_page().items()} == {
+        (driver, name): _default(driver, name)
+        for driver, (module, _) in DRIVERS.items()
+        for name in module.SETTINGS
+    }
+
+
+def test_setting_of_a_driver_is_taken_in_a_url_as_the_reference_says() -> None:
+    """By the example that it has; what has none is refused."""
+    for (driver, name), (_, shown) in _settings_on_the_page().items():
+        url = DRIVERS[driver][1]
+        if shown is not None:
+            poolkit.create_pool(f"{url}?{shown}")
+            continue
+        with pytest.raises(PoolConfigError, match=f"'?{name}"):
+            poolkit.create_pool(f"{url}?{name}=1")
+
+
+@pytest.mark.parametrize(
+    ("row", "names"),
+    [
+        ("parameters of libpq and asyncpg", _asyncpg_dsn.PARAMETERS),
+        ("arguments of asyncmy", {*_asyncmy_url._IN_URL} - _asyncmy_settings.SETTINGS),
+        ("parameters of SQLite's URIs", _sqlite_url._URI_PARAMETERS),
+        ("arguments of redis-py", _redis_settings._IN_URL),
+    ],
+)
+def test_every_name_for_a_library_in_a_url_is_in_the_reference(
+    row: str, names: Collection[str]
+) -> None:
+    """In its row of the table, and no other is."""
+    page = (ROOT / "docs" / "reference" / "urls.md").read_text()
+    (listed,) = re.findall(rf"^\| {row}: (.*?) \|", page, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", listed)) == {*names}
 
 
 def test_map_has_every_file_of_the_two_wings() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import re
 import subprocess
 import sys
 import threading
 import weakref
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -146,6 +148,24 @@ def test_pool_is_reported_with_the_names_and_units_of_the_conventions(run: Any) 
 
     run(main)
     metrics.provider.shutdown()
+
+
+async def test_every_metric_is_on_the_page_with_its_instrument_and_unit(metrics: Metrics) -> None:
+    """And no other is."""
+
+    def kind(data: Any) -> str:
+        if not hasattr(data, "is_monotonic"):
+            return "histogram"
+        return "counter" if data.is_monotonic else "up-down counter"
+
+    pool = Pool(FakeDriver(), name="shop")
+    otel.instrument(pool, metrics.provider)
+    async with pool, pool.acquire():
+        pass
+    reported = [(name, kind(each.data), each.unit) for name, each in metrics.collect().items()]
+    page = (Path(__file__).parents[1] / "docs/howto/opentelemetry.md").read_text()
+    rows = re.findall(r"^\| `([\w.]+)` \| ([\w -]+), `(.*?)` \|", page, re.MULTILINE)
+    assert sorted(rows) == sorted(reported)
 
 
 async def test_metrics_are_collected_in_another_thread(metrics: Metrics) -> None:

@@ -116,6 +116,15 @@ def test_every_error_is_in_the_reference() -> None:
     assert set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) == errors - {"PoolError"}
 
 
+def test_every_error_has_a_remedy() -> None:
+    """Beside when it is raised."""
+    page = (REFERENCE / "errors.md").read_text()
+    rows = re.findall(r"^\| `\w+`.*$", page, re.MULTILINE)
+    for row in rows:
+        _, _, when, remedy, _ = map(str.strip, row.split("|"))
+        assert when and remedy, row
+
+
 def test_every_reason_of_a_retirement_is_in_the_glossary() -> None:
     """And no other is."""
     page = (REFERENCE.parent / "glossary.md").read_text()
