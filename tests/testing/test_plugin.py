@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+import sqlite3
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+from tests.conftest import ROOT
+
 if TYPE_CHECKING:
     from pathlib import Path
 
-PROGRAM = """
+FIXTURES = """
 import pytest
 import poolkit
-from poolkit.testing import FakeDriver
 
 pytest_plugins = ["poolkit.testing.pytest"]
-pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def anyio_backend():
@@ -29,6 +33,13 @@ async def pool(anyio_backend, tmp_path):
         yield pool
         async with pool.acquire() as conn:
             assert await conn.execute_fetchall("SELECT * FROM t") == []
+"""
+
+PROGRAM = """
+import pytest
+import poolkit
+
+pytestmark = pytest.mark.anyio
 
 async def test_rolled_back(pool, rolled_back):
     test_pool = await rolled_back(pool)
@@ -49,14 +60,56 @@ async def test_not_at_rest(fake_driver, at_rest):
     kept.append(await pool.acquire())
 """
 
+#: What the blocks of the pages have around them.
+IMPORTS = """
+import os
+import httpx
+import pytest
+from poolkit.testing import rollback
+"""
+
+
+def run(folder: Path, **files: str) -> str:
+    """Return what pytest says of these tests, beside the fixtures."""
+    for name, text in {"conftest": FIXTURES, **files}.items():
+        (folder / f"{name}.py").write_text(text)
+    without = ["-p", "no:cacheprovider", "-p", "no:langsmith_plugin"]  # seconds of imports
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *without],
+        cwd=folder,
+        env={**os.environ, "TEST_DATABASE_URL": "sqlite:///items.db"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.stdout + done.stderr
+
+
+def blocks(page: str) -> list[str]:
+    """Return the code of a page."""
+    text = (ROOT / "docs" / "howto" / page).read_text("utf-8")
+    return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
 
 def test_fixtures_do_what_they_say(tmp_path: Path) -> None:
     """Rows are rolled back, and who forgets to give back has an error at the test's end."""
-    (tmp_path / "test_it.py").write_text(PROGRAM)
-    without = ["-p", "no:cacheprovider", "-p", "no:langsmith_plugin"]  # seconds of imports
-    command = [sys.executable, "-m", "pytest", "-q", *without, "test_it.py"]
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert "3 passed, 1 error" in done.stdout, done.stdout + done.stderr
-    assert "ERROR test_it.py::test_not_at_rest - AssertionError: pool 'fake'" in done.stdout
+    said = run(tmp_path, test_it=PROGRAM)
+    assert "3 passed, 1 error" in said, said
+    assert "ERROR test_it.py::test_not_at_rest - AssertionError: pool 'fake'" in said
+
+
+def test_tests_on_the_pages_pass(tmp_path: Path) -> None:
+    """Those that need fixtures."""
+    (program,) = (block for block in blocks("test.md") if "rolled_back, at_rest" in block)
+    application, *others = blocks("test-your-app.md")
+    (client,) = (block for block in others if "async def client(" in block)
+    with contextlib.closing(sqlite3.connect(tmp_path / "items.db")) as conn:
+        conn.execute("CREATE TABLE item (name TEXT NOT NULL)")
+        said = run(
+            tmp_path,
+            test_program=IMPORTS + program,
+            test_app=application + IMPORTS + client,
+        )
+        assert "2 passed" in said, said
+        assert conn.execute("SELECT * FROM item").fetchall() == []
