@@ -10,6 +10,7 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING, Any, cast
 
+import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 
+@pytest.hookimpl(optionalhook=True)  # xdist's
 def pytest_xdist_auto_num_workers() -> int:
     """Return a few: each has servers of its own, and waits for them half of the time."""
     return min(4, 1 + (os.cpu_count() or 1))

@@ -51,6 +51,16 @@ ROOT = Path(__file__).resolve().parents[1]
 #: How many tests there are, by folder, before any are left out by an option.
 COLLECTED = pytest.StashKey[Counter[str]]()
 
+#: What starts a server.
+SERVERS = {"postgres", "_own_postgres", "mariadb", "_own_mariadb", "pgbouncer"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what CI says where there are no servers."""
+    parser.addoption(
+        "--without-servers", action="store_true", help="leave out the tests that need a server"
+    )
+
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(
@@ -63,6 +73,10 @@ def pytest_collection_modifyitems(
         folders["/".join(path.parts[:-1][:2]) or path.name] += many
     config.stash[COLLECTED] = folders
     yield
+    if config.option.without_servers:
+        with_server = [item for item in items if SERVERS & set(getattr(item, "fixturenames", ()))]
+        items[:] = [item for item in items if item not in with_server]
+        config.hook.pytest_deselected(items=with_server)
     if EFFORT < 4:
         items[:], left_out = spread(items)
         config.hook.pytest_deselected(items=left_out)

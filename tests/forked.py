@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import pytest
+
 #: Imports nothing of the project's, and of the libraries that it works with only what it is told to.
 _PROGRAM: Final = """
 import asyncio, importlib, inspect, json, logging, os, runpy, ssl, sys, urllib.parse
@@ -98,6 +100,8 @@ def forking(
     *modules: str, options: Sequence[str] = (), pass_fds: Collection[int] = ()
 ) -> Iterator[Forking]:
     """Start the interpreter, let it import; at the end it is gone, and what it may still run."""
+    if not hasattr(os, "fork"):
+        pytest.skip("there is no fork here")
     process = subprocess.Popen(
         [sys.executable, *options, "-c", _PROGRAM, *modules],
         stdin=subprocess.PIPE,

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import os
 import pathlib
+import sys
 import traceback
 import urllib.parse
 from collections.abc import Callable
@@ -344,6 +345,8 @@ NAMES = ["a b.db", "what?.db", "a#1.db", "100%.db", "a%20b.db", "%2F.db", "ü.db
 @pytest.mark.parametrize("name", [*NAMES, "file:a.db", "a:b@c.db", "host=a.db", "C:\\a.db", ":x"])
 def test_path_is_the_file_whatever_its_name(tmp_path: pathlib.Path, name: str) -> None:
     """Absolute or relative; it is opened."""
+    if sys.platform == "win32" and set(name) & set(":?\\"):
+        pytest.skip("no file has such a name there")
 
     async def main() -> None:
         for door in (
@@ -360,6 +363,7 @@ def test_path_is_the_file_whatever_its_name(tmp_path: pathlib.Path, name: str) -
     assert [each.name for each in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="every path is text there")
 def test_path_that_is_no_text_is_taken(tmp_path: pathlib.Path) -> None:
     """Its bytes come through the URL."""
     path = tmp_path / os.fsdecode(b"\xff.db")

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import importlib
+import os
 import sqlite3
 import subprocess
 import sys
@@ -270,7 +271,7 @@ def test_interpreter_ends_with_a_connection_still_open(path: Path, statement: st
         text=True,
         timeout=PATIENCE,
         check=True,
-        env={"PYTHONPATH": ":".join(sys.path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert result.stdout == "done\n"
 

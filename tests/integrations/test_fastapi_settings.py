@@ -12,7 +12,6 @@ from fastapi.testclient import TestClient
 from starlette.requests import HTTPConnection
 
 import poolkit.drivers.asyncpg
-import poolkit.drivers.psycopg
 import poolkit.fastapi
 from poolkit import Pool, PoolConfigError
 from poolkit.fastapi import transaction_with
@@ -282,7 +281,9 @@ def test_two_transactions_of_different_settings_in_a_request_are_refused(
 
 def test_named_pool_has_settings_too(pg: Pool[Any], postgres: Postgres, name: str) -> None:
     """Its transactions are those of its own dependencies."""
-    replica = poolkit.drivers.psycopg.create_pool(postgres.dsn(name), max_size=1)
+    from poolkit.drivers import psycopg
+
+    replica = psycopg.create_pool(postgres.dsn(name), max_size=1)
     app = FastAPI(lifespan=poolkit.fastapi.lifespan(pg, replica=replica))
     dependency = poolkit.fastapi.for_pool("replica").transaction_with(settings=of_dependency)
 

@@ -11,12 +11,8 @@ from pathlib import Path
 
 import pytest
 
-_WITHOUT = """
-import asyncio, importlib.metadata, logging, os, pathlib, random, shutil, signal, socket, sys, tempfile
-import anyio, anyio._backends._asyncio, sqlite3, aiosqlite
-
-runner = asyncio.Runner()
-runner.get_loop()  # which needs some of them, and is another one there
+#: A program that takes away what Windows lacks; it has `os`, `signal`, `socket` and `sys`.
+TAKE_AWAY = """
 for module in ("fcntl", "grp", "pwd", "resource", "termios", "tty", "uvloop"):
     sys.modules[module] = None  # importing it fails
 for name in [name for name in dir(os) if name in {
@@ -30,6 +26,15 @@ for name in ("SIGKILL", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGCHLD", "SIGALRM", "p
 for name in ("AF_UNIX", "CMSG_LEN", "SCM_RIGHTS"):
     if hasattr(socket, name):
         delattr(socket, name)
+"""
+
+_WITHOUT = """
+import asyncio, importlib.metadata, logging, os, pathlib, random, shutil, signal, socket, sys, tempfile
+import anyio, anyio._backends._asyncio, sqlite3, aiosqlite
+
+runner = asyncio.Runner()
+runner.get_loop()  # which needs some of them, and is another one there
+{take_away}
 sys.platform = "win32"
 
 import poolkit, poolkit.testing
@@ -57,7 +62,11 @@ def test_sqlite_needs_no_name_that_windows_lacks(scheme: str, tmp_path: Path) ->
     """A pool is made, used and closed without modules and names of POSIX."""
     url = f"{scheme}:///{tmp_path / 'shop.db'}"
     said = subprocess.run(
-        [sys.executable, "-c", _WITHOUT.replace("{url!r}", repr(url))],
+        [
+            sys.executable,
+            "-c",
+            _WITHOUT.replace("{take_away}", TAKE_AWAY).replace("{url!r}", repr(url)),
+        ],
         capture_output=True,
         text=True,
         check=False,

@@ -17,7 +17,7 @@ WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 def test_workflow_runs_commands_of_the_makefile(workflow: Path) -> None:
     """Or those in `.ci`, which run them."""
     text = workflow.read_text()
-    commands = re.findall(r"run: (.+)", text)
+    commands = re.findall(r"run: (?:>-\n +)?(.+)", text)
     assert commands
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for command in commands:
