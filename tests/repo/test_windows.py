@@ -1,4 +1,4 @@
-"""What Windows lacks is not touched by importing poolkit, nor on the way to SQLite.
+"""What Windows lacks is not touched by importing what works there, nor on the way to SQLite.
 
 Its tests run there too (`.github/workflows/ci.yml`); here each of those names is taken away first.
 """
@@ -31,6 +31,7 @@ for name in ("AF_UNIX", "CMSG_LEN", "SCM_RIGHTS"):
 _WITHOUT = """
 import asyncio, importlib.metadata, logging, os, pathlib, random, shutil, signal, socket, sys, tempfile
 import anyio, anyio._backends._asyncio, sqlite3, aiosqlite
+import fastapi, opentelemetry.metrics, opentelemetry.trace, prometheus_client
 
 runner = asyncio.Runner()
 runner.get_loop()  # which needs some of them, and is another one there
@@ -38,6 +39,8 @@ runner.get_loop()  # which needs some of them, and is another one there
 sys.platform = "win32"
 
 import poolkit, poolkit.testing
+import poolkit.dashboard, poolkit.fastapi, poolkit.otel, poolkit.prometheus
+import poolkit.drivers.aiosqlite, poolkit.drivers.sqlite, poolkit.drivers.stream
 
 
 async def main():
