@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+import email
 import re
+import shutil
 import subprocess
 import tarfile
-import tomllib
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import pytest
 from hatchling.builders.sdist import SdistBuilder
@@ -18,14 +19,20 @@ from scripts import metadata
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+SETTINGS = (ROOT / "pyproject.toml").read_text()
 AT = "https://code.example/poolkit"
 
 
 def test_readme_has_no_relative_link_while_there_is_no_address() -> None:
-    """An index page has none of the files: their names become text, and pictures their titles."""
-    text = metadata.readme(README, "")
+    """An index page has none of the files: their names become text; what only leads there is gone."""
+    text = metadata.readme(README, "", "1.2.3")
     assert not re.findall(r"\]\((?!https?://)", text)
-    assert "<!---" not in text
+    assert "<!--" not in text
+    assert "\n\n\n" not in text
+    for gone in ("links to the tests", "Bars:", "What acquire", "state machine", "(psycopg)"):
+        assert gone not in text
+    assert re.search(r"no waiter is forgotten\.\n2\. \*\*One holder", text)
+    assert "TCP, TLS, Unix sockets)," in text
     assert "How to use it with FastAPI" in text
     assert "All tables: waiting in line" in text
 
@@ -33,10 +40,10 @@ def test_readme_has_no_relative_link_while_there_is_no_address() -> None:
 @pytest.mark.parametrize(
     ("markdown", "expected"),
     [
-        ("[Changes](CHANGELOG.md)", f"[Changes]({AT}/blob/main/CHANGELOG.md)"),
-        ("[a](docs/b.md#c-d)", f"[a]({AT}/blob/main/docs/b.md#c-d)"),
-        ("![What it costs](docs/x.svg)", f"![What it costs]({AT}/raw/main/docs/x.svg)"),
-        ("[`Pool[C]`](docs/x.md)", f"[`Pool[C]`]({AT}/blob/main/docs/x.md)"),
+        ("[Changes](CHANGELOG.md)", f"[Changes]({AT}/blob/v1.2.3/CHANGELOG.md)"),
+        ("[a](docs/b.md#c-d)", f"[a]({AT}/blob/v1.2.3/docs/b.md#c-d)"),
+        ("![What it costs](docs/x.svg)", f"![What it costs]({AT}/raw/v1.2.3/docs/x.svg)"),
+        ("[`Pool[C]`](docs/x.md)", f"[`Pool[C]`]({AT}/blob/v1.2.3/docs/x.md)"),
         ("[site](https://docs.example/)", "[site](https://docs.example/)"),
         ("[above](#promises)", "[above](#promises)"),
         ("list[int] (docs)", "list[int] (docs)"),
@@ -45,26 +52,50 @@ def test_readme_has_no_relative_link_while_there_is_no_address() -> None:
 )
 def test_readme_links_to_the_address(markdown: str, expected: str) -> None:
     """Relative links become absolute ones; others stay as they are."""
-    assert metadata.readme(markdown, AT) == expected
+    assert metadata.readme(markdown, AT, "1.2.3") == expected
+
+
+def test_readme_with_an_address_has_all_that_the_file_has() -> None:
+    """But for what nobody is to see; a version on its way has no tag to lead to."""
+    text = metadata.readme(README, AT, "1.2.3")
+    assert "Each one links to the tests" in text
+    assert f"([view]({AT}/blob/v1.2.3/tests/pool/test_view.py)," in text
+    assert "<!--" not in text
+    assert metadata.readme("[a](b.md)", AT, "1.3.0.dev0") == f"[a]({AT}/blob/main/b.md)"
 
 
 @pytest.mark.parametrize("address", ["", AT, f"{AT}/"])
 def test_addresses_come_from_one_setting(address: str) -> None:
     """Without it there are none, and none are made up."""
     hook: Any = metadata.Metadata(str(ROOT), {"repository": address})
-    said: dict[str, Any] = {}
+    said: dict[str, Any] = {"version": "1.2.3"}
     hook.update(said)
     urls = said.get("urls", {})
     assert bool(urls) == bool(address)
     assert all(url.startswith(AT) and "//blob" not in url for url in urls.values())
-    assert said["readme"]["text"] == metadata.readme(README, address.rstrip("/"))
+    assert said["readme"]["text"] == metadata.readme(README, address.rstrip("/"), "1.2.3")
 
 
-def test_there_is_no_address_yet() -> None:
-    """So nothing else in the project may name one; see `scripts/metadata.py`."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert project["tool"]["hatch"]["metadata"]["hooks"]["custom"]["repository"] == ""
-    assert "urls" not in project["project"]
+@pytest.mark.parametrize("address", ["", AT])
+def test_archive_is_built_with_the_address_that_is_set_and_no_other(
+    address: str, tmp_path: Path
+) -> None:
+    """It is one setting: nothing else of the project has to change when there is one."""
+    ignored = shutil.ignore_patterns(".*", "var", "build", "dist", "__pycache__")
+    copy = shutil.copytree(ROOT, tmp_path / "copy", ignore=ignored)
+    (settings := copy / "pyproject.toml").write_text(
+        re.sub(r'^repository = ".*"$', f'repository = "{address}"', SETTINGS, flags=re.MULTILINE)
+    )
+    made = next(SdistBuilder(str(copy)).build(directory=str(tmp_path), versions=["standard"]))
+    with tarfile.open(made) as archive:
+        name = next(each for each in archive.getnames() if each.endswith("/PKG-INFO"))
+        said = email.message_from_binary_file(cast("IO[bytes]", archive.extractfile(name)))
+    urls = said.get_all("Project-URL", [])
+    assert (f"Source, {AT}" in urls) == (address == AT)
+    assert (
+        f"{AT}/blob/v{poolkit.__version__}/CHANGELOG.md" in str(said.get_payload()) or not address
+    )
+    assert len(re.findall("^repository = ", settings.read_text(), re.MULTILINE)) == 1
 
 
 def test_source_archive_is_the_repository(tmp_path: Path) -> None:
