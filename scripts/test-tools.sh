@@ -18,13 +18,7 @@ export PATH DEBIAN_FRONTEND=noninteractive
 missing=
 [ $# -gt 0 ] || set -- pgbouncer chromium chromedriver redis-server mariadbd valgrind promtool
 for tool; do
-    command -v "$tool" >/dev/null 2>&1 && continue
-    case $tool in
-    chromedriver) missing="$missing chromium-driver" ;;
-    mariadbd) missing="$missing mariadb-server-core mariadb-client-core" ;;
-    promtool) missing="$missing prometheus" ;;
-    *) missing="$missing $tool" ;;
-    esac
+    command -v "$tool" >/dev/null 2>&1 || missing="$missing $tool"
 done
 [ -n "$missing" ] || exit 0
 
@@ -54,14 +48,47 @@ if [ ! -e "$policy" ]; then
     chmod +x "$policy"
 fi
 
-install() {
-    # shellcheck disable=SC2086  # words
-    apt-get install -y -q -o DPkg::Lock::Timeout=120 --no-install-recommends $missing </dev/null >"$work/log" 2>&1
+packages_of() {
+    case $1 in
+    chromedriver)
+        if apt-cache show chromium-driver >/dev/null 2>&1; then
+            echo chromium-driver
+        else
+            echo chromium-chromedriver # Ubuntu's
+        fi
+        ;;
+    mariadbd) echo mariadb-server-core mariadb-client-core ;;
+    promtool) echo prometheus ;;
+    *) echo "$1" ;;
+    esac
 }
-# The lists of packages may be there, or missing, or of last month.
-if install || { apt-get update -q </dev/null >"$work/update" 2>&1 && install; }; then
-    say "installed:$missing"
-else
-    cat "$work/update" "$work/log" 2>/dev/null | tail -n 20 >&2
+
+# Each by itself: of one that there is not, the others are nothing the worse.
+install_missing() {
+    failed=
+    : >"$work/log"
+    for tool in $missing; do
+        # shellcheck disable=SC2046  # words
+        if apt-get install -y -q -o DPkg::Lock::Timeout=120 --no-install-recommends \
+            $(packages_of "$tool") </dev/null >"$work/one" 2>&1; then
+            installed="$installed $tool"
+        else
+            failed="$failed $tool"
+            tail -n 20 "$work/one" >>"$work/log"
+        fi
+    done
+    missing=$failed
+}
+
+installed=
+install_missing
+# The lists of packages may be missing, or of last month.
+if [ -n "$missing" ]; then
+    apt-get update -q </dev/null >"$work/update" 2>&1 || :
+    install_missing
+fi
+[ -z "$installed" ] || say "installed:$installed"
+if [ -n "$missing" ]; then
+    cat "$work/update" "$work/log" 2>/dev/null | tail -n 40 >&2
     say "apt-get failed, for the reason above; not installed:$missing"
 fi

@@ -331,6 +331,15 @@ def test_interpreters_are_found_on_path_and_in_the_folders_of_pyenv_and_uv(tmp_p
     ]
 
 
+def test_interpreters_of_other_versions_than_asked_for_are_passed_over(tmp_path: Path) -> None:
+    """As a machine of CI has them beside those that are to be tested; words may be lines."""
+    path = tools(tmp_path / "bin")
+    for version in ("3.11", "3.12", "3.13", "3.14"):
+        interpreter(tmp_path / "bin" / f"python{version}", version)
+    found = pythons(path, POOLKIT_TEST_PYTHONS="3.12\n3.13\n")
+    assert found == [f"{version} {path}/python{version}" for version in ("3.12", "3.13")]
+
+
 def test_this_interpreter_is_found(tmp_path: Path) -> None:
     """The question is understood by a real one."""
     path = tools(tmp_path / "bin")
@@ -350,7 +359,11 @@ def test_machine_without_a_python_has_none(tmp_path: Path) -> None:
 
 
 def ci_run(
-    tmp_path: Path, *versions: str, fails: str = "no version", has_valgrind: bool = False
+    tmp_path: Path,
+    *versions: str,
+    fails: str = "no version",
+    has_valgrind: bool = False,
+    asked_for: str = "",
 ) -> tuple[list[str], subprocess.CompletedProcess[str]]:
     """Run .ci/run where make only notes what it was asked for, and fails with one Python."""
     folder = tmp_path / "bin"
@@ -369,7 +382,7 @@ def ci_run(
     )
     done = subprocess.run(
         [str(ROOT / ".ci" / "run")],
-        env={"PATH": path},
+        env={"PATH": path, "POOLKIT_TEST_PYTHONS": asked_for},
         capture_output=True,
         text=True,
         timeout=60,
@@ -439,6 +452,13 @@ def test_ci_without_a_python_fails_with_one_clear_line(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_ci_without_a_python_that_was_asked_for_fails(tmp_path: Path) -> None:
+    """Rather than to test another one."""
+    asked, done = ci_run(tmp_path, "3.12", "3.14", asked_for="3.12\n3.13\n")
+    assert (done.returncode, asked) == (1, [])
+    assert "no CPython 3.13 was found here" in done.stderr
+
+
 def machine(folder: Path, *, user: int = 0, apt_get: str = "") -> str:
     """Return a PATH of a machine with this user and this apt-get."""
     path = tools(folder)
@@ -450,10 +470,10 @@ def machine(folder: Path, *, user: int = 0, apt_get: str = "") -> str:
     return path
 
 
-def install_tools(path: str) -> subprocess.CompletedProcess[str]:
+def install_tools(path: str, *tools: str) -> subprocess.CompletedProcess[str]:
     """Ask for a server that this machine does not have, unless its apt-get makes one."""
     return subprocess.run(
-        ["/bin/sh", str(ROOT / "scripts" / "test-tools.sh"), "poolkit-server"],
+        ["/bin/sh", str(ROOT / "scripts" / "test-tools.sh"), *(tools or ["poolkit-server"])],
         env={"PATH": path, "TEST_TOOLS_POLICY": f"{path}/policy"},
         capture_output=True,
         text=True,
@@ -502,6 +522,26 @@ def test_missing_lists_of_packages_are_fetched(tmp_path: Path) -> None:
     done = install_tools(machine(folder, apt_get=lists + INSTALLS))
     assert (done.returncode, done.stderr) == (0, "test-tools.sh: installed: poolkit-server\n")
     assert (folder / "asked").read_text().split() == ["install", "update", "install"]
+
+
+def test_tool_that_there_is_not_costs_no_other(tmp_path: Path) -> None:
+    """It is said which; of the names of chromedriver's package the one that exists is taken."""
+    folder = tmp_path / "bin"
+    fails = (
+        f'echo "$*" >>"{folder}/words"\ncase "$*" in *not-there*) echo "no such"; exit 100;; esac\n'
+    )
+    path = machine(folder, apt_get=fails + INSTALLS)
+    program(folder / "apt-cache", '[ "$2" != chromium-driver ]')
+    done = install_tools(path, "not-there", "chromedriver", "poolkit-server")
+    assert done.returncode == 0
+    assert done.stderr == (
+        "test-tools.sh: installed: chromedriver poolkit-server\n"
+        "no such\n"
+        "test-tools.sh: apt-get failed, for the reason above; not installed: not-there\n"
+    )
+    words = (folder / "words").read_text()
+    assert "chromium-chromedriver" in words
+    assert "chromium-driver" not in words
 
 
 @pytest.mark.parametrize(
