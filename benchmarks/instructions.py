@@ -1,4 +1,4 @@
-"""Instructions of the processor, as valgrind's callgrind counts them: the one speed that CI can judge.
+"""Instructions of the processor, as valgrind's callgrind counts them: a speed that CI can judge.
 
     python -m benchmarks.instructions [--record]
 

@@ -40,7 +40,7 @@ sys.meta_path.insert(0, Hide())
 """
 #: And then: names that Windows lacks cannot be used. Libraries that choose others there have chosen.
 ON_WINDOWS = f"""
-import importlib, os, signal, socket, sys
+import os, signal, socket, sys
 import anyio._backends._asyncio, anyio._backends._trio, trio, uvicorn
 {TAKE_AWAY}
 """
@@ -54,7 +54,8 @@ def requirements() -> list[Requirement]:
     edit, project, read, file = shlex.split(line)
     assert (edit, project[:2], read) == ("-e", ".[", "-r")
     lines = [text.partition("#")[0] for text in (ROOT / file).read_text().splitlines()]
-    return [Requirement(f"poolkit{project[1:]}"), *map(Requirement, filter(None, lines))]
+    named = [Requirement(f"poolkit{project[1:]}"), *map(Requirement, filter(None, lines))]
+    return [one for one in named if not one.marker or one.marker.evaluate()]
 
 
 def with_dependencies(required: list[Requirement]) -> set[str]:
@@ -79,17 +80,7 @@ def collect(plugin: str, folder: Path, *words: str) -> subprocess.CompletedProce
     (folder / "as_there.py").write_text(plugin)
     paths = [str(folder), os.environ.get("PYTHONPATH", "")]
     return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            *PLUGINS,
-            "-p",
-            "as_there",
-            "--collect-only",
-            "-q",
-            *words,
-        ],
+        [sys.executable, "-m", "pytest", *PLUGINS, "-pas_there", "--collect-only", "-q", *words],
         cwd=ROOT,
         env={
             **os.environ,
