@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def move(path: Path, to: Path) -> None:
     path.replace(to)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a file that is open cannot be moved there")
 async def test_file_that_is_gone_for_a_while_is_two_lines(
     case: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -310,7 +310,7 @@ async def test_connect_that_will_never_succeed_is_fatal(
 ) -> None:
     """And says why, which SQLite does not."""
     (tmp_path / "junk.db").write_bytes(b"no database" * 100)
-    database = name.format(tmp_path) if name.startswith("file:") else tmp_path / name
+    database = name.format(tmp_path.as_posix()) if name.startswith("file:") else tmp_path / name
     driver = make(module, database)
     with pytest.raises(sqlite3.DatabaseError, match=reason) as info:
         await driver.connect()
