@@ -22,8 +22,20 @@ versioned = $(addprefix tests/,drivers integrations sqlalchemy compat dashboard)
 without_stack = $(bin) pytest -n $(WORKERS) --dist worksteal -p tests.integrations.without_function_stack \
 	$(wildcard tests/integrations/test_fastapi_*.py)
 
-# These would import from elsewhere than the environment.
-unexport PYTHONPATH PYTHONHOME
+# make would take the `$w` of a password for a variable of its own.
+ifdef DATABASE_URL
+override DATABASE_URL := $(value DATABASE_URL)
+export DATABASE_URL
+endif
+
+# Python reads the path of an environment in the encoding of the locale: these two know ASCII alone.
+ifneq ($(filter C POSIX,$(LC_ALL)),)
+export LC_ALL := C.UTF-8
+endif
+
+# These would import from elsewhere than the environment, keep an interpreter waiting, or take the
+# assertions out of the tests.
+unexport PYTHONPATH PYTHONHOME PYTHONUSERBASE PYTHONPLATLIBDIR PYTHONEXECUTABLE PYTHONINSPECT PYTHONOPTIMIZE
 # Tests start hundreds of interpreters: each would compile poolkit, and pytest every test, anew.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -126,7 +138,7 @@ fmt: .check-tools  ## format, and mend what can be mended
 	$(bin) ruff format .
 
 clean:  ## remove what the other commands have made
-	rm -rf .venv .venv-* benchmarks/results var build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv[.-]* benchmarks/results var build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 .PHONY: .test-tools .check-tools .docs-tools
 .test-tools:

@@ -13,9 +13,10 @@ if not DATABASE_URL:
     Path("var").mkdir(exist_ok=True)
 
 # The same functions for either database.
-if DATABASE_URL.startswith("sqlite"):
+_scheme, _is_url, _ = DATABASE_URL.lower().partition("://")
+if _scheme.startswith("sqlite"):
     from examples import shop_sqlite as shop
-elif DATABASE_URL.lower().startswith(("mysql", "mariadb", "redis", "postgresql+psycopg")):
+elif _is_url and _scheme not in ("postgresql", "postgres", "postgresql+asyncpg"):
     raise PoolConfigError(
         "the demo speaks SQLite and PostgreSQL: give a URL that begins with sqlite:/// or "
         "postgresql://"

@@ -315,7 +315,7 @@ async def overload(
 async def describe() -> dict[str, Any]:
     """Return what the loads are, and two rows of the project's tables, as they are today."""
     return {
-        "kind": "SQLite" if DATABASE_URL.startswith("sqlite") else "PostgreSQL",
+        "kind": "SQLite" if DATABASE_URL.lower().startswith("sqlite") else "PostgreSQL",
         "size": SIZE,
         "longest": LONGEST,
         "clients": CLIENTS,

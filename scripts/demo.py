@@ -21,6 +21,12 @@ import uvicorn
 
 import poolkit
 
+# Without one uvicorn's log cannot be set up; and no name of a file is worth a traceback.
+sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
+sys.stderr = sys.stderr or sys.stdout
+for stream in (sys.stdout, sys.stderr):
+    stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
 if TYPE_CHECKING:
     from types import FrameType
 
@@ -59,8 +65,7 @@ class Server(uvicorn.Server):
             address = "{}:{}".format(*sockets[0].getsockname())
             python = Path(sys.executable)
             shown = python.relative_to(ROOT) if python.is_relative_to(ROOT) else python
-            words = TRY.format(address=address, database=self.example.pool.name, python=shown)
-            print(words, flush=True)
+            say(TRY.format(address=address, database=self.example.pool.name, python=shown))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop, the running load too; asked twice, stop at once, without a word of what it cuts."""
@@ -70,6 +75,14 @@ class Server(uvicorn.Server):
         elif self.loop is not None:
             self.loop.call_soon_threadsafe(self.example.loads.stop)
         super().handle_exit(sig, frame)
+
+
+def say(words: str) -> None:
+    """Print, whether anybody reads it or not: `make demo | head -1` serves as well."""
+    try:
+        print(words, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the end of Python would tell of it
 
 
 def interrupt(*_: object) -> None:
@@ -84,12 +97,12 @@ def load() -> Any:
     sys.path.insert(0, str(ROOT))
     try:
         example = importlib.import_module("examples.app")
-    except poolkit.PoolError as error:  # anything else is no matter of the database
+    except (poolkit.PoolError, PermissionError) as error:  # others are no matter of the database
         raise unusable(error) from None
     try:
         asyncio.run(prepare(example))
     except Exception as error:
-        raise unusable(error) from None
+        raise unusable(error, f" ({example.pool.name})") from None
     return example
 
 
@@ -104,14 +117,17 @@ async def prepare(example: Any) -> None:
         await example.shop.create_tables(db)
 
 
-def unusable(error: BaseException) -> SystemExit:
+def unusable(error: BaseException, name: str = "") -> SystemExit:
     """Return the end of the demo for want of a database."""
     if isinstance(error, poolkit.PoolUnavailable):
         error = error.__cause__ or error
     words = " ".join(str(error).split())
     if not isinstance(error, poolkit.PoolError):
         words = f"{type(error).__name__}: {words}"
-    return SystemExit(f"DATABASE_URL names no database to use: {words}")
+    what = "DATABASE_URL names no database to use"
+    if not os.environ.get("DATABASE_URL"):
+        what = "There is no DATABASE_URL, and var/example.db cannot be used"
+    return SystemExit(f"{what}: {words}{name}")
 
 
 def main() -> int:
@@ -122,10 +138,10 @@ def main() -> int:
     try:
         listener.bind((HOST, int(port)))
     except (ValueError, OverflowError):
-        print(f"A port is a number up to 65535, not {port}: choose one, PORT=8001 make demo")
+        say(f"A port is a number up to 65535, not {port}: choose one, PORT=8001 make demo")
         return 1
     except OSError as error:
-        print(f"Port {port} cannot be had ({error.strerror}): choose another, PORT=8001 make demo")
+        say(f"Port {port} cannot be had ({error.strerror}): choose another, PORT=8001 make demo")
         return 1
     example = load()
     config = uvicorn.Config(
@@ -139,7 +155,7 @@ def main() -> int:
     try:
         server.run(sockets=[listener])
     except KeyboardInterrupt:
-        print("\nStopped.")
+        say("\nStopped.")
     return 0 if server.started else 3
 
 

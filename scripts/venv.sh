@@ -5,7 +5,8 @@
 #
 # Takes $PYTHON, or else the first interpreter that runs and is new enough. A second call with
 # nothing changed returns at once; an environment that is half made, moved, broken or of another
-# Python than $PYTHON is made anew. Settings for proxies and package indexes are left as they are.
+# Python than $PYTHON is made anew. Of two calls at once one waits. Settings for proxies and package
+# indexes are left as they are.
 set -eu
 unset CDPATH
 cd "$(dirname "$0")/.."
@@ -17,10 +18,13 @@ nl='
 '
 
 # What would send packages elsewhere, import them from elsewhere, or keep an interpreter waiting.
-unset PYTHONPATH PYTHONHOME PYTHONUSERBASE PYTHONINSPECT PYTHONPLATLIBDIR \
+unset PYTHONPATH PYTHONHOME PYTHONUSERBASE PYTHONINSPECT PYTHONPLATLIBDIR PYTHONEXECUTABLE \
+    PYTHONOPTIMIZE PYTHONWARNINGS \
     PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_DRY_RUN PIP_NO_DEPS PIP_NO_BUILD_ISOLATION \
     PIP_REQUIRE_VIRTUALENV
 export PIP_USER=0 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# Python reads the path of an environment in the encoding of the locale: these two know ASCII alone.
+case ${LC_ALL-} in C | POSIX) export LC_ALL=C.UTF-8 ;; esac
 
 say() { printf 'venv.sh: %s\n' "$*" >&2; }
 
@@ -41,7 +45,46 @@ if [ -n "${PYTHON-}" ] && ! new_enough "$PYTHON"; then
     PYTHON=
 fi
 
-if moved || ! works ||
+# Whoever changes the environment says so in a file beside it, with the number of his process.
+busy=$dir.busy
+begun=
+begin() {
+    [ -z "$begun" ] || return 0
+    if [ -e "$dir" ] && ! [ -w "$dir" ]; then
+        say "$dir is another user's: clone poolkit anew, or name another: VENV=/path/to/one make ..."
+        exit 1
+    fi
+    if ! (set -C && echo $$ >"$busy") 2>/dev/null; then
+        [ ! -e "$busy" ] || exec sh scripts/venv.sh "$dir" "$@"  # another was faster
+        say "$busy cannot be written: clone poolkit where you may write, or: VENV=/path/to/one make ..."
+        exit 1
+    fi
+    begun=yes
+}
+finish() {
+    [ -z "$begun" ] || rm -f "$busy"
+    exit "$1"
+}
+
+# Of one that was interrupted, pip would take for installed what is half unpacked.
+interrupted=
+waits=
+while [ -e "$busy" ]; do
+    other=$(cat "$busy" 2>/dev/null) || :
+    if kill -0 "$other" 2>/dev/null; then
+        [ -n "$waits" ] || say "waits for process $other, which works on $dir (or remove $busy)"
+        waits=yes
+        sleep 1
+        continue
+    fi
+    sleep 1 # it may be about to write its number
+    if [ "$(cat "$busy" 2>/dev/null)" = "$other" ]; then
+        interrupted=yes
+        rm -f "$busy"
+    fi
+done
+
+if [ -n "$interrupted" ] || moved || ! works ||
     { [ -n "${PYTHON-}" ] && [ "$(identity "$PYTHON")" != "$(identity "$inside")" ]; }; then
     python=
     for candidate in "${PYTHON-}" python3.14 python3.13 python3.12 python3.11 python3 python; do
@@ -54,6 +97,12 @@ if moved || ! works ||
         say "no Python 3.11 or newer runs here: install one, or name one: PYTHON=/path/to/python make ..."
         exit 1
     fi
+    case $place in *:* | *"$nl"*)
+        say "Python makes no environment in a path with a colon or a line break: move the clone"
+        exit 1
+        ;;
+    esac
+    begin "$@"
     [ ! -e "$dir" ] || say "making $dir anew: it is half made, moved, broken or of another Python"
     rm -rf "$dir"
     if ! "$python" -m venv "$dir" >/dev/null 2>&1 || ! works; then
@@ -73,15 +122,15 @@ if moved || ! works ||
             else
                 say "$python has no ensurepip and no pip is at hand: install python3-venv or python3-pip"
             fi
-            exit 1
+            finish 1
         fi
     fi
 fi
 
-[ $# -gt 0 ] || exit 0
+[ $# -gt 0 ] || finish 0
 
 # The stamp: the sum of what decided the installation, then what was asked for, a word a line.
-# It is gone while pip works, so that an interrupted installation is begun again.
+# It is gone while pip works: what was there before may be half replaced.
 stamp=$dir/installed
 sum=$({
     cat pyproject.toml
@@ -94,12 +143,18 @@ missing=
 for word; do
     case $have in *"$nl$word$nl"*) ;; *) missing=yes ;; esac
 done
-[ -n "$missing" ] || exit 0
+[ -n "$missing" ] || finish 0
+begin "$@"
+packages() { ls "$dir"/lib*/python*/site-packages 2>/dev/null | cksum; }
+before=$(packages)
 say "installing into $dir ($("$inside" -V)): $*"
 rm -f "$stamp"
-if ! "$inside" -m pip install -q "$@" >"$dir/pip.log" 2>&1; then
-    tail -n 20 "$dir/pip.log" >&2
-    say "pip failed; all it said is in $dir/pip.log"
-    exit 1
+# Kept here, and not in a file: the disk may be full.
+if ! said=$("$inside" -m pip install -q "$@" 2>&1); then
+    printf '%s\n' "$said" | tail -n 20 >&2
+    say "pip failed, for the reason above"
+    [ "$before" = "$(packages)" ] || exit 1 # the next call makes it anew
+    finish 1
 fi
 { printf '%s' "$have" && printf '%s\n' "$@"; } >"$stamp"
+finish 0

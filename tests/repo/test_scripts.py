@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.forked import Forking, forking
-from tests.postgres import Postgres, Server
+from tests.postgres import Folder, Postgres, Server, demoted
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -96,7 +97,7 @@ def quick(path: Path) -> str:
 def tools(folder: Path) -> str:
     """Return a PATH with the few programs the script may use, and no Python."""
     folder.mkdir()
-    for name in ("sh", "dirname", "cat", "rm", "cksum", "tr", "tail"):
+    for name in ("sh", "dirname", "cat", "rm", "cksum", "tr", "tail", "ls", "sleep"):
         (folder / name).symlink_to(str(shutil.which(name)))
     return str(folder)
 
@@ -288,6 +289,159 @@ def test_interrupted_install_is_begun_again(with_quick_pip: Path) -> None:
     assert venv(made, "four").stderr == ""
     assert venv(made, "poolkit-no-such-thing").returncode == 1
     assert "installing" in venv(made, "four").stderr
+
+
+PIP = """
+import os, pathlib, sys, time
+there = pathlib.Path(__file__).parents[1]
+if "half" in sys.argv:
+    (there / "half").mkdir()
+    {half}
+if "slow" in sys.argv:
+    while not (there / "go on").exists():
+        time.sleep(0.01)
+"""
+
+
+def with_pip(checkout: Path, half: str) -> str:
+    """Make an environment whose pip is another, which does this after it has unpacked a half."""
+    python = quick(checkout.parent / "quick")
+    assert venv(checkout, PYTHON=python).returncode == 0
+    pip = site(checkout) / "pip"
+    pip.mkdir()
+    (pip / "__init__.py").touch()
+    (pip / "__main__.py").write_text(PIP.replace("{half}", half))
+    return python
+
+
+def site(checkout: Path) -> Path:
+    """Return where packages lie."""
+    return Path(inside(checkout, "import sysconfig; print(sysconfig.get_path('purelib'))"))
+
+
+@pytest.mark.parametrize(
+    "half", ["os.kill(os.getppid(), 9)", "os.kill(0, 2)", "sys.exit('no space left on device')"]
+)
+def test_environment_whose_installation_was_cut_off_is_made_anew(checkout: Path, half: str) -> None:
+    """By Ctrl-C, by SIGKILL, by a full disk: pip takes for installed what is half unpacked."""
+    python = with_pip(checkout, half)
+    command = ["sh", str(checkout / "scripts" / "venv.sh"), ".venv", "half"]
+    done = subprocess.run(
+        command,
+        env={"PATH": os.environ["PATH"], "PYTHON": python},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        start_new_session=True,  # a group of its own, as of a terminal's
+    )
+    assert done.returncode != 0
+    assert ("no space left" in done.stderr) == ("no space left" in half)
+    assert (site(checkout) / "half").exists()
+    done = venv(checkout, PYTHON=python)
+    assert (done.returncode, "half made" in done.stderr) == (0, True)
+    assert not (site(checkout) / "half").exists()
+    assert venv(checkout, PYTHON=python).stderr == ""
+
+
+def test_second_call_waits_for_the_first(checkout: Path) -> None:
+    """Or one would remove what the other is about to make."""
+    python = with_pip(checkout, "")
+    command = ["sh", str(checkout / "scripts" / "venv.sh"), ".venv", "slow"]
+    environment = {"PATH": os.environ["PATH"], "PYTHON": python}
+    with contextlib.ExitStack() as stack:
+        calls = [
+            stack.enter_context(
+                subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+            )
+            for _ in range(2)
+        ]
+        first, second = (call.stderr for call in calls)
+        assert first is not None
+        assert second is not None
+        lines = {first.readline(), second.readline()}
+        (site(checkout) / "go on").touch()
+        rest = {first.read(), second.read()}
+    assert [call.returncode for call in calls] == [0, 0]
+    assert {line.split()[1] for line in lines} == {"installing", "waits"}
+    assert rest == {""}
+
+
+def test_path_that_python_makes_no_environment_in_is_said(tmp_path: Path) -> None:
+    """In one line: with a line break it would seem to work."""
+    for name in ("a:b", "a\nb"):
+        (tmp_path / name).mkdir()
+        done = venv(copied(tmp_path / name))
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1
+        assert "move the clone" in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root can be somebody else")
+def test_environment_of_another_user_is_left_alone() -> None:
+    """In one line."""
+    folder = Folder("checkout")
+    try:
+        checkout = copied(folder.path)
+        (checkout / ".venv").mkdir()
+        for path in (folder.path, checkout, checkout / "scripts", checkout / ".venv"):
+            path.chmod(0o755)
+        done = subprocess.run(
+            ["sh", str(checkout / "scripts" / "venv.sh"), ".venv"],
+            env={"PATH": str(programs(folder.path / "bin"))},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            **demoted(),
+        )
+    finally:
+        folder.close()
+    assert done.returncode == 1
+    assert done.stderr == (
+        "venv.sh: .venv is another user's: clone poolkit anew, or name another: "
+        "VENV=/path/to/one make ...\n"
+    )
+
+
+def programs(folder: Path) -> str:
+    """Return a PATH with a Python that is as new as is needed."""
+    path = tools(folder)
+    program(folder / "python3", "exit 0")
+    folder.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "seen"),
+    [
+        (["DATABASE_URL=postgresql://u:pa$word@h/d"], {}, "postgresql://u:pa$word@h/d "),
+        ([], {"DATABASE_URL": "postgresql://u:pa$word@h/d"}, "postgresql://u:pa$word@h/d "),
+        ([], {"LC_ALL": "POSIX"}, " C.UTF-8"),
+        ([], {"LC_ALL": "C.UTF-8"}, " C.UTF-8"),
+        ([], {"PYTHONINSPECT": "1", "PYTHONOPTIMIZE": "2"}, " "),
+    ],
+)
+def test_make_passes_on_what_it_is_given(
+    tmp_path: Path, words: list[str], environment: dict[str, str], seen: str
+) -> None:
+    """Whole, and without what would change how Python runs."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "venv.sh").touch()
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    show = 'echo "$DATABASE_URL $LC_ALL$PYTHONINSPECT$PYTHONOPTIMIZE"'
+    program(tmp_path / ".venv" / "bin" / "python", show)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "demo", *words],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == (f"{seen}\n", "")
 
 
 # -- which interpreters there are ----------------------------------------------------------------
@@ -647,7 +801,7 @@ def demo_without_database(forks: Forking, tmp_path: Path) -> Callable[[str], str
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("mssql://me:sekret@localhost/shop", "no driver serves the URL scheme 'mssql'"),
+        ("mssql://me:sekret@localhost/shop", "the demo speaks SQLite and PostgreSQL"),
         ("mysql://me:sekret@localhost/shop", "the demo speaks SQLite and PostgreSQL"),
         ("mysql+asyncmy://me:sekret@localhost/shop", "the demo speaks SQLite and PostgreSQL"),
         ("redis://:sekret@localhost/0", "the demo speaks SQLite and PostgreSQL"),
@@ -755,6 +909,43 @@ def test_demo_interrupted_during_a_load_says_one_line(
             demo.kill()
     assert (complained, said.split()) in (("", ["Stopped."]), ("", []))
     assert demo.returncode in ((0,) if times == 1 else (0, -signal.SIGINT))
+
+
+@pytest.mark.parametrize("way", ["closed", "unread", "full", "ascii"])
+def test_demo_serves_whatever_becomes_of_what_it_says(tmp_path: Path, way: str) -> None:
+    """As in `make demo | head -1`; and it ends without a traceback."""
+    port = free_port()
+    read, write = os.pipe()
+    os.close(read)  # nobody reads
+    close = 'exec "$@"' + (" >&-" if way == "closed" else "")
+    with (
+        Path("/dev/full").open("w") if way == "full" else contextlib.nullcontext() as full,
+        subprocess.Popen(
+            ["sh", "-c", close, "sh", sys.executable, str(ROOT / "scripts" / "demo.py"), str(port)],
+            env={
+                **os.environ,
+                "DATABASE_URL": f"sqlite:///{tmp_path / 'ü.db'}",
+                **({"PYTHONIOENCODING": "ascii"} if way == "ascii" else {}),
+            },
+            stdout={"unread": write, "full": full}.get(way, subprocess.DEVNULL),
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as demo,
+    ):
+        os.close(write)
+        try:
+            while demo.poll() is None:
+                try:
+                    socket.create_connection(("127.0.0.1", port), 10).close()
+                    break
+                except ConnectionRefusedError:
+                    continue
+            demo.send_signal(signal.SIGINT)
+            _, stderr = demo.communicate(timeout=30)
+        finally:
+            demo.kill()
+    assert stderr == ""
+    assert demo.returncode in (0, -signal.SIGINT)
 
 
 # -- mutants -------------------------------------------------------------------------------------
