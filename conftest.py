@@ -5,13 +5,15 @@ And how many processes share out the tests, for ``pytest -n auto``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
 from typing import TYPE_CHECKING, Any, cast
+from unittest import SkipTest
 
 import pytest
-from sybil import Sybil
+from sybil import Example, Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ def _enter_empty_folder(namespace: dict[str, Any]) -> None:
     namespace["__name__"] = "page"
     sys.modules["page"] = page = cast("ModuleType", _Page())
     page.__dict__ = namespace
+    namespace["_run"] = set()  # where the blocks begin that have been run in this folder
     namespace["_back"] = os.getcwd()  # noqa: PTH109  # for chdir below
     namespace["_folder"] = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     os.chdir(namespace["_folder"].name)
@@ -41,6 +44,21 @@ def _leave(namespace: dict[str, Any]) -> None:
     del sys.modules["page"]
     os.chdir(namespace["_back"])
     namespace["_folder"].cleanup()
+
+
+@pytest.hookimpl(trylast=True)  # in the page's folder
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Run what stands above a block and was not asked for, or is another process's."""
+    example = getattr(item, "example", None)
+    if not isinstance(example, Example):
+        return
+    have_run = example.namespace["_run"]
+    for above in example.document.examples():
+        if above.region.start < example.region.start and above.region.start not in have_run:
+            have_run.add(above.region.start)
+            with contextlib.suppress(SkipTest):
+                above.evaluate()
+    have_run.add(example.region.start)
 
 
 pytest_collect_file = Sybil(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
@@ -309,6 +311,24 @@ def test_every_name_for_a_library_in_a_url_is_in_the_reference(
     page = (ROOT / "docs" / "reference" / "urls.md").read_text()
     (listed,) = re.findall(rf"^\| {row}: (.*?) \|", page, re.MULTILINE)
     assert set(re.findall(r"`(\w+)`", listed)) == {*names}
+
+
+def test_block_of_a_page_can_be_run_alone() -> None:
+    """What stands above it is run before: xdist may give that to another process."""
+    pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    listed = subprocess.run(
+        [*pytest_, "--collect-only", "README.md"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    blocks = re.findall(r"^README\.md::.*$", listed.stdout, re.MULTILINE)
+    assert len(blocks) > 1
+    last = subprocess.run(
+        [*pytest_, blocks[-1]], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert "1 passed" in last.stdout, last.stdout
 
 
 def test_map_has_every_file_of_the_two_wings() -> None:

@@ -199,7 +199,9 @@ async def test_deleted_file_is_not_made_again(module: Any, path: Path, other: Pa
             put(path, away)
             remove(path)
             for _ in range(2):
-                with pytest.raises(ConnectFailed, match=r"app.db['\"] does not exist any more") as info:
+                with pytest.raises(
+                    ConnectFailed, match=r"app.db['\"] does not exist any more"
+                ) as info:
                     await content(pool)
                 assert isinstance(info.value.__cause__, sqlite3.OperationalError)
                 assert not exists(path)

@@ -16,7 +16,7 @@ TESTS = {
     "docs/howto": 158,
     "docs/reference": 6,
     "docs/tutorial": 11,
-    "tests": 911,
+    "tests": 912,
     "tests/compat": 139,
     "tests/dashboard": 114,
     "tests/drivers": 6132,
