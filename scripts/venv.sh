@@ -10,7 +10,7 @@
 set -eu
 unset CDPATH
 cd "$(dirname "$0")/.."
-dir=$1
+dir=${1%/}
 shift
 case $dir in /*) place=$dir ;; *) place=$(pwd -P)/$dir ;; esac
 inside=$dir/bin/python
@@ -54,6 +54,7 @@ begin() {
         say "$dir is another user's: clone poolkit anew, or name another: VENV=/path/to/one make ..."
         exit 1
     fi
+    mkdir -p "$(dirname "$dir")" 2>/dev/null || :
     if ! (set -C && echo $$ >"$busy") 2>/dev/null; then
         [ ! -e "$busy" ] || exec sh scripts/venv.sh "$dir" "$@"  # another was faster
         say "$busy cannot be written: clone poolkit where you may write, or: VENV=/path/to/one make ..."

@@ -97,7 +97,7 @@ def quick(path: Path) -> str:
 def tools(folder: Path) -> str:
     """Return a PATH with the few programs the script may use, and no Python."""
     folder.mkdir()
-    for name in ("sh", "dirname", "cat", "rm", "cksum", "tr", "tail", "ls", "sleep"):
+    for name in ("sh", "dirname", "cat", "rm", "cksum", "tr", "tail", "ls", "sleep", "mkdir"):
         (folder / name).symlink_to(str(shutil.which(name)))
     return str(folder)
 
