@@ -47,6 +47,7 @@ fi
 
 # Whoever changes the environment says so in a file beside it, with the number of his process.
 busy=$dir.busy
+interrupted=
 begun=
 begin() {
     [ -z "$begun" ] || return 0
@@ -54,6 +55,7 @@ begin() {
         say "$dir is another user's: clone poolkit anew, or name another: VENV=/path/to/one make ..."
         exit 1
     fi
+    [ -z "$interrupted" ] || rm -f "$busy"
     mkdir -p "$(dirname "$dir")" 2>/dev/null || :
     if ! (set -C && echo $$ >"$busy") 2>/dev/null; then
         [ ! -e "$busy" ] || exec sh scripts/venv.sh "$dir" "$@"  # another was faster
@@ -67,22 +69,27 @@ finish() {
     exit "$1"
 }
 
+# Its number may be another process's by now, as in a container that was started anew.
+is_at_work() {
+    [ "$1" != $$ ] && kill -0 "$1" 2>/dev/null || return 1
+    args=$({ tr '\0' ' ' <"/proc/$1/cmdline" || ps -p "$1" -o args=; } 2>/dev/null) || return 0
+    case $args in *venv.sh*) ;; *) return 1 ;; esac
+}
+
 # Of one that was interrupted, pip would take for installed what is half unpacked.
-interrupted=
 waits=
 while [ -e "$busy" ]; do
     other=$(cat "$busy" 2>/dev/null) || :
-    if kill -0 "$other" 2>/dev/null; then
+    if is_at_work "$other"; then
         [ -n "$waits" ] || say "waits for process $other, which works on $dir (or remove $busy)"
         waits=yes
         sleep 1
         continue
     fi
     sleep 1 # it may be about to write its number
-    if [ "$(cat "$busy" 2>/dev/null)" = "$other" ]; then
-        interrupted=yes
-        rm -f "$busy"
-    fi
+    [ "$(cat "$busy" 2>/dev/null)" = "$other" ] || continue
+    interrupted=yes
+    break
 done
 
 if [ -n "$interrupted" ] || moved || ! works ||

@@ -23,7 +23,7 @@ TESTS = {
     "tests/faults": 106,
     "tests/integrations": 1023,
     "tests/pool": 5528,
-    "tests/repo": 217,
+    "tests/repo": 218,
     "tests/sqlalchemy": 1069,
     "tests/state": 341,
     "tests/testing": 265,

@@ -344,6 +344,14 @@ def test_environment_whose_installation_was_cut_off_is_made_anew(checkout: Path,
     assert venv(checkout, PYTHON=python).stderr == ""
 
 
+def test_number_of_the_interrupted_may_be_another_process_by_now(checkout: Path) -> None:
+    """As in a container that was started anew: nobody waits for that one."""
+    (checkout / ".venv.busy").write_text(f"{os.getpid()}\n")
+    done = venv(checkout, PYTHON=quick(checkout.parent / "quick"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not (checkout / ".venv.busy").exists()
+
+
 def test_second_call_waits_for_the_first(checkout: Path) -> None:
     """Or one would remove what the other is about to make."""
     python = with_pip(checkout, "")
