@@ -325,9 +325,10 @@ def site(checkout: Path) -> Path:
 def test_environment_whose_installation_was_cut_off_is_made_anew(checkout: Path, half: str) -> None:
     """By Ctrl-C, by SIGKILL, by a full disk: pip takes for installed what is half unpacked."""
     python = with_pip(checkout, half)
-    command = ["sh", str(checkout / "scripts" / "venv.sh"), ".venv", "half"]
+    # This may be run where Ctrl-C is ignored, as in the background.
+    start = "import os, signal, sys; signal.signal(2, signal.SIG_DFL); os.execvp('sh', ['sh', *sys.argv[1:]])"
     done = subprocess.run(
-        command,
+        [sys.executable, "-c", start, str(checkout / "scripts" / "venv.sh"), ".venv", "half"],
         env={"PATH": os.environ["PATH"], "PYTHON": python},
         capture_output=True,
         text=True,
