@@ -97,7 +97,7 @@ def load() -> Any:
     sys.path.insert(0, str(ROOT))
     try:
         example = importlib.import_module("examples.app")
-    except (poolkit.PoolError, PermissionError) as error:  # others are no matter of the database
+    except (poolkit.PoolError, OSError) as error:  # others are no matter of the database
         raise unusable(error) from None
     try:
         asyncio.run(prepare(example))

@@ -828,6 +828,20 @@ def test_demo_says_in_one_sentence_what_is_wrong_with_the_url(
     assert says in demo_without_database(url)
 
 
+def test_demo_says_in_one_sentence_that_its_own_database_cannot_be_made(
+    forks: Forking, tmp_path: Path
+) -> None:
+    """As where nobody may write."""
+    for folder in ("scripts", "examples"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    (tmp_path / "var").touch()  # in the place of the folder
+    command = (str(tmp_path / "scripts" / "demo.py"), str(free_port()))
+    done = forks.run(tmp_path, *command, paths=[ROOT / "src", tmp_path], DATABASE_URL="")
+    (line,) = (done.out + done.err).splitlines()
+    assert done.returncode == 1
+    assert "There is no DATABASE_URL, and var/example.db cannot be used: FileExistsError" in line
+
+
 def test_demo_says_in_one_sentence_that_no_server_answers(
     demo_without_database: Callable[[str], str],
 ) -> None:

@@ -291,7 +291,7 @@ class Session(Judged):
         self.report = None
         is_active = self.pgconn.transaction_status == _ACTIVE  # it would go on, with its locks
         if is_active and psycopg.capabilities.has_cancel_safe():  # an older libpq blocks
-            with contextlib.suppress(psycopg.Error, RuntimeError):  # whatever: it is closed
+            with contextlib.suppress(Exception):  # whatever becomes of it, this is closed
                 run_later(self.loop, cancel_request(self.pgconn), _LONGEST)
         with contextlib.suppress(RuntimeError):  # the event loop is closed
             if self.settling is not None:
